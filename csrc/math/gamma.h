@@ -1,0 +1,37 @@
+// Logarithm of a gamma variate, exact for shapes so small that the variate itself underflows.
+#pragma once
+
+#include "math/philox.h"
+
+namespace exml {
+
+// Philox blocks that one variate may use: one for the boost and two a proposal.
+constexpr int kGammaProposals = 63, kGammaBlocks = 2 * kGammaProposals + 2;
+
+// Marsaglia and Tsang (2000) for shapes of at least 1. For smaller ones G(a) = G(a + 1) * U^(1/a), in logarithms.
+// A proposal is accepted with probability above 0.95, so that running out of them (1e-82) does not happen.
+EXML_HD double log_gamma_variate(double shape, Philox& random) {
+  double boost, unused;
+  random.uniform2(boost, unused);
+  const bool small = shape < 1;
+  const double d = (small ? shape + 1 : shape) - 1.0 / 3, c = 1 / std::sqrt(9 * d);
+  double log_variate = std::log(d);
+  for (int i = 0; i < kGammaProposals; ++i) {
+    double u, v;
+    random.uniform2(u, v);
+    const double radius = std::sqrt(-2 * std::log(u));
+    const double normal = radius * std::cos(6.283185307179586 * v);
+    const double root = 1 + c * normal;
+    if (root <= 0) continue;
+    const double cube = root * root * root;
+    double accept, spare;
+    random.uniform2(accept, spare);
+    if (std::log(accept) < 0.5 * normal * normal + d - d * cube + d * std::log(cube)) {
+      log_variate = std::log(d) + std::log(cube);
+      break;
+    }
+  }
+  return small ? log_variate + std::log(boost) / shape : log_variate;
+}
+
+}  // namespace exml

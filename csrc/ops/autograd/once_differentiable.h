@@ -1,0 +1,23 @@
+// Backward ops have no derivative of their own here: a second one raises instead of being silently wrong.
+#pragma once
+
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace exml {
+
+struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
+  // `result`, computed from `grad` and `x`, joined to their graph by a node that refuses to be differentiated.
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& x,
+                            const at::Tensor& result, const std::string& op) {
+    ctx->saved_data["op"] = op;
+    return result;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, ctx->saved_data["op"].toStringRef(),
+                                ": second derivatives are not implemented; use exml_fast.ops.reference where you need them");
+  }
+};
+
+}  // namespace exml

@@ -1,0 +1,31 @@
+// Argument checks that several ops share. Each message names the op, the argument, what was expected and what came.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+namespace exml {
+
+inline void check_pixels(const char* op, const char* name, const at::Tensor& x) {
+  const auto dtype = x.scalar_type();
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, op, ": ", name,
+                    " must be float32, bfloat16 or float64, got ", dtype);
+  TORCH_CHECK_VALUE(x.layout() == at::kStrided, op, ": ", name, " must be a dense tensor, got ", x.layout());
+}
+
+inline void check_device(const char* op, const char* name, const at::Tensor& t, const char* anchor_name,
+                         const at::Tensor& anchor) {
+  TORCH_CHECK_VALUE(t.device() == anchor.device(), op, ": ", name, " must be on ", anchor_name, "'s device ",
+                    anchor.device(), ", got ", t.device());
+}
+
+inline void check_no_grad(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK_VALUE(!t.requires_grad(), op, ": ", name, " is taken as a constant and must not require grad; detach it");
+}
+
+// The dtype of sums and losses over pixels of x.
+inline at::ScalarType accumulator_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+}  // namespace exml

@@ -1,0 +1,26 @@
+// Includes EXML_SIMD_SOURCE once for each instruction set, each time in a namespace of its own (EXML_CAPABILITY).
+// The source may define functions only, in that namespace, and include nothing itself.
+#include "ops/cpu/capability.h"
+#include "ops/cpu/simd.h"
+
+#define EXML_CAPABILITY baseline
+#include EXML_SIMD_SOURCE
+#undef EXML_CAPABILITY
+
+#if EXML_CPU_VARIANTS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define EXML_CAPABILITY avx2
+#include EXML_SIMD_SOURCE
+#undef EXML_CAPABILITY
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define EXML_CAPABILITY avx512
+#include EXML_SIMD_SOURCE
+#undef EXML_CAPABILITY
+#pragma GCC pop_options
+#endif
+
+#undef EXML_SIMD_SOURCE

@@ -1,0 +1,93 @@
+"""The ops of :mod:`exml_fast.ops` in plain PyTorch: their executable specification.
+
+Every native op is tested against its twin here in float64. Autograd differentiates these functions, so they
+also specify the gradients. They favour clarity over speed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["bn_match", "channel_statistics", "dirichlet_targets", "image_prior", "soft_cross_entropy"]
+
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of ``x`` (N, C, ...) over every dimension but the second."""
+    dims = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(x, dim=dims, correction=0)
+    return mean, variance
+
+
+def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
+    """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
+    batch_mean, batch_var = channel_statistics(x)
+    if distance == "gaussian_kl":
+        # KL(N(batch) || N(given)), summed over the channels.
+        ratio = batch_var / var
+        return 0.5 * (ratio + (batch_mean - mean) ** 2 / var - 1 - ratio.log()).sum()
+    batch_moment, given_moment = (batch_var, var) if moment == "var" else (batch_var.sqrt(), var.sqrt())
+    if distance == "squared":
+        return ((batch_mean - mean) ** 2).sum() + ((batch_moment - given_moment) ** 2).sum()
+    return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
+
+
+def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
+    """Normalised 1-D Gaussian window of ``kernel_size`` taps."""
+    offset = torch.arange(kernel_size, dtype=like.dtype, device=like.device) - (kernel_size - 1) / 2
+    window = torch.exp(-0.5 * (offset / sigma) ** 2)
+    return window / window.sum()
+
+
+def gaussian_blur(x: Tensor, kernel_size: int = 3, sigma: float = 1.0) -> Tensor:
+    """Separable Gaussian blur of ``x`` (N, C, H, W) with reflected borders, as torchvision's."""
+    window = gaussian_window(kernel_size, sigma, x)
+    pad, channels = kernel_size // 2, x.shape[1]
+    x = F.pad(x, (pad, pad, pad, pad), mode="reflect")
+    x = F.conv2d(x, window.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(x, window[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+def image_prior(
+    x: Tensor, kernel_size: int = 3, sigma: float = 1.0, per_image: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total variation (mean absolute, Frobenius), blur residual and l2 norm (Yin 2020, Eq. 3; Carta 2022, 4.1)."""
+    differences = (
+        x[..., :-1] - x[..., 1:],
+        x[..., :-1, :] - x[..., 1:, :],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+        x[..., :-1, :-1] - x[..., 1:, 1:],
+    )
+    residual = x - gaussian_blur(x, kernel_size, sigma)
+    dims = (1, 2, 3) if per_image else (0, 1, 2, 3)
+
+    def norm(t: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(t, dim=dims)
+
+    tv_l1 = torch.stack([d.abs().mean(dims) for d in differences]).sum(0)
+    tv_l2 = torch.stack([norm(d) for d in differences]).sum(0)
+    return tv_l1, tv_l2, norm(residual), norm(x)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of softmax(logits / temperature) with class indices or soft targets (Nayak 2021, Eq. 2)."""
+    log_p = F.log_softmax(logits / temperature, dim=1)
+    if target.dtype == torch.int64:
+        loss = -log_p.gather(1, target[:, None])[:, 0]
+    else:
+        loss = -(target * log_p).sum(1)
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def dirichlet_targets(
+    similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """One Dirichlet(betas[n] * similarity[classes[n]]) draw a row (Nayak 2021, Alg. 1).
+
+    A small alpha underflows as a gamma variate, so gammas are drawn as ``log G(alpha) = log G(alpha + 1) + log(U) / alpha``.
+    """
+    alpha = (betas[:, None] * similarity[classes]).double()
+    log_gamma = torch._standard_gamma(alpha + 1, generator=generator).log()
+    uniform = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype, device=alpha.device)
+    return torch.softmax(log_gamma + torch.log1p(-uniform) / alpha, dim=1).to(similarity.dtype)

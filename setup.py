@@ -1,0 +1,105 @@
+"""Builds exml_fast._C against the torch that is installed: one extension with CPU kernels and, where a CUDA toolkit and
+a CUDA build of torch are present, CUDA kernels.
+
+Environment: EXML_CUDA=0|1 forces CUDA off or on; TORCH_CUDA_ARCH_LIST names the GPU architectures; MAX_JOBS bounds the
+parallel compilations.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    sys.exit(
+        "exml_fast compiles against the torch you run it with, and none is installed here. Do\n"
+        "    pip install torch==2.11.0 torchvision==0.26.0 numpy setuptools wheel ninja pybind11\n"
+        "    pip install --no-build-isolation .\n"
+        "(an isolated build cannot see your torch, hence --no-build-isolation)."
+    )
+
+ROOT = Path(__file__).parent
+VERSION = "0.1.0"
+RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
+
+def cuda_toolkit() -> str | None:
+    """Folder of a toolkit that can link, not merely an nvcc on PATH (which may be a wrapper script)."""
+    candidates = [os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"]
+    candidates += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
+    for folder in filter(None, candidates):
+        home = Path(folder)
+        if (home / "bin/nvcc").exists() and (home / "lib64/libcudart.so").exists():
+            return folder
+    return None
+
+
+def git_commit() -> str:
+    git = ["git", "-C", str(ROOT)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True, stderr=subprocess.DEVNULL)
+        dirty = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + ("+changes" if dirty.strip() else "")
+
+
+def wants_cuda(toolkit: str | None) -> bool:
+    forced = os.environ.get("EXML_CUDA")
+    if forced not in (None, "", "0", "1"):
+        sys.exit(f"EXML_CUDA must be 0 or 1, got {forced!r}")
+    possible = toolkit is not None and torch.version.cuda is not None
+    if forced == "1" and not possible:
+        sys.exit(
+            "EXML_CUDA=1, but no CUDA build is possible here: "
+            + ("no toolkit with bin/nvcc and lib64/libcudart.so was found; set CUDA_HOME" if toolkit is None else
+               f"torch {torch.__version__} is a build without CUDA")
+        )
+    return possible and forced != "0"
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+def extension():
+    toolkit = cuda_toolkit()
+    cuda = wants_cuda(toolkit)
+    files = ["csrc/module.cpp"] + sources("ops/*.cpp") + sources("ops/autograd/*.cpp") + sources("ops/cpu/*.cpp")
+    macros = [("EXML_VERSION", VERSION), ("EXML_GIT_COMMIT", git_commit()), ("EXML_TORCH_VERSION", torch.__version__)]
+    cxx = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
+    if sanitize := os.environ.get("EXML_SANITIZE"):  # e.g. "address,undefined"; see `make asan`
+        cxx += [f"-fsanitize={sanitize}", "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-g1", "-O1"]
+    link = ["-fopenmp"] + ([f"-fsanitize={sanitize}"] if sanitize else [])
+    arguments = {"extra_link_args": link}
+    make = cpp_extension.CppExtension
+    if cuda:
+        cpp_extension.CUDA_HOME = toolkit
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", RELEASE_ARCHS)
+        make = cpp_extension.CUDAExtension
+        files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")
+        macros += [("EXML_WITH_CUDA", "1"), ("EXML_CUDA_ARCHS", os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";"))]
+    defines = [f"-D{name}={value}" for name, value in macros]
+    flags = {"cxx": cxx + defines}
+    if cuda:
+        # A spilled register is a performance bug that needs no GPU to be seen.
+        flags["nvcc"] = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-warn-spills,-warn-lmem-usage,-Werror"]
+    return make("exml_fast._C", files, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags, **arguments)
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Records which torch the extension was compiled for, so that importing under another one can say so."""
+
+    def run(self) -> None:
+        super().run()
+        folder = ROOT / "exml_fast" if self.inplace else Path(self.build_lib) / "exml_fast"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_built_for.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
+
+
+setup(version=VERSION, ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
