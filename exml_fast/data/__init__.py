@@ -1,0 +1,5 @@
+"""Image data sets in memory, and what a network expects of its input."""
+
+from exml_fast.data.spec import InputSpec
+
+__all__ = ["InputSpec"]

@@ -1,0 +1,182 @@
+"""What a network expects of its input: channels, size, and the normalisation of its pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["InputSpec"]
+
+# Rec. 601 luma, the weights of PIL and torchvision.
+LUMA = (0.299, 0.587, 0.114)
+# Images up to this many pixels too small on each side are padded (MNIST's 28 to LeNet-5's 32), not resized.
+MAX_PADDING = 4
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Input of an image classifier: ``(x - mean) / std`` per channel, for x in [0, 1] of shape (N, C, H, W).
+
+    ``mean`` and ``std`` have one number a channel; ``size`` is (height, width). ValueError on anything else.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not _is_count(self.channels):
+            raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
+        size = _as_tuple("size", self.size)
+        if len(size) != 2 or not all(_is_count(s) for s in size):
+            raise ValueError(f"size must be (height, width), two positive integers, got {self.size!r}")
+        object.__setattr__(self, "size", size)
+        for name in ("mean", "std"):
+            values = _as_tuple(name, getattr(self, name))
+            if len(values) != self.channels:
+                raise ValueError(f"{name} must have one number a channel ({self.channels}), got {values!r}")
+            if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                raise ValueError(f"{name} must hold finite numbers, got {values!r}")
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.channels, *self.size)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Pixels (..., C, H, W), float in [0, 1] or uint8 in [0, 255], to the network's input (float)."""
+        pixels = to_float(x)
+        return (pixels - self._column(self.mean, pixels)) / self._column(self.std, pixels)
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        """The network's input (..., C, H, W) back to pixels; in [0, 1] when ``x`` lies within :meth:`bounds`."""
+        return x * self._column(self.std, x) + self._column(self.mean, x)
+
+    def bounds(self, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        """Lowest and highest valid input, each (C, 1, 1): ``(0 - m) / s`` and ``(1 - m) / s`` (Yin 2020, Eq. 16)."""
+        zero = torch.zeros(self.channels, 1, 1, device=device)
+        return self.normalize(zero), self.normalize(zero + 1)
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Images (N, c, h, w), uint8 or float in [0, 1], to float pixels of this shape (N, C, H, W), in [0, 1].
+
+        One channel is repeated, three become luma (Rec. 601). Images at most 4 px too small on each side are
+        padded with black, all others are resized (bilinear, antialiased).
+        """
+        if images.dim() != 4:
+            raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
+        pixels = to_float(images)
+        if pixels.shape[1] != self.channels:
+            pixels = _convert_channels(pixels, self.channels)
+        missing = [want - have for want, have in zip(self.size, pixels.shape[-2:], strict=True)]
+        if any(missing):
+            if all(0 <= m <= 2 * MAX_PADDING for m in missing):
+                top, left = missing[0] // 2, missing[1] // 2
+                pixels = F.pad(pixels, (left, missing[1] - left, top, missing[0] - top))
+            else:
+                pixels = F.interpolate(pixels, self.size, mode="bilinear", align_corners=False, antialias=True)
+        return pixels.clamp(0, 1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """:meth:`fit`, then :meth:`normalize`."""
+        return self.normalize(self.fit(images))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the inverse of :meth:`from_dict`."""
+        return {
+            "channels": self.channels,
+            "size": list(self.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> InputSpec:
+        """From :meth:`to_dict`'s form or from a timm ``pretrained_cfg`` (``input_size``, ``mean``, ``std``)."""
+        if "input_size" in value:
+            channels, *size = value["input_size"]
+            value = {"channels": channels, "size": size, "mean": value.get("mean"), "std": value.get("std")}
+        expected = ("channels", "size", "mean", "std")
+        for key in expected:
+            if value.get(key) is None:
+                raise ValueError(f"input specification: {key!r} is missing, got the keys {sorted(value)}")
+        return cls(**{key: value[key] for key in expected})
+
+    @classmethod
+    def of(cls, source: Any) -> InputSpec:
+        """The specification that ``source`` carries.
+
+        ``source``: an InputSpec; anything with ``.input_spec`` (an Expert, a card); a torchvision weights enum;
+        a timm model (``.pretrained_cfg``) or that configuration; a dict. ValueError for anything else.
+        """
+        if isinstance(source, InputSpec):
+            return source
+        if isinstance(source, Mapping):
+            return cls.from_dict(source)
+        own = getattr(source, "input_spec", None)
+        if own is not None:
+            return cls.of(own)
+        if hasattr(source, "transforms") and hasattr(source, "meta"):
+            preset = source.transforms()
+            crop = getattr(preset, "crop_size", None)
+            if crop is not None:
+                size = [crop] if isinstance(crop, int) else list(crop)
+                size = size * 2 if len(size) == 1 else size
+                mean, std = tuple(preset.mean), tuple(preset.std)
+                return cls(len(mean), (size[0], size[1]), mean, std)
+        config = getattr(source, "pretrained_cfg", None)
+        if config is None and hasattr(source, "input_size"):
+            config = source
+        if config is not None:
+            fields = ("input_size", "mean", "std")
+            found = config if isinstance(config, Mapping) else {f: getattr(config, f, None) for f in fields}
+            if all(found.get(f) is not None for f in fields):
+                return cls.from_dict(found)
+        raise ValueError(
+            f"cannot read an input specification from {type(source).__name__}: give "
+            "InputSpec(channels=3, size=(224, 224), mean=(...), std=(...)), an Expert, a torchvision weights enum, "
+            "a timm model, or a dict with channels, size, mean and std"
+        )
+
+    def _column(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """uint8 in [0, 255] to float32 in [0, 1]; floating point is returned as it is."""
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixels must be uint8 in [0, 255] or float in [0, 1], got {pixels.dtype}")
+    return pixels
+
+
+def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
+    have = pixels.shape[1]
+    if have == 1:
+        return pixels.expand(-1, channels, -1, -1)
+    if have == 3 and channels == 1:
+        weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
+        return (pixels * weights[:, None, None]).sum(1, keepdim=True)
+    raise ValueError(f"images of {have} channels cannot be converted to {channels}: only 1 to any, and 3 to 1")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a sequence of numbers, got {value!r}") from None

@@ -1,0 +1,6 @@
+"""The papers' architectures under their usual names, and any torchvision or timm classifier."""
+
+from exml_fast.models.lenet import LeNet5
+from exml_fast.models.registry import create, final_linear
+
+__all__ = ["LeNet5", "create", "final_linear"]

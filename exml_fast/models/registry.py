@@ -1,0 +1,114 @@
+"""Networks by name. The only code that the name and arguments on an expert's card can reach."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.models.lenet import LeNet5
+
+__all__ = ["create", "final_linear"]
+
+OWN: dict[str, type[nn.Module]] = {"lenet5": LeNet5}
+# Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
+FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
+
+
+def create(architecture: str, /, **arguments: Any) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        architecture: "lenet5", "torchvision/<name>" (classification models) or "timm/<name>".
+        arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
+            the library read or download weights.
+
+    Raises:
+        ValueError: naming the architecture or the argument that is not accepted.
+        ImportError: if timm is asked for and missing.
+    """
+    if not isinstance(architecture, str):
+        raise ValueError(f"architecture must be a string, got {architecture!r}")
+    for name, value in arguments.items():
+        if FORBIDDEN.match(name) or not name.isidentifier():
+            raise ValueError(f"argument {name!r} of {architecture!r} is not accepted: it is no plain model argument")
+        if not _is_plain(value):
+            raise ValueError(f"argument {name!r} of {architecture!r} must be a plain JSON value, got {value!r}")
+    if architecture in OWN:
+        constructor = OWN[architecture]
+        known = list(inspect.signature(constructor).parameters)
+        for name in arguments:
+            if name not in known:
+                raise ValueError(f"argument {name!r} is not known to {architecture!r}: expected {known}")
+        return constructor(**arguments)
+    library, _, name = architecture.partition("/")
+    if library == "torchvision":
+        import torchvision
+
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            raise ValueError(f"unknown architecture {architecture!r}: torchvision has no classification model {name!r}")
+        return _build(architecture, lambda: torchvision.models.get_model(name, weights=None, **arguments))
+    if library == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"{architecture!r} needs timm: pip install exml_fast[timm]") from error
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not timm.is_model(name):
+            raise ValueError(f"unknown architecture {architecture!r}: timm has no model {name!r}")
+        return _build(architecture, lambda: timm.create_model(name, pretrained=False, **arguments))
+    raise ValueError(
+        f"unknown architecture {architecture!r}: expected one of {sorted(OWN)}, 'torchvision/<name>' or 'timm/<name>'"
+    )
+
+
+def final_linear(model: nn.Module, example: Tensor | None = None) -> nn.Linear:
+    """The last ``nn.Linear`` that ``model`` executes: the classifier whose rows are class templates (Nayak 2021).
+
+    With an ``example`` batch it is found by running the model once (evaluation mode, flags restored); without, it
+    is the model's own ``get_classifier()`` (timm) or the Linear that was registered last. ValueError if none.
+    """
+    found: list[nn.Linear] = []
+    if example is None:
+        declared = model.get_classifier() if hasattr(model, "get_classifier") else None
+        if isinstance(declared, nn.Linear):
+            return declared
+        found = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    else:
+        training = {m: m.training for m in model.modules()}
+        hooks = [
+            m.register_forward_hook(lambda module, _inputs, _output: found.append(module))
+            for m in model.modules()
+            if isinstance(m, nn.Linear)
+        ]
+        try:
+            model.eval()
+            with torch.no_grad():
+                model(example)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, mode in training.items():
+                module.training = mode
+    if not found:
+        raise ValueError(f"{type(model).__name__} executes no nn.Linear, so it has no final linear layer")
+    return found[-1]
+
+
+def _build(architecture: str, make: Any) -> nn.Module:
+    try:
+        model = make()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{architecture!r} does not accept these arguments: {error}") from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
