@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "ops/autograd/dispatcher.h"
 #include "ops/autograd/once_differentiable.h"
 #include "ops/checks.h"
 
@@ -15,17 +16,12 @@ using torch::autograd::variable_list;
 
 std::tuple<Tensor, Tensor> forward_op(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
                                       std::string_view moment) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("exml::_bn_match_forward", "")
-                             .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, std::string_view,
-                                                               std::string_view)>();
+  static const auto op = find_op<decltype(forward_op)>("exml::_bn_match_forward");
   return op.call(x, mean, var, distance, moment);
 }
 
 Tensor backward_op(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("exml::_bn_match_backward", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+  static const auto op = find_op<decltype(backward_op)>("exml::_bn_match_backward");
   return op.call(grad, x, coefficients);
 }
 

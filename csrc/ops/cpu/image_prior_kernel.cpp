@@ -1,0 +1,121 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "ops/cpu/dispatch.h"
+#include "ops/image_prior.h"
+
+namespace exml::cpu {
+
+// `height` rows of `length` values whose horizontal neighbours lie `step` apart: one channel of a contiguous image
+// (step 1), or all channels of a channels_last image (step C).
+template <typename A>
+struct Plane {
+  const A* pixels;
+  int64_t height, length, step;
+
+  const A* row(int64_t i) const { return pixels + i * length; }
+  int64_t width() const { return length / step; }
+  int64_t size() const { return height * length; }
+};
+
+}  // namespace exml::cpu
+
+#define EXML_SIMD_SOURCE "ops/cpu/image_prior_simd.h"
+#include "ops/cpu/for_each_capability.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+
+// Calls f(plane index, plane, blur residual, scratch) for every plane of x, in parallel; a thread's buffers are its own.
+template <typename T, typename F>
+void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape,
+                    const BlurWindow<Accumulator<T>>& window, F f) {
+  using A = Accumulator<T>;
+  const int64_t step = x.is_contiguous() ? 1 : shape.channels, length = shape.width * step;
+  const int64_t size = shape.height * length, planes = x.numel() / size;
+  at::parallel_for(0, planes, std::max<int64_t>(1, 8192 / size), [&](int64_t begin, int64_t end) {
+    std::vector<A> widened(std::is_same_v<T, A> ? 0 : size), residual(size);
+    std::vector<A> scratch(size + length + 2 * window.radius * step);
+    for (int64_t p = begin; p < end; ++p) {
+      cpu::Plane<A> plane{nullptr, shape.height, length, step};
+      if constexpr (std::is_same_v<T, A>) {
+        plane.pixels = pixels + p * size;
+      } else {
+        std::transform(pixels + p * size, pixels + (p + 1) * size, widened.begin(), [](T value) { return widen(value); });
+        plane.pixels = widened.data();
+      }
+      EXML_CPU_CALL(blur_residual, plane, window, scratch.data(), residual.data());
+      f(p, plane, residual.data(), scratch.data());
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> image_prior_forward_cpu(const Tensor& x, const PriorShape& shape, int kernel_size,
+                                                   double sigma) {
+  const int64_t groups = shape.groups();
+  const auto options = x.options().memory_format(std::nullopt);
+  Tensor sums = at::zeros({groups, kPriorSums}, options.dtype(at::kDouble));
+  Tensor losses = at::empty({kPriorLosses, groups}, options.dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  dispatch_pixels(x, [&](auto* pixels) {
+    using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>>;
+    const int64_t planes = shape.images * (x.is_contiguous() ? shape.channels : 1);
+    std::vector<double> partial(planes * kPriorSums);
+    for_each_plane(pixels, x, shape, gaussian_window<A>(kernel_size, sigma),
+                   [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A*) {
+                     EXML_CPU_CALL(plane_sums, plane, residual, partial.data() + p * kPriorSums);
+                   });
+    double* total = sums.data_ptr<double>();
+    for (int64_t p = 0; p < planes; ++p)  // in order, whatever the threads did
+      for (int i = 0; i < kPriorSums; ++i) total[p * groups / planes * kPriorSums + i] += partial[p * kPriorSums + i];
+    for (int64_t g = 0; g < groups; ++g) {
+      double group[kPriorLosses];
+      prior_losses(total + g * kPriorSums, shape.planes_per_group(), shape.height, shape.width, group);
+      for (int i = 0; i < kPriorLosses; ++i) losses.data_ptr<A>()[i * groups + g] = static_cast<A>(group[i]);
+    }
+  });
+  return {losses, sums};
+}
+
+Tensor image_prior_backward_cpu(const Tensor& grads, const Tensor& x, const Tensor& sums, const PriorShape& shape,
+                                int kernel_size, double sigma) {
+  Tensor out = at::empty_like(x);
+  const int64_t groups = shape.groups();
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using A = Accumulator<T>;
+    std::vector<PriorPull<A>> pulls;
+    for (int64_t g = 0; g < groups; ++g) {
+      double group[kPriorLosses];
+      for (int i = 0; i < kPriorLosses; ++i) group[i] = grads.const_data_ptr<A>()[i * groups + g];
+      pulls.push_back(prior_pull<A>(group, sums.const_data_ptr<double>() + g * kPriorSums, shape.planes_per_group(),
+                                    shape.height, shape.width));
+    }
+    const auto window = gaussian_window<A>(kernel_size, sigma);
+    T* result = static_cast<T*>(out.mutable_data_ptr());
+    for_each_plane(pixels, x, shape, window,
+                   [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A* scratch) {
+                     const auto& pull = pulls[p * groups / (x.numel() / plane.size())];
+                     T* target = result + p * plane.size();
+                     if constexpr (std::is_same_v<T, A>) {
+                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, target);
+                     } else {
+                       std::vector<A> wide(plane.size());
+                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, wide.data());
+                       for (int64_t e = 0; e < plane.size(); ++e) narrow(wide[e], target[e]);
+                     }
+                   });
+  });
+  return out;
+}
+
+}  // namespace exml

@@ -1,0 +1,85 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/cpu/dispatch.h"
+#include "ops/soft_cross_entropy.h"
+
+#define EXML_SIMD_SOURCE "ops/cpu/soft_cross_entropy_simd.h"
+#include "ops/cpu/for_each_capability.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+
+int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 8192 / classes); }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, const Tensor& target, double temperature,
+                                                          Reduction reduction) {
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  const bool soft = target.is_floating_point();
+  const auto options = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  Tensor lse = at::empty({rows}, options), losses = at::empty({rows}, options), loss = losses;
+  dispatch_pixels(logits, [&](auto* z) {
+    using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(z)>>>;
+    const A scale = static_cast<A>(1 / temperature);
+    A *row_losses = losses.data_ptr<A>(), *row_lses = lse.data_ptr<A>();
+    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const auto* row = z + n * classes;
+        row_lses[n] = EXML_CPU_CALL(row_lse, row, classes, scale);
+        if (soft) {
+          row_losses[n] = EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, scale, row_lses[n]);
+        } else {
+          const int64_t k = target.const_data_ptr<int64_t>()[n];
+          TORCH_CHECK_INDEX(k >= 0 && k < classes, "soft_cross_entropy: target must be in [0, ", classes, "), got ", k,
+                            " at row ", n);
+          row_losses[n] = row_lses[n] - widen(row[k]) * scale;
+        }
+      }
+    });
+    if (reduction != Reduction::none) {
+      double total = 0;
+      for (int64_t n = 0; n < rows; ++n) total += row_losses[n];
+      loss = at::empty({}, options);
+      *loss.data_ptr<A>() = static_cast<A>(reduction == Reduction::mean ? total / rows : total);
+    }
+  });
+  return {loss, lse};
+}
+
+Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
+                                       double temperature, Reduction reduction) {
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  const bool soft = target.is_floating_point();
+  Tensor out = at::empty_like(logits);
+  dispatch_pixels(logits, [&](auto* z) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
+    using A = Accumulator<T>;
+    const A scale = static_cast<A>(1 / temperature);
+    const A share = static_cast<A>(reduction == Reduction::mean ? 1 / (temperature * rows) : 1 / temperature);
+    const A *pulls = grad.const_data_ptr<A>(), *row_lses = lse.const_data_ptr<A>();
+    T* result = static_cast<T*>(out.mutable_data_ptr());
+    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const T* row = z + n * classes;
+        const A pull = share * pulls[reduction == Reduction::none ? n : 0];
+        const A* row_target = soft ? target.const_data_ptr<A>() + n * classes : nullptr;
+        EXML_CPU_CALL(row_gradient, row, row_target, classes, scale, row_lses[n], pull, result + n * classes);
+        if (!soft) {
+          const int64_t k = target.const_data_ptr<int64_t>()[n];
+          narrow(pull * (std::exp(widen(row[k]) * scale - row_lses[n]) - A(1)), result[n * classes + k]);
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace exml

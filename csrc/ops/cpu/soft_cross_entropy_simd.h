@@ -1,0 +1,92 @@
+// Inner loops of soft_cross_entropy, compiled once for each instruction set by for_each_capability.h.
+namespace exml::cpu::EXML_CAPABILITY {
+
+// exp(x) for x <= 0 within 2 ulp: 2^n * p(r) with r = x - n ln 2, and a Taylor polynomial for |r| <= ln 2 / 2.
+EXML_INLINE Vector<float> exp_nonpositive(Vector<float> x) {
+  const Mask<float> underflows = x < -87.0f;
+  const Vector<float> clamped = underflows ? splat(-87.0f) : x;  // a NaN stays
+  const Vector<float> rounder = splat(12582912.0f);               // 1.5 * 2^23: adding it rounds to an integer
+  const Vector<float> n = (clamped * 1.44269504f + rounder) - rounder;
+  const Vector<float> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector<float> p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Vector<float> whole = x == x ? n : Vector<float>{};
+  const Mask<float> exponent = __builtin_convertvector(whole, Mask<float>) + 127;
+  return underflows ? Vector<float>{} : p * (Vector<float>)(exponent << 23);
+}
+
+EXML_INLINE Vector<double> exp_nonpositive(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// Calls f(first class, lanes in use, vector of logits / temperature) along a row; lanes beyond the row hold -infinity.
+template <typename T, typename F>
+EXML_INLINE void along_row(const T* logits, int64_t classes, Accumulator<T> scale, F f) {
+  using A = Accumulator<T>;
+  constexpr int kWidth = kLanes<A>;
+  int64_t k = 0;
+  for (; k + kWidth <= classes; k += kWidth) f(k, kWidth, load(logits + k) * scale);
+  if (k < classes) f(k, static_cast<int>(classes - k), load_first<A>(logits + k, classes - k, A(-INFINITY)) * scale);
+}
+
+template <typename A>
+EXML_INLINE Vector<A> load_target(const A* target, int64_t k, int lanes) {
+  return lanes == kLanes<A> ? load(target + k) : load_first<A>(target + k, lanes, A(0));
+}
+
+template <typename T>
+Accumulator<T> row_lse(const T* logits, int64_t classes, Accumulator<T> scale) {
+  using A = Accumulator<T>;
+  Vector<A> largest = splat(A(-INFINITY)), total = {};
+  along_row(logits, classes, scale, [&](int64_t, int, Vector<A> z) { largest = z > largest ? z : largest; });
+  A top = largest[0];
+  for (int i = 1; i < kLanes<A>; ++i) top = largest[i] > top ? largest[i] : top;
+  along_row(logits, classes, scale, [&](int64_t, int, Vector<A> z) { total += exp_nonpositive(z - top); });
+  return top + std::log(sum<A>(total));
+}
+
+// -sum_k target_k log p_k with soft targets.
+template <typename T>
+Accumulator<T> row_loss(const T* logits, const Accumulator<T>* target, int64_t classes, Accumulator<T> scale,
+                        Accumulator<T> lse) {
+  using A = Accumulator<T>;
+  Vector<A> loss = {};
+  along_row(logits, classes, scale, [&](int64_t k, int lanes, Vector<A> z) {
+    if (lanes == kLanes<A>)
+      loss += load(target + k) * (lse - z);
+    else
+      for (int i = 0; i < lanes; ++i) loss[i] += target[k + i] * (lse - z[i]);
+  });
+  return sum<A>(loss);
+}
+
+// out = pull * (mass * softmax - target); the target may be absent (indices: the caller subtracts its one).
+template <typename T>
+void row_gradient(const T* logits, const Accumulator<T>* target, int64_t classes, Accumulator<T> scale,
+                  Accumulator<T> lse, Accumulator<T> pull, T* out) {
+  using A = Accumulator<T>;
+  A mass = 1;
+  if (target) {
+    Vector<A> total = {};
+    along_row(logits, classes, scale, [&](int64_t k, int lanes, Vector<A>) { total += load_target(target, k, lanes); });
+    mass = sum<A>(total);
+  }
+  along_row(logits, classes, scale, [&](int64_t k, int lanes, Vector<A> z) {
+    Vector<A> g = mass * exp_nonpositive(z - lse);
+    if (target) g -= load_target(target, k, lanes);
+    g *= pull;
+    if (lanes == kLanes<A>)
+      store(out + k, g);
+    else
+      store_first<A>(out + k, lanes, g);
+  });
+}
+
+}  // namespace exml::cpu::EXML_CAPABILITY

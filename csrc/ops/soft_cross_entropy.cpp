@@ -1,0 +1,99 @@
+#include "ops/soft_cross_entropy.h"
+
+#include <torch/library.h>
+
+#include "ops/checks.h"
+
+namespace exml {
+
+Reduction reduction_from(std::string_view name) {
+  if (name == "none") return Reduction::none;
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  TORCH_CHECK_VALUE(false, "soft_cross_entropy: reduction must be 'none', 'mean' or 'sum', got '", name, "'");
+}
+
+namespace {
+
+using at::Tensor;
+
+void check(const Tensor& logits, const Tensor& target, double temperature) {
+  check_pixels("soft_cross_entropy", "logits", logits);
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.numel() > 0,
+                    "soft_cross_entropy: logits must have shape (N, K) and not be empty, got shape ", logits.sizes());
+  if (target.is_floating_point()) {
+    TORCH_CHECK_VALUE(target.sizes() == logits.sizes(), "soft_cross_entropy: soft target must have the logits' shape ",
+                      logits.sizes(), ", got ", target.sizes());
+  } else {
+    TORCH_CHECK_VALUE(target.scalar_type() == at::kLong,
+                      "soft_cross_entropy: target must be int64 class indices or floating point, got ", target.scalar_type());
+    TORCH_CHECK_VALUE(target.dim() == 1 && target.size(0) == logits.size(0),
+                      "soft_cross_entropy: target indices must have shape (N,) = (", logits.size(0), ",), got ",
+                      target.sizes());
+  }
+  check_device("soft_cross_entropy", "target", target, "logits", logits);
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature),
+                    "soft_cross_entropy: temperature must be positive and finite, got ", temperature);
+}
+
+// Indices as they are, probabilities in the accumulator's dtype.
+Tensor prepared(const Tensor& target, const Tensor& logits) {
+  return (target.is_floating_point() ? target.to(accumulator_dtype(logits)) : target).contiguous();
+}
+
+template <typename Forward>
+std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& logits, const Tensor& target,
+                                           double temperature, std::string_view reduction) {
+  check(logits, target, temperature);
+  return forward(logits.contiguous(), prepared(target, logits), temperature, reduction_from(reduction));
+}
+
+template <typename Backward>
+Tensor checked_backward(Backward backward, const Tensor& grad, const Tensor& logits, const Tensor& target,
+                        const Tensor& lse, double temperature, std::string_view reduction) {
+  return backward(grad.contiguous(), logits.contiguous(), prepared(target, logits), lse, temperature,
+                  reduction_from(reduction));
+}
+
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& logits, const Tensor& target, double temperature,
+                                       std::string_view reduction) {
+  return checked_forward(soft_cross_entropy_forward_cpu, logits, target, temperature, reduction);
+}
+Tensor backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
+                    double temperature, std::string_view reduction) {
+  return checked_backward(soft_cross_entropy_backward_cpu, grad, logits, target, lse, temperature, reduction);
+}
+#ifdef EXML_WITH_CUDA
+std::tuple<Tensor, Tensor> forward_cuda(const Tensor& logits, const Tensor& target, double temperature,
+                                        std::string_view reduction) {
+  return checked_forward(soft_cross_entropy_forward_cuda, logits, target, temperature, reduction);
+}
+Tensor backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
+                     double temperature, std::string_view reduction) {
+  return checked_backward(soft_cross_entropy_backward_cuda, grad, logits, target, lse, temperature, reduction);
+}
+#endif
+
+TORCH_LIBRARY_FRAGMENT(exml, m) {
+  m.def("soft_cross_entropy(Tensor logits, Tensor target, float temperature=1.0, str reduction='mean') -> Tensor");
+  m.def(
+      "_soft_cross_entropy_forward(Tensor logits, Tensor target, float temperature, str reduction) -> "
+      "(Tensor loss, Tensor lse)");
+  m.def(
+      "_soft_cross_entropy_backward(Tensor grad, Tensor logits, Tensor target, Tensor lse, float temperature, "
+      "str reduction) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_soft_cross_entropy_forward", &forward_cpu);
+  m.impl("_soft_cross_entropy_backward", &backward_cpu);
+}
+#ifdef EXML_WITH_CUDA
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_soft_cross_entropy_forward", &forward_cuda);
+  m.impl("_soft_cross_entropy_backward", &backward_cuda);
+}
+#endif
+
+}  // namespace
+}  // namespace exml

@@ -1,0 +1,34 @@
+"""Loads the compiled extension, which registers the ops of :mod:`exml_fast.ops` with PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps exml_fast` (or `.` in a checkout)"
+
+
+def _load() -> Any:
+    try:
+        from exml_fast._built_for import TORCH
+    except ImportError:
+        raise ImportError(f"exml_fast's extension has not been compiled: {_REBUILD}") from None
+    if torch.__version__ != TORCH:
+        raise ImportError(f"exml_fast was compiled for torch {TORCH}, but torch {torch.__version__} is running: {_REBUILD}")
+    from exml_fast import _C
+
+    return _C
+
+
+_extension = _load()
+
+
+def build_info() -> dict[str, str | None]:
+    """What the extension was built from and for.
+
+    Returns:
+        ``version``, ``git_commit``, ``torch`` (the one compiled against), ``cuda_archs`` (None without CUDA),
+        ``compiler`` and ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels chosen on this machine).
+    """
+    return dict(_extension.build_info())

@@ -1,0 +1,13 @@
+"""Fused ops for data-free learning, on CPU and CUDA, differentiable once.
+
+Each is a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.compile(fullgraph=True)``;
+:mod:`exml_fast.ops.reference` holds the same functions in plain PyTorch.
+"""
+
+import exml_fast._native  # noqa: F401  registers the ops
+from exml_fast.ops.losses import soft_cross_entropy
+from exml_fast.ops.prior import image_prior
+from exml_fast.ops.statistics import bn_match
+from exml_fast.ops.targets import dirichlet_targets
+
+__all__ = ["bn_match", "dirichlet_targets", "image_prior", "soft_cross_entropy"]

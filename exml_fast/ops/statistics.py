@@ -1,0 +1,47 @@
+"""Matching of batch-normalisation statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from exml_fast.ops._fake import accumulator
+
+
+def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
+    """Distance between the per-channel statistics of ``x`` and given ones (Yin 2020, Eq. 4; Carta 2022, 4.1).
+
+    With m, v the mean and biased variance of ``x`` over all dimensions but the second, and s(v) = v or, for
+    ``moment="std"``, sqrt(v):
+
+    - ``l2``: ‖m − mean‖₂ + ‖s(v) − s(var)‖₂ (Yin 2020, Eq. 4; with ``std`` Ye 2022, Eq. 7)
+    - ``squared``: ‖m − mean‖₂² + ‖s(v) − s(var)‖₂² (Carta 2022, 4.1)
+    - ``gaussian_kl``: Σ_c KL(N(m, v) ‖ N(mean, var)); ``moment`` plays no role
+
+    One pass over ``x`` forward, one back; nothing of its size is saved but ``x`` itself. Differentiable once, with
+    respect to ``x``. A norm's gradient at zero is zero. NaN in ``x`` gives a NaN loss.
+
+    Args:
+        x: (N, C, ...) of rank 2 to 5, float32, bfloat16 or float64; any strides, dense contiguous and channels_last
+            are read in place.
+        mean, var: (C,), floating point, on ``x``'s device; constants.
+
+    Returns:
+        Scalar, float32 (float64 for float64 ``x``).
+
+    Raises:
+        ValueError: naming the argument, for a wrong rank, shape, dtype or device, an empty ``x``, an unknown
+            ``distance`` or ``moment``, or a ``mean`` or ``var`` that requires grad.
+    """
+    return torch.ops.exml.bn_match(x, mean, var, distance, moment)
+
+
+@torch.library.register_fake("exml::_bn_match_forward")
+def _(x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> tuple[Tensor, Tensor]:
+    dtype = accumulator(x)
+    return x.new_empty((), dtype=dtype), x.new_empty((3, x.shape[1]), dtype=dtype)
+
+
+@torch.library.register_fake("exml::_bn_match_backward")
+def _(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
+    return torch.empty_like(x)

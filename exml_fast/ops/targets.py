@@ -1,0 +1,41 @@
+"""Dirichlet-distributed soft targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dirichlet_targets(
+    similarity: Tensor, classes: Tensor, betas: Tensor | float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Soft targets drawn from class similarities (Nayak 2021, Alg. 1; Carta 2022, 4).
+
+    Row n is a draw from Dirichlet(``betas[n] * similarity[classes[n]]``). Gamma variates are drawn in log space, so the
+    draws are exact for concentrations of 0.01 and below, whose variates themselves underflow. A component too small
+    for the dtype is zero; float64 keeps more of them.
+
+    Args:
+        similarity: (K, K), float32 or float64, positive: row k holds the concentration of class k.
+        classes: (N,) int64, the class of each draw.
+        betas: scaling factors (N,), positive, or one number for all.
+        generator: where the randomness comes from; the default generator of ``similarity``'s device when None. The
+            same generator state gives the same draws, whatever the number of threads. On CUDA it may be recorded in
+            a CUDA graph.
+
+    Returns:
+        (N, K), rows summing to one, in ``similarity``'s dtype and on its device.
+
+    Raises:
+        ValueError: naming the argument, for a wrong shape, dtype or device, or a concentration that is not positive
+            and finite.
+        IndexError: for a class outside [0, K).
+    """
+    if not isinstance(betas, Tensor):
+        betas = torch.full(classes.shape, float(betas), dtype=similarity.dtype, device=similarity.device)
+    return torch.ops.exml.dirichlet_targets(similarity, classes, betas, generator=generator)
+
+
+@torch.library.register_fake("exml::dirichlet_targets")
+def _(similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return similarity.new_empty((classes.shape[0], similarity.shape[1]))
