@@ -1,5 +1,6 @@
 """Image data sets in memory, and what a network expects of its input."""
 
+from exml_fast.data.sets import ImageData, Split, load
 from exml_fast.data.spec import InputSpec
 
-__all__ = ["InputSpec"]
+__all__ = ["ImageData", "InputSpec", "Split", "load"]

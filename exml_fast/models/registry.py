@@ -72,7 +72,8 @@ def final_linear(model: nn.Module, example: Tensor | None = None) -> nn.Linear:
     """
     found: list[nn.Linear] = []
     if example is None:
-        declared = model.get_classifier() if hasattr(model, "get_classifier") else None
+        declare: Any = getattr(model, "get_classifier", None)
+        declared = declare() if callable(declare) else None
         if isinstance(declared, nn.Linear):
             return declared
         found = [m for m in model.modules() if isinstance(m, nn.Linear)]

@@ -1,0 +1,1 @@
+"""Continual learning from a stream of trained models (Carta 2022)."""

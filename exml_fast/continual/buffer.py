@@ -1,0 +1,105 @@
+"""The ex-model's memory: a fixed number of synthetic or auxiliary images with labels (Carta 2022, Alg. 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ImageBuffer", "balanced_indices"]
+
+
+def balanced_indices(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random indices of ``count`` samples, as equal in number a class as the classes allow.
+
+    Classes with fewer samples than their share give all they have and the others share the rest; where it does
+    not divide, random classes give one more. Ascending indices, int64, on the CPU.
+    """
+    labels = labels.cpu()
+    if not 0 <= count <= len(labels):
+        raise ValueError(f"count must be between 0 and the number of samples, {len(labels)}, got {count}")
+    _, inverse, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    take = torch.zeros_like(sizes)
+    while (rest := count - int(take.sum())) > 0:
+        open_classes = torch.nonzero(take < sizes)[:, 0]
+        share = rest // len(open_classes)
+        if share == 0:
+            lucky = torch.randperm(len(open_classes), generator=generator)[:rest]
+            take[open_classes[lucky]] += 1
+        else:
+            take[open_classes] = torch.minimum(take[open_classes] + share, sizes[open_classes])
+    order = torch.randperm(len(labels), generator=generator)
+    chosen = [order[inverse[order] == c][:quota] for c, quota in enumerate(take.tolist())]
+    return torch.cat(chosen).sort().values if chosen else torch.empty(0, dtype=torch.int64)
+
+
+class ImageBuffer:
+    """At most ``capacity`` images (C, H, W), normalised float, with global labels (int64)."""
+
+    def __init__(self, capacity: int) -> None:
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"capacity must be a positive integer, got {capacity!r}")
+        self.capacity = capacity
+        self._images: Tensor | None = None
+        self._labels = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W); ValueError while the buffer is empty."""
+        if self._images is None:
+            raise ValueError("the buffer is empty")
+        return self._images
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+        return self._labels
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Append samples; ValueError if they do not fit in, or do not match those already there."""
+        if images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(f"images must be float (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
+        if len(self) + len(images) > self.capacity:
+            raise ValueError(
+                f"{len(images)} images do not fit in: {len(self)} of {self.capacity} places are taken; subsample first"
+            )
+        images, labels = images.detach(), labels.detach()
+        if self._images is None:
+            self._images, self._labels = images.clone(), labels.clone()
+            return
+        if images.shape[1:] != self._images.shape[1:]:
+            raise ValueError(
+                f"images must be {tuple(self._images.shape[1:])} like those in the buffer, "
+                f"got {tuple(images.shape[1:])}"
+            )
+        self._images = torch.cat([self._images, images.to(self._images)])
+        self._labels = torch.cat([self._labels, labels.to(self._labels)])
+
+    def subsample(self, count: int, generator: torch.Generator | None = None) -> None:
+        """Keep ``count`` random samples, balanced over the classes (:func:`balanced_indices`), in their order."""
+        keep = balanced_indices(self._labels, count, generator).to(self._labels.device)
+        if self._images is not None:
+            self._images = self._images[keep]
+        self._labels = self._labels[keep]
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """``batch_size`` random samples with replacement: images, labels."""
+        images = self.images
+        index = torch.randint(len(self), (batch_size,), generator=generator).to(images.device)
+        return images[index], self._labels[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers for a checkpoint."""
+        return {"capacity": self.capacity, "images": self._images, "labels": self._labels}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; ValueError if the capacity differs."""
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"the checkpoint's buffer has capacity {state['capacity']}, this one {self.capacity}")
+        self._images, self._labels = state["images"], state["labels"]

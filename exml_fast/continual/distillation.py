@@ -1,0 +1,635 @@
+"""Ex-Model Distillation: one model that learns from a stream of experts without their data (Carta 2022, sec. 3)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exml_fast import ops
+from exml_fast.continual.buffer import ImageBuffer
+from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments
+from exml_fast.continual.strategies import Strategy
+from exml_fast.continual.stream import ExpertStream
+from exml_fast.data import InputSpec
+from exml_fast.models import create
+from exml_fast.storage import load_checkpoint, save_checkpoint
+
+__all__ = [
+    "Augmentation",
+    "DistillationConfig",
+    "DistillationResult",
+    "ExModelDistillation",
+    "combined_targets",
+    "distillation_loss",
+    "normalize",
+]
+
+NORMALIZATIONS = ("none", "mean", "standardize")
+CHECKPOINT_FILE = "distillation.pt"
+# Inputs and targets are prepared for a block of steps at once: at most so many steps, at most so much memory.
+BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of each image during distillation, background filled with the lowest valid pixel.
+
+    ``shift``: up to so many pixels in both directions (MNIST: 4, a 32-crop of a padded image); ``rotation``: up to
+    so many degrees (bilinear); ``flip``: probability of a horizontal flip.
+    """
+
+    shift: int = 4
+    rotation: float = 0.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shift, int) or self.shift < 0:
+            raise ValueError(f"shift must be an integer from 0 upwards, got {self.shift!r}")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be between 0 and 180 degrees, got {self.rotation!r}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability, got {self.flip!r}")
+
+    @property
+    def active(self) -> bool:
+        """Whether any image can change."""
+        return bool(self.shift or self.rotation or self.flip)
+
+    def __call__(self, images: Tensor, low: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augmented copies of ``images`` (N, C, H, W); ``low`` (C, 1, 1) is the background (InputSpec.bounds)."""
+        count, _, height, width = images.shape
+        device = images.device
+        if self.flip:
+            flipped = torch.rand(count, generator=generator).to(device) < self.flip
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        shift = torch.randint(-self.shift, self.shift + 1, (2, count), generator=generator).to(device)
+        if self.rotation:
+            angle = (2 * torch.rand(count, generator=generator) - 1).to(device) * math.radians(self.rotation)
+            cos, sin = angle.cos(), angle.sin()
+            dx, dy = 2 * shift[0] / width, 2 * shift[1] / height
+            rows = (cos, -sin * height / width, dx, sin * width / height, cos, dy)
+            grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
+            return F.grid_sample(images - low, grid, align_corners=False) + low
+        if not self.shift:
+            return images
+        padded = F.pad(images - low, [self.shift] * 4) + low
+        rows_at = torch.arange(height, device=device) + (shift[1] + self.shift)[:, None]
+        columns_at = torch.arange(width, device=device) + (shift[0] + self.shift)[:, None]
+        number = torch.arange(count, device=device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[number, rows_at[:, :, None], columns_at[:, None]].permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How an ex-model is distilled; the defaults are Carta 2022, App. B.1 (MNIST).
+
+    Attributes:
+        iterations, batch_size, lr, momentum, weight_decay, optimizer: SGD steps an expert ("sgd" or "adam").
+        schedule: "constant", or "onecycle" (cosine from lr/25 up in the first 30 %, cosine down to lr/1e4).
+        lambda_ce: weight of the cross-entropy in Eq. 10.
+        loss: "mse" (Eq. 9) or "kl" (softened by ``temperature``, times its square).
+        temperature: of the "kl" loss only; the MSE of Eq. 9 has none.
+        mse: "mean" over the known units (as the published code) or "sum" (the squared norm of Eq. 9).
+        normalize: Eq. 6, 7: "none" (as every published configuration), "mean" or "standardize".
+        combine: Eq. 8 "per_sample", by the sample's label, or "per_unit", by each unit's class.
+        buffer_size: N of Alg. 1.
+        augmentation: of the images in the distillation steps.
+        live_targets: models see the augmented images; False takes the targets of the images as they are, computed
+            once an expert.
+        init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
+            have the same architecture, arguments and units.
+        reset: start each expert from the ex-model's initial weights.
+    """
+
+    iterations: int = 30000
+    batch_size: int = 32
+    lr: float = 0.01
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    lambda_ce: float = 1.0
+    loss: str = "mse"
+    temperature: float = 2.0
+    mse: str = "mean"
+    normalize: str = "none"
+    combine: str = "per_sample"
+    buffer_size: int = 5000
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    live_targets: bool = True
+    init_from_first: bool = False
+    reset: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("sgd", "adam"),
+            "schedule": ("constant", "onecycle"),
+            "loss": ("mse", "kl"),
+            "mse": ("mean", "sum"),
+            "normalize": NORMALIZATIONS,
+            "combine": ("per_sample", "per_unit"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
+        for name in ("iterations", "batch_size", "buffer_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("lr", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        for name in ("lambda_ce", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> DistillationConfig:
+        """The inverse of :meth:`to_dict`."""
+        augmentation = value.get("augmentation", {})
+        if isinstance(augmentation, Mapping):
+            augmentation = Augmentation(**augmentation)
+        return cls(**{**value, "augmentation": augmentation})
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 .. iterations - 1."""
+        if self.schedule == "constant":
+            return self.lr
+        rise = max(1, round(0.3 * self.iterations))
+        low, high, at = self.lr / 25, self.lr, step / rise
+        if step >= rise:
+            low, high, at = self.lr / 1e4, self.lr, 1 - (step - rise) / max(1, self.iterations - 1 - rise)
+        return low + (high - low) * 0.5 * (1 - math.cos(math.pi * at))
+
+
+@dataclass
+class DistillationResult:
+    """What :meth:`ExModelDistillation.run` returns.
+
+    Attributes:
+        expert: the ex-model with a card of its own (``classes``: all that were seen).
+        buffer: the final buffer.
+        history: one entry an expert: lists "step", "loss", "mse", "ce" (means over blocks of steps).
+        evaluations: what ``evaluate`` returned after each expert.
+        seconds: one {"generate", "distil"} an expert.
+    """
+
+    expert: Expert
+    buffer: ImageBuffer
+    history: list[dict[str, list[float]]]
+    evaluations: list[Any]
+    seconds: list[dict[str, float]]
+
+    @property
+    def model(self) -> nn.Module:
+        """The ex-model's network."""
+        return self.expert.model
+
+
+def normalize(logits: Tensor, known: Tensor, how: str = "mean") -> Tensor:
+    """Eq. 6, 7 over the known units: ``logits`` (N, K), ``known`` bool (K,) or (N, K); unknown ones become 0.
+
+    "none" leaves them, "mean" subtracts their mean, "standardize" also divides by their standard deviation
+    (biased; rows whose known logits are all equal become 0).
+    """
+    if how not in NORMALIZATIONS:
+        raise ValueError(f"how must be one of {list(NORMALIZATIONS)}, got {how!r}")
+    logits = torch.where(known, logits, 0.0)
+    if how == "none":
+        return logits
+    count = known.expand_as(logits).sum(1, keepdim=True).clamp(min=1)
+    centred = torch.where(known, logits - logits.sum(1, keepdim=True) / count, 0.0)
+    if how == "mean":
+        return centred
+    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / deviation.clamp(min=torch.finfo(logits.dtype).eps * 16)
+
+
+def combined_targets(
+    previous: Tensor,
+    current: Tensor,
+    previous_known: Tensor,
+    current_known: Tensor,
+    labels: Tensor,
+    combine: str = "per_sample",
+) -> tuple[Tensor, Tensor]:
+    """Target logits and their mask, both (N, K) (Eq. 8).
+
+    Args:
+        previous, current: normalised logits of the previous ex-model and the expert on the ex-model's K units.
+        previous_known, current_known: bool (K,), the units each of them knows.
+        labels: (N,) positions of the samples' classes among the K units.
+        combine: "per_sample": a sample whose label only one model knows takes that model's target and mask. If
+            both know the label (and always with "per_unit"), each unit takes the model that knows it, and the
+            mean where both do.
+    """
+    if combine not in ("per_sample", "per_unit"):
+        raise ValueError(f"combine must be 'per_sample' or 'per_unit', got {combine!r}")
+    use_previous = previous_known.expand_as(previous)
+    use_current = current_known.expand_as(current)
+    if combine == "per_sample":
+        in_previous, in_current = previous_known[labels][:, None], current_known[labels][:, None]
+        use_previous, use_current = use_previous & in_previous, use_current & in_current
+    total = torch.where(use_previous, previous, 0.0) + torch.where(use_current, current, 0.0)
+    target = torch.where(use_previous & use_current, 0.5 * total, total)
+    return target, use_previous | use_current
+
+
+def distillation_loss(
+    logits: Tensor, target: Tensor, mask: Tensor, labels: Tensor, seen: Tensor, config: DistillationConfig
+) -> tuple[Tensor, Tensor]:
+    """The two terms of Eq. 10, distillation and cross-entropy, means over the batch.
+
+    Args:
+        logits: (N, K) of the ex-model.
+        target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing.
+        labels: (N,) positions among the units ``seen``, not among all K.
+        seen: int64 positions of the units that any expert has been trained on so far.
+    """
+    if config.loss == "mse":
+        squares = ((logits - target) * mask).square().sum(1)
+        term = (squares / mask.sum(1).clamp(min=1)).mean() if config.mse == "mean" else squares.mean()
+    else:
+        lowest = torch.finfo(logits.dtype).min
+        log_p = F.log_softmax(torch.where(mask, logits / config.temperature, lowest), 1)
+        log_q = F.log_softmax(torch.where(mask, target / config.temperature, lowest), 1)
+        term = (log_q.exp() * (log_q - log_p)).sum(1).mean() * config.temperature**2
+    return term, ops.soft_cross_entropy(logits if len(seen) == logits.shape[1] else logits[:, seen], labels)
+
+
+class ExModelDistillation:
+    """Alg. 1: for each expert, new images from the strategy, a rebalanced buffer, and distillation steps.
+
+    Args:
+        strategy: where images come from (:mod:`exml_fast.continual.strategies`).
+        config: the hyper-parameters.
+        model, units: the ex-model and the global class id of each of its logits. By default the architecture of
+            the first expert, with a unit for every unit that occurs in the stream.
+        seed: of everything random in a run.
+        device: where the networks, the buffer and the steps are.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: DistillationConfig | None = None,
+        *,
+        model: nn.Module | None = None,
+        units: Sequence[int] | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if model is not None and units is None:
+            raise ValueError("units must be given with model: the global class id of each logit")
+        self.strategy = strategy
+        self.config = config or DistillationConfig()
+        self.seed = seed
+        self.device = torch.device(device)
+        self._model, self._units = model, units
+
+    def run(
+        self,
+        stream: ExpertStream,
+        progress: Progress | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        evaluate: Callable[[Expert], Any] | None = None,
+        checkpoint_every: int = 5000,
+    ) -> DistillationResult:
+        """Learn from the whole stream.
+
+        Args:
+            progress: called as ``progress(stage, step, total, terms)`` once a block of steps.
+            checkpoint_dir: where the state is saved after each expert, after its images are there, about every
+                ``checkpoint_every`` steps, and on Ctrl-C (which is raised on). A run that finds a checkpoint of
+                the same stream, configuration and seed goes on from it and ends bit for bit as if never stopped;
+                ValueError naming what differs otherwise.
+            evaluate: called with the ex-model after each expert; a number, dict or list of such.
+
+        Raises:
+            ValueError: if experts differ in their input, or a class of theirs is not among ``units``.
+            RuntimeError: if the loss is not finite.
+        """
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(self.seed)
+            run = _Run(self, stream, progress, checkpoint_dir, checkpoint_every)
+            try:
+                return run.finish(evaluate)
+            except KeyboardInterrupt:
+                run.write_checkpoint()
+                raise
+
+
+class _Run:
+    """The state of one run. It is consistent, and can be saved, at the end of every block of steps."""
+
+    def __init__(
+        self,
+        method: ExModelDistillation,
+        stream: ExpertStream,
+        progress: Progress | None,
+        checkpoint_dir: str | os.PathLike[str] | None,
+        checkpoint_every: int,
+    ) -> None:
+        self.config, self.strategy, self.device = method.config, method.strategy, method.device
+        self.stream, self.progress = stream, progress
+        self.units = list(method._units) if method._units is not None else stream.units
+        self.spec = _common_spec(stream)
+        self.position = {unit: j for j, unit in enumerate(self.units)}
+        for i, classes in enumerate(stream.experiences):
+            if missing := [c for c in classes if c not in self.position]:
+                raise ValueError(f"expert {i + 1} was trained on classes {missing}, not among the units {self.units}")
+        first = stream.cards[0]
+        if method._model is not None:
+            self.architecture, self.arguments = type(method._model).__name__, {}
+            self.model = copy.deepcopy(method._model).to(self.device)
+        else:
+            self.architecture = first.architecture
+            arguments = {k: v for k, v in first.arguments.items() if k != "num_classes"}
+            self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
+            self.model = create(self.architecture, **self.arguments).to(self.device)
+        self.initial = _clone(self.model.state_dict())
+        self.previous: nn.Module | None = None
+        self.optimizer: torch.optim.Optimizer = self._new_optimizer()
+        self.buffer = ImageBuffer(self.config.buffer_size)
+        self.generator = torch.Generator().manual_seed(method.seed)
+        # Where the run is: expert, whether its images are in the buffer, and how many of its steps are done.
+        self.expert_index, self.generated, self.step = 0, False, 0
+        self.history: list[dict[str, list[float]]] = []
+        self.evaluations: list[Any] = []
+        self.seconds: list[dict[str, float]] = []
+        self.low = self.spec.bounds(self.device)[0]
+        self.identity = {
+            "experts": stream.fingerprints(),
+            "config": self.config.to_dict(),
+            "strategy": self.strategy.describe(),
+            "units": self.units,
+            "seed": method.seed,
+            "architecture": self.architecture,
+        }
+        self.path = Path(checkpoint_dir) / CHECKPOINT_FILE if checkpoint_dir is not None else None
+        self.checkpoint_every = checkpoint_every
+        self._snapshot: dict[str, Any] | None = None
+        if self.path is not None and self.path.is_file():
+            self._restore(load_checkpoint(self.path, self.device))
+        self._take_snapshot()
+
+    def finish(self, evaluate: Callable[[Expert], Any] | None) -> DistillationResult:
+        """Go on to the end of the stream."""
+        while self.expert_index < len(self.stream):
+            expert = self.stream[self.expert_index]
+            expert.model.to(self.device)
+            if not self.generated:
+                self._generate(expert)
+            self._distil(expert)
+            self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.expert_index, self.generated, self.step = self.expert_index + 1, False, 0
+            if evaluate is not None:
+                self.evaluations.append(evaluate(self._as_expert()))
+                self.model.train()
+            self._take_snapshot(write=True)
+        return DistillationResult(self._as_expert(), self.buffer, self.history, self.evaluations, self.seconds)
+
+    def _generate(self, expert: Expert) -> None:
+        started = time.perf_counter()
+        capacity = self.config.buffer_size
+        count = capacity // (self.expert_index + 1)
+        stage = self._stage("generate")
+
+        def report(_stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+            if self.progress is not None:
+                self.progress(stage, step, total, terms)
+
+        report("", 0, 1, {})
+        images, labels = self.strategy.samples(expert, count, self.generator, report)
+        if self.expert_index > 0:
+            self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
+        self.buffer.add(images.to(self.device), labels.to(self.device))
+        self.generated, self.step = True, 0
+        seconds = time.perf_counter() - started
+        self.seconds.append({"generate": seconds, "distil": 0.0})
+        self.history.append({"step": [], "loss": [], self.config.loss: [], "ce": []})
+        if self.config.reset:
+            self.model.load_state_dict(self.initial)
+        if self.config.init_from_first and self.expert_index == 0 and self._same_network(expert):
+            self.model.load_state_dict(expert.model.state_dict())
+            self.step = self.config.iterations
+        self.optimizer = self._new_optimizer()
+        report("", 1, 1, {})
+        self._take_snapshot(write=True)
+
+    def _distil(self, expert: Expert) -> None:
+        config, stage = self.config, self._stage("distil")
+        teachers = _Teachers(self, expert)
+        images, labels = self.buffer.images, self.buffer.labels
+        place = torch.full((max(self.units) + 1,), -1, device=self.device)
+        place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
+        positions = place[labels]
+        seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
+        targets = teachers(images, positions) if not (config.live_targets and config.augmentation.active) else None
+        batch_bytes = config.batch_size * images[0].numel() * images.element_size()
+        block_steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // batch_bytes))
+        parameters = self.optimizer.param_groups[0]
+        last_written = self.step
+        self.model.train()
+        while self.step < config.iterations:
+            started = time.perf_counter()
+            steps = min(block_steps, config.iterations - self.step)
+            index = torch.randint(len(labels), (steps * config.batch_size,), generator=self.generator).to(self.device)
+            inputs, at = images[index], positions[index]
+            if config.augmentation.active:
+                inputs = config.augmentation(inputs, self.low, self.generator)
+            goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
+            batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, seen_place[at])), strict=True)
+            terms = torch.zeros(2, device=self.device)
+            for batch, batch_goal, batch_mask, batch_labels in batches:
+                parameters["lr"] = config.rate(self.step)
+                term, ce = distillation_loss(
+                    self.model(batch), batch_goal, batch_mask, batch_labels, teachers.seen, config
+                )
+                self.optimizer.zero_grad(set_to_none=True)
+                (term + config.lambda_ce * ce).backward()
+                self.optimizer.step()
+                terms += torch.stack([term.detach(), ce.detach()])
+                self.step += 1
+            self._record(stage, (terms / steps).tolist(), time.perf_counter() - started)
+            due = self.step - last_written >= self.checkpoint_every and self.step < config.iterations
+            last_written = self.step if due else last_written
+            self._take_snapshot(write=due)
+
+    def _record(self, stage: str, terms: list[float], seconds: float) -> None:
+        term, ce = terms
+        loss = term + self.config.lambda_ce * ce
+        if not math.isfinite(loss):
+            raise RuntimeError(f"{stage}: the loss is {loss} at step {self.step}; lower lr ({self.config.lr})")
+        values = {"step": self.step, "loss": loss, self.config.loss: term, "ce": ce}
+        for name, value in values.items():
+            self.history[-1][name].append(value)
+        self.seconds[-1]["distil"] += seconds
+        if self.progress is not None:
+            self.progress(stage, self.step, self.config.iterations, {k: v for k, v in values.items() if k != "step"})
+
+    def _stage(self, name: str) -> str:
+        return f"expert {self.expert_index + 1}/{len(self.stream)}: {name}"
+
+    def _same_network(self, expert: Expert) -> bool:
+        return (
+            expert.card.architecture == self.architecture
+            and expert.card.arguments == self.arguments
+            and list(expert.units) == self.units
+        )
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        config, parameters = self.config, self.model.parameters()
+        if config.optimizer == "adam":
+            return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+        )
+
+    def known(self, experts: int) -> list[int]:
+        """Classes of the first ``experts`` experts, ascending."""
+        return sorted({c for classes in self.stream.experiences[:experts] for c in classes})
+
+    def _as_expert(self) -> Expert:
+        names = self.stream.class_names
+        card = Card(
+            self.architecture,
+            self.arguments,
+            tuple(self.units),
+            tuple(self.known(self.expert_index)),
+            tuple(names.get(unit, str(unit)) for unit in self.units),
+            self.spec,
+            training={
+                "method": "ex-model distillation",
+                "strategy": self.strategy.describe(),
+                "config": self.config.to_dict(),
+                "experts": self.expert_index,
+                "seed": self.identity["seed"],
+            },
+        )
+        return Expert(self.model, card)
+
+    def _state(self) -> dict[str, Any]:
+        cuda = self.device.type == "cuda"
+        return {
+            "identity": self.identity,
+            "expert_index": self.expert_index,
+            "generated": self.generated,
+            "step": self.step,
+            "initial": self.initial,
+            "model": _clone(self.model.state_dict()),
+            "previous": None if self.previous is None else self.previous.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "buffer": self.buffer.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+            "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "history": copy.deepcopy(self.history),
+            "evaluations": copy.deepcopy(self.evaluations),
+            "seconds": copy.deepcopy(self.seconds),
+        }
+
+    def _take_snapshot(self, write: bool = False) -> None:
+        """Remember the state for Ctrl-C: in the middle of a step it would not be consistent."""
+        if self.path is not None:
+            self._snapshot = self._state()
+            if write:
+                self.write_checkpoint()
+
+    def write_checkpoint(self) -> None:
+        """Save the last snapshot."""
+        if self.path is not None and self._snapshot is not None:
+            save_checkpoint(self.path, self._snapshot)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, value in self.identity.items():
+            if state["identity"].get(name) != value:
+                raise ValueError(
+                    f"{self.path} is of another run: {name} was {state['identity'].get(name)!r}, is {value!r}; "
+                    "delete it or give another checkpoint folder"
+                )
+        self.expert_index, self.generated, self.step = state["expert_index"], state["generated"], state["step"]
+        self.initial = state["initial"]
+        self.model.load_state_dict(state["model"])
+        if state["previous"] is not None:
+            self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.previous.load_state_dict(state["previous"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["global_generator"].cpu())
+        if state["cuda_generator"] is not None:
+            torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
+        self.history, self.evaluations, self.seconds = state["history"], state["evaluations"], state["seconds"]
+
+
+class _Teachers:
+    """The previous ex-model and the current expert, each asked only about the images that need it."""
+
+    def __init__(self, run: _Run, expert: Expert) -> None:
+        self.config, self.previous, self.expert = run.config, run.previous, expert
+        count, device = len(run.units), run.device
+        current = [run.position[c] for c in expert.classes]
+        earlier = [run.position[c] for c in run.known(run.expert_index)]
+        self.current_known = torch.zeros(count, dtype=torch.bool, device=device)
+        self.current_known[current] = True
+        self.previous_known = torch.zeros(count, dtype=torch.bool, device=device)
+        self.previous_known[earlier] = True
+        self.seen_mask = self.current_known | self.previous_known
+        self.seen = torch.nonzero(self.seen_mask)[:, 0]
+        self._from = expert.positions(expert.classes)
+        self._to = torch.tensor(current, device=device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 6 to 8 for normalised images whose labels are at ``positions``: targets and mask, (N, K)."""
+        how = self.config.normalize
+        shape = (len(images), len(self.current_known))
+        current, previous = images.new_zeros(shape), images.new_zeros(shape)
+        every = self.config.combine == "per_unit"
+        rows = self._rows(self.current_known, positions, every)
+        mapped = images.new_zeros((len(rows), shape[1]))
+        mapped[:, self._to] = self.expert.logits(images[rows])[:, self._from]
+        current[rows] = normalize(mapped, self.current_known, how)
+        if self.previous is not None:
+            rows = self._rows(self.previous_known, positions, every)
+            outputs = [self.previous(chunk) for chunk in images[rows].split(512)]
+            previous[rows] = normalize(torch.cat(outputs), self.previous_known, how)
+        return combined_targets(
+            previous, current, self.previous_known, self.current_known, positions, self.config.combine
+        )
+
+    def _rows(self, known: Tensor, positions: Tensor, every: bool) -> Tensor:
+        if every:
+            return torch.arange(len(positions), device=positions.device)
+        return torch.nonzero(known[positions])[:, 0]
+
+
+def _common_spec(stream: ExpertStream) -> InputSpec:
+    spec = stream.cards[0].input_spec
+    for i, card in enumerate(stream.cards):
+        if card.input_spec != spec:
+            raise ValueError(
+                f"all experts must expect the same input: expert {i + 1} {card.input_spec}, expert 1 {spec}"
+            )
+    return spec
+
+
+def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}

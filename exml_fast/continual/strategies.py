@@ -1,0 +1,71 @@
+"""Where an ex-model's images come from: inverted from the expert, or borrowed from elsewhere (Carta 2022, sec. 4)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from exml_fast.continual.buffer import balanced_indices
+from exml_fast.continual.expert import Expert, Progress
+
+__all__ = ["AuxiliaryData", "Strategy"]
+
+
+class Strategy(Protocol):
+    """A source of labelled images for one expert (Alg. 1, line 3)."""
+
+    def samples(
+        self, expert: Expert, count: int, generator: torch.Generator, progress: Progress | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings as plain JSON values: they identify a run's checkpoint."""
+        ...
+
+
+def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
+    """``count`` global ids, each class equally often, the first ones once more where it does not divide."""
+    return torch.tensor(classes, dtype=torch.int64).repeat(-(-count // len(classes)))[:count].sort().values
+
+
+class AuxiliaryData:
+    """Images of another domain, labelled by the expert: the argmax over its own classes.
+
+    Args:
+        images: (N, c, h, w), uint8 or float in [0, 1]; fitted to the expert's input (InputSpec.fit).
+        name: for :meth:`describe`.
+        pool: how many random images are labelled for one expert; from them the samples are chosen, balanced over
+            the labels as far as the labels allow.
+    """
+
+    def __init__(self, images: Tensor, name: str = "auxiliary", pool: int = 20000) -> None:
+        if images.dim() != 4 or len(images) == 0:
+            raise ValueError(f"images must be (N, c, h, w) with N > 0, got shape {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
+        self.images, self.name, self.pool = images, name, pool
+
+    def samples(
+        self, expert: Expert, count: int, generator: torch.Generator, progress: Progress | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Strategy`; ValueError if there are fewer than ``count`` images."""
+        if count > len(self.images):
+            raise ValueError(f"count is {count}, but there are only {len(self.images)} auxiliary images")
+        pool = torch.randperm(len(self.images), generator=generator)[: max(self.pool, count)]
+        chunks = pool.split(1000)
+        labels = []
+        for i, index in enumerate(chunks):
+            labels.append(expert.predict(expert.input_spec.prepare(self.images[index])).cpu())
+            if progress is not None:
+                progress("auxiliary", i + 1, len(chunks), {})
+        every = torch.cat(labels)
+        chosen = balanced_indices(every, count, generator)
+        return expert.input_spec.prepare(self.images[pool[chosen]]), every[chosen]
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings."""
+        return {"strategy": "auxiliary", "name": self.name, "images": len(self.images), "pool": self.pool}

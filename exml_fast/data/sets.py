@@ -1,0 +1,246 @@
+"""Image data sets held in memory as two tensors a split, with names a command line can give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from exml_fast.data.spec import InputSpec
+
+__all__ = ["ImageData", "Split", "load"]
+
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+DIGITS_TEST_SHARE = 0.25
+# Published normalisations of the 28×28 images; the padding to 32 does not change them.
+TORCHVISION_SETS = {
+    "mnist": ("MNIST", 0.1307, 0.3081),
+    "fashion-mnist": ("FashionMNIST", 0.2860, 0.3530),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W), uint8 or float32 in [0, 1], and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4:
+            raise ValueError(f"images must be (N, C, H, W), got shape {tuple(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(self.images)},), "
+                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of_classes(self, classes: Sequence[int]) -> Split:
+        """The samples whose label is in ``classes``, in their order; labels stay the global ids."""
+        keep = torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64))
+        return Split(self.images[keep], self.labels[keep])
+
+    def normalized(self, spec: InputSpec, index: Tensor | slice | None = None) -> Tensor:
+        """Network input for ``spec`` (float32) of the samples at ``index`` (default: all)."""
+        return spec.prepare(self.images if index is None else self.images[index])
+
+    def batches(self, spec: InputSpec, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+        """(network input, labels) of consecutive samples, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            chunk = slice(start, start + size)
+            yield self.normalized(spec, chunk), self.labels[chunk]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A named data set; ``class_names[c]`` is the name of label c, ``spec`` fits the images as they are."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: list[str]
+    spec: InputSpec
+
+    @property
+    def classes(self) -> list[int]:
+        """All global class ids, 0 to K - 1."""
+        return list(range(len(self.class_names)))
+
+
+def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None = None) -> ImageData:
+    """Load a data set.
+
+    Args:
+        name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download), "mnist", "fashion-mnist" (padded to
+            32×32, downloaded into ``root`` on first use), the path of a ``.npz`` file with x_train, y_train,
+            x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
+            (or ``val/<class>/``).
+        root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
+        size: side to which the images of a folder are resized; needed when they differ in size.
+
+    Raises:
+        ValueError: naming the key, file or name that is wrong.
+        ImportError: if scikit-learn is missing for "digits".
+    """
+    if name == "digits":
+        return _digits()
+    if name in TORCHVISION_SETS:
+        return _torchvision(name, Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser())
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        return _npz(path)
+    if path.is_dir():
+        return _folder(path, size)
+    names = ["digits", *TORCHVISION_SETS]
+    raise ValueError(f"no data set {name!r}: expected one of {names}, an existing .npz file or an image folder")
+
+
+def _digits() -> ImageData:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits data set needs scikit-learn: pip install exml_fast[eval]") from error
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float()[:, None] / 16
+    images = F.interpolate(small, (32, 32), mode="bilinear", align_corners=False)
+    images = (images * 255).round().to(torch.uint8)
+    labels = torch.from_numpy(bunch.target).long()
+    generator = torch.Generator().manual_seed(0)
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for c in range(10):
+        members = torch.nonzero(labels == c)[:, 0]
+        order = torch.randperm(len(members), generator=generator)
+        is_test[members[order[: round(DIGITS_TEST_SHARE * len(members))]]] = True
+    train = Split(images[~is_test], labels[~is_test])
+    test = Split(images[is_test], labels[is_test])
+    return ImageData("digits", train, test, [str(c) for c in range(10)], _measured_spec(train.images))
+
+
+def _torchvision(name: str, root: Path) -> ImageData:
+    import torchvision
+
+    class_name, mean, std = TORCHVISION_SETS[name]
+    constructor = getattr(torchvision.datasets, class_name)
+    parts = [constructor(root, train=train, download=True) for train in (True, False)]
+    splits = [Split(F.pad(part.data[:, None], (2, 2, 2, 2)), part.targets.long()) for part in parts]
+    class_names = [c.split(" - ")[0] if name == "mnist" else c for c in parts[0].classes]
+    return ImageData(name, splits[0], splits[1], class_names, InputSpec(1, (32, 32), (mean,), (std,)))
+
+
+def _npz(path: Path) -> ImageData:
+    with np.load(path, allow_pickle=False) as file:
+        for key in NPZ_KEYS:
+            if key not in file.files:
+                raise ValueError(f"{path}: {key!r} is missing, found {file.files}; expected {list(NPZ_KEYS)}")
+        try:
+            arrays = {key: file[key] for key in NPZ_KEYS}
+        except ValueError as error:
+            raise ValueError(f"{path}: the arrays must be plain numbers: {error}") from error
+    splits = []
+    for part in ("train", "test"):
+        images = _npz_images(path, f"x_{part}", arrays[f"x_{part}"])
+        y = arrays[f"y_{part}"]
+        if y.dtype.kind not in "iu" or y.shape != (len(images),):
+            raise ValueError(
+                f"{path}: 'y_{part}' must be integers of shape ({len(images)},), got {y.dtype} of shape {y.shape}"
+            )
+        labels = torch.from_numpy(y.astype(np.int64))
+        if len(labels) == 0 or int(labels.min()) < 0:
+            raise ValueError(f"{path}: 'y_{part}' must hold labels from 0 upwards, and at least one")
+        splits.append(Split(images, labels))
+    train, test = splits
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(
+            f"{path}: 'x_test' has images of shape {tuple(test.images.shape[1:])}, "
+            f"'x_train' of {tuple(train.images.shape[1:])}"
+        )
+    count = int(train.labels.max()) + 1
+    if missing := sorted(set(range(count)) - set(train.labels.tolist())):
+        raise ValueError(f"{path}: 'y_train' must use every label from 0 to {count - 1}; {missing[:5]} do not occur")
+    if int(test.labels.max()) >= count:
+        raise ValueError(f"{path}: 'y_test' has label {int(test.labels.max())}, 'y_train' only 0 to {count - 1}")
+    return ImageData(path.stem, train, test, [str(c) for c in range(count)], _measured_spec(train.images))
+
+
+def _npz_images(path: Path, key: str, x: np.ndarray) -> Tensor:
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"{path}: {key!r} must be uint8 in [0, 255] or float in [0, 1], got {x.dtype}")
+    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)) or 0 in x.shape:
+        raise ValueError(f"{path}: {key!r} must be (N, H, W) or (N, H, W, 1 or 3), got shape {x.shape}")
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise ValueError(f"{path}: {key!r} holds NaN or infinite values")
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError(f"{path}: {key!r} must lie in [0, 1], got {x.min():g} to {x.max():g}")
+    images = torch.from_numpy(np.ascontiguousarray(x))
+    return images[:, None] if x.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _folder(path: Path, size: int | None) -> ImageData:
+    from torchvision.datasets import ImageFolder
+
+    test_path = path / "test" if (path / "test").is_dir() else path / "val"
+    for part in (path / "train", test_path):
+        if not part.is_dir():
+            raise ValueError(f"{path}: expected the folders train/ and test/ (or val/), {part.name}/ is missing")
+    try:
+        train_files, test_files = ImageFolder(str(path / "train")), ImageFolder(str(test_path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: every class folder must hold images: {error}") from error
+    if train_files.classes != test_files.classes:
+        differing = sorted(set(train_files.classes) ^ set(test_files.classes))
+        raise ValueError(f"{path}: train/ and {test_path.name}/ have different classes: {differing[:5]}")
+    grey = _first_is_grey(train_files.samples)
+    train, test = (_read_images(files.samples, grey, size) for files in (train_files, test_files))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(f"{path}: train and test images differ in size; give size=... to resize them")
+    return ImageData(path.name, train, test, list(train_files.classes), _measured_spec(train.images))
+
+
+def _first_is_grey(samples: list[tuple[str, int]]) -> bool:
+    from PIL import Image
+
+    with Image.open(samples[0][0]) as image:
+        return image.mode in ("1", "L", "I;16")
+
+
+def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -> Split:
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    images: list[Tensor] = []
+    for file, _ in samples:
+        with Image.open(file) as opened:
+            image = opened.convert("L" if grey else "RGB")
+        if size is not None and image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        tensor = pil_to_tensor(image)
+        if images and tensor.shape != images[0].shape:
+            raise ValueError(
+                f"{file} is {tensor.shape[1]} x {tensor.shape[2]}, {samples[0][0]} is "
+                f"{images[0].shape[1]} x {images[0].shape[2]}; give size=... to resize them"
+            )
+        images.append(tensor)
+    return Split(torch.stack(images), torch.tensor([label for _, label in samples], dtype=torch.int64))
+
+
+def _measured_spec(images: Tensor) -> InputSpec:
+    """Mean and standard deviation of each channel over the training images, to four decimals."""
+    channels, height, width = images.shape[1:]
+    mean, std = [], []
+    for channel in range(channels):
+        values = images[:, channel].double()
+        values = values / 255 if images.dtype == torch.uint8 else values
+        mean.append(round(float(values.mean()), 4))
+        std.append(max(round(float(values.std(correction=0)), 4), 1e-3))
+    return InputSpec(channels, (height, width), tuple(mean), tuple(std))
