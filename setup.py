@@ -42,7 +42,9 @@ def cuda_toolkit() -> str | None:
 def git_commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
-        commit = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True, stderr=subprocess.DEVNULL)
+        commit = subprocess.check_output(
+            [*git, "rev-parse", "--short=12", "HEAD"], text=True, stderr=subprocess.DEVNULL
+        )
         dirty = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -57,8 +59,11 @@ def wants_cuda(toolkit: str | None) -> bool:
     if forced == "1" and not possible:
         sys.exit(
             "EXML_CUDA=1, but no CUDA build is possible here: "
-            + ("no toolkit with bin/nvcc and lib64/libcudart.so was found; set CUDA_HOME" if toolkit is None else
-               f"torch {torch.__version__} is a build without CUDA")
+            + (
+                "no toolkit with bin/nvcc and lib64/libcudart.so was found; set CUDA_HOME"
+                if toolkit is None
+                else f"torch {torch.__version__} is a build without CUDA"
+            )
         )
     return possible and forced != "0"
 

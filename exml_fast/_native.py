@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-_REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps exml_fast` (or `.` in a checkout)"
+_REBUILD = (
+    "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps exml_fast` (or `.` in a checkout)"
+)
 
 
 def _load() -> Any:
@@ -15,7 +17,9 @@ def _load() -> Any:
     except ImportError:
         raise ImportError(f"exml_fast's extension has not been compiled: {_REBUILD}") from None
     if torch.__version__ != TORCH:
-        raise ImportError(f"exml_fast was compiled for torch {TORCH}, but torch {torch.__version__} is running: {_REBUILD}")
+        raise ImportError(
+            f"exml_fast was compiled for torch {TORCH}, but torch {torch.__version__} is running: {_REBUILD}"
+        )
     from exml_fast import _C
 
     return _C

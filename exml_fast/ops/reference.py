@@ -20,6 +20,11 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def _sqrt(v: Tensor) -> Tensor:
+    """Square root whose gradient at zero is zero: a constant channel has no direction in which it deviates first."""
+    return torch.where(v == 0, 0, torch.where(v == 0, 1, v).sqrt())
+
+
 def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
     """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
     batch_mean, batch_var = channel_statistics(x)
@@ -27,7 +32,7 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
         # KL(N(batch) || N(given)), summed over the channels.
         ratio = batch_var / var
         return 0.5 * (ratio + (batch_mean - mean) ** 2 / var - 1 - ratio.log()).sum()
-    batch_moment, given_moment = (batch_var, var) if moment == "var" else (batch_var.sqrt(), var.sqrt())
+    batch_moment, given_moment = (batch_var, var) if moment == "var" else (_sqrt(batch_var), var.sqrt())
     if distance == "squared":
         return ((batch_mean - mean) ** 2).sum() + ((batch_moment - given_moment) ** 2).sum()
     return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
