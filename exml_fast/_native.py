@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 
-_REBUILD = (
-    "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps exml_fast` (or `.` in a checkout)"
-)
+_REBUILD = "rebuild it in its checkout: pip install --no-build-isolation --no-deps --force-reinstall ."
 
 
 def _load() -> Any:
@@ -18,11 +17,9 @@ def _load() -> Any:
         raise ImportError(f"exml_fast's extension has not been compiled: {_REBUILD}") from None
     if torch.__version__ != TORCH:
         raise ImportError(
-            f"exml_fast was compiled for torch {TORCH}, but torch {torch.__version__} is running: {_REBUILD}"
+            f"exml_fast was compiled for torch {TORCH}, but this is torch {torch.__version__}: {_REBUILD}"
         )
-    from exml_fast import _C
-
-    return _C
+    return importlib.import_module("exml_fast._C")
 
 
 _extension = _load()

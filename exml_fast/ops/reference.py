@@ -78,10 +78,7 @@ def image_prior(
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
     """Cross-entropy of softmax(logits / temperature) with class indices or soft targets (Nayak 2021, Eq. 2)."""
     log_p = F.log_softmax(logits / temperature, dim=1)
-    if target.dtype == torch.int64:
-        loss = -log_p.gather(1, target[:, None])[:, 0]
-    else:
-        loss = -(target * log_p).sum(1)
+    loss = -log_p.gather(1, target[:, None])[:, 0] if target.dtype == torch.int64 else -(target * log_p).sum(1)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
@@ -90,7 +87,7 @@ def dirichlet_targets(
 ) -> Tensor:
     """One Dirichlet(betas[n] * similarity[classes[n]]) draw a row (Nayak 2021, Alg. 1).
 
-    A small alpha underflows as a gamma variate, so gammas are drawn as ``log G(alpha) = log G(alpha + 1) + log(U) / alpha``.
+    A gamma variate of a small shape underflows, so its logarithm is drawn: log G(a) = log G(a + 1) + log(U) / a.
     """
     alpha = (betas[:, None] * similarity[classes]).double()
     log_gamma = torch._standard_gamma(alpha + 1, generator=generator).log()
