@@ -1,0 +1,63 @@
+# `make demo` and `make test` do everything on a fresh machine: they create .venv, install torch and build the extension.
+TORCH       ?= torch==2.11.0 torchvision==0.26.0
+PYTHON      ?= python3
+VENV        ?= .venv
+BIN         := $(VENV)/bin
+BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
+SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
+BUILD_DIR   ?= build
+
+.PHONY: demo test bench gpu lint asan host-tests cuda-compile clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.torch: | $(BIN)/python
+	$(BIN)/pip install --quiet $(TORCH) $(BUILD_TOOLS)
+	touch $@
+
+# An editable install: the extension lies beside its Python sources and is built anew when csrc/ changes.
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/exml-fast demo --out demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# GoogleTest: the formulas of csrc/math, and the CUDA kernels on the host by an emulator. Needs CMake and GoogleTest.
+host-tests:
+	cmake -S . -B $(BUILD_DIR)/host -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD_DIR)/host
+	ctest --test-dir $(BUILD_DIR)/host --output-on-failure
+
+# The host tests under AddressSanitizer and UBSan, then the extension's Python tests of the ops under both.
+asan: $(VENV)/.installed
+	cmake -S . -B $(BUILD_DIR)/asan -DCMAKE_BUILD_TYPE=Debug -DEXML_SANITIZE=address,undefined
+	cmake --build $(BUILD_DIR)/asan
+	ctest --test-dir $(BUILD_DIR)/asan --output-on-failure
+	bash csrc/tests/asan_python.sh $(BIN)/python $(BUILD_DIR)/asan-python
+
+# All CUDA code for Hopper; a register spill is an error. Needs a CUDA toolkit, no GPU.
+cuda-compile: $(VENV)/.torch
+	EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
+	  --build-temp $(BUILD_DIR)/cuda --build-lib $(BUILD_DIR)/cuda/lib
+
+# Everything that needs a GPU, on a machine that has one and a Python with torch: results go to $OUT (default: build/gpu).
+gpu:
+	bash benches/gpu.sh
+
+clean:
+	rm -rf $(BUILD_DIR) exml_fast/_C*.so exml_fast/_built_for.py *.egg-info

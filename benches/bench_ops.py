@@ -1,0 +1,146 @@
+"""The fused ops against the same formulas in PyTorch: published style, best eager, and compiled.
+
+    make bench                                    # writes benches/results/ops-cpu.json
+    pytest benches/bench_ops.py --benchmark-only  # the same
+
+Each case times all contenders side by side, forward and backward, rounds interleaved; pytest-benchmark's own table
+shows the fused op alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from measure import RESULTS, as_row, interleaved, peak_mb, saved_mb, write_results
+from torch import Tensor
+
+from exml_fast import ops
+from exml_fast.ops import reference
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+ROWS: dict[str, list[dict[str, Any]]] = {device: [] for device in DEVICES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def results_file() -> Any:
+    yield
+    for device, rows in ROWS.items():
+        if rows:
+            write_results(RESULTS / f"ops-{device}.json", rows, device)
+
+
+def published_bn_hook(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Yin 2020, Eq. 4, as published hooks compute it: a mean pass, and the variance of a transposed copy."""
+    batch_mean = x.mean((0, 2, 3))
+    batch_var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
+    return torch.norm(var - batch_var, 2) + torch.norm(mean - batch_mean, 2)
+
+
+def compiled(f: Callable[..., Tensor], *args: Tensor) -> Callable[[], Tensor]:
+    torch._dynamo.reset()
+    g = torch.compile(f, fullgraph=True, dynamic=False)
+    return lambda: g(*args)
+
+
+def forward_backward(f: Callable[[], Tensor], x: Tensor) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(f(), x)
+
+
+def run(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[], Tensor]], x: Tensor) -> None:
+    device = x.device.type
+    steps = {name: forward_backward(f, x) for name, f in contenders.items()}
+    timings = interleaved(steps, device=device)
+    ours = timings["exml_fast"].median
+    row = {
+        **case,
+        "device": device,
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "ms": as_row(timings),
+        "times_faster": {name: round(t.median / ours, 2) for name, t in timings.items() if name != "exml_fast"},
+        "peak_mb": {name: round(peak_mb(step, device), 2) for name, step in steps.items()},
+        "saved_mb": {name: round(saved_mb(f, x), 3) for name, f in contenders.items()},
+    }
+    ROWS[device].append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(steps["exml_fast"], rounds=10, warmup_rounds=1)
+    print(case, row["times_faster"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(64, 64, 32, 32), (4, 256, 56, 56), (256, 16, 28, 28)], ids=str)
+def test_bn_match(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
+    x = torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format]).requires_grad_()
+    mean, var = torch.randn(shape[1], device=device), torch.rand(shape[1], device=device) + 0.5
+    contenders = {
+        "exml_fast": lambda: ops.bn_match(x, mean, var),
+        "published": lambda: published_bn_hook(x, mean, var),
+        "var_mean": lambda: reference.bn_match(x, mean, var),
+        "compiled": compiled(reference.bn_match, x, mean, var),
+    }
+    run(benchmark, {"op": "bn_match", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)], ids=str)
+def test_image_prior(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
+    x = torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format]).requires_grad_()
+
+    def plain(x: Tensor) -> Tensor:
+        return torch.stack(reference.image_prior(x)).sum()
+
+    contenders = {
+        "exml_fast": lambda: torch.stack(ops.image_prior(x)).sum(),
+        "pytorch": lambda: plain(x),
+        "compiled": compiled(plain, x),
+    }
+    run(benchmark, {"op": "image_prior", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("target", ["indices", "soft"])
+@pytest.mark.parametrize("shape", [(32, 10), (256, 10), (64, 1000), (256, 1000)], ids=str)
+def test_soft_cross_entropy(benchmark: Any, shape: tuple[int, int], target: str, device: str) -> None:
+    logits = torch.randn(shape, device=device, requires_grad=True)
+    labels = torch.randint(shape[1], (shape[0],), device=device)
+    goal = labels if target == "indices" else torch.softmax(torch.randn(shape, device=device), 1)
+    contenders = {
+        "exml_fast": lambda: ops.soft_cross_entropy(logits, goal, 2.0),
+        "pytorch": lambda: F.cross_entropy(logits / 2.0, goal),
+    }
+    run(benchmark, {"op": "soft_cross_entropy", "shape": list(shape), "target": target}, contenders, logits)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
+    """Beside torch.distributions, whose float32 draws are not exact where a concentration is small."""
+    similarity = torch.rand(classes, classes, device=device) + 0.1
+    labels = torch.arange(256, device=device) % classes
+    betas = torch.full((256,), 0.1, device=device)
+    contenders: dict[str, Callable[[], Any]] = {
+        "exml_fast": lambda: ops.dirichlet_targets(similarity, labels, betas),
+        "torch.distributions": lambda: torch.distributions.Dirichlet(betas[:, None] * similarity[labels]).sample(),
+        "float64 in log space": lambda: reference.dirichlet_targets(similarity, labels, betas),
+    }
+    timings = interleaved(contenders, device=device)
+    ours = timings["exml_fast"].median
+    row = {
+        "op": "dirichlet_targets",
+        "shape": [256, classes],
+        "device": device,
+        "dtype": "float32",
+        "ms": as_row(timings),
+        "times_faster": {name: round(t.median / ours, 2) for name, t in timings.items() if name != "exml_fast"},
+    }
+    ROWS[device].append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(contenders["exml_fast"], rounds=10, warmup_rounds=1)
+
+

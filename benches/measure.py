@@ -1,0 +1,146 @@
+"""How every benchmark here measures: contenders side by side in one run, rounds interleaved, medians with spread.
+
+The machines are shared and noisy, so that a ratio within one run means something and an absolute time does not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exml_fast.storage import save_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call: median, and the quartiles as its spread."""
+
+    median: float
+    low: float
+    high: float
+
+
+def _milliseconds(call: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], rounds: int = 21, warmup: int = 3, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Times each contender once a round, in an order that rotates from round to round."""
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for call in contenders.values():
+        for _ in range(warmup):
+            call()
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(_milliseconds(contenders[name], device))
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+    return {name: Timing(statistics.median(times[name]), q[0], q[2]) for name, q in quartiles.items()}
+
+
+def peak_mb(call: Callable[[], Any], device: str = "cpu") -> float:
+    """Most memory held by tensors during a call beyond what was held before it, in MiB."""
+    call()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
+    """Memory that autograd keeps for the backward pass of a call beyond its inputs, in MiB."""
+    known = {t.untyped_storage().data_ptr() for t in inputs}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = call()
+    del result
+    return sum(kept.values()) / 2**20
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
+    """Writes rows with the command, the commit, the date and the machine that made them."""
+    command = os.environ.get("EXML_BENCH_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    save_json(
+        path,
+        {
+            "command": command,
+            "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(device),
+            "rows": rows,
+        },
+    )
+
+
+def as_row(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
+    return {name: {key: round(value, 4) for key, value in asdict(t).items()} for name, t in timings.items()}
+
+
