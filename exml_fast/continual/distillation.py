@@ -318,7 +318,8 @@ class ExModelDistillation:
                 ``checkpoint_every`` steps, and on Ctrl-C (which is raised on). A run that finds a checkpoint of
                 the same stream, configuration and seed goes on from it and ends bit for bit as if never stopped;
                 ValueError naming what differs otherwise.
-            evaluate: called with the ex-model after each expert; a number, dict or list of such.
+            evaluate: called with the ex-model after each expert, of which it keeps no copy (the network goes on
+                learning); returns a number, or a dict or list of numbers.
 
         Raises:
             ValueError: if experts differ in their input, or a class of theirs is not among ``units``.
@@ -401,7 +402,6 @@ class _Run:
             self.expert_index, self.generated, self.step = self.expert_index + 1, False, 0
             if evaluate is not None:
                 self.evaluations.append(evaluate(self._as_expert()))
-                self.model.train()
             self._take_snapshot(write=True)
         return DistillationResult(self._as_expert(), self.buffer, self.history, self.evaluations, self.seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ __all__ = ["Card", "Expert", "train_expert"]
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 FORMAT_VERSION = 1
+# Training images that take no more than this as float32 are normalised once, others batch by batch.
+PREPARED_BYTES = 2**28
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 
 
@@ -262,6 +265,9 @@ def train_expert(
     position = torch.full((len(data.classes),), -1)
     position[torch.tensor(units)] = torch.arange(len(units))
     images, labels = split.images.to(device), position[split.labels].to(device)
+    prepared = 4 * len(split) * math.prod(spec.shape) <= PREPARED_BYTES
+    if prepared:
+        images = spec.prepare(images)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -274,13 +280,14 @@ def train_expert(
             order = torch.randperm(len(labels), generator=generator)[: steps * batch_size].to(device)
             total = torch.zeros((), device=device)
             for index in order.view(steps, batch_size).unbind():
-                loss = ops.soft_cross_entropy(model(spec.prepare(images[index])), labels[index])
+                inputs = images[index] if prepared else spec.prepare(images[index])
+                loss = ops.soft_cross_entropy(model(inputs), labels[index])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 total += loss.detach()
             mean_loss = float(total) / steps
-            if not mean_loss < float("inf"):
+            if not math.isfinite(mean_loss):
                 raise RuntimeError(f"training diverged in epoch {epoch + 1}: loss {mean_loss}, lr {lr}")
             if progress is not None:
                 progress("train", epoch + 1, epochs, {"ce": mean_loss})

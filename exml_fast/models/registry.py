@@ -43,7 +43,7 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
         for name in arguments:
             if name not in known:
                 raise ValueError(f"argument {name!r} is not known to {architecture!r}: expected {known}")
-        return constructor(**arguments)
+        return _build(architecture, lambda: constructor(**arguments))
     library, _, name = architecture.partition("/")
     if library == "torchvision":
         import torchvision

@@ -1,0 +1,57 @@
+"""A tiny learnable data set, experts on it and a strategy without inversion, for the tests of the stream."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exml_fast.continual.expert import Expert
+from exml_fast.continual.scenarios import new_classes, train_stream
+from exml_fast.continual.strategies import balanced_labels
+from exml_fast.data import ImageData, InputSpec, Split
+
+
+def make_split(per_class: int, seed: int) -> Split:
+    """Noise with a bright quadrant: class c lights quadrant c."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(4).repeat_interleave(per_class)
+    images = torch.randint(0, 60, (len(labels), 1, 32, 32), generator=generator, dtype=torch.uint8)
+    for c in range(4):
+        top, left = 16 * (c // 2), 16 * (c % 2)
+        images[labels == c, :, top : top + 16, left : left + 16] += 150
+    return Split(images, labels)
+
+
+@cache
+def quadrants() -> ImageData:
+    """Four classes of 40 training and 10 test images, 1×32×32."""
+    names = ["north-west", "north-east", "south-west", "south-east"]
+    return ImageData("quadrants", make_split(40, 0), make_split(10, 1), names, InputSpec(1, (32, 32), (0.3,), (0.3,)))
+
+
+@cache
+def trained() -> tuple[Expert, Expert]:
+    """Two experts of two classes each, full heads, common initialisation. Do not change them."""
+    first, second = train_stream(quadrants(), new_classes(quadrants(), 2), epochs=4, lr=0.02)
+    return first, second
+
+
+class RealImages:
+    """Replay of the training images (the paper's Replay ED): quick, and a good upper bound."""
+
+    def samples(
+        self, expert: Expert, count: int, generator: torch.Generator, progress: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        labels = balanced_labels(expert.classes, count)
+        split = quadrants().train
+        images = []
+        for label in labels.tolist():
+            members = torch.nonzero(split.labels == label)[:, 0]
+            images.append(members[torch.randint(len(members), (), generator=generator)])
+        return expert.input_spec.prepare(split.images[torch.stack(images)]), labels
+
+    def describe(self) -> dict[str, Any]:
+        return {"strategy": "replay"}

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_experts import quadrants, trained
+
+from exml_fast.continual.expert import Card, Expert, train_expert
+from exml_fast.data import InputSpec
+from exml_fast.models import create
+from exml_fast.storage import sha256
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    first, _ = trained()
+    Expert(first.model, first.card).save(tmp_path)
+    return tmp_path
+
+
+def edit_card(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the weights and make the hash fit them."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    edit_card(folder, lambda card: card.update(sha256=sha256(folder / "model.safetensors")))
+
+
+def test_train_expert_learns_its_classes() -> None:
+    data = quadrants()
+    epochs: list[tuple[int, int, float]] = []
+    expert = train_expert(
+        data, [1, 3], epochs=4, lr=0.02, head="own", seed=3,
+        progress=lambda stage, step, total, terms: epochs.append((step, total, terms["ce"])),
+    )  # fmt: skip
+    assert expert.units == expert.classes == (1, 3) and expert.card.class_names == ("north-east", "south-east")
+    assert expert.card.training["accuracy"] == 1.0
+    assert [e[0] for e in epochs] == [1, 2, 3, 4] and epochs[-1][2] < epochs[0][2]
+    test = data.test.of_classes([1, 3])
+    assert torch.equal(expert.predict(test.normalized(data.spec)), test.labels)
+    assert expert.logits(test.normalized(data.spec), batch_size=7).shape == (20, 2)
+    assert not expert.model.training
+
+
+def test_training_is_reproducible_and_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    one, two, other = (train_expert(quadrants(), [0, 1], epochs=1, seed=s).fingerprint() for s in (5, 5, 6))
+    assert one == two != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_full_head_has_a_unit_for_every_class() -> None:
+    first, second = trained()
+    assert first.units == second.units == (0, 1, 2, 3)
+    assert first.classes == (0, 1) and second.classes == (2, 3)
+    assert first.positions([1, 0]).tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"classes \[9\] are not among"):
+        first.positions([9])
+    predictions = second.predict(quadrants().test.normalized(quadrants().spec))
+    assert set(predictions.tolist()) <= {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": [7]}, r"classes \[7\] are not in 'quadrants'"),
+        ({"head": "both"}, "head must be"),
+        ({"batch_size": 1000}, "batch_size 1000 is larger"),
+    ],
+)
+def test_train_expert_bad_input(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_expert(quadrants(), **options)
+
+
+def test_diverging_training_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="diverged"):
+        train_expert(quadrants(), epochs=2, lr=1e38)
+
+
+def test_save_and_load(folder: Path) -> None:
+    first, _ = trained()
+    before = torch.get_rng_state()
+    loaded = Expert.load(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.card == dataclasses.replace(first.card, sha256=loaded.card.sha256)
+    assert loaded.fingerprint() == first.fingerprint() and not loaded.model.training
+    x = torch.randn(3, 1, 32, 32)
+    assert torch.equal(loaded.logits(x), first.logits(x))
+    assert sorted(p.name for p in folder.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_other_libraries_round_trip(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    spec = InputSpec(3, (64, 64), (0.5,) * 3, (0.5,) * 3)
+    for name in ("torchvision/mobilenet_v3_small", "timm/resnet10t", "torchvision/squeezenet1_1"):
+        card = Card(name, {"num_classes": 2}, (4, 7), (4,), ("a", "b"), spec)
+        expert = Expert(create(name, num_classes=2), card)
+        expert.save(tmp_path)
+        assert Expert.load(tmp_path).fingerprint() == expert.fingerprint()
+
+
+def test_card_round_trip() -> None:
+    card = trained()[0].card
+    assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
+def test_wrong_hash(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"model\.safetensors: sha256 is"):
+        Expert.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("classifier.4.bias"), "weight 'classifier.4.bias' is missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), "unexpected weight 'extra'"),
+        (lambda t: t.update({"classifier.4.bias": torch.zeros(5)}), r"'classifier.4.bias' has shape \(5,\)"),
+        (lambda t: t["features.0.weight"].view(-1)[3].fill_(float("nan")), "'features.0.weight' is not finite"),
+        (lambda t: t["classifier.0.bias"][0].fill_(float("inf")), "'classifier.0.bias' is not finite"),
+        (lambda t: t.update({"features.0.bias": torch.zeros(6).half()}), "'features.0.bias' has dtype torch.float16"),
+    ],
+)
+def test_bad_weights_are_refused_by_name(folder: Path, change: Callable[[Any], None], message: str) -> None:
+    edit_weights(folder, change)
+    with pytest.raises(ValueError, match=message):
+        Expert.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version must be 1, got 2"),
+        ({"format_version": None}, "format_version must be 1"),
+        ({"architecture": "resnet"}, "unknown architecture 'resnet'"),
+        ({"architecture": "subprocess.run"}, "unknown architecture"),
+        ({"architecture": ["lenet5"]}, "architecture must be a string"),
+        ({"arguments": {"num_classes": 4, "activation": "relu6"}}, "activation must be one of"),
+        ({"arguments": {"num_classes": 4, "code": "import os"}}, "'code' is not known to 'lenet5'"),
+        ({"arguments": {"num_classes": 4, "__init__": 1}}, "'__init__' of 'lenet5' is not accepted"),
+        ({"arguments": {"num_classes": 10**13}}, r"has shape \(4, 84\), expected \(10000000000000, 84\)"),
+        ({"arguments": []}, "arguments must be an object"),
+        ({"units": [0, 1, 2]}, "class_names must name the 3 units"),
+        ({"units": [0, 1, 2, 2]}, "units must not repeat"),
+        ({"units": [0, 1, 2, -3]}, "units must list class ids"),
+        ({"units": [0, 1, 2, True]}, "units must list class ids"),
+        ({"units": []}, "units must list class ids"),
+        ({"classes": [8]}, r"classes \[8\] are not among the units"),
+        ({"classes": "01"}, "classes must list class ids"),
+        ({"class_names": [1, 2, 3, 4]}, "class_names must list strings"),
+        ({"input_spec": {"channels": 1}}, "input_spec: .*'size' is missing"),
+        ({"input_spec": 3}, "input_spec must be an object"),
+        ({"input_spec": {"channels": 1, "size": 3, "mean": [0], "std": [1]}}, "input_spec: size must be"),
+        ({"input_spec": {"input_size": 5}}, "input_spec: "),
+        ({"training": 1}, "training must be an object"),
+        ({"licence": 1}, "licence must be a string or null"),
+        ({"sha256": None}, "sha256 must be a string"),
+        ({"surprise": 1}, "unknown field 'surprise'"),
+    ],
+)
+def test_bad_cards_are_refused_by_field(folder: Path, change: dict[str, Any], message: str) -> None:
+    edit_card(folder, lambda card: card.update(change))
+    with pytest.raises(ValueError, match=message):
+        Expert.load(folder)
+
+
+def test_more_units_than_outputs(folder: Path) -> None:
+    edit_card(folder, lambda card: card.update(units=[0, 1, 2, 3, 4], class_names=list("abcde")))
+    with pytest.raises(ValueError, match="the model has 4 outputs, the card lists 5 units"):
+        Expert.load(folder)
+
+
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Card)])
+def test_missing_fields_are_named(folder: Path, name: str) -> None:
+    edit_card(folder, lambda card: card.pop(name))
+    with pytest.raises(ValueError, match=name):
+        Expert.load(folder)
+
+
+def test_files_that_are_not_there_or_damaged(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"card\.json is missing"):
+        Expert.load(tmp_path / "nowhere")
+    (folder / "card.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        Expert.load(folder)
+    (folder / "card.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        Expert.load(folder)
+
+
+def test_pickles_beside_or_instead_of_the_weights_are_not_read(folder: Path) -> None:
+    torch.save({"x": 1}, folder / "model.safetensors")
+    edit_card(folder, lambda card: card.update(sha256=sha256(folder / "model.safetensors")))
+    with pytest.raises(ValueError, match="not a valid safetensors file"):
+        Expert.load(folder)

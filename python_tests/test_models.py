@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from exml_fast.models import LeNet5, create, final_linear
+
+
+def test_lenet5_has_the_published_size() -> None:
+    model = create("lenet5")
+    assert sum(p.numel() for p in model.parameters()) == 61_706
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    assert any(isinstance(m, nn.Tanh) for m in model.modules())
+
+
+def test_lenet5_options() -> None:
+    model = LeNet5(num_classes=3, in_channels=3, batch_norm=True, activation="relu")
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 2
+    with pytest.raises(ValueError, match=r"activation must be one of \['relu', 'tanh'\]"):
+        LeNet5(activation="gelu")
+
+
+def test_create_torchvision_and_timm() -> None:
+    model = create("torchvision/squeezenet1_1", num_classes=3)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    pytest.importorskip("timm")
+    model = create("timm/resnet10t", num_classes=4, in_chans=1)
+    assert final_linear(model).out_features == 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lenet", "", "os.system", "torchvision/fasterrcnn_resnet50_fpn", "torchvision/os", "timm/hf-hub:a/b",
+     "timm/local-dir:/tmp", "torch.hub/x", "LeNet5", "timm/", "torchvision/"],
+)  # fmt: skip
+def test_unknown_architectures_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown architecture"):
+        create(name)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("lenet5", {"activation": nn.Tanh}),
+        ("lenet5", {"num_classes": {1, 2}}),
+        ("lenet5", {"__class__": 1}),
+        ("lenet5", {"a b": 1}),
+        ("lenet5", {"self": 1}),
+        ("lenet5", {"architecture": "timm/resnet18"}),
+        ("lenet5", {"num_classes": "ten"}),
+        ("torchvision/resnet18", {"weights": "DEFAULT"}),
+        ("torchvision/resnet18", {"pretrained": True}),
+        ("torchvision/resnet18", {"block": "x"}),
+        ("torchvision/resnet18", {"norm_layer": "os.system"}),
+        ("timm/resnet18", {"checkpoint_path": "/etc/passwd"}),
+        ("timm/resnet18", {"pretrained_cfg": {"url": "http://example.org"}}),
+        ("timm/resnet18", {"cache_dir": "/tmp"}),
+        ("timm/resnet18", {"features_only": True}),
+    ],
+)
+def test_hostile_arguments_are_refused(architecture: str, arguments: dict[str, object]) -> None:
+    if architecture.startswith("timm"):
+        pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=next(iter(arguments)) + "|does not accept"):
+        create(architecture, **arguments)
+
+
+class Twisted(nn.Module):
+    """Registers its head before its body, and runs it last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(3, 2), nn.Linear(4, 3)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.body(x)))
+
+
+def test_final_linear_with_and_without_example() -> None:
+    model = Twisted().train()
+    model.drop.eval()
+    assert final_linear(model, torch.zeros(1, 4)) is model.head
+    assert model.training and model.body.training and not model.drop.training
+    assert not model.head._forward_hooks
+    lenet = LeNet5()
+    assert final_linear(lenet).out_features == 10
+    assert final_linear(lenet, torch.zeros(1, 1, 32, 32)) is final_linear(lenet)
+    with pytest.raises(ValueError, match=r"no nn\.Linear"):
+        final_linear(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match=r"no nn\.Linear"):
+        final_linear(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4))
