@@ -43,7 +43,7 @@ class RealImages:
     """Replay of the training images (the paper's Replay ED): quick, and a good upper bound."""
 
     def samples(
-        self, expert: Expert, count: int, generator: torch.Generator, progress: Any = None
+        self, expert: Expert, count: int, generator: torch.Generator, progress: Any = None, checkpoint: Any = None
     ) -> tuple[Tensor, Tensor]:
         labels = balanced_labels(expert.classes, count)
         split = quadrants().train

@@ -1,1 +1,47 @@
 """Continual learning from a stream of trained models (Carta 2022)."""
+
+from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
+from exml_fast.continual.buffer import ImageBuffer
+from exml_fast.continual.distillation import (
+    Augmentation,
+    DistillationConfig,
+    DistillationResult,
+    ExModelDistillation,
+)
+from exml_fast.continual.expert import Card, Expert, train_expert
+from exml_fast.continual.scenarios import (
+    confusion_matrix,
+    experience_accuracies,
+    joint,
+    new_classes,
+    stream_accuracy,
+    train_stream,
+)
+from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Strategy
+from exml_fast.continual.stream import ExpertStream
+
+__all__ = [
+    "Augmentation",
+    "AuxiliaryData",
+    "Card",
+    "DataImpression",
+    "DistillationConfig",
+    "DistillationResult",
+    "EnsembleAverage",
+    "ExModelDistillation",
+    "Expert",
+    "ExpertStream",
+    "ImageBuffer",
+    "MinEntropy",
+    "ModelInversion",
+    "Oracle",
+    "ParameterAverage",
+    "Strategy",
+    "confusion_matrix",
+    "experience_accuracies",
+    "joint",
+    "new_classes",
+    "stream_accuracy",
+    "train_expert",
+    "train_stream",
+]

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 NORMALIZATIONS = ("none", "mean", "standardize")
-CHECKPOINT_FILE = "distillation.pt"
+CHECKPOINT_FILE, GENERATION_FILE = "distillation.pt", "generation.pt"
 # Inputs and targets are prepared for a block of steps at once: at most so many steps, at most so much memory.
 BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
 
@@ -416,7 +416,8 @@ class _Run:
                 self.progress(stage, step, total, terms)
 
         report("", 0, 1, {})
-        images, labels = self.strategy.samples(expert, count, self.generator, report)
+        checkpoint = self.path.with_name(GENERATION_FILE) if self.path is not None else None
+        images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
         if self.expert_index > 0:
             self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
         self.buffer.add(images.to(self.device), labels.to(self.device))
@@ -430,8 +431,8 @@ class _Run:
             self.model.load_state_dict(expert.model.state_dict())
             self.step = self.config.iterations
         self.optimizer = self._new_optimizer()
-        report("", 1, 1, {})
         self._take_snapshot(write=True)
+        report("", 1, 1, {})
 
     def _distil(self, expert: Expert) -> None:
         config, stage = self.config, self._stage("distil")

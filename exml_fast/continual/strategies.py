@@ -9,17 +9,27 @@ from torch import Tensor
 
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
+from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
+from exml_fast.storage import PathLike
 
-__all__ = ["AuxiliaryData", "Strategy"]
+__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Strategy"]
 
 
 class Strategy(Protocol):
     """A source of labelled images for one expert (Alg. 1, line 3)."""
 
     def samples(
-        self, expert: Expert, count: int, generator: torch.Generator, progress: Progress | None = None
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,)."""
+        """Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,).
+
+        All randomness comes from ``generator``. ``checkpoint`` is a file for those that can be interrupted.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -30,6 +40,62 @@ class Strategy(Protocol):
 def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
     """``count`` global ids, each class equally often, the first ones once more where it does not divide."""
     return torch.tensor(classes, dtype=torch.int64).repeat(-(-count // len(classes)))[:count].sort().values
+
+
+class _Inversion:
+    """Images optimised until the expert sees its own classes in them, equally many of each."""
+
+    name: str
+
+    def __init__(self, recipe: str | Recipe, **overrides: Any) -> None:
+        self.recipe = recipes.get(recipe).replace(**overrides)
+        self.last: Result | None = None
+        """The latest inversion, with its history and summary."""
+
+    def samples(
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Strategy` and :meth:`exml_fast.inversion.Synthesizer.run`."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        synthesizer = Synthesizer(expert.model, expert.input_spec, self.recipe, units=expert.units)
+        labels = balanced_labels(expert.classes, count)
+        self.last = synthesizer.run(labels, seed=seed, classes=expert.classes, progress=progress, checkpoint=checkpoint)
+        return self.last.images, self.last.labels
+
+    def describe(self) -> dict[str, Any]:
+        """Name and recipe."""
+        return {"strategy": self.name, "recipe": self.recipe.to_dict()}
+
+
+class ModelInversion(_Inversion):
+    """Model Inversion: cross-entropy against the class, image priors, BatchNorm statistics (Carta 2022, sec. 4).
+
+    ``recipe`` is a name or a Recipe, ``overrides`` are fields of it.
+    """
+
+    name = "model_inversion"
+
+    def __init__(self, recipe: str | Recipe = "model_inversion", **overrides: Any) -> None:
+        super().__init__(recipe, **overrides)
+
+
+class DataImpression(_Inversion):
+    """Data Impression: soft targets from a Dirichlet distribution of class similarities (Carta 2022, sec. 4).
+
+    The label of an image is the argmax of its target among the expert's classes.
+    """
+
+    name = "data_impression"
+
+    def __init__(self, recipe: str | Recipe = "data_impressions", **overrides: Any) -> None:
+        super().__init__(recipe, **overrides)
+        if self.recipe.targets != "dirichlet":
+            raise ValueError(f"recipe {self.recipe.name!r} has targets {self.recipe.targets!r}, expected 'dirichlet'")
 
 
 class AuxiliaryData:
@@ -50,9 +116,14 @@ class AuxiliaryData:
         self.images, self.name, self.pool = images, name, pool
 
     def samples(
-        self, expert: Expert, count: int, generator: torch.Generator, progress: Progress | None = None
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ValueError if there are fewer than ``count`` images."""
+        """See :class:`Strategy`; ``checkpoint`` is not used; ValueError if there are fewer than ``count`` images."""
         if count > len(self.images):
             raise ValueError(f"count is {count}, but there are only {len(self.images)} auxiliary images")
         pool = torch.randperm(len(self.images), generator=generator)[: max(self.pool, count)]

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_experts import RealImages, quadrants, trained
+from torch import Tensor, nn
+
+from exml_fast.continual.distillation import (
+    Augmentation,
+    DistillationConfig,
+    DistillationResult,
+    ExModelDistillation,
+    combined_targets,
+    distillation_loss,
+    normalize,
+)
+from exml_fast.continual.expert import Expert
+from exml_fast.continual.scenarios import stream_accuracy
+from exml_fast.continual.stream import ExpertStream
+
+QUICK = DistillationConfig(iterations=150, batch_size=16, lr=0.05, buffer_size=60, augmentation=Augmentation(shift=2))
+
+# normalize
+
+
+@given(
+    st.integers(1, 5), st.lists(st.booleans(), min_size=1, max_size=8), st.integers(0, 999),
+    st.floats(0.01, 100), st.floats(-50, 50),
+)  # fmt: skip
+def test_normalize_removes_shift_and_scale(rows: int, known: list[bool], seed: int, scale: float, shift: float) -> None:
+    logits = torch.randn(rows, len(known), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    mask = torch.tensor(known)
+    for how in ("none", "mean", "standardize"):
+        assert float(normalize(logits, mask, how)[:, ~mask].abs().sum()) == 0
+    assert torch.equal(normalize(logits, mask, "none")[:, mask], logits[:, mask])
+    mean, standard = normalize(logits, mask, "mean"), normalize(logits, mask, "standardize")
+    torch.testing.assert_close(mean.sum(1), torch.zeros(rows, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(normalize(logits * scale + shift, mask, "mean"), mean * scale, atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(normalize(logits * scale + shift, mask, "standardize"), standard, atol=1e-6, rtol=1e-6)
+    if mask.sum() > 1:
+        torch.testing.assert_close(standard[:, mask].std(1, correction=0), torch.ones(rows, dtype=torch.float64))
+
+
+def test_normalize_of_equal_logits_is_zero_and_unknown_names_raise() -> None:
+    logits = torch.full((2, 3), 7.0)
+    assert float(normalize(logits, torch.tensor([True, True, False]), "standardize").abs().sum()) == 0
+    rows = torch.tensor([[True, False, False], [True, True, True]])
+    assert normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3]]), rows).tolist() == [[0, 0, 0], [-1, 0, 1]]
+    with pytest.raises(ValueError, match="how must be one of"):
+        normalize(logits, rows, "softmax")
+
+
+# Eq. 8
+
+PREVIOUS, CURRENT = torch.full((3, 4), 1.0), torch.full((3, 4), 3.0)
+
+
+def test_targets_of_disjoint_experts() -> None:
+    before, now = torch.tensor([True, True, False, False]), torch.tensor([False, False, True, False])
+    labels = torch.tensor([0, 1, 2])
+    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels)
+    assert target.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 3, 0]]
+    assert mask.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, False]]
+    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")
+    assert target.tolist() == [[1, 1, 3, 0]] * 3 and mask.tolist() == [[True, True, True, False]] * 3
+
+
+def test_targets_of_overlapping_experts() -> None:
+    before, now = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
+    labels = torch.tensor([0, 1, 2])
+    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels)
+    assert target.tolist() == [[1, 1, 0, 0], [1, 2, 3, 0], [0, 3, 3, 0]]
+    assert mask.sum(1).tolist() == [2, 3, 2]
+    assert combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")[0].tolist() == [[1, 2, 3, 0]] * 3
+    with pytest.raises(ValueError, match="combine must be"):
+        combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_class")
+
+
+# Eq. 9, 10
+
+
+@pytest.mark.parametrize("config", [DistillationConfig(), DistillationConfig(mse="sum"), DistillationConfig(loss="kl")])
+def test_masked_units_get_no_gradient_from_the_distillation_term(config: DistillationConfig) -> None:
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(5, 4, dtype=torch.float64)
+    mask = torch.tensor([True, True, False, False]).expand(5, 4)
+    seen, labels = torch.tensor([0, 1]), torch.tensor([0, 1, 0, 1, 1])
+    term, ce = distillation_loss(logits, target, mask, labels, seen, config)
+    assert term.item() >= 0 and ce.item() > 0
+    (term + ce).backward()
+    assert logits.grad is not None and float(logits.grad[:, 2:].abs().max()) < 1e-12
+    assert float(logits.grad[:, :2].abs().max()) > 0
+
+
+def test_loss_values() -> None:
+    logits, target = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.0, 4.0, 0.0]])
+    mask, labels, seen = torch.tensor([[True, True, False]]), torch.tensor([1]), torch.tensor([0, 1])
+    term, ce = distillation_loss(logits, target, mask, labels, seen, DistillationConfig())
+    assert float(term) == pytest.approx(2.5)
+    assert float(ce) == pytest.approx(nn.functional.cross_entropy(logits[:, :2], labels).item())
+    assert float(distillation_loss(logits, target, mask, labels, seen, DistillationConfig(mse="sum"))[0]) == 5
+    kl = DistillationConfig(loss="kl", temperature=2.0)
+    p, q = torch.softmax(target[:, :2] / 2, 1), torch.log_softmax(logits[:, :2] / 2, 1)
+    expected = 4 * nn.functional.kl_div(q, p, reduction="batchmean").item()
+    assert float(distillation_loss(logits, target, mask, labels, seen, kl)[0]) == pytest.approx(expected, rel=1e-5)
+    assert float(distillation_loss(logits, logits, mask, labels, seen, kl)[0]) == pytest.approx(0, abs=1e-6)
+
+
+# Augmentation
+
+
+@given(st.integers(0, 4), st.integers(0, 999))
+def test_shift_moves_each_image_and_fills_with_the_background(shift: int, seed: int) -> None:
+    low = torch.tensor([-2.0, 5.0])[:, None, None]
+    images = torch.arange(6 * 2 * 5 * 7, dtype=torch.float32).view(6, 2, 5, 7) + 100
+    moved = Augmentation(shift)(images, low, torch.Generator().manual_seed(seed))
+    assert moved.shape == images.shape
+    draws = torch.randint(-shift, shift + 1, (2, 6), generator=torch.Generator().manual_seed(seed))
+    for n, (dx, dy) in enumerate(draws.t().tolist()):
+        for y in range(5):
+            for x in range(7):
+                inside = 0 <= y + dy < 5 and 0 <= x + dx < 7
+                expected = images[n, :, y + dy, x + dx] if inside else low[:, 0, 0]
+                torch.testing.assert_close(moved[n, :, y, x], expected)
+
+
+def test_rotation_and_flip() -> None:
+    low = torch.full((1, 1, 1), -1.0)
+    images = torch.rand(4, 1, 9, 9)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(Augmentation(0)(images, low, generator), images)
+    assert torch.equal(Augmentation(0, flip=1.0)(images, low, generator), images.flip(-1))
+    torch.testing.assert_close(Augmentation(0, rotation=1e-6)(images, low, generator), images, atol=1e-4, rtol=0)
+    turned = Augmentation(0, rotation=45)(images, low, generator)
+    assert turned.shape == images.shape and float(turned.min()) >= -1 and not torch.equal(turned, images)
+    shifted = Augmentation(2, rotation=1e-6)(images, low, torch.Generator().manual_seed(3))
+    exact = Augmentation(2)(images, low, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(shifted, exact, atol=1e-4, rtol=0)
+
+
+# Configuration
+
+
+def test_defaults_are_the_papers() -> None:
+    config = DistillationConfig()
+    assert (config.iterations, config.batch_size, config.lr, config.temperature) == (30000, 32, 0.01, 2.0)
+    assert (config.lambda_ce, config.buffer_size, config.optimizer, config.momentum) == (1.0, 5000, "sgd", 0.0)
+    assert DistillationConfig.from_dict(json.loads(json.dumps(QUICK.to_dict()))) == QUICK
+
+
+def test_onecycle_rises_and_falls() -> None:
+    config = DistillationConfig(iterations=100, lr=1.0, schedule="onecycle")
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0) == rates[30]
+    assert rates[-1] == pytest.approx(1e-4)
+    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "lbfgs"}, "optimizer must be one of"),
+        ({"normalize": "softmax"}, "normalize must be one of"),
+        ({"combine": "x"}, "combine must be one of"),
+        ({"iterations": 0}, "iterations must be a positive integer"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"lambda_ce": -1.0}, "lambda_ce must not be negative"),
+        ({"augmentation": {"shift": -1}}, "shift must be an integer from 0"),
+        ({"augmentation": {"rotation": 200}}, "rotation must be between"),
+        ({"augmentation": {"flip": 2}}, "flip must be a probability"),
+    ],
+)
+def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationConfig.from_dict(change)
+
+
+# Alg. 1
+
+
+def stream() -> ExpertStream:
+    return ExpertStream(trained())
+
+
+def weights(result: DistillationResult) -> dict[str, Tensor]:
+    return result.model.state_dict()
+
+
+def change(**values: Any) -> DistillationConfig:
+    return DistillationConfig.from_dict({**QUICK.to_dict(), **values})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {}, {"normalize": "mean", "combine": "per_unit"}, {"optimizer": "adam", "lr": 0.003, "schedule": "onecycle"},
+        {"live_targets": False, "momentum": 0.9, "lr": 0.01}, {"loss": "kl", "normalize": "standardize"},
+    ],
+)  # fmt: skip
+def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
+    data = quadrants()
+    result = ExModelDistillation(RealImages(), change(**values)).run(
+        stream(), evaluate=lambda e: stream_accuracy(e, data)
+    )
+    assert result.evaluations[1] >= 0.9, result.evaluations
+    assert 0.4 <= result.evaluations[0] <= 0.5
+    assert result.expert.classes == result.expert.units == (0, 1, 2, 3)
+    assert result.expert.card.class_names == tuple(data.class_names)
+    assert len(result.buffer) == 60 and torch.bincount(result.buffer.labels).tolist() == [15] * 4
+    for history in result.history:
+        assert history["step"] == [100, 150] and len(history["loss"]) == 2
+        assert history["loss"][1] == pytest.approx(
+            history[result.expert.card.training["config"]["loss"]][1] + history["ce"][1]
+        )
+    assert all(s["generate"] > 0 and s["distil"] > 0 for s in result.seconds)
+
+
+def test_the_result_is_an_expert_that_can_be_saved(tmp_path: Path) -> None:
+    result = ExModelDistillation(RealImages(), change(iterations=2)).run(stream())
+    result.expert.save(tmp_path)
+    assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
+
+
+def test_units_nobody_has_seen_are_left_alone() -> None:
+    one = ExpertStream(trained()[:1])
+    result = ExModelDistillation(RealImages(), QUICK, seed=1).run(one)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        start = type(result.model)(4)
+    head = weights(result)["classifier.4.weight"]
+    assert torch.equal(head[2:], start.state_dict()["classifier.4.weight"][2:])
+    assert not torch.equal(head[:2], start.state_dict()["classifier.4.weight"][:2])
+    assert result.expert.classes == (0, 1)
+
+
+def test_init_from_first_copies_and_does_not_train_on_it() -> None:
+    one = ExpertStream(trained()[:1])
+    result = ExModelDistillation(RealImages(), change(init_from_first=True)).run(one)
+    assert result.expert.fingerprint() == trained()[0].fingerprint()
+    assert result.history[0]["step"] == [] and len(result.buffer) == 60
+    other = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))
+    method = ExModelDistillation(RealImages(), change(init_from_first=True, lr=0.001), model=other, units=[0, 1, 2, 3])
+    assert method.run(one).history[0]["step"] == [100, 150]
+
+
+def test_reset_starts_each_expert_from_the_same_weights() -> None:
+    seen: list[int] = []
+    result = ExModelDistillation(RealImages(), change(reset=True)).run(stream(), evaluate=lambda e: seen.append(1))
+    assert stream_accuracy(result.expert, quadrants()) >= 0.9 and len(seen) == 2
+
+
+def test_other_unit_orders_own_models_and_heads() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 6))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    config = change(lr=0.001)
+    result = ExModelDistillation(RealImages(), config, model=model, units=[9, 3, 2, 1, 0, 7]).run(stream())
+    assert stream_accuracy(result.expert, quadrants()) >= 0.9
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"expert 2 was trained on classes \[2, 3\]"):
+        ExModelDistillation(RealImages(), config, model=model, units=[0, 1]).run(stream())
+    with pytest.raises(ValueError, match="units must be given with model"):
+        ExModelDistillation(RealImages(), config, model=model)
+
+
+def test_a_run_is_reproducible_and_leaves_the_random_state_and_experts_alone() -> None:
+    before, prints = torch.get_rng_state(), stream().fingerprints()
+    one, two, other = (
+        ExModelDistillation(RealImages(), change(iterations=20), seed=s).run(stream()) for s in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), before) and stream().fingerprints() == prints
+    assert one.expert.fingerprint() == two.expert.fingerprint() != other.expert.fingerprint()
+
+
+def test_diverging_runs_say_so() -> None:
+    with pytest.raises(RuntimeError, match=r"expert 1/2: distil: the loss is .* lower lr"):
+        ExModelDistillation(RealImages(), change(lr=1e6)).run(stream())
+
+
+# Checkpoints
+
+
+class Interrupt:
+    """Progress that presses Ctrl-C at its ``at``-th call."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+
+
+class WithDropout(nn.Module):
+    """Uses the global random state and has buffers, as larger networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1024), nn.Dropout(0.3), nn.Linear(1024, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 6, 8, 9])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, at: int, optimizer: str) -> None:
+    config = change(iterations=250, optimizer=optimizer, momentum=0.9, lr=0.003, schedule="onecycle")
+    torch.manual_seed(0)
+    model = WithDropout()
+
+    def method() -> ExModelDistillation:
+        return ExModelDistillation(RealImages(), config, model=model, units=[0, 1, 2, 3], seed=7)
+
+    def score(expert: Expert) -> float:
+        return stream_accuracy(expert, quadrants())
+
+    straight = method().run(stream(), evaluate=score)
+    interrupt = Interrupt(at)
+    with pytest.raises(KeyboardInterrupt):
+        method().run(stream(), progress=interrupt, checkpoint_dir=tmp_path, evaluate=score)
+    rest = Interrupt(-1)
+    resumed = method().run(stream(), progress=rest, checkpoint_dir=tmp_path, evaluate=score)
+    assert rest.calls < 10 or at == 1  # a whole run makes 10 calls: nothing was done twice
+    for name, weight in weights(straight).items():
+        assert torch.equal(weight, weights(resumed)[name]), name
+    assert straight.history == resumed.history and straight.evaluations == resumed.evaluations
+    assert torch.equal(straight.buffer.images, resumed.buffer.images)
+    again = method().run(stream(), checkpoint_dir=tmp_path, evaluate=score)
+    assert again.expert.fingerprint() == straight.expert.fingerprint() and again.history == straight.history
+
+
+def test_checkpoints_are_written_within_an_expert(tmp_path: Path) -> None:
+    def crash(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if step == 200:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(
+            stream(), progress=crash, checkpoint_dir=tmp_path, checkpoint_every=100
+        )
+    steps: list[int] = []
+    resumed = ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(
+        stream(), progress=lambda stage, step, *_: steps.append(step), checkpoint_dir=tmp_path
+    )
+    assert steps[0] == 200
+    straight = ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(stream())
+    assert straight.expert.fingerprint() == resumed.expert.fingerprint()
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    config = change(iterations=2)
+    ExModelDistillation(RealImages(), config).run(stream(), checkpoint_dir=tmp_path)
+    for name, method, experts in (
+        ("config", ExModelDistillation(RealImages(), change(iterations=3)), stream()),
+        ("seed", ExModelDistillation(RealImages(), config, seed=1), stream()),
+        ("experts", ExModelDistillation(RealImages(), config), ExpertStream(trained()[::-1])),
+    ):
+        with pytest.raises(ValueError, match=f"of another run: {name} was"):
+            method.run(experts, checkpoint_dir=tmp_path)

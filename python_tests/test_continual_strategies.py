@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_experts import quadrants, trained
+
+from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, balanced_labels
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_balanced_labels() -> None:
+    assert balanced_labels((5, 2, 9), 7).tolist() == [2, 2, 5, 5, 5, 9, 9]
+    assert balanced_labels((5, 2, 9), 2).tolist() == [2, 5]
+
+
+@pytest.mark.parametrize("kind", [ModelInversion, DataImpression])
+def test_inversion_gives_images_the_expert_recognises(kind: Any) -> None:
+    expert = trained()[1]
+    before = expert.fingerprint()
+    strategy = kind(steps=150, lr=0.05, temperature=1.0)
+    calls: list[tuple[int, int]] = []
+    images, labels = strategy.samples(
+        expert, 9, seeded(), lambda stage, step, total, terms: calls.append((step, total))
+    )
+    assert images.shape == (9, 1, 32, 32) and images.dtype == torch.float32 and labels.shape == (9,)
+    assert set(labels.tolist()) <= {2, 3}
+    assert float((expert.predict(images) == labels).float().mean()) >= 0.7
+    if kind is ModelInversion:
+        assert sorted(labels.tolist()) == [2] * 5 + [3] * 4
+    assert calls and calls[-1][0] == calls[-1][1]
+    assert strategy.last is not None and strategy.last.summary["images"] == 9
+    assert expert.fingerprint() == before and all(p.requires_grad for p in expert.model.parameters())
+
+
+def test_the_generator_decides() -> None:
+    expert = trained()[0]
+    one, two, other = (ModelInversion(steps=5).samples(expert, 4, seeded(s))[0] for s in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_inversion_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    expert, strategy = trained()[0], ModelInversion(steps=200)
+
+    def interrupt(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if step >= 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        strategy.samples(expert, 4, seeded(), interrupt, tmp_path / "g.pt")
+    assert (tmp_path / "g.pt").is_file()
+    resumed = strategy.samples(expert, 4, seeded(), None, tmp_path / "g.pt")[0]
+    assert torch.equal(resumed, strategy.samples(expert, 4, seeded())[0])
+
+
+@pytest.mark.parametrize("images", [torch.randint(0, 256, (60, 3, 28, 28), dtype=torch.uint8), torch.rand(60, 1, 9, 9)])
+def test_auxiliary_data_is_fitted_and_labelled_by_the_expert(images: torch.Tensor) -> None:
+    expert = trained()[0]
+    strategy = AuxiliaryData(images, pool=40)
+    chosen, labels = strategy.samples(expert, 12, seeded())
+    assert chosen.shape == (12, 1, 32, 32) and chosen.dtype == torch.float32
+    assert torch.equal(expert.predict(chosen), labels)
+    low, high = expert.input_spec.bounds()
+    assert bool((chosen >= low - 1e-4).all() and (chosen <= high + 1e-4).all())
+    assert torch.equal(strategy.samples(expert, 12, seeded())[0], chosen)
+    assert len(strategy.samples(expert, 50, seeded())[0]) == 50  # more than the pool
+
+
+def test_auxiliary_data_is_balanced_when_it_can_be() -> None:
+    data, expert = quadrants(), trained()[0]
+    split = data.train.of_classes([0, 1])
+    _, labels = AuxiliaryData(split.images).samples(expert, 30, seeded())
+    assert torch.bincount(labels).tolist() == [15, 15]
+
+
+def test_descriptions_are_json_and_tell_settings_apart() -> None:
+    strategies = [ModelInversion(), ModelInversion(steps=3), DataImpression(), AuxiliaryData(torch.rand(2, 1, 4, 4))]
+    texts = {json.dumps(s.describe()) for s in strategies}
+    assert len(texts) == 4
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="has no field 'step'"):
+        ModelInversion(step=3)
+    with pytest.raises(ValueError, match="unknown recipe 'dream'"):
+        ModelInversion("dream")
+    with pytest.raises(ValueError, match="'model_inversion' has targets 'hard', expected 'dirichlet'"):
+        DataImpression("model_inversion")
+    with pytest.raises(ValueError, match="images must be uint8 or float"):
+        AuxiliaryData(torch.zeros(2, 1, 4, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"images must be \(N, c, h, w\)"):
+        AuxiliaryData(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="count is 3, but there are only 2"):
+        AuxiliaryData(torch.rand(2, 1, 4, 4)).samples(trained()[0], 3, seeded())
