@@ -194,9 +194,11 @@ class Expert:
         try:
             # On "meta" nothing is allocated, whatever sizes the card asks for.
             with torch.device("meta"):
-                _check_tensors(path, tensors, create(card.architecture, **card.arguments))
-        except NotImplementedError:
-            pass  # a constructor that needs real tensors; the check below is the same
+                skeleton = create(card.architecture, **card.arguments)
+        except (ValueError, NotImplementedError):
+            pass  # wrong arguments, or a constructor that needs real tensors: shown below
+        else:
+            _check_tensors(path, tensors, skeleton)
         with torch.random.fork_rng(devices=[]):
             model = create(card.architecture, **card.arguments)
         _check_tensors(path, tensors, model)
