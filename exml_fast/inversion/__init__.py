@@ -1,0 +1,9 @@
+"""Images out of trained classifiers: recipes, objective and loop (Yin 2020; Carta 2022; Nayak 2021)."""
+
+from exml_fast.inversion import recipes
+from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.result import Result
+from exml_fast.inversion.synthesizer import Progress, Synthesizer, invert
+from exml_fast.inversion.targets import class_similarity
+
+__all__ = ["Progress", "Recipe", "Result", "Synthesizer", "class_similarity", "invert", "recipes"]

@@ -1,0 +1,224 @@
+"""What an inverted image must satisfy: a weighted sum of named terms, each a small class.
+
+**Reduction.** A term is either per image, a tensor (N,), or of the batch, a scalar. The total is
+Σ_n (per-image terms) + N · (batch terms): N times the mean loss that the papers write, so that published weights
+mean what they meant, and the gradient of an image with respect to its own terms does not depend on the batch around
+it. Only batch terms (BatchNorm statistics; priors that the paper takes over the whole batch) couple images.
+The history records means a image: the batch size does not show there either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from exml_fast import ops
+from exml_fast.inversion.statistics import LayerInput
+
+if TYPE_CHECKING:
+    from exml_fast.inversion.recipes import Recipe
+
+__all__ = ["L2", "BNStatistics", "Blur", "CrossEntropy", "Objective", "Prior", "Step", "Term", "TotalVariation"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How a natural-image prior reads the images."""
+
+    per_image: bool = True
+    """Norms over each image (a term (N,)), or over the whole batch (a scalar)."""
+    augmented: bool = False
+    """Of the augmented images, or of the images as they are."""
+    kernel_size: int = 3
+    sigma: float = 1.0
+
+
+@dataclass
+class Step:
+    """One forward pass, as the terms see it."""
+
+    images: Tensor
+    """(N, C, H, W), the leaf that is optimised."""
+    inputs: Tensor
+    """(N, C, H, W), augmented."""
+    logits: Tensor
+    """(N, K)."""
+    targets: Tensor
+    """Logit positions (N,) int64, or soft targets (N, K)."""
+    layers: Sequence[LayerInput] = ()
+    _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def prior(self, prior: Prior) -> tuple[Tensor, ...]:
+        """``tv_l1, tv_l2, blur, l2`` of :func:`exml_fast.ops.image_prior`, computed once for all terms that ask."""
+        if prior not in self._priors:
+            x = self.inputs if prior.augmented else self.images
+            self._priors[prior] = ops.image_prior(x, prior.kernel_size, prior.sigma, prior.per_image)
+        return self._priors[prior]
+
+
+class Term(Protocol):
+    """One part of the loss."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the history."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the total."""
+        ...
+
+    @property
+    def couples(self) -> bool:
+        """Whether it is a scalar of the batch, so that an image's gradient depends on the others."""
+        ...
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,), or a scalar if the term couples the images; unweighted."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """−Σ_k y_k log softmax(logits / τ)_k for class indices or soft targets (Carta 2022, 4; Nayak 2021, Eq. 2)."""
+
+    weight: float = 1.0
+    temperature: float = 1.0
+    name: str = "ce"
+    couples: bool = False
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,)."""
+        return ops.soft_cross_entropy(step.logits, step.targets, self.temperature, "none")
+
+
+@dataclass(frozen=True)
+class BNStatistics:
+    """Σ over the calls of BatchNorm layers of the distance to their running statistics (Yin 2020, Eq. 4).
+
+    ``distance`` and ``moment`` as in :func:`exml_fast.ops.bn_match`: Yin's norms are "l2" of the "var", Carta's
+    squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first.
+    """
+
+    weight: float
+    distance: str = "l2"
+    moment: str = "var"
+    first: float = 1.0
+    name: str = "bn"
+    couples: bool = True
+
+    def __call__(self, step: Step) -> Tensor:
+        """Scalar."""
+        losses = [ops.bn_match(x, mean, var, self.distance, self.moment) for x, mean, var in step.layers]
+        if self.first != 1.0:
+            losses[0] = losses[0] * self.first
+        return torch.stack(losses).sum()
+
+
+@dataclass(frozen=True)
+class _PriorTerm:
+    weight: float
+    prior: Prior = Prior()
+
+    @property
+    def couples(self) -> bool:
+        """Whether norms are over the batch."""
+        return not self.prior.per_image
+
+
+@dataclass(frozen=True)
+class TotalVariation(_PriorTerm):
+    """Σᵢ ‖dᵢ‖ over the four neighbour differences (Yin 2020, Eq. 3, B.1); ``norm`` "l1": Σᵢ mean|dᵢ|."""
+
+    norm: str = "l2"
+
+    @property
+    def name(self) -> str:
+        """``tv_l1`` or ``tv_l2``."""
+        return f"tv_{self.norm}"
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,) or scalar."""
+        return step.prior(self.prior)[0 if self.norm == "l1" else 1]
+
+
+@dataclass(frozen=True)
+class Blur(_PriorTerm):
+    """‖x − blur(x)‖, or its square (Carta 2022, 4.1)."""
+
+    squared: bool = False
+    name: str = "blur"
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,) or scalar."""
+        value = step.prior(self.prior)[2]
+        return value**2 if self.squared else value
+
+
+@dataclass(frozen=True)
+class L2(_PriorTerm):
+    """‖x‖ (Yin 2020, Eq. 3), or its square (Carta 2022, 4.1)."""
+
+    squared: bool = False
+    name: str = "l2"
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,) or scalar."""
+        value = step.prior(self.prior)[3]
+        return value**2 if self.squared else value
+
+
+class Objective:
+    """Weighted sum of terms with distinct names. ValueError if there is none."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+        names = [term.name for term in self.terms]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"terms must be at least one, with distinct names, got {names}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values that a call returns: each term's, then "loss"."""
+        return (*(term.name for term in self.terms), "loss")
+
+    @property
+    def couples(self) -> bool:
+        """Whether some term makes an image's gradient depend on the others in the batch."""
+        return any(term.couples for term in self.terms)
+
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
+        """The total to differentiate (see the module), and detached values (T + 1,): unweighted terms, mean loss."""
+        count = len(step.images)
+        total: Tensor | None = None
+        values = []
+        for term in self.terms:
+            value = term(step)
+            value = value.sum() if value.dim() else value * count
+            values.append(value.detach())
+            part = value * term.weight
+            total = part if total is None else total + part
+        assert total is not None
+        return total, torch.stack([*values, total.detach()]) / count
+
+    @classmethod
+    def of(cls, recipe: Recipe, bn: bool) -> Objective:
+        """The terms to which ``recipe`` gives a positive weight, BatchNorm's only if ``bn``."""
+        tv = Prior(recipe.tv_scope == "image", recipe.prior_augmented)
+        norm = Prior(recipe.norm_scope == "image", recipe.prior_augmented, recipe.blur_kernel, recipe.blur_sigma)
+        if tv.per_image == norm.per_image:
+            tv = norm  # one pass serves all
+        candidates: list[Term] = [
+            CrossEntropy(recipe.ce, recipe.temperature),
+            TotalVariation(recipe.tv_l1, tv, "l1"),
+            TotalVariation(recipe.tv_l2, tv, "l2"),
+            Blur(recipe.blur, norm, recipe.norm_squared),
+            L2(recipe.l2, norm, recipe.norm_squared),
+            BNStatistics(recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first),
+        ]
+        return cls([term for term in candidates if term.weight > 0])

@@ -1,0 +1,271 @@
+"""Settings of an inversion, and those of the papers under their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exml_fast.inversion.augmentation import Augmentation
+
+__all__ = ["Recipe", "get", "names"]
+
+CHOICES = {
+    "decay": ("constant", "cosine"),
+    "init": ("normal", "uniform"),
+    "targets": ("hard", "dirichlet"),
+    "dirichlet_over": ("units", "classes"),
+    "label": ("class", "argmax"),
+    "tv_scope": ("batch", "image"),
+    "norm_scope": ("batch", "image"),
+    "bn_distance": ("l2", "squared", "gaussian_kl"),
+    "bn_moment": ("var", "std"),
+    "border": ("wrap", "zero"),
+}
+COUNTS = {"steps": 1, "batch_size": 1, "warmup": 0, "jitter": 0, "blur_kernel": 1}
+NOT_NEGATIVE = ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "rotate")
+POSITIVE = ("lr", "temperature", "blur_sigma")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are optimised. Every number has a range; ValueError names the field that leaves it.
+
+    Weights count for one image: see :mod:`exml_fast.inversion.objective` on sums and means.
+    """
+
+    name: str
+    source: str = ""
+    """The publication, and what was taken from elsewhere."""
+
+    steps: int = 2000
+    batch_size: int = 256
+    """Images optimised together. Without terms that couple images the results do not depend on it."""
+    lr: float = 0.05
+    warmup: int = 0
+    """Steps over which the learning rate rises linearly."""
+    decay: str = "constant"
+    """Learning rate after the warm-up: "constant" or "cosine" (to zero)."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    init: str = "normal"
+    """"normal": N(0, 1) in the network's input space; "uniform": U(0, 1) pixels, then normalised."""
+    clip: str | float | None = None
+    """After each step: None, "valid" (the range of pixels, Yin 2020, Eq. 16) or ± a number."""
+
+    targets: str = "hard"
+    """"hard": the class; "dirichlet": soft targets drawn around it (Nayak 2021, Alg. 1)."""
+    betas: tuple[float, ...] = (1.0,)
+    """Scaling factors of the Dirichlet concentrations, in equal shares within each class."""
+    similarity_minmax: bool = True
+    """Stretch each row of the class similarities to [0, 1] (Nayak 2021) or not (Carta 2022)."""
+    dirichlet_over: str = "units"
+    """Spread soft targets over all "units" of the head or only over the "classes" that are asked for."""
+    label: str = "class"
+    """Label of an image with a soft target: the "class" asked for, or the target's "argmax" among those classes."""
+    temperature: float = 1.0
+
+    ce: float = 1.0
+    tv_l1: float = 0.0
+    tv_l2: float = 0.0
+    blur: float = 0.0
+    l2: float = 0.0
+    tv_scope: str = "image"
+    """Total variation over each "image" or the whole "batch" (as Yin's code)."""
+    norm_scope: str = "image"
+    """The same for blur and l2."""
+    norm_squared: bool = False
+    """Blur and l2 are squared norms (Carta 2022)."""
+    prior_augmented: bool = False
+    """Priors read the augmented images (Yin's code) or the images as they are."""
+    blur_kernel: int = 3
+    blur_sigma: float = 1.0
+    bn: float = 0.0
+    bn_distance: str = "l2"
+    bn_moment: str = "var"
+    bn_first: float = 1.0
+    """Further factor of the first BatchNorm layer."""
+    bn_optional: bool = False
+    """Leave the BatchNorm term out, instead of an error, where the network has none."""
+
+    jitter: int = 0
+    border: str = "wrap"
+    flip: bool = False
+    rotate: float = 0.0
+    crop: tuple[float, float] = (1.0, 1.0)
+    """These five: see :class:`exml_fast.inversion.augmentation.Augmentation`."""
+
+    stop_confidence: float | None = None
+    """Stop an image once the network's probability (temperature 1) of its class is at least this (0.99)."""
+
+    def __post_init__(self) -> None:
+        for field in ("adam_betas", "betas", "crop"):
+            value = getattr(self, field)
+            if isinstance(value, list):
+                object.__setattr__(self, field, tuple(value))
+            elif not isinstance(value, tuple):
+                raise self._error(field, "a tuple of numbers")
+            if not getattr(self, field) or not all(_is_number(v) for v in getattr(self, field)):
+                raise self._error(field, "a tuple of numbers")
+        for field, least in COUNTS.items():
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise self._error(field, f"an integer of at least {least}")
+        for field in (*NOT_NEGATIVE, *POSITIVE):
+            value = getattr(self, field)
+            if not _is_number(value) or value < 0 or (field in POSITIVE and value == 0):
+                raise self._error(field, "a positive number" if field in POSITIVE else "a number of at least 0")
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise self._error(field, f"one of {', '.join(map(repr, choices))}")
+        for flag in (f.name for f in dataclasses.fields(self) if f.type == "bool"):
+            if not isinstance(getattr(self, flag), bool):
+                raise self._error(flag, "True or False")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise self._error("adam_betas", "two numbers in [0, 1)")
+        if not all(beta > 0 for beta in self.betas):
+            raise self._error("betas", "positive numbers")
+        if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise self._error("crop", "(low, high) with 0 < low <= high <= 1")
+        if self.blur_kernel % 2 == 0 or self.blur_kernel > 15:
+            raise self._error("blur_kernel", "an odd integer from 1 to 15")
+        if not (self.clip is None or self.clip == "valid" or (_is_number(self.clip) and float(self.clip) > 0)):
+            raise self._error("clip", "None, 'valid' or a positive number")
+        if self.stop_confidence is not None and not (_is_number(self.stop_confidence) and 0 < self.stop_confidence < 1):
+            raise self._error("stop_confidence", "None or a number between 0 and 1")
+        if not any((self.ce, self.tv_l1, self.tv_l2, self.blur, self.l2, self.bn)):
+            raise ValueError(f"recipe {self.name!r}: at least one of ce, tv_l1, tv_l2, blur, l2, bn must be positive")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed; ValueError naming a field that does not exist."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for field in changes:
+            if field not in known:
+                near = difflib.get_close_matches(field, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+                raise ValueError(f"recipe {self.name!r} has no field {field!r}: {hint}")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values of all fields."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Its random transforms."""
+        return Augmentation(self.jitter, self.border, self.flip, self.rotate, self.crop)
+
+    def learning_rates(self) -> Tensor:
+        """The learning rate of each step, (steps,) float64."""
+        step = torch.arange(self.steps, dtype=torch.float64)
+        rates = torch.full((self.steps,), self.lr, dtype=torch.float64)
+        if self.decay == "cosine":
+            rest = max(self.steps - self.warmup, 1)
+            rates *= 0.5 * (1 + torch.cos(math.pi * (step - self.warmup).clamp_min(0) / rest))
+        if self.warmup:
+            rates *= ((step + 1) / self.warmup).clamp(max=1)
+        return rates
+
+    def _error(self, field: str, expected: str) -> ValueError:
+        return ValueError(f"recipe {self.name!r}: {field} must be {expected}, got {getattr(self, field)!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def names() -> list[str]:
+    """The names :func:`get` knows. A bare family name is its first variant, or ours where its source says so."""
+    return sorted(_RECIPES)
+
+
+def get(recipe: str | Recipe) -> Recipe:
+    """A recipe by name; a Recipe is returned as it is. ValueError listing the names for an unknown one."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in _RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}: expected one of {', '.join(names())}")
+    return _RECIPES[recipe]
+
+
+def _published() -> dict[str, Recipe]:
+    # Yin 2020: sec. 4.1 (CIFAR-10) and 4.2 (ImageNet); jitter of 2, batch-wide total variation and the places of the
+    # priors are those of the published code.
+    yin = Recipe(
+        "deep_inversion/cifar10",
+        "Yin 2020, sec. 4.1; feature weight 1 of its grid {1, 5, 10, 100}; jitter as in its code",
+        steps=2000, batch_size=256, lr=0.05, tv_l2=2.5e-5, l2=3e-8, bn=1.0, jitter=2,
+        tv_scope="batch", norm_scope="batch", prior_augmented=True,
+    )  # fmt: skip
+    yin_imagenet = yin.replace(
+        name="deep_inversion/imagenet",
+        source="Yin 2020, sec. 4.2, 4.4 and B.1, at full resolution; batch of one of its 8 GPUs",
+        steps=20000, batch_size=152, tv_l2=1e-4, l2=1e-2, bn=1e-2, jitter=30, flip=True, clip="valid",
+        norm_scope="image",
+    )  # fmt: skip
+    # Carta 2022, B.1 to B.3; augmentation, N(0, 1) start and the clip at 3 are those of the published code.
+    carta = Recipe(
+        "model_inversion/mnist",
+        "Carta 2022, sec. 4 and B.1.1; shifts and clip as in its code",
+        steps=3000, batch_size=256, lr=0.01, temperature=2.0, l2=1e-3, blur=1e-3, norm_squared=True,
+        bn=1.0, bn_distance="squared", bn_moment="std", bn_optional=True, clip=3.0, jitter=4, border="zero",
+    )  # fmt: skip
+    carta_cifar = carta.replace(
+        name="model_inversion/cifar10", source="Carta 2022, B.2.1; augmentation and clip as in its code",
+        steps=500, batch_size=1024, lr=0.1, l2=1e-4, blur=1e-2, bn=0.0,
+        jitter=0, flip=True, rotate=15.0, crop=(0.8, 1.0),
+    )  # fmt: skip
+    carta_core50 = carta.replace(
+        name="model_inversion/core50", source="Carta 2022, B.3.1; augmentation and clip as in its code",
+        steps=500, batch_size=128, lr=0.1, l2=1e-4, blur=1e-3, bn=10.0, flip=True, rotate=15.0,
+    )  # fmt: skip
+    soft: dict[str, Any] = {"targets": "dirichlet", "similarity_minmax": False, "label": "argmax"}
+    # Nayak 2021, sec. 4.1.2: betas and temperature; steps, learning rate, batch and start as in its code.
+    nayak = Recipe(
+        "data_impressions/nayak",
+        "Nayak 2021, Alg. 1 and sec. 4.1.2; steps, learning rate, batch and uniform start as in its code",
+        steps=1500, batch_size=100, lr=0.001, temperature=20.0, init="uniform", targets="dirichlet", betas=(1.0, 0.1),
+    )  # fmt: skip
+    recipes = [
+        yin, yin_imagenet, carta, carta_cifar, carta_core50, nayak,
+        yin.replace(
+            name="deep_inversion", source="Yin 2020, sec. 4.1 as deep_inversion/cifar10, with the clip of sec. 4.4",
+            clip="valid",
+        ),
+        yin.replace(
+            name="deep_dream", source="Mordvintsev 2015 as in Yin 2020, Eqs. 2 and 3, sec. 4.1: no statistics", bn=0.0
+        ),
+        yin.replace(
+            name="noise", source="Yin 2020, Table 1, Noise (L): cross-entropy alone", bn=0.0, tv_l2=0.0, l2=0.0
+        ),
+        carta.replace(name="model_inversion"),
+        carta.replace(
+            name="data_impressions/mnist", source="Carta 2022, sec. 4 and B.1.2; shifts and clip as in its code",
+            temperature=20.0, betas=(10.0,), **soft,
+        ),
+        carta_cifar.replace(
+            name="data_impressions/cifar10", source="Carta 2022, B.2.2; augmentation and clip as in its code",
+            betas=(10.0,), **soft,
+        ),
+        carta_core50.replace(
+            name="data_impressions/core50", source="Carta 2022, B.3.2; augmentation and clip as in its code",
+            betas=(0.1,), **soft,
+        ),
+        nayak.replace(
+            name="class_impressions", source="Nayak 2021, sec. 4.1.4: one-hot targets, otherwise as Data Impressions",
+            targets="hard",
+        ),
+    ]  # fmt: skip
+    found = {recipe.name: recipe for recipe in recipes}
+    found["data_impressions"] = found["data_impressions/mnist"].replace(name="data_impressions")
+    return found
+
+
+_RECIPES = _published()

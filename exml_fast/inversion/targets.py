@@ -1,0 +1,105 @@
+"""What the network is asked to say: class indices, or soft targets drawn around a class (Nayak 2021, sec. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast import ops
+from exml_fast.models import final_linear
+
+__all__ = ["beta_shares", "class_similarity", "dirichlet_mixture", "hard_targets"]
+
+SMALLEST_SIMILARITY = 1e-4
+
+
+def class_similarity(source: nn.Module | Tensor, normalize: bool = True) -> Tensor:
+    """Cosine similarities of the classes' weight vectors (Nayak 2021, Eq. 1), made positive.
+
+    Args:
+        source: a classifier, of which the final linear layer is taken, or that layer's weight (K, H).
+        normalize: stretch each row to [0, 1] (row min-max, Nayak 2021, 3.1; a constant row becomes ones). Without
+            it, the cosines as they are (Carta 2022, 4), negative ones cut to zero.
+
+    Returns:
+        (K, K) float64 on the CPU, every entry at least 1e-4 (which is added), so that each row is a valid
+        concentration of a Dirichlet distribution.
+
+    Raises:
+        ValueError: if the weight is not a finite matrix, or there is no linear layer.
+    """
+    weight = final_linear(source).weight if isinstance(source, nn.Module) else source
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"source must be a weight (classes, features), got shape {tuple(weight.shape)}")
+    weight = weight.detach().to("cpu", torch.float64)
+    if not weight.isfinite().all():
+        raise ValueError("source: the final layer's weight holds NaN or infinity")
+    rows = torch.nn.functional.normalize(weight, dim=1)
+    cosine = (rows @ rows.T).clamp(-1, 1)
+    if normalize:
+        low, high = cosine.amin(1, keepdim=True), cosine.amax(1, keepdim=True)
+        spread = high - low
+        cosine = torch.where(spread > 1e-12, (cosine - low) / spread.clamp_min(1e-12), torch.ones_like(cosine))
+    return cosine.clamp_min(0) + SMALLEST_SIMILARITY
+
+
+def hard_targets(labels: Tensor, units: Sequence[int]) -> Tensor:
+    """Logit positions (N,) int64 of the class ids ``labels`` (N,), where ``units[j]`` is the class of logit j.
+
+    ValueError naming the ids that no logit has.
+    """
+    place = {unit: j for j, unit in enumerate(units)}
+    wanted = labels.tolist()
+    if missing := sorted({label for label in wanted if label not in place}):
+        known = f"0 to {len(units) - 1}" if list(units) == list(range(len(units))) else str(list(units))
+        raise ValueError(f"classes {missing} are not among the network's classes, {known}")
+    return torch.tensor([place[label] for label in wanted], dtype=torch.int64)
+
+
+def beta_shares(classes: Tensor, betas: Sequence[float]) -> Tensor:
+    """One of ``betas`` for each sample (N,) float64, each beta equally often within each class (Nayak 2021, Alg. 1).
+
+    The i-th sample of a class gets ``betas[i % B]``, so the shares of a class differ by one sample at most.
+    """
+    if not betas or not all(beta > 0 for beta in betas):
+        raise ValueError(f"betas must hold positive numbers, got {tuple(betas)}")
+    seen: dict[int, int] = {}
+    shares = []
+    for label in classes.tolist():
+        shares.append(betas[seen.setdefault(label, 0) % len(betas)])
+        seen[label] += 1
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def dirichlet_mixture(
+    similarity: Tensor,
+    classes: Tensor,
+    betas: Sequence[float],
+    generator: torch.Generator | None = None,
+    among: Tensor | None = None,
+) -> Tensor:
+    """Soft targets: row n from Dirichlet(β_n · similarity[classes[n]]) with β_n by :func:`beta_shares`.
+
+    Args:
+        similarity: (K, K), positive, see :func:`class_similarity`.
+        classes: (N,) int64 logit positions.
+        betas: the scaling factors (Nayak 2021: 1.0 and 0.1 together; Carta 2022: 10).
+        among: logit positions (M,), including all ``classes``, to which the distribution is restricted; the other
+            components are zero. All K when None.
+
+    Returns:
+        (N, K) float32, rows summing to one.
+    """
+    shares = beta_shares(classes, betas).to(similarity.dtype)
+    if among is None:
+        return ops.dirichlet_targets(similarity, classes, shares, generator).float()
+    inverse = torch.full((len(similarity),), -1, dtype=torch.int64)
+    inverse[among] = torch.arange(len(among))
+    if (inverse[classes] < 0).any():
+        raise ValueError(f"among must include every class, {sorted(set(classes.tolist()))}, got {among.tolist()}")
+    part = similarity[among][:, among].contiguous()
+    targets = torch.zeros(len(classes), len(similarity))
+    targets[:, among] = ops.dirichlet_targets(part, inverse[classes], shares, generator).float()
+    return targets

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from exml_fast.inversion.augmentation import Augmentation, Draws
+from exml_fast.inversion.convolution import OneChannelConvolutions, has_one_channel_convolution
+
+
+def draws(**given: torch.Tensor) -> Draws:
+    return Draws(given.get("shift"), given.get("flip"), given.get("affine"))
+
+
+def test_no_augmentation_is_the_identity() -> None:
+    none = Augmentation()
+    x = torch.randn(2, 3, 8, 8)
+    assert none(x, none.draw(4, (8, 8), torch.Generator()), 3) is x
+
+
+def test_shifts_are_inclusive_and_flips_are_fair() -> None:
+    found = Augmentation(2, flip=True).draw(4000, (8, 8), torch.Generator().manual_seed(0))
+    assert found.shift is not None and found.flip is not None and found.affine is None
+    assert found.shift.unique().tolist() == [-2, -1, 0, 1, 2]
+    assert 0.45 < found.flip.float().mean() < 0.55
+
+
+def test_wrap_rolls_and_zero_pads() -> None:
+    x = torch.randn(2, 1, 6, 5)
+    drawn = draws(shift=torch.tensor([[1, -2]]), flip=torch.tensor([True]))
+    assert torch.equal(Augmentation(2, "wrap", True)(x, drawn, 0), x.roll((1, -2), (2, 3)).flip(3))
+    y = Augmentation(2, "zero")(x, draws(shift=torch.tensor([[1, -2]])), 0)
+    expected = torch.zeros_like(x)
+    expected[:, :, 1:, :3] = x[:, :, :-1, 2:]
+    assert torch.equal(y, expected)
+
+
+def test_rotation_by_a_right_angle() -> None:
+    x = torch.randn(2, 1, 7, 7)
+    augmentation = Augmentation(rotate=90.0)
+    theta = augmentation._affine(torch.tensor([[1.0, 0, 0, 0.5, 0.5], [0.5, 0, 0, 0.5, 0.5]]), (7, 7))
+    quarter, none = (augmentation(x, draws(affine=theta), i) for i in range(2))
+    assert torch.allclose(quarter, x.rot90(1, (2, 3)), atol=1e-5)
+    assert torch.allclose(none, x, atol=1e-5)
+
+
+def test_crop_stays_inside_the_image() -> None:
+    augmentation = Augmentation(crop=(0.5, 0.9))
+    found = augmentation.draw(500, (16, 24), torch.Generator().manual_seed(0))
+    assert found.affine is not None
+    reach = found.affine[:, :, :2].abs().sum(2) + found.affine[:, :, 2].abs()
+    assert reach.max() <= 1 + 1e-5
+    constant = torch.ones(1, 1, 16, 24)
+    assert all(torch.allclose(augmentation(constant, found, i)[..., 1:-1, 1:-1], torch.tensor(1.0)) for i in range(50))
+
+
+def test_augmentation_is_differentiable() -> None:
+    augmentation = Augmentation(1, "zero", True, 10.0, (0.8, 1.0))
+    found = augmentation.draw(3, (6, 6), torch.Generator().manual_seed(0))
+    x = torch.randn(2, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: augmentation(t, found, 1), x)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_channel_convolutions_have_the_same_gradient(padding: int, bias: bool) -> None:
+    conv = torch.nn.Conv2d(1, 5, 5, padding=padding, bias=bias).requires_grad_(False)
+    x = torch.randn(4, 1, 12, 11, requires_grad=True)
+    g = torch.randn_like(conv(x))
+    (expected,) = torch.autograd.grad(conv(x), x, g)
+    with OneChannelConvolutions():
+        y = conv(x)
+        assert "_Conv2d" in y.grad_fn.name()
+    (found,) = torch.autograd.grad(y, x, g)
+    assert torch.equal(y, conv(x)) and torch.allclose(found, expected, atol=1e-5)
+
+
+def test_other_convolutions_are_left_alone() -> None:
+    x1, x3 = torch.randn(2, 1, 8, 8, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
+    trained = torch.nn.Conv2d(1, 2, 3)
+    strided = torch.nn.Conv2d(1, 2, 3, stride=2).requires_grad_(False)
+    same = torch.nn.Conv2d(1, 2, 3, padding="same").requires_grad_(False)
+    wide = torch.nn.Conv2d(3, 2, 3).requires_grad_(False)
+    with OneChannelConvolutions():
+        outputs = [trained(x1), strided(x1), same(x1), wide(x3), strided.double()(x1.double())]
+    assert all("_Conv2d" not in y.grad_fn.name() for y in outputs)
+    assert has_one_channel_convolution(trained) and not has_one_channel_convolution(wide)

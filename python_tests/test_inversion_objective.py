@@ -1,0 +1,138 @@
+"""Every term against its formula, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from exml_fast.inversion.objective import (
+    L2,
+    Blur,
+    BNStatistics,
+    CrossEntropy,
+    Objective,
+    Prior,
+    Step,
+    TotalVariation,
+)
+from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.statistics import LayerInput
+
+N, K = 5, 4
+
+
+@pytest.fixture
+def step() -> Step:
+    images = torch.randn(N, 3, 8, 7, dtype=torch.float64, requires_grad=True)
+    layers = [
+        LayerInput(images * 2 + 1, torch.randn(3).double(), torch.rand(3).double() + 0.5),
+        LayerInput(images.mean((2, 3)), torch.randn(3).double(), torch.rand(3).double() + 0.5),
+    ]
+    weight = torch.randn(3 * 8 * 7, K, dtype=torch.float64)
+    return Step(images, images.roll(1, 3), images.flatten(1) @ weight / 10, torch.tensor([0, 1, 2, 3, 0]), layers)
+
+
+def test_cross_entropy_of_classes(step: Step) -> None:
+    z = step.logits / 2.0
+    expected = torch.stack([z[n].exp().sum().log() - z[n, step.targets[n]] for n in range(N)])
+    assert torch.allclose(CrossEntropy(1.0, 2.0)(step), expected)
+
+
+def test_cross_entropy_of_soft_targets(step: Step) -> None:
+    step.targets = torch.rand(N, K, dtype=torch.float64).softmax(1)
+    z = step.logits / 20.0
+    p = z.exp() / z.exp().sum(1, keepdim=True)
+    assert torch.allclose(CrossEntropy(1.0, 20.0)(step), -(step.targets * p.log()).sum(1))
+
+
+@pytest.mark.parametrize("distance", ["l2", "squared", "gaussian_kl"])
+@pytest.mark.parametrize("moment", ["var", "std"])
+def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
+    expected = []
+    for x, mean, var in step.layers:
+        flat = x.transpose(0, 1).flatten(1)
+        m = flat.mean(1)
+        v = ((flat - m[:, None]) ** 2).mean(1)
+        if distance == "gaussian_kl":
+            expected.append(((v / var + (m - mean) ** 2 / var - 1 - (v / var).log()) / 2).sum())
+            continue
+        a, b = (v, var) if moment == "var" else (v**0.5, var**0.5)
+        power = 1.0 if distance == "squared" else 0.5
+        expected.append(((m - mean) ** 2).sum() ** power + ((a - b) ** 2).sum() ** power)
+    assert torch.allclose(BNStatistics(1.0, distance, moment)(step), expected[0] + expected[1])
+    assert torch.allclose(BNStatistics(1.0, distance, moment, 10.0)(step), 10 * expected[0] + expected[1])
+
+
+def differences(x: Tensor) -> list[Tensor]:
+    return [
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    ]
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_total_variation(step: Step, per_image: bool, augmented: bool) -> None:
+    x = step.inputs if augmented else step.images
+    parts = x.split(1) if per_image else [x]
+    l1 = torch.stack([sum(d.abs().mean() for d in differences(p)) for p in parts])  # type: ignore[misc]
+    l2 = torch.stack([sum((d**2).sum().sqrt() for d in differences(p)) for p in parts])  # type: ignore[misc]
+    prior = Prior(per_image, augmented)
+    shape = (N,) if per_image else ()
+    assert torch.allclose(TotalVariation(1.0, prior, "l1")(step), l1.reshape(shape))
+    assert torch.allclose(TotalVariation(1.0, prior, "l2")(step), l2.reshape(shape))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("per_image", [False, True])
+def test_blur_and_l2(step: Step, per_image: bool, squared: bool) -> None:
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    x = step.images
+    residual = x - gaussian_blur(x, [3, 3], [1.0, 1.0])
+    prior = Prior(per_image)
+    for term, value in ((Blur(1.0, prior, squared), residual), (L2(1.0, prior, squared), x)):
+        squares = (value**2).sum((1, 2, 3)) if per_image else (value**2).sum()
+        assert torch.allclose(term(step), squares if squared else squares.sqrt())
+
+
+def test_total_is_sum_over_images_plus_n_times_batch_terms(step: Step) -> None:
+    ce, l2, bn = CrossEntropy(0.5), L2(0.1, Prior(True), True), BNStatistics(2.0)
+    total, values = Objective([ce, l2, bn])(step)
+    assert torch.allclose(total, 0.5 * ce(step).sum() + 0.1 * l2(step).sum() + N * 2.0 * bn(step))
+    means = torch.stack([ce(step).mean(), l2(step).mean(), bn(step), total / N])
+    assert torch.allclose(values, means) and not values.requires_grad
+
+
+def test_gradient_of_an_image_does_not_depend_on_the_batch() -> None:
+    recipe = Recipe("t", ce=1.0, tv_l2=0.1, blur=0.2, l2=0.3, norm_squared=True)
+    objective = Objective.of(recipe, bn=False)
+    x, weight = torch.randn(4, 1, 6, 6, dtype=torch.float64), torch.randn(36, K, dtype=torch.float64)
+
+    def gradient(images: Tensor) -> Tensor:
+        leaf = images.clone().requires_grad_()
+        total, _ = objective(Step(leaf, leaf, leaf.flatten(1) @ weight, torch.arange(len(leaf)) % K))
+        return torch.autograd.grad(total, leaf)[0]
+
+    assert not objective.couples
+    assert torch.allclose(gradient(x)[:1], gradient(x[:1]))
+
+
+def test_a_recipe_gives_the_terms_it_weighs() -> None:
+    recipe = Recipe("t", tv_l1=1.0, tv_l2=1.0, blur=1.0, l2=1.0, bn=1.0)
+    assert Objective.of(recipe, bn=True).names == ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "loss")
+    assert Objective.of(recipe, bn=True).couples
+    assert not Objective.of(recipe, bn=False).couples
+    assert Objective.of(recipe.replace(tv_scope="batch"), bn=False).couples
+    assert Objective.of(Recipe("t", ce=1.0), bn=True).names == ("ce", "loss")
+    with pytest.raises(ValueError, match="distinct"):
+        Objective([CrossEntropy(), CrossEntropy()])
+
+
+def test_terms_share_one_pass_of_the_prior(step: Step) -> None:
+    recipe = Recipe("t", tv_l2=1.0, blur=1.0, l2=1.0)
+    Objective.of(recipe, bn=False)(step)
+    assert len(step._priors) == 1

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from exml_fast.inversion.statistics import StatisticsCapture, bn_layers
+from exml_fast.inversion.teacher import frozen
+
+
+class Shared(nn.Module):
+    """One BatchNorm that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.bn(input=x)) + x
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    model, x = Shared().eval(), torch.randn(3, 2, 4, 4)
+    model.bn.running_mean.fill_(1.0)
+    with StatisticsCapture(model) as capture:
+        model(x)
+        assert len(capture) == 1 and len(capture.calls) == 2
+        assert capture.calls[0].x is x
+        assert torch.equal(capture.calls[1].x, model.bn(x))
+        assert all(call.mean is model.bn.running_mean and call.var is model.bn.running_var for call in capture.calls)
+    assert hook_count(model) == 0 and not capture.calls
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm1d(3), (4, 3)),
+        (nn.BatchNorm1d(3), (4, 3, 5)),
+        (nn.BatchNorm2d(3), (4, 3, 5, 5)),
+        (nn.BatchNorm3d(3), (4, 3, 2, 2, 2)),
+        (nn.SyncBatchNorm(3), (4, 3, 5, 5)),
+        (FrozenBatchNorm2d(3), (4, 3, 5, 5)),
+    ],
+)
+def test_every_kind_of_batch_norm_is_seen(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer).eval()
+    with StatisticsCapture(model) as capture:
+        model(torch.randn(shape))
+        assert [tuple(call.x.shape) for call in capture.calls] == [shape]
+
+
+def test_timm_layers_are_seen_before_their_activation() -> None:
+    timm_layers = pytest.importorskip("timm.layers")
+    for kind in (timm_layers.BatchNormAct2d, timm_layers.FrozenBatchNormAct2d):
+        model, x = nn.Sequential(kind(3)).eval(), torch.randn(2, 3, 4, 4)
+        with StatisticsCapture(model) as capture:
+            model(x)
+            assert capture.calls[0].x is x
+
+
+def test_instance_norm_is_no_batch_norm() -> None:
+    assert bn_layers(nn.Sequential(nn.InstanceNorm2d(3, track_running_stats=True), nn.GroupNorm(1, 3))) == []
+
+
+def test_layers_without_running_statistics_are_named() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)))
+    with pytest.raises(ValueError, match=r"running statistics.*1\.0"):
+        StatisticsCapture(model)
+
+
+def test_hooks_go_on_an_exception() -> None:
+    model = Shared()
+    with pytest.raises(KeyboardInterrupt), StatisticsCapture(model):
+        assert hook_count(model) == 1
+        raise KeyboardInterrupt
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_frozen_gives_the_model_back_as_it_was(error: type[BaseException]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    model.train()
+    model[2].eval()
+    model[0].bias.requires_grad_(False)
+    before = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    with pytest.raises(error), torch.no_grad(), frozen(model):
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+        assert torch.is_grad_enabled()
+        raise error
+    assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exml_fast.data import InputSpec, load
+from exml_fast.inversion import Recipe, Result, Synthesizer, invert
+from exml_fast.inversion.synthesizer import _mixed_batches
+from exml_fast.models import LeNet5
+
+SPEC = InputSpec(1, (12, 12), (0.5,), (0.25,))
+CE = Recipe("ce", steps=20, batch_size=8, l2=1e-3, norm_squared=True, jitter=1, border="zero")
+BN = CE.replace(name="bn", bn=1.0)
+
+
+def network(seed: int = 0, batch_norm: bool = True) -> nn.Sequential:
+    torch.manual_seed(seed)
+    norm = [nn.BatchNorm2d(6)] if batch_norm else []
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2), *norm, nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 5)
+    )
+    nn.init.normal_(model[-1].weight)
+    return model
+
+
+@pytest.fixture(scope="session")
+def digits_teacher() -> tuple[nn.Module, InputSpec]:
+    data = load("digits")
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    x, y = data.spec.normalize(data.train.images), data.train.labels
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(6):
+        for index in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            optimiser.step()
+    return model.eval(), data.spec
+
+
+def state_of(model: nn.Module) -> list[object]:
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    return [hooks, flags, [p.grad for p in model.parameters()]]
+
+
+@pytest.mark.parametrize("recipe", ["deep_inversion", "model_inversion", "model_inversion/cifar10"])
+def test_a_digits_teacher_recognises_its_images(digits_teacher: tuple[nn.Module, InputSpec], recipe: str) -> None:
+    model, spec = digits_teacher
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    steps = {"model_inversion": 1000}.get(recipe, 300)
+    result = invert(model, per_class=4, recipe=recipe, spec=spec, steps=steps)
+    assert torch.equal(result.labels, torch.arange(10).repeat(4))
+    accuracy = (model(result.images).argmax(1) == result.labels).double().mean().item()
+    assert accuracy >= 0.95 and accuracy == result.summary["teacher_accuracy"]
+    if "bn" in result.history:
+        assert result.history["bn"][-1] < 0.5 * result.history["bn"][0]
+    assert result.history["loss"][-1] < 0.5 * result.history["loss"][0]
+    assert all(len(values) == steps for values in result.history.values())
+    assert result.images.dtype == torch.float32 and result.images.shape == (40, *spec.shape)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_soft_targets_are_met_and_their_argmax_is_the_label(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    model, spec = digits_teacher
+    result = invert(
+        model, per_class=6, recipe="data_impressions/mnist", spec=spec, steps=400, lr=0.05, temperature=1.0, bn=0.0,
+        l2=0.0, blur=0.0, jitter=0,
+    )  # fmt: skip
+    assert result.targets is not None and torch.equal(result.targets.argmax(1), result.labels)
+    assert (model(result.images).softmax(1) - result.targets).abs().max() < 0.1
+
+
+def test_classes_and_units_are_class_ids() -> None:
+    model = network()
+    result = invert(model, [30, 10], per_class=3, recipe=CE, spec=SPEC, units=[10, 20, 30, 40, 50], steps=100)
+    assert result.labels.tolist() == [30, 10] * 3
+    model.eval()
+    assert model(result.images).argmax(1).tolist() == [2, 0] * 3
+    soft = CE.replace(targets="dirichlet", betas=(0.1,), label="argmax", dirichlet_over="classes", steps=2)
+    result = invert(model, [30, 10], 8, soft, SPEC, units=[10, 20, 30, 40, 50])
+    assert result.targets is not None and set(result.labels.tolist()) == {10, 30}
+    assert (result.targets[:, [1, 3, 4]] == 0).all()
+
+
+def test_anything_with_model_spec_and_units_is_understood() -> None:
+    class Wrapped:
+        model, input_spec, units, classes = network(), SPEC, (4, 5, 6, 7, 8), (5, 7)
+
+    assert invert(Wrapped(), per_class=2, recipe=CE, steps=1).labels.tolist() == [5, 7, 5, 7]
+
+
+def test_same_seed_same_images_whatever_the_global_state() -> None:
+    model = network()
+    soft = BN.replace(targets="dirichlet", betas=(1.0, 0.1))
+    first = invert(model, recipe=soft, spec=SPEC, per_class=4, seed=3)
+    torch.manual_seed(99)
+    torch.rand(7)
+    state = torch.get_rng_state()
+    second = invert(model, recipe=soft, spec=SPEC, per_class=4, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
+    assert first.targets is not None and second.targets is not None and torch.equal(first.targets, second.targets)
+    assert not torch.equal(first.images, invert(model, recipe=soft, spec=SPEC, per_class=4, seed=4).images)
+
+
+def test_images_do_not_depend_on_the_batch_size_without_coupling() -> None:
+    labels = torch.arange(5).repeat(3)
+    runs = [Synthesizer(network(), SPEC, CE.replace(batch_size=size)).run(labels, seed=1) for size in (4, 15)]
+    assert torch.allclose(runs[0].images, runs[1].images, atol=1e-3)
+    assert torch.allclose(runs[0].history["loss"], runs[1].history["loss"], rtol=1e-4)
+
+
+def test_adam_and_clip_are_those_of_torch() -> None:
+    model = network().eval()
+    recipe = CE.replace(jitter=0, l2=0.0, steps=30, clip="valid", lr=0.1)
+    result = Synthesizer(model, SPEC, recipe).run([0, 1, 2], seed=5)
+    start = Synthesizer(model, SPEC, recipe.replace(steps=1, lr=1e-30, clip=None)).run([0, 1, 2], seed=5)
+    x = start.images.clone().requires_grad_()
+    optimiser = torch.optim.Adam([x], lr=0.1)
+    low, high = (0 - 0.5) / 0.25, (1 - 0.5) / 0.25
+    for _ in range(30):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), torch.arange(3), reduction="sum").backward()
+        optimiser.step()
+        with torch.no_grad():
+            x.clamp_(low, high)
+    assert torch.allclose(result.images, x, atol=1e-3)
+    assert result.images.min() >= low and result.images.max() <= high
+    assert result.pixels().min() >= 0 and result.pixels().max() <= 1
+
+
+def test_uniform_start_is_in_the_range_of_pixels() -> None:
+    result = invert(network(), recipe=CE, spec=SPEC, init="uniform", steps=1, lr=1e-30)
+    pixels = SPEC.denormalize(result.images)
+    assert 0 <= pixels.min() < 0.05 and 0.95 < pixels.max() <= 1 and abs(pixels.mean() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_teacher_is_given_back_as_it_was(training: bool) -> None:
+    model = network().train(training)
+    model[-1].bias.requires_grad_(False)
+    before, weights = state_of(model), {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        invert(model, recipe=BN, spec=SPEC)
+    with torch.inference_mode():
+        invert(model, recipe=BN, spec=SPEC, steps=2)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        invert(model, recipe=BN, spec=SPEC, progress=stop)
+    assert state_of(model) == before
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_early_stop_freezes_confident_images(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    model, spec = digits_teacher
+    labels = torch.arange(10).repeat(4)
+    recipe = CE.replace(steps=300, batch_size=40, lr=0.05, l2=0.0, stop_confidence=0.99)
+    runs = [Synthesizer(model, spec, recipe, compact=c, block=5).run(labels) for c in (True, False)]
+    for result in runs:
+        assert result.summary["stopped"] == 40 and result.summary["steps_per_image"] < 150
+        assert result.summary["steps"] == len(result.history["loss"]) < 300
+        probability = model(result.images).softmax(1).gather(1, labels[:, None])
+        assert (probability >= 0.99 - 1e-3).all()
+    assert runs[0].summary["steps_per_image"] == runs[1].summary["steps_per_image"]
+    assert torch.allclose(runs[0].images, runs[1].images, atol=1e-3)
+
+
+def test_coupled_images_are_not_taken_out(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    model, spec = digits_teacher
+    synthesizer = Synthesizer(model, spec, BN.replace(steps=300, bn=0.01, stop_confidence=0.9), block=5)
+    assert not synthesizer.compact
+    result = synthesizer.run(torch.arange(10))
+    assert result.summary["stopped"] == 10 and result.summary["steps"] < 300
+    assert result.summary["confidence"] >= 0.9
+
+
+@pytest.mark.parametrize("recipe", [BN.replace(steps=40), CE.replace(steps=60, stop_confidence=0.9, lr=0.03)])
+@pytest.mark.parametrize("during", ["progress", "forward"])
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, recipe: Recipe, during: str) -> None:
+    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    expected = Synthesizer(network(), SPEC, recipe, block=5).run(labels, seed=2)
+    model, calls = network(), 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (13, 40):
+            raise KeyboardInterrupt
+
+    interrupts = 0
+    for _ in range(3):
+        handle = model[0].register_forward_hook(interrupt) if during == "forward" else None
+        synthesizer = Synthesizer(model, SPEC, recipe, block=5)
+        try:
+            result = synthesizer.run(
+                labels, seed=2, checkpoint=path, progress=interrupt if during == "progress" else None
+            )
+            break
+        except KeyboardInterrupt as error:
+            interrupts += 1
+            assert path.exists() and "continues" in error.__notes__[0]
+            with pytest.raises(ValueError, match="another run"):
+                synthesizer.run(labels, seed=3, checkpoint=path)
+            with pytest.raises(ValueError, match="another run"):
+                Synthesizer(network(1), SPEC, recipe, block=5).run(labels, seed=2, checkpoint=path)
+        finally:
+            if handle is not None:
+                handle.remove()
+    assert interrupts >= 1 and not path.exists()
+    assert torch.equal(result.images, expected.images)
+    assert all(torch.equal(result.history[name], expected.history[name]) for name in expected.history)
+    assert result.summary["steps_per_image"] == expected.summary["steps_per_image"]
+
+
+def test_progress_reports_each_block() -> None:
+    seen: list[tuple[str, int, int, dict[str, float]]] = []
+    invert(network(), recipe=BN.replace(steps=120), spec=SPEC, per_class=2, progress=lambda *a: seen.append(a))
+    assert [s[:3] for s in seen] == [("invert", done, 240) for done in (50, 100, 120, 170, 220, 240)]
+    assert set(seen[0][3]) == {"ce", "l2", "bn", "loss"}
+
+
+def test_batches_are_even_and_mixed() -> None:
+    batches = _mixed_batches(torch.arange(4).repeat_interleave(10), 16)
+    assert sorted(torch.cat(batches).tolist()) == list(range(40))
+    for batch in batches:
+        counts = torch.bincount(batch // 10, minlength=4)
+        assert 13 <= len(batch) <= 14 and counts.min() >= 3 and counts.max() <= 4
+
+
+def test_statistics_are_matched_or_their_absence_said() -> None:
+    plain = network(batch_norm=False)
+    with pytest.raises(ValueError, match="no BatchNorm"):
+        invert(plain, recipe=BN, spec=SPEC)
+    result = invert(plain, recipe=BN, spec=SPEC, bn_optional=True)
+    assert result.summary["absent"] == ["bn"] and "bn" not in result.history
+    lenet = LeNet5()
+    result = invert(lenet, [0], 2, "model_inversion/mnist", InputSpec(1, (32, 32), (0.1,), (0.3,)), steps=2)
+    assert result.summary["absent"] == ["bn"]
+    plain[1] = nn.BatchNorm2d(6, track_running_stats=False)
+    with pytest.raises(ValueError, match="running statistics"):
+        invert(plain, recipe=BN, spec=SPEC)
+    invert(plain, recipe=CE, spec=SPEC, steps=1)
+
+
+def test_not_a_number_is_named() -> None:
+    model = network()
+    with torch.no_grad():
+        model[-1].bias[0] = float("nan")
+    with pytest.raises(RuntimeError, match=r"recipe 'bn': ce became nan at step 0 \(batch 1 of 1\)"):
+        invert(model, recipe=BN, spec=SPEC, per_class=1)
+    model = network()
+    model[1].running_var.fill_(float("inf"))
+    with pytest.raises(RuntimeError, match="bn became"):
+        invert(model, recipe=BN, spec=SPEC, per_class=1)
+
+
+def test_errors_name_the_argument() -> None:
+    model = network()
+    with pytest.raises(ValueError, match=r"classes \[5\].*0 to 4"):
+        invert(model, [0, 5], recipe=CE, spec=SPEC)
+    with pytest.raises(ValueError, match="classes"):
+        invert(model, [], recipe=CE, spec=SPEC)
+    with pytest.raises(ValueError, match="per_class"):
+        invert(model, per_class=0, recipe=CE, spec=SPEC)
+    with pytest.raises(ValueError, match="unknown recipe"):
+        invert(model, recipe="dream", spec=SPEC)
+    with pytest.raises(ValueError, match="no field 'step'"):
+        invert(model, recipe=CE, spec=SPEC, step=3)
+    with pytest.raises(ValueError, match="InputSpec"):
+        invert(model, recipe=CE)
+    with pytest.raises(ValueError, match=r"rejects images of shape \(2, 3, 12, 12\)"):
+        invert(model, recipe=CE, spec=InputSpec(3, (12, 12), (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(ValueError, match="units must be 5"):
+        invert(model, recipe=CE, spec=SPEC, units=[0, 1])
+    with pytest.raises(ValueError, match="labels"):
+        Synthesizer(model, SPEC, CE).run(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"nn\.Module"):
+        invert(3, recipe=CE, spec=SPEC)
+
+
+def test_outputs_other_than_logits_are_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.flatten(1), x
+
+    with pytest.raises(ValueError, match="got tuple"):
+        invert(Pair(), recipe=CE, spec=SPEC)
+    with pytest.raises(ValueError, match=r"logits.*\(2, 6, 5, 5\)"):
+        invert(network()[:1], recipe=CE, spec=SPEC)
+
+
+def test_double_networks_and_networks_without_parameters() -> None:
+    assert invert(network().double(), recipe=BN, spec=SPEC, steps=2).images.dtype == torch.float32
+    assert len(invert(nn.Flatten(), [3, 4], 1, CE, SPEC, steps=2)) == 2
+
+
+@pytest.fixture
+def result() -> Iterator[Result]:
+    soft = CE.replace(steps=3, targets="dirichlet", betas=(1.0,))
+    yield invert(network(), recipe=soft, spec=SPEC, per_class=2)
+
+
+def test_result_survives_its_folder(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path / "run")
+    again = Result.load(tmp_path / "run")
+    assert torch.equal(again.images, result.images) and torch.equal(again.labels, result.labels)
+    assert result.targets is not None and again.targets is not None and torch.equal(again.targets, result.targets)
+    assert again.spec == SPEC and again.summary == result.summary and again.seconds == result.seconds
+    assert {k: v.tolist() for k, v in again.history.items()} == {k: v.tolist() for k, v in result.history.items()}
+    result.targets = None
+    result.save(tmp_path / "run")
+    assert Result.load(tmp_path / "run").targets is None
+
+
+def test_damaged_results_are_named(tmp_path: Path, result: Result) -> None:
+    result.save(tmp_path)
+    (tmp_path / "result.json").write_text('{"terms": ["nothing"]}')
+    with pytest.raises(ValueError, match=r"history\.nothing.*missing"):
+        Result.load(tmp_path)
+    result.labels = result.labels[:3]
+    result.save(tmp_path)
+    with pytest.raises(ValueError, match="do not fit"):
+        Result.load(tmp_path)
+
+
+def test_grid(tmp_path: Path, result: Result) -> None:
+    from torchvision.io import decode_image
+
+    result.save_grid(tmp_path / "grid.png", columns=5)
+    assert decode_image(str(tmp_path / "grid.png")).shape == (3, 2 * 14 + 2, 5 * 14 + 2)
+    result.save_grid(tmp_path / "square.png")
+
+
+@pytest.mark.gpu
+def test_cuda_matches_the_cpu() -> None:
+    cpu = invert(network(), recipe=BN, spec=SPEC, steps=5)
+    model = network()
+    cuda = invert(model, recipe=BN, spec=SPEC, steps=5, device="cuda")
+    assert torch.allclose(cpu.images, cuda.images, atol=1e-2)
+    assert next(model.parameters()).device.type == "cpu"
