@@ -1,11 +1,50 @@
 """Data-free learning from trained models, at hardware speed.
 
 A trained classifier goes in; synthetic images, and models that learned from nothing but them, come out.
+
+    result = exml_fast.invert(model, classes=[1, 933], per_class=32, recipe="deep_inversion")
+    result.save_grid("dream.png")
 """
 
-from exml_fast import ops
+from exml_fast import continual, data, inversion, models, ops
 from exml_fast._native import build_info
+from exml_fast.continual import (
+    AuxiliaryData,
+    DataImpression,
+    DistillationConfig,
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    ImageBuffer,
+    ModelInversion,
+    train_stream,
+)
+from exml_fast.data import InputSpec
+from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
 
 __version__ = str(build_info()["version"])
 
-__all__ = ["__version__", "build_info", "ops"]
+__all__ = [
+    "AuxiliaryData",
+    "DataImpression",
+    "DistillationConfig",
+    "ExModelDistillation",
+    "Expert",
+    "ExpertStream",
+    "ImageBuffer",
+    "InputSpec",
+    "ModelInversion",
+    "Recipe",
+    "Result",
+    "Synthesizer",
+    "__version__",
+    "build_info",
+    "continual",
+    "data",
+    "inversion",
+    "invert",
+    "models",
+    "ops",
+    "recipes",
+    "train_stream",
+]

@@ -1,6 +1,29 @@
 // Inner loops of image_prior, compiled once for each instruction set by for_each_capability.h.
 namespace exml::cpu::EXML_CAPABILITY {
 
+// Calls f(e, lanes to count) for vectors that cover [begin, end), the last one overlapping its predecessor with the
+// lanes already done masked out; false where the range is shorter than a vector.
+template <typename A, typename F>
+EXML_INLINE bool along_vectors(int64_t begin, int64_t end, F f) {
+  constexpr int kWidth = kLanes<A>;
+  if (end - begin < kWidth) return false;
+  const Mask<A> all = Vector<A>{} == Vector<A>{};
+  int64_t e = begin;
+  for (; e + kWidth <= end; e += kWidth) f(e, all);
+  if (e < end) {
+    const int64_t last = end - kWidth;
+    Mask<A> fresh;
+    for (int i = 0; i < kWidth; ++i) fresh[i] = last + i >= e ? -1 : 0;
+    f(last, fresh);
+  }
+  return true;
+}
+
+template <typename A>
+EXML_INLINE Vector<A> only(Mask<A> lanes, Vector<A> v) {
+  return lanes ? v : Vector<A>{};
+}
+
 // residual = plane - blur(plane). scratch: height * length values, then length + 2 * radius * step for a padded row.
 template <typename A>
 void blur_residual(const Plane<A>& plane, const BlurWindow<A>& window, A* scratch, A* residual) {
@@ -13,74 +36,88 @@ void blur_residual(const Plane<A>& plane, const BlurWindow<A>& window, A* scratc
       memcpy(padded + (radius + width - 1 + j) * step, plane.row(i) + (width - 1 - j) * step, step * sizeof(A));
     }
     A* blurred = scratch + i * length;
-#pragma omp simd
-    for (int64_t e = 0; e < length; ++e) blurred[e] = window.taps[0] * padded[e];
-    for (int64_t t = 1; t <= 2 * radius; ++t) {
-#pragma omp simd
-      for (int64_t e = 0; e < length; ++e) blurred[e] += window.taps[t] * padded[e + t * step];
-    }
+    const auto blur = [&](int64_t e, auto value) {
+      for (int64_t t = 0; t <= 2 * radius; ++t) value += window.taps[t] * load_as<decltype(value)>(padded + e + t * step);
+      return value;
+    };
+    if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(blurred + e, blur(e, Vector<A>{})); }))
+      for (int64_t e = 0; e < length; ++e) blurred[e] = blur(e, A(0));
   }
   for (int64_t i = 0; i < plane.height; ++i) {
+    const A* rows[kMaxBlurKernel];
+    for (int64_t t = -radius; t <= radius; ++t) rows[t + radius] = scratch + reflect(i + t, plane.height) * length;
     A* out = residual + i * length;
-    memcpy(out, plane.row(i), length * sizeof(A));
-    for (int64_t t = -radius; t <= radius; ++t) {
-      const A* blurred = scratch + reflect(i + t, plane.height) * length;
-      const A tap = window.taps[t + radius];
-#pragma omp simd
-      for (int64_t e = 0; e < length; ++e) out[e] -= tap * blurred[e];
-    }
+    const auto remainder = [&](int64_t e, auto value) {
+      for (int64_t t = 0; t <= 2 * radius; ++t) value -= window.taps[t] * load_as<decltype(value)>(rows[t] + e);
+      return value;
+    };
+    const A* row = plane.row(i);
+    if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(out + e, remainder(e, load(row + e))); }))
+      for (int64_t e = 0; e < length; ++e) out[e] = remainder(e, row[e]);
   }
 }
 
-// Adds to `sums` those of the differences between upper[e] and lower[e] for e < count.
-template <typename A>
-EXML_INLINE void add_differences(const A* upper, const A* lower, int64_t count, int direction, double* sums) {
-  A absolute = 0, square = 0;
-#pragma omp simd reduction(+ : absolute, square)
-  for (int64_t e = 0; e < count; ++e) {
-    const A d = upper[e] - lower[e];
-    absolute += d < A(0) ? -d : d;
-    square += d * d;
-  }
-  sums[kAbs + direction] += absolute;
-  sums[kSquare + direction] += square;
-}
-
-template <typename A>
-EXML_INLINE double sum_of_squares(const A* x, int64_t count) {
-  A square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int64_t e = 0; e < count; ++e) square += x[e] * x[e];
-  return square;
-}
-
+// Adds to `sums` those of the plane (PriorSum).
 template <typename A>
 void plane_sums(const Plane<A>& plane, const A* residual, double* sums) {
-  const int64_t length = plane.length, step = plane.step;
+  const int64_t length = plane.length, step = plane.step, inner = length - step;
   for (int64_t i = 0; i < plane.height; ++i) {
-    const A *row = plane.row(i), *next = row + length;
-    add_differences(row, row + step, length - step, 0, sums);
-    if (i + 1 < plane.height) {
-      add_differences(row, next, length, 1, sums);
-      add_differences(next, row + step, length - step, 2, sums);
-      add_differences(row, next + step, length - step, 3, sums);
+    const bool below = i + 1 < plane.height;
+    const A *row = plane.row(i), *next = below ? row + length : row, *r = residual + i * length;
+    Vector<A> absolute[4] = {}, square[4] = {}, blur = {}, norm = {};
+    const auto add = [&](int direction, Mask<A> lanes, Vector<A> d) {
+      d = only<A>(lanes, d);
+      absolute[direction] += d < Vector<A>{} ? -d : d;
+      square[direction] += d * d;
+    };
+    const auto add_one = [&](int sum, A value) { sums[sum] += value; };
+    const auto add_scalar = [&](int direction, A d) {
+      add_one(kAbs + direction, d < A(0) ? -d : d);
+      add_one(kSquare + direction, d * d);
+    };
+    if (!along_vectors<A>(0, inner, [&](int64_t e, Mask<A> lanes) {
+          const Vector<A> here = load(row + e), right = load(row + e + step);
+          add(0, lanes, here - right);
+          if (below) {
+            const Vector<A> under = load(next + e);
+            add(1, lanes, here - under);
+            add(2, lanes, under - right);
+            add(3, lanes, here - load(next + e + step));
+          }
+        }))
+      for (int64_t e = 0; e < inner; ++e) {
+        add_scalar(0, row[e] - row[e + step]);
+        if (below) {
+          add_scalar(1, row[e] - next[e]);
+          add_scalar(2, next[e] - row[e + step]);
+          add_scalar(3, row[e] - next[e + step]);
+        }
+      }
+    if (below)
+      for (int64_t e = inner; e < length; ++e) add_scalar(1, row[e] - next[e]);
+    if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A> lanes) {
+          const Vector<A> rest = only<A>(lanes, load(r + e)), here = only<A>(lanes, load(row + e));
+          blur += rest * rest;
+          norm += here * here;
+        }))
+      for (int64_t e = 0; e < length; ++e) {
+        add_one(kBlur, r[e] * r[e]);
+        add_one(kNorm, row[e] * row[e]);
+      }
+    for (int direction = 0; direction < 4; ++direction) {
+      sums[kAbs + direction] += sum<A>(absolute[direction]);
+      sums[kSquare + direction] += sum<A>(square[direction]);
     }
-    sums[kBlur] += sum_of_squares(residual + i * length, length);
-    sums[kNorm] += sum_of_squares(row, length);
+    sums[kBlur] += sum<A>(blur);
+    sums[kNorm] += sum<A>(norm);
   }
 }
 
-// One difference's pull on both of its pixels, for e < count; `pulls` is scratch.
 template <typename A>
-EXML_INLINE void pull_apart(const PriorPull<A>& pull, int direction, const A* upper, const A* lower, int64_t count,
-                            A* upper_grad, A* lower_grad, A* pulls) {
-#pragma omp simd
-  for (int64_t e = 0; e < count; ++e) {
-    pulls[e] = difference_pull(pull, direction, upper[e] - lower[e]);
-    upper_grad[e] += pulls[e];
-  }
-#pragma omp simd
-  for (int64_t e = 0; e < count; ++e) lower_grad[e] -= pulls[e];
+EXML_INLINE Vector<A> difference_pull(const PriorPull<A>& pull, int i, Vector<A> d) {
+  const Vector<A> one = splat(A(1));
+  const Vector<A> direction = d != d ? d : (d > Vector<A>{} ? one : (d < Vector<A>{} ? -one : Vector<A>{}));
+  return pull.abs[i] * direction + pull.square[i] * d;
 }
 
 // out = gradient of the pulled losses. residual: as blur_residual left it; scratch: as there.
@@ -89,40 +126,75 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
                     A* scratch, A* out) {
   const int64_t height = plane.height, length = plane.length, step = plane.step, width = plane.width();
   const int64_t radius = window.radius;
-  for (int64_t i = 0; i < height; ++i) {  // the residual's adjoint, r - B^T r: down the columns into `column`, then along
-    A *grad = out + i * length, *padded = scratch, *column = padded + radius * step;
-    memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
-    for (int64_t k = std::max<int64_t>(0, i - radius); k <= std::min(height - 1, i + radius); ++k) {
-      const A weight = blur_weight(k, i, height, window);
-      const A* r = residual + k * length;
-#pragma omp simd
-      for (int64_t e = 0; e < length; ++e) column[e] += weight * r[e];
-    }
+  A *padded = scratch, *column = padded + radius * step;
+  memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
+  for (int64_t i = 0; i < height; ++i) {
     const A *row = plane.row(i), *r = residual + i * length;
-#pragma omp simd
-    for (int64_t e = 0; e < length; ++e) grad[e] = pull.norm * row[e] + pull.blur * r[e];
-    for (int64_t t = 0; t <= 2 * radius; ++t) {
-      const A weight = pull.blur * window.taps[t];
-#pragma omp simd
-      for (int64_t e = 0; e < length; ++e) grad[e] -= weight * padded[e + t * step];
+    const A *up = i > 0 ? row - length : nullptr, *down = i + 1 < height ? row + length : nullptr;
+    A* grad = out + i * length;
+    // The residual's part is its adjoint, r - B^T r: down the columns, then along the row.
+    const int64_t first = std::max<int64_t>(0, i - radius), last = std::min(height - 1, i + radius);
+    A weights[kMaxBlurKernel];
+    for (int64_t k = first; k <= last; ++k) weights[k - first] = blur_weight(k, i, height, window);
+    const auto down_column = [&](int64_t e, auto value) {
+      for (int64_t k = first; k <= last; ++k)
+        value += weights[k - first] * load_as<decltype(value)>(residual + k * length + e);
+      return value;
+    };
+    if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(column + e, down_column(e, Vector<A>{})); }))
+      for (int64_t e = 0; e < length; ++e) column[e] = down_column(e, A(0));
+    const auto without_differences = [&](int64_t e, auto value) {
+      using V = decltype(value);
+      for (int64_t t = 0; t <= 2 * radius; ++t) value += window.taps[t] * load_as<V>(padded + e + t * step);
+      return pull.norm * load_as<V>(row + e) + pull.blur * (load_as<V>(r + e) - value);
+    };
+    // A difference pulls its two pixels apart: seen from a pixel, one term for each of its neighbours.
+    const auto away_from = [&](auto value, int64_t e, int direction, const A* other) {
+      using V = decltype(value);
+      return V(value + difference_pull(pull, direction, V(load_as<V>(row + e) - load_as<V>(other))));
+    };
+    const auto vertically = [&](int64_t e, auto value) {
+      if (up) value = away_from(value, e, 1, up + e);
+      if (down) value = away_from(value, e, 1, down + e);
+      return value;
+    };
+    const auto leftwards = [&](int64_t e, auto value) {
+      value = away_from(value, e, 0, row + e - step);
+      if (up) value = away_from(value, e, 3, up + e - step);
+      if (down) value = away_from(value, e, 2, down + e - step);
+      return value;
+    };
+    const auto rightwards = [&](int64_t e, auto value) {
+      value = away_from(value, e, 0, row + e + step);
+      if (up) value = away_from(value, e, 2, up + e + step);
+      if (down) value = away_from(value, e, 3, down + e + step);
+      return value;
+    };
+    const auto one = [&](int64_t e) {
+      A value = vertically(e, without_differences(e, A(0)));
+      if (e >= step) value = leftwards(e, value);
+      if (e < length - step) value = rightwards(e, value);
+      grad[e] = value;
+    };
+    if (along_vectors<A>(step, length - step, [&](int64_t e, Mask<A>) {
+          store(grad + e, rightwards(e, leftwards(e, vertically(e, without_differences(e, Vector<A>{})))));
+        })) {
+      for (int64_t e = 0; e < step; ++e) one(e);
+      for (int64_t e = length - step; e < length; ++e) one(e);
+    } else {
+      for (int64_t e = 0; e < length; ++e) one(e);
     }
-    for (int64_t j = 0; j < width; ++j) {  // near the borders the reflected taps come on top
+    // Near the borders the reflected taps come on top.
+    for (int64_t j = 0; j < width; ++j) {
       if (j == radius + 1) j = std::max(j, width - 1 - radius);
       if (j >= width) break;
-      for (int64_t k = std::max<int64_t>(0, j - radius); k <= std::min(width - 1, j + radius); ++k) {
+      const int64_t from = std::max<int64_t>(0, j - radius), to = std::min(width - 1, j + radius);
+      for (int64_t k = from; k <= to; ++k) {
         const A extra = pull.blur * (blur_weight(k, j, width, window) - window.taps[j - k + radius]);
-        for (int64_t c = 0; c < step; ++c) grad[j * step + c] -= extra * column[k * step + c];
+        if (extra != A(0))
+          for (int64_t c = 0; c < step; ++c) grad[j * step + c] -= extra * column[k * step + c];
       }
     }
-  }
-  for (int64_t i = 0; i < height; ++i) {
-    const A *row = plane.row(i), *next = row + length;
-    A *grad = out + i * length, *next_grad = grad + length;
-    pull_apart(pull, 0, row, row + step, length - step, grad, grad + step, scratch);
-    if (i + 1 == height) break;
-    pull_apart(pull, 1, row, next, length, grad, next_grad, scratch);
-    pull_apart(pull, 2, next, row + step, length - step, next_grad, grad + step, scratch);
-    pull_apart(pull, 3, row, next + step, length - step, grad, next_grad + step, scratch);
   }
 }
 

@@ -49,6 +49,20 @@ EXML_INLINE Vector<float> load(const BFloat16* p) {
   return (Vector<float>)(__builtin_convertvector(half, Words) << 16);
 }
 
+// A scalar or a vector, as the caller's arithmetic wants it.
+template <typename V>
+EXML_INLINE V load_as(const float* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename V>
+EXML_INLINE V load_as(const double* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
 EXML_INLINE void store(float* p, Vector<float> v) { memcpy(p, &v, sizeof v); }
 EXML_INLINE void store(double* p, Vector<double> v) { memcpy(p, &v, sizeof v); }
 EXML_INLINE void store(BFloat16* p, Vector<float> v) {
