@@ -26,7 +26,8 @@ using at::Tensor;
 void check_given(const char* name, const Tensor& given, const Tensor& x) {
   TORCH_CHECK_VALUE(given.dim() == 1 && given.size(0) == x.size(1), "bn_match: ", name, " must have shape (C,) = (",
                     x.size(1), ",) to match x of shape ", x.sizes(), ", got ", given.sizes());
-  TORCH_CHECK_VALUE(given.is_floating_point(), "bn_match: ", name, " must be floating point, got ", given.scalar_type());
+  TORCH_CHECK_VALUE(given.is_floating_point(), "bn_match: ", name, " must be floating point, got ",
+                    given.scalar_type());
   check_device("bn_match", name, given, "x", x);
 }
 
@@ -34,14 +35,15 @@ template <typename Forward>
 std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, const Tensor& mean, const Tensor& var,
                                            std::string_view distance, std::string_view moment) {
   check_pixels("bn_match", "x", x);
-  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
+                    x.sizes());
   TORCH_CHECK_VALUE(x.numel() > 0, "bn_match: x must not be empty, got shape ", x.sizes());
   check_given("mean", mean, x);
   check_given("var", var, x);
   const auto accumulator = accumulator_dtype(x);
   const auto [dense, layout] = with_channel_layout(x);
-  return forward(dense, layout, mean.to(accumulator).contiguous(), var.to(accumulator).contiguous(), distance_from(distance),
-                 moment_from(moment));
+  return forward(dense, layout, mean.to(accumulator).contiguous(), var.to(accumulator).contiguous(),
+                 distance_from(distance), moment_from(moment));
 }
 
 template <typename Backward>
@@ -50,16 +52,16 @@ Tensor laid_out_backward(Backward backward, const Tensor& grad, const Tensor& x,
   return backward(grad, dense, layout, coefficients);
 }
 
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
-                                       std::string_view moment) {
+std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& mean, const Tensor& var,
+                                       std::string_view distance, std::string_view moment) {
   return checked_forward(bn_match_forward_cpu, x, mean, var, distance, moment);
 }
 Tensor backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
   return laid_out_backward(bn_match_backward_cpu, grad, x, coefficients);
 }
 #ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
-                                        std::string_view moment) {
+std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& mean, const Tensor& var,
+                                        std::string_view distance, std::string_view moment) {
   return checked_forward(bn_match_forward_cuda, x, mean, var, distance, moment);
 }
 Tensor backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
@@ -69,7 +71,9 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& coeffici
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def("bn_match(Tensor x, Tensor mean, Tensor var, str distance='l2', str moment='var') -> Tensor");
-  m.def("_bn_match_forward(Tensor x, Tensor mean, Tensor var, str distance, str moment) -> (Tensor loss, Tensor coefficients)");
+  m.def(
+      "_bn_match_forward(Tensor x, Tensor mean, Tensor var, str distance, str moment) -> (Tensor loss, Tensor "
+      "coefficients)");
   m.def("_bn_match_backward(Tensor grad, Tensor x, Tensor coefficients) -> Tensor");
 }
 

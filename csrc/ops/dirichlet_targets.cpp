@@ -16,8 +16,8 @@ void check(const Tensor& similarity, const Tensor& classes, const Tensor& betas)
   TORCH_CHECK_VALUE(similarity.dim() == 2 && similarity.size(0) == similarity.size(1) && similarity.numel() > 0, op,
                     ": similarity must have shape (K, K) and not be empty, got ", similarity.sizes());
   TORCH_CHECK_VALUE(classes.scalar_type() == at::kLong, op, ": classes must be int64, got ", classes.scalar_type());
-  TORCH_CHECK_VALUE(classes.dim() == 1 && classes.numel() > 0, op, ": classes must have shape (N,) and not be empty, got ",
-                    classes.sizes());
+  TORCH_CHECK_VALUE(classes.dim() == 1 && classes.numel() > 0, op,
+                    ": classes must have shape (N,) and not be empty, got ", classes.sizes());
   TORCH_CHECK_VALUE(betas.is_floating_point(), op, ": betas must be floating point, got ", betas.scalar_type());
   TORCH_CHECK_VALUE(betas.sizes() == classes.sizes(), op, ": betas must have the shape of classes, ", classes.sizes(),
                     ", got ", betas.sizes());
@@ -30,8 +30,8 @@ void check_values(const Tensor& similarity, const Tensor& classes, const Tensor&
   const auto positive = [](const Tensor& t) { return t.gt(0).logical_and(t.isfinite()).all().item<bool>(); };
   TORCH_CHECK_VALUE(positive(similarity), op, ": similarity must be positive and finite everywhere, got values from ",
                     similarity.min().item<double>(), " to ", similarity.max().item<double>());
-  TORCH_CHECK_VALUE(positive(betas), op, ": betas must be positive and finite, got values from ", betas.min().item<double>(),
-                    " to ", betas.max().item<double>());
+  TORCH_CHECK_VALUE(positive(betas), op, ": betas must be positive and finite, got values from ",
+                    betas.min().item<double>(), " to ", betas.max().item<double>());
   const int64_t low = classes.min().item<int64_t>(), high = classes.max().item<int64_t>();
   TORCH_CHECK_INDEX(low >= 0 && high < similarity.size(0), op, ": classes must be in [0, ", similarity.size(0),
                     "), got values from ", low, " to ", high);

@@ -20,8 +20,8 @@ struct PriorShape {
 
 // x is (N, C, H, W), contiguous or channels_last. Returns the losses (kPriorLosses, groups) in the accumulator's dtype
 // and the sums (groups, kPriorSums) in float64.
-std::tuple<at::Tensor, at::Tensor> image_prior_forward_cpu(const at::Tensor& x, const PriorShape& shape, int kernel_size,
-                                                           double sigma);
+std::tuple<at::Tensor, at::Tensor> image_prior_forward_cpu(const at::Tensor& x, const PriorShape& shape,
+                                                           int kernel_size, double sigma);
 std::tuple<at::Tensor, at::Tensor> image_prior_forward_cuda(const at::Tensor& x, const PriorShape& shape,
                                                             int kernel_size, double sigma);
 

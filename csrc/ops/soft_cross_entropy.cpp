@@ -26,7 +26,8 @@ void check(const Tensor& logits, const Tensor& target, double temperature) {
                       logits.sizes(), ", got ", target.sizes());
   } else {
     TORCH_CHECK_VALUE(target.scalar_type() == at::kLong,
-                      "soft_cross_entropy: target must be int64 class indices or floating point, got ", target.scalar_type());
+                      "soft_cross_entropy: target must be int64 class indices or floating point, got ",
+                      target.scalar_type());
     TORCH_CHECK_VALUE(target.dim() == 1 && target.size(0) == logits.size(0),
                       "soft_cross_entropy: target indices must have shape (N,) = (", logits.size(0), ",), got ",
                       target.sizes());

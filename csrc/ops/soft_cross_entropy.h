@@ -12,8 +12,8 @@ enum class Reduction { none, mean, sum };
 
 Reduction reduction_from(std::string_view name);
 
-// logits (N, K) contiguous; target (N,) int64, or (N, K) contiguous in the accumulator's dtype. Returns the loss, (N,) or
-// a scalar, and the log-sum-exp of logits / temperature (N,), both in the accumulator's dtype.
+// logits (N, K) contiguous; target (N,) int64, or (N, K) contiguous in the accumulator's dtype. Returns the loss, (N,)
+// or a scalar, and the log-sum-exp of logits / temperature (N,), both in the accumulator's dtype.
 std::tuple<at::Tensor, at::Tensor> soft_cross_entropy_forward_cpu(const at::Tensor& logits, const at::Tensor& target,
                                                                   double temperature, Reduction reduction);
 std::tuple<at::Tensor, at::Tensor> soft_cross_entropy_forward_cuda(const at::Tensor& logits, const at::Tensor& target,

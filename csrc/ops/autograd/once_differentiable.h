@@ -15,8 +15,9 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, ctx->saved_data["op"].toStringRef(),
-                                ": second derivatives are not implemented; use exml_fast.ops.reference where you need them");
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, ctx->saved_data["op"].toStringRef(),
+        ": second derivatives are not implemented; use exml_fast.ops.reference where you need them");
   }
 };
 

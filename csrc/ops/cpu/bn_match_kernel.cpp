@@ -37,13 +37,15 @@ std::vector<Moments<double>> channel_moments(const T* x, const ChannelLayout& la
                       partial.data() + i * channels);
     });
   } else {
-    at::parallel_for(0, chunks * channels, std::max<int64_t>(1, kTask / (chunk * plane)), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin / channels * chunk; n < layout.batch && n / chunk * channels < end; ++n) {
-        const int64_t row = n / chunk * channels;
-        for (int64_t c = std::max<int64_t>(0, begin - row); c < std::min(channels, end - row); ++c)
-          partial[row + c] = combine(partial[row + c], EXML_CPU_CALL(run_moments, x + (n * channels + c) * plane, plane));
-      }
-    });
+    at::parallel_for(
+        0, chunks * channels, std::max<int64_t>(1, kTask / (chunk * plane)), [&](int64_t begin, int64_t end) {
+          for (int64_t n = begin / channels * chunk; n < layout.batch && n / chunk * channels < end; ++n) {
+            const int64_t row = n / chunk * channels;
+            for (int64_t c = std::max<int64_t>(0, begin - row); c < std::min(channels, end - row); ++c)
+              partial[row + c] =
+                  combine(partial[row + c], EXML_CPU_CALL(run_moments, x + (n * channels + c) * plane, plane));
+          }
+        });
   }
   for (int64_t i = 1; i < chunks; ++i)
     for (int64_t c = 0; c < channels; ++c) partial[c] = combine(partial[c], partial[i * channels + c]);
@@ -81,7 +83,8 @@ std::tuple<Tensor, Tensor> bn_match_forward_cpu(const Tensor& x, const ChannelLa
   return {loss, coefficients};
 }
 
-Tensor bn_match_backward_cpu(const Tensor& grad, const Tensor& x, const ChannelLayout& layout, const Tensor& coefficients) {
+Tensor bn_match_backward_cpu(const Tensor& grad, const Tensor& x, const ChannelLayout& layout,
+                             const Tensor& coefficients) {
   Tensor out = at::empty_like(x);
   const int64_t channels = layout.channels, plane = layout.plane;
   dispatch_pixels(x, [&](auto* pixels) {
@@ -95,8 +98,8 @@ Tensor bn_match_backward_cpu(const Tensor& grad, const Tensor& x, const ChannelL
     T* result = static_cast<T*>(out.mutable_data_ptr());
     if (layout.channels_last) {
       at::parallel_for(0, layout.count(), (kTask + channels - 1) / channels, [&](int64_t begin, int64_t end) {
-        EXML_CPU_CALL(row_gradient, pixels + begin * channels, result + begin * channels, end - begin, channels, offset, slope,
-                      mean);
+        EXML_CPU_CALL(row_gradient, pixels + begin * channels, result + begin * channels, end - begin, channels, offset,
+                      slope, mean);
       });
     } else {
       at::parallel_for(0, layout.batch * channels, (kTask + plane - 1) / plane, [&](int64_t begin, int64_t end) {

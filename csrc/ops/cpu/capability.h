@@ -13,12 +13,10 @@ const char* capability_name();
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EXML_CPU_VARIANTS 1
-#define EXML_CPU_CALL(function, ...)                                           \
-  (::exml::cpu::capability() == ::exml::cpu::Capability::avx512                \
-       ? ::exml::cpu::avx512::function(__VA_ARGS__)                            \
-   : ::exml::cpu::capability() == ::exml::cpu::Capability::avx2                \
-       ? ::exml::cpu::avx2::function(__VA_ARGS__)                              \
-       : ::exml::cpu::baseline::function(__VA_ARGS__))
+#define EXML_CPU_CALL(function, ...)                                                                         \
+  (::exml::cpu::capability() == ::exml::cpu::Capability::avx512 ? ::exml::cpu::avx512::function(__VA_ARGS__) \
+   : ::exml::cpu::capability() == ::exml::cpu::Capability::avx2 ? ::exml::cpu::avx2::function(__VA_ARGS__)   \
+                                                                : ::exml::cpu::baseline::function(__VA_ARGS__))
 #else
 #define EXML_CPU_VARIANTS 0
 #define EXML_CPU_CALL(function, ...) ::exml::cpu::baseline::function(__VA_ARGS__)

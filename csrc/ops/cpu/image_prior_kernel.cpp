@@ -34,10 +34,11 @@ namespace {
 
 using at::Tensor;
 
-// Calls f(plane index, plane, blur residual, scratch) for every plane of x, in parallel; a thread's buffers are its own.
+// Calls f(plane index, plane, blur residual, scratch) for every plane of x, in parallel; a thread's buffers are its
+// own.
 template <typename T, typename F>
-void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape,
-                    const BlurWindow<Accumulator<T>>& window, F f) {
+void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, const BlurWindow<Accumulator<T>>& window,
+                    F f) {
   using A = Accumulator<T>;
   const int64_t step = x.is_contiguous() ? 1 : shape.channels, length = shape.width * step;
   const int64_t size = shape.height * length, planes = x.numel() / size;
@@ -49,7 +50,8 @@ void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape,
       if constexpr (std::is_same_v<T, A>) {
         plane.pixels = pixels + p * size;
       } else {
-        std::transform(pixels + p * size, pixels + (p + 1) * size, widened.begin(), [](T value) { return widen(value); });
+        std::transform(pixels + p * size, pixels + (p + 1) * size, widened.begin(),
+                       [](T value) { return widen(value); });
         plane.pixels = widened.data();
       }
       EXML_CPU_CALL(blur_residual, plane, window, scratch.data(), residual.data());
@@ -65,7 +67,8 @@ std::tuple<Tensor, Tensor> image_prior_forward_cpu(const Tensor& x, const PriorS
   const int64_t groups = shape.groups();
   const auto options = x.options().memory_format(std::nullopt);
   Tensor sums = at::zeros({groups, kPriorSums}, options.dtype(at::kDouble));
-  Tensor losses = at::empty({kPriorLosses, groups}, options.dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  Tensor losses =
+      at::empty({kPriorLosses, groups}, options.dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
   dispatch_pixels(x, [&](auto* pixels) {
     using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>>;
     const int64_t planes = shape.images * (x.is_contiguous() ? shape.channels : 1);
@@ -102,18 +105,17 @@ Tensor image_prior_backward_cpu(const Tensor& grads, const Tensor& x, const Tens
     }
     const auto window = gaussian_window<A>(kernel_size, sigma);
     T* result = static_cast<T*>(out.mutable_data_ptr());
-    for_each_plane(pixels, x, shape, window,
-                   [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A* scratch) {
-                     const auto& pull = pulls[p * groups / (x.numel() / plane.size())];
-                     T* target = result + p * plane.size();
-                     if constexpr (std::is_same_v<T, A>) {
-                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, target);
-                     } else {
-                       std::vector<A> wide(plane.size());
-                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, wide.data());
-                       for (int64_t e = 0; e < plane.size(); ++e) narrow(wide[e], target[e]);
-                     }
-                   });
+    for_each_plane(pixels, x, shape, window, [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A* scratch) {
+      const auto& pull = pulls[p * groups / (x.numel() / plane.size())];
+      T* target = result + p * plane.size();
+      if constexpr (std::is_same_v<T, A>) {
+        EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, target);
+      } else {
+        std::vector<A> wide(plane.size());
+        EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, wide.data());
+        for (int64_t e = 0; e < plane.size(); ++e) narrow(wide[e], target[e]);
+      }
+    });
   });
   return out;
 }

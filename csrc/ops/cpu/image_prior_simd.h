@@ -37,7 +37,8 @@ void blur_residual(const Plane<A>& plane, const BlurWindow<A>& window, A* scratc
     }
     A* blurred = scratch + i * length;
     const auto blur = [&](int64_t e, auto value) {
-      for (int64_t t = 0; t <= 2 * radius; ++t) value += window.taps[t] * load_as<decltype(value)>(padded + e + t * step);
+      for (int64_t t = 0; t <= 2 * radius; ++t)
+        value += window.taps[t] * load_as<decltype(value)>(padded + e + t * step);
       return value;
     };
     if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(blurred + e, blur(e, Vector<A>{})); }))

@@ -20,8 +20,8 @@ int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 8192 / classes)
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, const Tensor& target, double temperature,
-                                                          Reduction reduction) {
+std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, const Tensor& target,
+                                                          double temperature, Reduction reduction) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const bool soft = target.is_floating_point();
   const auto options = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
@@ -35,7 +35,8 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, 
         const auto* row = z + n * classes;
         row_lses[n] = EXML_CPU_CALL(row_lse, row, classes, scale);
         if (soft) {
-          row_losses[n] = EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, scale, row_lses[n]);
+          row_losses[n] =
+              EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, scale, row_lses[n]);
         } else {
           const int64_t k = target.const_data_ptr<int64_t>()[n];
           TORCH_CHECK_INDEX(k >= 0 && k < classes, "soft_cross_entropy: target must be in [0, ", classes, "), got ", k,
@@ -54,8 +55,8 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, 
   return {loss, lse};
 }
 
-Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
-                                       double temperature, Reduction reduction) {
+Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target,
+                                       const Tensor& lse, double temperature, Reduction reduction) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const bool soft = target.is_floating_point();
   Tensor out = at::empty_like(logits);

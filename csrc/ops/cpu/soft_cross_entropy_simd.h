@@ -5,7 +5,7 @@ namespace exml::cpu::EXML_CAPABILITY {
 EXML_INLINE Vector<float> exp_nonpositive(Vector<float> x) {
   const Mask<float> underflows = x < -87.0f;
   const Vector<float> clamped = underflows ? splat(-87.0f) : x;  // a NaN stays
-  const Vector<float> rounder = splat(12582912.0f);               // 1.5 * 2^23: adding it rounds to an integer
+  const Vector<float> rounder = splat(12582912.0f);              // 1.5 * 2^23: adding it rounds to an integer
   const Vector<float> n = (clamped * 1.44269504f + rounder) - rounder;
   const Vector<float> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   Vector<float> p = splat(1.0f / 5040);
