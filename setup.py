@@ -23,7 +23,7 @@ except ImportError:
         "(an isolated build cannot see your torch, hence --no-build-isolation)."
     )
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
