@@ -142,5 +142,3 @@ def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
     ROWS[device].append(row)
     benchmark.extra_info.update(row)
     benchmark.pedantic(contenders["exml_fast"], rounds=10, warmup_rounds=1)
-
-

@@ -142,5 +142,3 @@ def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -
 
 def as_row(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
     return {name: {key: round(value, 4) for key, value in asdict(t).items()} for name, t in timings.items()}
-
-
