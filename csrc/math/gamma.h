@@ -8,6 +8,15 @@ namespace exml {
 // Philox blocks that one variate may use: one for the boost and two a proposal.
 constexpr int kGammaProposals = 63, kGammaBlocks = 2 * kGammaProposals + 2;
 
+// cos(2 pi turns). On the device cos itself would need local memory, for the reduction of huge angles.
+EXML_HD double cos_turns(double turns) {
+#ifdef __CUDA_ARCH__
+  return cospi(2 * turns);
+#else
+  return std::cos(6.283185307179586 * turns);
+#endif
+}
+
 // Marsaglia and Tsang (2000) for shapes of at least 1. For smaller ones G(a) = G(a + 1) * U^(1/a), in logarithms.
 // A proposal is accepted with probability above 0.95, so that running out of them (1e-82) does not happen.
 EXML_HD double log_gamma_variate(double shape, Philox& random) {
@@ -20,7 +29,7 @@ EXML_HD double log_gamma_variate(double shape, Philox& random) {
     double u, v;
     random.uniform2(u, v);
     const double radius = std::sqrt(-2 * std::log(u));
-    const double normal = radius * std::cos(6.283185307179586 * v);
+    const double normal = radius * cos_turns(v);
     const double root = 1 + c * normal;
     if (root <= 0) continue;
     const double cube = root * root * root;

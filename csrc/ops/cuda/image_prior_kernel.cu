@@ -63,7 +63,10 @@ __device__ void blur_residual(const A* pixels, int halo, const Images& images, c
 template <typename A>
 __device__ void share_window(const BlurWindow<A>& given, BlurWindow<A>& window) {
   if (threadIdx.x == 0) window.radius = given.radius;
-  if (threadIdx.x < kMaxBlurKernel) window.taps[threadIdx.x] = given.taps[threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < kMaxBlurKernel;
+       ++i)  // unrolled: an index known only at run time would put `given` into local memory
+    if (int(threadIdx.x) == i) window.taps[i] = given.taps[i];
   __syncthreads();
 }
 
