@@ -62,8 +62,8 @@ TYPED_TEST_SUITE(BNMatchKernel, exml::testing::PixelTypes);
 
 TYPED_TEST(BNMatchKernel, MatchesTheDefinition) {
   using T = TypeParam;
-  const BNMatchShape shapes[] = {{2, 3, 35, false},  {5, 33, 1, true},   {7, 40, 9, true},   {3, 5, 300, false},
-                                 {1, 1, 4, false},   {2, 1, 700, true},  {9, 270, 1, true}, {2, 7, 1, false},
+  const BNMatchShape shapes[] = {{2, 3, 35, false},  {5, 33, 1, true},  {7, 40, 9, true},  {3, 5, 300, false},
+                                 {1, 1, 4, false},   {2, 1, 700, true}, {9, 270, 1, true}, {2, 7, 1, false},
                                  {600, 2, 3, false}, {2, 270, 2, false}};
   for (const BNMatchShape& shape : shapes)
     for (const int splits : {1, 3})
