@@ -1,0 +1,115 @@
+"""Writes the tables of README.md from the JSON files under benches/results/: figures are never typed by hand.
+
+python benches/readme.py            # rewrites the tables
+python benches/readme.py --check    # exits with 1 if README.md is not what this command would write
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from exml_fast.storage import atomic_path, load_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benches" / "results"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(path: Path, results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return (
+        f"`{results['command']}` on {where}, torch {machine['torch']} "
+        f"([{path.name}]({path.relative_to(ROOT).as_posix()}))."
+    )
+
+
+def number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def demo(path: Path) -> str:
+    results = load_json(path)
+    rows = [
+        [row["name"], number(row["ours"], 1, " %"), number(row["seconds"], 0, " s"), number(row["peak_mb"], 0, " MB")]
+        for row in results["rows"]
+    ]
+    return table(["scikit-learn's digits", "accuracy", "time", "peak memory"], rows) + "\n\n" + source(path, results)
+
+
+def carta(path: Path) -> str:
+    results = load_json(path)
+    rows = []
+    for row in results["rows"]:
+        spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
+        ours = f"{row['ours']:.1f}{spread}" + (" ¹" if row["reduced"] else "")
+        rows.append([row["cell"].replace("MNIST/", ""), number(row["paper"]), ours, str(row["seeds"])])
+    notes = sorted({row["note"] for row in results["rows"] if row["reduced"]})
+    footnote = "".join(f"\n\n¹ Shorter than the paper's run: {note}." for note in notes)
+    header = ["MNIST, accuracy in % (Carta 2022, Table 2)", "paper", "ours", "seeds"]
+    return table(header, rows) + footnote + "\n\n" + source(path, results)
+
+
+def ops(path: Path) -> str:
+    results = load_json(path)
+    rows = []
+    for row in results["rows"]:
+        others = {k: v for k, v in row["times_faster"].items()}
+        what = " × ".join(map(str, row["shape"])) + (f", {row[k]}" if (k := "memory_format") in row else "")
+        what += f", {row['target']}" if "target" in row else ""
+        published = others.get("published", others.get("pytorch", others.get("torch.distributions")))
+        memory = row.get("peak_mb")
+        rows.append(
+            [
+                f"`{row['op']}` {what}",
+                number(row["ms"]["exml_fast"]["median"], 2, " ms"),
+                number(published, 1, "×"),
+                number(others.get("var_mean"), 1, "×"),
+                number(others.get("compiled"), 1, "×"),
+                "–" if memory is None else f"{memory['exml_fast']:.1f} / {max(memory.values()):.1f} MB",
+            ]
+        )
+    header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
+    notes = (
+        "² `bn_match`: the published hook's formula; `image_prior`, `soft_cross_entropy`: the eager formula; "
+        "`dirichlet_targets`: torch.distributions.\n³ Of the op and of the contender that needs most."
+    )
+    return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
+
+
+TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
+    "results": [("demo-digits.json", demo), ("carta2022-table2.json", carta)],
+    "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
+}
+
+
+def render(text: str) -> str:
+    for name, parts in TABLES.items():
+        body = "\n\n".join(make(RESULTS / file) for file, make in parts if (RESULTS / file).exists())
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, lambda m, body=body: f"{m[1]}\n{body}\n\n{m[2]}", text, flags=re.S)
+        if count != 1:
+            raise ValueError(f"README.md must hold the markers of table {name!r} once, found {count}")
+    return text
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = render(old)
+    if "--check" in sys.argv[1:]:
+        sys.exit("README.md's tables are stale: run python benches/readme.py" if old != new else 0)
+    with atomic_path(path) as temporary:
+        Path(temporary).write_text(new)
+
+
+if __name__ == "__main__":
+    main()

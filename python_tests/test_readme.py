@@ -1,0 +1,15 @@
+"""The README's tables are what the committed results say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_tables_are_those_of_the_results() -> None:
+    command = [sys.executable, str(ROOT / "benches" / "readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
