@@ -1,0 +1,74 @@
+"""Building and loading the extension: what is said when something is missing or does not fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import exml_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+
+
+def test_build_info() -> None:
+    info = exml_fast.build_info()
+    assert info["version"] == exml_fast.__version__
+    assert info["torch"] == torch.__version__
+    assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
+    assert info["compiler"] and info["git_commit"]
+    assert info["cuda_archs"] is None or info["cuda_archs"]
+
+
+def test_another_torch_gives_one_clear_line() -> None:
+    code = (
+        "import sys, types; built = types.ModuleType('exml_fast._built_for'); built.TORCH = '1.0.0'\n"
+        "sys.modules['exml_fast._built_for'] = built\n"
+        "try:\n import exml_fast\nexcept ImportError as error: print(error)"
+    )
+    said = python(code).stdout.strip()
+    expected = f"exml_fast was compiled for torch 1.0.0, but this is torch {torch.__version__}: rebuild it"
+    assert said.startswith(expected) and "\n" not in said
+
+
+def test_an_extension_that_was_not_built_says_so() -> None:
+    code = (
+        "import sys; sys.modules['exml_fast._built_for'] = None\n"
+        "try:\n import exml_fast\nexcept ImportError as error: print(error)"
+    )
+    said = python(code).stdout.strip()
+    assert said.startswith("exml_fast's extension has not been compiled") and "\n" not in said
+
+
+SETUP = "import sys; sys.argv = ['setup.py', '--version']; __file__ = 'setup.py'; exec(open('setup.py').read())"
+
+
+def test_setup_without_torch_says_what_to_install() -> None:
+    done = python("import sys; sys.modules['torch'] = None; " + SETUP)
+    assert done.returncode != 0
+    assert "pip install torch==" in done.stderr and "--no-build-isolation" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value,message", [("2", "EXML_CUDA must be 0 or 1"), ("1", "no CUDA build is possible here")])
+def test_setup_names_a_bad_or_impossible_cuda_wish(value: str, message: str) -> None:
+    code = SETUP
+    if value == "1":  # a torch without CUDA
+        code = "import torch; torch.version.cuda = None; " + SETUP
+    done = python(code, EXML_CUDA=value)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_ops_are_registered() -> None:
+    for name in ("bn_match", "image_prior", "soft_cross_entropy", "dirichlet_targets"):
+        assert hasattr(torch.ops.exml, name)
