@@ -1,0 +1,488 @@
+"""The commands. Each turns its options into a call of the library and prints what came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exml_fast import build_info
+from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.provenance import provenance
+from exml_fast.cli.study import STRATEGIES, Settings, Study, experiences_of, train_experts
+from exml_fast.cli.summary import joint_rows, print_rows, write_page
+from exml_fast.cli.teachers import open_teacher
+from exml_fast.continual import Expert, ExpertStream, confusion_matrix
+from exml_fast.data import load
+from exml_fast.inversion import invert as invert_model
+from exml_fast.inversion import recipes
+from exml_fast.storage import atomic_path, save_json
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="exml-fast",
+    help="Data-free learning from trained models: images out of classifiers, and models that learn from them alone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
+Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a .npz file or an image folder.")]
+DataRoot = Annotated[
+    str | None, typer.Option(help="Where MNIST and Fashion-MNIST are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
+]
+Scenario = Annotated[str, typer.Option(help="joint (one expert for all classes) or new-classes.")]
+PerStep = Annotated[int, typer.Option(min=1, help="Classes of each expert in new-classes.")]
+Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
+Argument = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeatable.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 new classes; digits: 40; others: 20.")]
+
+# The demo's settings: few steps, so that it ends in about two minutes on two cores.
+DEMO: dict[str, Any] = {
+    "strategies": ["model-inversion", "data-impression"],
+    "inversion": {"steps": 200, "lr": 0.05, "stop_confidence": None},
+    "distillation": {"buffer_size": 500, "iterations": 1500},
+}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        for name, value in build_info().items():
+            typer.echo(f"{name:<15} {value if value is not None else 'none'}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="What was built, and exit.")
+    ] = False,
+) -> None:
+    context.obj = {"debug": debug}
+
+
+@app.command("train-experts")
+def train_experts_command(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the experts.")] = Path("experts"),
+    data: Data = "digits",
+    data_root: DataRoot = None,
+    scenario: Scenario = "new-classes",
+    classes_per_step: PerStep = 2,
+    architecture: Architecture = "lenet5",
+    argument: Argument = None,
+    epochs: Epochs = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train one expert an experience and save each as a folder with model.safetensors and card.json."""
+    with Guard(context) as guard:
+        arguments = parse_pairs("--argument", argument)
+        given = Settings(
+            data=data, data_root=data_root, scenario=scenario, classes_per_step=classes_per_step, seed=seed,
+            device=_device(device), architecture=architecture, arguments=arguments, epochs=epochs, expert_lr=lr,
+        )  # fmt: skip
+        given.check()
+        loaded = load(data, data_root) if not resume else None
+        settings, threads = _open(context, guard, out, given, threads, resume, overwrite)
+        _use_threads(threads)
+        loaded = loaded or load(settings.data, settings.data_root)
+        experiences = experiences_of(loaded, settings.scenario, settings.classes_per_step)
+        with Reporter() as report:
+            stream = train_experts(loaded, experiences, out, settings, settings.seed, report)
+        close_run(out)
+        if as_json:
+            cards = [{"folder": str(out / f"expert_{i + 1:02d}"), **c.to_dict()} for i, c in enumerate(stream.cards)]
+            _print_json({"out": str(out), **provenance(settings.device), "experts": cards})
+        else:
+            _print_cards(stream, out)
+
+
+@app.command()
+def invert(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="An expert's folder, torchvision/<name> or timm/<name>.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("inverted"),
+    weights: Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")] = "DEFAULT",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="As deep_inversion (the default with BatchNorm) or model_inversion (without).", show_default=False
+        ),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
+    per_class: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps; the recipe's if not given.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the recipe's if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images together; the recipe's if not given.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    ] = None,
+    png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make images of a classifier's classes from the classifier alone."""
+    with Guard(context) as guard:
+        if model is None and not resume:
+            raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        overrides = parse_pairs("--set", override)
+        overrides |= {k: v for k, v in {"steps": steps, "lr": lr, "batch_size": batch_size}.items() if v is not None}
+        given: dict[str, Any] = {
+            "model": model, "weights": weights, "recipe": recipe, "classes": classes, "per_class": per_class,
+            "overrides": overrides, "png": png, "seed": seed, "device": _device(device), "threads": threads,
+        }  # fmt: skip
+        if not resume:
+            # Whatever is wrong with the options shows before an earlier run in the folder is touched.
+            open_teacher(str(model), weights)
+            recipes.get(recipe or "model_inversion").replace(**overrides)
+        run = open_run(context, guard, out, given, resume, overwrite)
+        _use_threads(run["threads"])
+        teacher = open_teacher(run["model"], run["weights"], run["device"])
+        name = run["recipe"] or ("deep_inversion" if _has_batch_norm(teacher.model) else "model_inversion")
+        ids = teacher.class_ids([c.strip() for c in run["classes"].split(",") if c.strip()])
+        with Reporter() as report:
+            result = invert_model(
+                teacher.model, ids, run["per_class"], name, teacher.spec, run["seed"], run["device"],
+                units=teacher.units, progress=report, checkpoint=out / "inversion.pt", **run["overrides"],
+            )  # fmt: skip
+        result.save(out)
+        result.save_grid(out / "grid.png", columns=len(result) // run["per_class"] if len(result) <= 400 else None)
+        if run["png"]:
+            _write_pngs(result.pixels(), result.labels.tolist(), out / "png")
+        close_run(out)
+        summary = {
+            "out": str(out), "model": run["model"], "classes": sorted(set(result.labels.tolist())),
+            "seconds": round(result.seconds, 3), **result.summary, **provenance(run["device"]),
+        }  # fmt: skip
+        if as_json:
+            _print_json(summary)
+        else:
+            typer.echo(
+                f"{len(result)} images in {result.seconds:.1f} s ({result.summary['images_per_second']:.1f} a second), "
+                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network: {out / 'grid.png'}"
+            )
+
+
+@app.command()
+def learn(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the ex-model, results and checkpoints.")] = Path("learned"),
+    experts: Annotated[
+        Path | None, typer.Option(help="Folder of experts; trained first if not given.", show_default=False)
+    ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(STRATEGIES)} or all; repeatable.", show_default=False)
+    ] = None,
+    data: Data = "digits",
+    data_root: DataRoot = None,
+    scenario: Scenario = "new-classes",
+    classes_per_step: PerStep = 2,
+    auxiliary: Annotated[str, typer.Option(help="Data set of auxiliary-data.")] = "fashion-mnist",
+    variant: Annotated[str, typer.Option(help="Published variant of the recipes: mnist, cifar10 or core50.")] = "mnist",
+    buffer: Annotated[int, typer.Option(min=1, help="Images kept.")] = 5000,
+    iterations: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = 30000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inversion steps; the recipe's if not given.")] = None,
+    inversion: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    ] = None,
+    distillation: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the distillation; repeatable.")
+    ] = None,
+    architecture: Architecture = "lenet5",
+    argument: Argument = None,
+    epochs: Epochs = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")] = 1,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")] = False,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
+    with Guard(context) as guard:
+        chosen = strategy or ["model-inversion"]
+        given = Settings(
+            data=data, data_root=data_root, scenario=scenario, classes_per_step=classes_per_step, seed=seed,
+            seeds=seeds, device=_device(device), experts=None if experts is None else str(experts),
+            architecture=architecture, arguments=parse_pairs("--argument", argument), epochs=epochs,
+            strategies=list(STRATEGIES) if "all" in chosen else list(dict.fromkeys(chosen)), auxiliary=auxiliary,
+            variant=variant, inversion=parse_pairs("--inversion", inversion) | ({"steps": steps} if steps else {}),
+            distillation={
+                "buffer_size": buffer, "iterations": iterations, **parse_pairs("--distillation", distillation)
+            },
+        )  # fmt: skip
+        given.check()
+        if not resume:
+            Study(given, out, Reporter())
+            if experts is not None:
+                ExpertStream(experts)
+            if report:
+                _require_report()
+        settings, threads = _open(context, guard, out, given, threads, resume, overwrite)
+        _use_threads(threads)
+        with Reporter() as reporter:
+            study = Study(settings, out, reporter)
+            rows = study.run()
+        origin = provenance(settings.device)
+        save_json(out / "results.json", {**origin, "settings": asdict(settings), "rows": rows})
+        page = None
+        if report:
+            page = write_page(
+                out / "report" / "index.html", study, None, f"Learning from experts of {settings.data}",
+                _summary(study), origin, _shown_settings(study, threads),
+            )  # fmt: skip
+        close_run(out)
+        if as_json:
+            _print_json({"out": str(out), "report": page and str(page), **origin, "rows": rows})
+        else:
+            print_rows(rows, f"{settings.data}, {settings.scenario}, {len(study.experiences)} experts")
+            typer.echo(f"ex-model and results: {out}" + (f", page: {page}" if page else ""))
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Folder of an expert or ex-model.")],
+    data: Data = "digits",
+    data_root: DataRoot = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the figures to this JSON file.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of an expert or ex-model on a data set's test images: overall, by class, and the confusion matrix."""
+    with Guard(context):
+        _use_threads(threads)
+        torch.manual_seed(seed)
+        expert = Expert.load(model, _device(device))
+        loaded = load(data, data_root)
+        if extra := sorted(set(expert.units) - set(loaded.classes)):
+            raise ValueError(f"{model} has outputs for classes {extra}, {loaded.name!r} has only {len(loaded.classes)}")
+        matrix = confusion_matrix(expert, loaded, [loaded.classes])
+        counts, right = matrix.sum(1), matrix.diagonal()
+        known = torch.tensor(sorted(expert.classes))
+        by_class = {
+            loaded.class_names[c]: {
+                "images": int(counts[c]),
+                "accuracy": float(right[c] / counts[c]) if counts[c] else None,
+                "known": c in expert.classes,
+            }
+            for c in loaded.classes
+        }
+        summary = {
+            "model": str(model), "data": loaded.name, "images": int(counts.sum()),
+            "accuracy": float(right.sum() / counts.sum().clamp_min(1)),
+            "accuracy_known_classes": float(right[known].sum() / counts[known].sum().clamp_min(1)),
+            "by_class": by_class, "confusion": matrix.tolist(),
+        }  # fmt: skip
+        if out is not None:
+            save_json(out, {**provenance(_device(device)), **summary})
+        if as_json:
+            _print_json(summary)
+        else:
+            _print_evaluation(summary, loaded.class_names)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the page, the results and the models.")] = Path("demo"),
+    data: Data = "digits",
+    data_root: DataRoot = None,
+    classes_per_step: PerStep = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Inversion steps.")] = DEMO["inversion"]["steps"],
+    iterations: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = DEMO["distillation"][
+        "iterations"
+    ],
+    buffer: Annotated[int, typer.Option(min=1, help="Images kept.")] = DEMO["distillation"]["buffer_size"],
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; the networks are small.")] = 1,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """All of it in minutes: experts on digits, two ways to learn from them, baselines, joint training, a page."""
+    with Guard(context) as guard:
+        _require_report()
+        given = Settings(
+            data=data, data_root=data_root, classes_per_step=classes_per_step, seed=seed, device=_device(device),
+            epochs=epochs, strategies=DEMO["strategies"], inversion={**DEMO["inversion"], "steps": steps},
+            distillation={**DEMO["distillation"], "buffer_size": buffer, "iterations": iterations},
+        )  # fmt: skip
+        given.check()
+        if not resume:
+            load(data, data_root)
+        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        _use_threads(used_threads)
+        joint_settings = Settings(**{**asdict(settings), "scenario": "joint"})
+        with Reporter() as report:
+            study = Study(settings, out, report, "stream")
+            study.run()
+            beside = Study(joint_settings, out / "joint", report, "joint expert")
+            beside.run()
+        rows = study.rows() + joint_rows(beside)
+        origin = provenance(settings.device)
+        save_json(out / "results.json", {**origin, "settings": asdict(settings), "rows": rows})
+        page = write_page(
+            out / "report" / "index.html", study, beside, f"Learning without data: {study.data.name}",
+            _summary(study), origin, _shown_settings(study, used_threads),
+        )  # fmt: skip
+        close_run(out)
+        if as_json:
+            _print_json({"out": str(out), "report": str(page), **origin, "rows": rows})
+        else:
+            print_rows(rows, f"{study.data.name}: {len(study.experiences)} experts, and one joint expert")
+            typer.echo(f"page: {page}")
+
+
+def _open(
+    context: typer.Context, guard: Guard, out: Path, given: Settings, threads: int | None, resume: bool, overwrite: bool
+) -> tuple[Settings, int | None]:
+    stored = open_run(context, guard, out, asdict(given) | {"threads": threads}, resume, overwrite)
+    threads = stored.pop("threads", None)
+    return Settings(**stored), threads
+
+
+def _device(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is available here")
+    return str(device)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _require_report() -> None:
+    for module in ("jinja2", "matplotlib"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
+
+
+def _has_batch_norm(model: torch.nn.Module) -> bool:
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def _write_pngs(pixels: torch.Tensor, labels: list[int], folder: Path) -> None:
+    from torchvision.utils import save_image
+
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        with atomic_path(folder / f"{i:05d}_class_{label}.png") as temporary:
+            save_image(image, temporary)
+
+
+def _summary(study: Study) -> str:
+    count, classes = len(study.experiences), len(study.data.class_names)
+    each = f"{count} experts, each of which has seen only its own classes" if count > 1 else "one expert"
+    return (
+        f"The data are {study.data.name} ({len(study.data.train)} training and {len(study.data.test)} test images, "
+        f"{classes} classes). They were used to train {each}, and then only to measure: the ex-models below have "
+        "learned from the experts alone."
+    )
+
+
+def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
+    settings = study.settings
+    shown: dict[str, Any] = {
+        "Data": settings.data,
+        "Experiences": [" ".join(study.data.class_names[c] for c in e) for e in study.experiences],
+        "Seeds": study.seeds,
+        "Experts": settings.experts
+        or f"{settings.architecture}, {settings.expert_epochs()} epochs, SGD, learning rate {settings.expert_lr}",
+    }
+    shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip")
+    for strategy in settings.strategies:
+        if strategy == "auxiliary-data":
+            shown[STRATEGIES[strategy]] = settings.auxiliary
+        else:
+            recipe = settings.recipe(strategy)
+            shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
+    fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")
+    shown["Distillation"] = {field: getattr(study.config, field) for field in fields}
+    shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
+    return shown
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _print_cards(stream: ExpertStream, out: Path) -> None:
+    table = Table(title=f"experts in {out}", title_justify="left")
+    for name, justify in (("folder", "left"), ("classes", "left"), ("architecture", "left"), ("images", "right"),
+                          ("epochs", "right"), ("own test accuracy, %", "right"), ("sha256", "left")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for i, card in enumerate(stream.cards):
+        accuracy = card.training.get("accuracy")
+        names = dict(zip(card.units, card.class_names, strict=True))
+        table.add_row(
+            f"expert_{i + 1:02d}", ", ".join(names[c] for c in card.classes), card.architecture,
+            str(card.training.get("samples", "")), str(card.training.get("epochs", "")),
+            "-" if accuracy is None else f"{100 * accuracy:.2f}", card.sha256[:12],
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+def _print_evaluation(summary: dict[str, Any], names: list[str]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"{summary['model']} on {summary['images']} test images of {summary['data']}: "
+        f"{100 * summary['accuracy']:.2f} %, on the classes it was trained on "
+        f"{100 * summary['accuracy_known_classes']:.2f} %",
+        soft_wrap=True,
+    )
+    table = Table(title="by class; confusion: rows are true classes, columns predictions", title_justify="left")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("right, %", justify="right")
+    shown = names if len(names) <= 12 else []
+    for name in shown:
+        table.add_column(name, justify="right")
+    for name, row in zip(names, summary["confusion"], strict=True):
+        entry = summary["by_class"][name]
+        right = "-" if entry["accuracy"] is None else f"{100 * entry['accuracy']:.1f}"
+        cells = [str(value) if value else "·" for value in row] if shown else []
+        table.add_row(name if entry["known"] else f"{name} (unknown)", str(entry["images"]), right, *cells)
+    console.print(table)

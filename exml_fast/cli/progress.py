@@ -1,0 +1,96 @@
+"""Progress on stderr: a bar with the loss terms and the time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Reporter"]
+
+LINE_SECONDS = 5.0
+
+
+class Reporter:
+    """A context manager that is also the library's callback ``reporter(stage, step, total, terms)``.
+
+    Stages that come one after the other get a bar each; a finished one leaves a line with its duration.
+    """
+
+    def __init__(self, console: Console | None = None, line_seconds: float = LINE_SECONDS) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.prefix = ""
+        """What all stages belong to, as "Model Inversion"."""
+        self._line_seconds = line_seconds
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._begun = self._spoken = 0.0
+        self._first = self._step = self._total = 0
+        if self.console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("[dim]{task.fields[terms]}"),
+                TimeElapsedColumn(), TextColumn("[dim]left"), TimeRemainingColumn(),
+                console=self.console, transient=True, refresh_per_second=5,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._end_stage()
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        name = f"{self.prefix} · {stage}" if self.prefix else stage
+        now = time.monotonic()
+        if name != self._stage:
+            self._end_stage()
+            self._stage, self._begun, self._spoken = name, now, now
+            self._first = step
+            if self._bars is not None:
+                self._task = self._bars.add_task(escape(name), total=total, completed=step, terms="")
+        self._step, self._total = step, total
+        text = "  ".join(f"{key} {value:.4g}" for key, value in terms.items())
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=step, total=total, terms=escape(text))
+        elif now - self._spoken >= self._line_seconds:
+            self._spoken = now
+            self._line(f"{name}: {step}/{total}  {text}  {self._left(now)}".rstrip())
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._end_stage()
+        self._line(text)
+
+    def _left(self, now: float) -> str:
+        done = self._step - self._first
+        if done <= 0:
+            return ""
+        seconds = (now - self._begun) / done * (self._total - self._step)
+        return f"{seconds:.0f} s left"
+
+    def _end_stage(self) -> None:
+        if not self._stage:
+            return
+        seconds = time.monotonic() - self._begun
+        if self._bars is not None and self._task is not None:
+            self._bars.remove_task(self._task)
+        if seconds >= 0.05 and self._step >= self._total:
+            self._line(f"{self._stage}: done in {seconds:.1f} s")
+        self._stage, self._task = "", None
+
+    def _line(self, text: str) -> None:
+        # On a terminal rich prints above the bar; elsewhere long lines must not be wrapped.
+        self.console.print(text, markup=False, soft_wrap=True)

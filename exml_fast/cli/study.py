@@ -1,0 +1,378 @@
+"""`learn` and `demo`: strategies, baselines and seeds on the same experts, resumable, with results on file.
+
+A run's folder::
+
+    run.json          what was asked for: --resume needs nothing else
+    experts/          the stream, if it was trained here (experts/seed_<k>/ with several seeds)
+    checkpoints/      of the part that is running
+    parts/            each finished part: result, ex-model, images
+    ex-model/         the ex-model (ex-model/<strategy>[-seed_<k>]/ where there are several)
+    results.json      the rows
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.provenance import Meter
+from exml_fast.continual import (
+    AuxiliaryData,
+    DataImpression,
+    DistillationConfig,
+    EnsembleAverage,
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    MinEntropy,
+    ModelInversion,
+    Oracle,
+    ParameterAverage,
+    Strategy,
+    confusion_matrix,
+    experience_accuracies,
+    joint,
+    new_classes,
+    train_stream,
+)
+from exml_fast.continual.expert import complete_arguments
+from exml_fast.continual.scenarios import Predictor
+from exml_fast.data import ImageData, load
+from exml_fast.inversion import recipes
+from exml_fast.models import create
+from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
+
+__all__ = ["BASELINES", "SCENARIOS", "STRATEGIES", "Settings", "Study", "experiences_of", "train_experts"]
+
+STRATEGIES = {
+    "model-inversion": "Model Inversion",
+    "data-impression": "Data Impression",
+    "auxiliary-data": "Auxiliary Data",
+}
+RECIPES = {"model-inversion": "model_inversion", "data-impression": "data_impressions"}
+BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
+    "Oracle": Oracle,
+    "Ensemble Avg.": EnsembleAverage,
+    "Min. Entropy": MinEntropy,
+    "Param. Avg.": ParameterAverage,
+}
+SCENARIOS = {"joint": "Joint", "new-classes": "NC"}
+SAMPLES_PER_CLASS = 8
+# Carta 2022, Table 2, MNIST, in percent.
+PAPER = {
+    "mnist/Joint/Oracle": 93.71, "mnist/Joint/Model Inversion": 93.09, "mnist/Joint/Data Impression": 92.12,
+    "mnist/Joint/Auxiliary Data": 89.35, "mnist/NC/Oracle": 99.42, "mnist/NC/Ensemble Avg.": 33.40,
+    "mnist/NC/Min. Entropy": 39.41, "mnist/NC/Param. Avg.": 20.11, "mnist/NC/Model Inversion": 43.23,
+    "mnist/NC/Data Impression": 36.05, "mnist/NC/Auxiliary Data": 35.48,
+}  # fmt: skip
+PAPER_ITERATIONS, PAPER_STEPS, PAPER_BUFFER = 30000, 3000, 5000
+
+
+@dataclass
+class Settings:
+    """Everything that decides a study's results, as JSON values."""
+
+    data: str = "digits"
+    data_root: str | None = None
+    scenario: str = "new-classes"
+    classes_per_step: int = 2
+    seed: int = 0
+    seeds: int = 1
+    device: str = "cpu"
+    experts: str | None = None
+    architecture: str = "lenet5"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    expert_lr: float = 0.01
+    strategies: list[str] = field(default_factory=lambda: ["model-inversion"])
+    auxiliary: str = "fashion-mnist"
+    variant: str = "mnist"
+    inversion: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)
+
+    def expert_epochs(self) -> int:
+        """As given, or the paper's for MNIST (Carta 2022, App. A: 100 joint, 20 new classes), or 40 (digits) or 20."""
+        if self.epochs is not None:
+            return self.epochs
+        if self.data == "mnist":
+            return 100 if self.scenario == "joint" else 20
+        return 40 if self.data == "digits" else 20
+
+    def recipe(self, strategy: str) -> recipes.Recipe:
+        """The recipe of an inverting strategy."""
+        name = RECIPES[strategy] if self.variant == "mnist" else f"{RECIPES[strategy]}/{self.variant}"
+        return recipes.get(name).replace(**self.inversion)
+
+    def check(self) -> None:
+        """ValueError for what can be seen to be wrong before anything is computed."""
+        if self.scenario not in SCENARIOS:
+            raise ValueError(f"--scenario must be one of {list(SCENARIOS)}, got {self.scenario!r}")
+        if unknown := [s for s in self.strategies if s not in STRATEGIES]:
+            raise ValueError(f"--strategy must be one of {[*STRATEGIES, 'all']}, got {unknown[0]!r}")
+        if self.seeds < 1:
+            raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        config(self.distillation)
+        for strategy in set(self.strategies) & set(RECIPES):
+            self.recipe(strategy)
+
+
+def config(values: dict[str, Any]) -> DistillationConfig:
+    """A distillation's configuration from JSON values; ValueError naming a field that does not exist."""
+    known = [f.name for f in dataclasses.fields(DistillationConfig)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"--distillation: no field {unknown[0]!r}, expected one of {known}")
+    return DistillationConfig.from_dict(values)
+
+
+def experiences_of(data: ImageData, scenario: str, classes_per_step: int) -> list[list[int]]:
+    """The classes of each experience."""
+    if scenario not in SCENARIOS:
+        raise ValueError(f"--scenario must be one of {list(SCENARIOS)}, got {scenario!r}")
+    return joint(data) if scenario == "joint" else new_classes(data, classes_per_step)
+
+
+def train_experts(
+    data: ImageData, experiences: Sequence[Sequence[int]], folder: Path, settings: Settings, seed: int, report: Reporter
+) -> ExpertStream:
+    """The stream of :func:`train_stream`, saved expert by expert; those already in ``folder`` are kept."""
+    arguments = complete_arguments(settings.architecture, settings.arguments, len(data.classes), data.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initial = create(settings.architecture, **arguments).state_dict()
+    for i, classes in enumerate(experiences):
+        place = folder / f"expert_{i + 1:02d}"
+        if (place / "card.json").is_file():
+            continue
+
+        def progress(_stage: str, step: int, total: int, terms: dict[str, float], i: int = i) -> None:
+            report(f"training expert {i + 1}/{len(experiences)}, epochs", step, total, terms)
+
+        (expert,) = train_stream(
+            data, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
+            arguments=settings.arguments, epochs=settings.expert_epochs(), lr=settings.expert_lr,
+            device=settings.device,
+        )  # fmt: skip
+        expert.save(place)
+    return ExpertStream(folder, settings.device)
+
+
+class Study:
+    """Runs what :class:`Settings` ask for; finished parts found in ``out`` are not run again."""
+
+    def __init__(self, settings: Settings, out: Path, report: Reporter, title: str = "") -> None:
+        settings.check()
+        self.settings, self.out, self.report, self.title = settings, out, report, title
+        self.data = load(settings.data, settings.data_root)
+        self.experiences = experiences_of(self.data, settings.scenario, settings.classes_per_step)
+        self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
+        self.config = config(settings.distillation)
+        self._auxiliary: ImageData | None = None
+        if "auxiliary-data" in settings.strategies:
+            self._auxiliary = load(settings.auxiliary, settings.data_root)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Everything, and the rows of the table (see :meth:`rows`)."""
+        for seed in self.seeds:
+            stream = self.stream(seed)
+            for strategy in self.settings.strategies:
+                self._learn(strategy, seed, stream)
+            self._baselines(seed, stream)
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        return self.rows()
+
+    def stream(self, seed: int) -> ExpertStream:
+        """The experts of a seed, trained if they are not there."""
+        settings = self.settings
+        if settings.experts is not None:
+            stream = ExpertStream(settings.experts, settings.device)
+            self.experiences = stream.experiences
+            if extra := sorted({c for e in stream.experiences for c in e} - set(self.data.classes)):
+                raise ValueError(f"{settings.experts}: the experts know classes {extra}, {self.data.name!r} has not")
+            return stream
+        folder = self.out / "experts" / (f"seed_{seed}" if settings.seeds > 1 else "")
+        self.report.prefix = self._prefix("", seed)
+        part = self._part("experts", seed)
+        if part.exists():
+            return ExpertStream(folder, settings.device)
+        with Meter(settings.device) as meter:
+            stream = train_experts(self.data, self.experiences, folder, settings, seed, self.report)
+        save_json(part, {"seconds": {"train experts": meter.seconds}, "peak_mb": meter.peak_mb})
+        return stream
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a method: mean over the seeds, in percent, with the standard deviation where there are several."""
+        rows = []
+        names = [(STRATEGIES[s], s, "strategy") for s in self.settings.strategies]
+        shown = list(BASELINES) if len(self.experiences) > 1 else ["Oracle"]
+        names += [(name, _slug(name), "baseline") for name in shown]
+        for name, slug, kind in names:
+            parts = [load_json(self._part(slug, seed)) for seed in self.seeds]
+            if any("accuracy" not in part for part in parts):
+                continue
+            values = [100 * part["accuracy"] for part in parts]
+            key = f"{SCENARIOS[self.settings.scenario]}/{name}"
+            row = {
+                "cell": f"{_shown(self.data.name)}/{key}{' ED' if kind == 'strategy' else ''}",
+                "name": name,
+                "kind": kind,
+                "paper": PAPER.get(f"{self.settings.data}/{key}"),
+                "ours": round(statistics.mean(values), 3),
+                "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+                "seeds": len(values),
+                "values": [round(v, 3) for v in values],
+                "reduced": self._reduced(kind),
+                "seconds": round(statistics.mean(sum(part["seconds"].values()) for part in parts), 3),
+                "peak_mb": round(max(part["peak_mb"] for part in parts), 1),
+                "note": parts[0].get("note", ""),
+            }
+            if kind == "strategy":
+                row["after_each_expert"] = _mean_columns([part["after"] for part in parts])
+                row["per_experience"] = _mean_columns([part["experiences"] for part in parts])
+            rows.append(row)
+        return rows
+
+    def part(self, name: str, seed: int | None = None) -> dict[str, Any]:
+        """The stored result of a method ("model-inversion", "experts", "Oracle") for a seed (the first)."""
+        return load_json(self._part(_slug(name), self.seeds[0] if seed is None else seed))
+
+    def samples(self, strategy: str) -> tuple[Tensor, Tensor]:
+        """Pixels (N, C, H, W) in [0, 1] and labels of some images of the first seed's final buffer."""
+        tensors = load_tensors(self.out / "parts" / f"{strategy}-seed_{self.seeds[0]}.safetensors")
+        return tensors["images"], tensors["labels"]
+
+    def seen(self) -> list[float]:
+        """Percent of the test images whose class has occurred after each expert."""
+        sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
+        return [100 * sum(sizes[: i + 1]) / max(sum(sizes), 1) for i in range(len(sizes))]
+
+    def ex_model_folder(self, strategy: str, seed: int) -> Path:
+        """Where the ex-model of a strategy and seed is saved."""
+        several, folder = self.settings.seeds > 1, self.out / "ex-model"
+        if len(self.settings.strategies) == 1 and not several:
+            return folder
+        return folder / (f"{strategy}-seed_{seed}" if several else strategy)
+
+    def _learn(self, name: str, seed: int, stream: ExpertStream) -> None:
+        part = self._part(name, seed)
+        if part.exists():
+            return
+        self.report.prefix = self._prefix(STRATEGIES[name], seed)
+        strategy = self._strategy(name)
+        method = ExModelDistillation(strategy, self.config, seed=seed, device=self.settings.device)
+        checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
+
+        def evaluate(expert: Expert) -> list[float]:
+            return [-1.0 if math.isnan(a) else a for a in experience_accuracies(expert, self.data, self.experiences)]
+
+        begun = time.perf_counter()
+        with Meter(self.settings.device) as meter:
+            result = method.run(stream, self.report, checkpoints, evaluate)
+        sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
+        after = [_weighted(accuracies, sizes) for accuracies in result.evaluations]
+        result.expert.save(self.ex_model_folder(name, seed))
+        pixels = stream.cards[0].input_spec.denormalize(result.buffer.images.cpu()).clamp(0, 1)
+        labels = result.buffer.labels.cpu()
+        chosen = torch.cat([torch.nonzero(labels == c)[:SAMPLES_PER_CLASS, 0] for c in labels.unique().tolist()])
+        save_tensors(part.with_suffix(".safetensors"), {"images": pixels[chosen], "labels": labels[chosen]})
+        value = {
+            "accuracy": after[-1],
+            "after": after,
+            "experiences": [None if a < 0 else a for a in result.evaluations[-1]],
+            "confusion": confusion_matrix(result.expert, self.data, self.experiences).tolist(),
+            "seconds": {key: sum(part[key] for part in result.seconds) for key in ("generate", "distil")},
+            "wall_seconds": time.perf_counter() - begun,
+            "peak_mb": meter.peak_mb,
+            "buffer": len(result.buffer),
+            "note": "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}",
+        }
+        save_json(part, value)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        self.report.say(f"{self.report.prefix}: {100 * after[-1]:.2f} % of the test images")
+
+    def _baselines(self, seed: int, stream: ExpertStream) -> None:
+        notes = {
+            "Oracle": "all experts, and which one to ask" if len(stream) > 1 else "the expert itself",
+            "Ensemble Avg.": "all experts",
+            "Min. Entropy": "all experts",
+            "Param. Avg.": "one model of averaged weights",
+        }
+        sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
+        for name, make in BASELINES.items():
+            if len(stream) == 1 and name != "Oracle":
+                continue
+            part = self._part(_slug(name), seed)
+            if part.exists():
+                continue
+            value: dict[str, Any]
+            with Meter(self.settings.device) as meter:
+                try:
+                    accuracies = experience_accuracies(make(stream), self.data, self.experiences)
+                except ValueError as error:
+                    # As Param. Avg. of different architectures: no reason to lose the other rows.
+                    self.report.say(f"{name} left out: {error}")
+                    value = {"left_out": str(error)}
+                else:
+                    value = {"accuracy": _weighted(accuracies, sizes), "experiences": [_or_none(a) for a in accuracies]}
+            value |= {"seconds": {"predict": meter.seconds}, "peak_mb": meter.peak_mb, "note": notes[name]}
+            save_json(part, value)
+
+    def _strategy(self, name: str) -> Strategy:
+        if name == "model-inversion":
+            return ModelInversion(self.settings.recipe(name))
+        if name == "data-impression":
+            return DataImpression(self.settings.recipe(name))
+        assert self._auxiliary is not None
+        return AuxiliaryData(self._auxiliary.train.images, self._auxiliary.name)
+
+    def _reduced(self, kind: str) -> bool:
+        """Whether a row's run was shorter than the paper's for MNIST."""
+        if kind != "strategy":
+            return False
+        steps = min(
+            (self.settings.recipe(s).steps for s in set(self.settings.strategies) & set(RECIPES)), default=10**9
+        )
+        short = self.config.iterations < PAPER_ITERATIONS or self.config.buffer_size < PAPER_BUFFER
+        return short or steps < PAPER_STEPS
+
+    def _part(self, slug: str, seed: int) -> Path:
+        return self.out / "parts" / f"{slug}-seed_{seed}.json"
+
+    def _prefix(self, name: str, seed: int) -> str:
+        words = [self.title, name, f"seed {seed}" if self.settings.seeds > 1 else ""]
+        return ", ".join(word for word in words if word)
+
+
+def _weighted(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
+    """Accuracy over all test images from those of the experiences."""
+    return sum(a * n for a, n in zip(accuracies, sizes, strict=True) if n) / max(sum(sizes), 1)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _mean_columns(lists: Sequence[Sequence[float | None]]) -> list[float | None]:
+    means: list[float | None] = []
+    for values in zip(*lists, strict=True):
+        known = [v for v in values if v is not None]
+        means.append(round(100 * statistics.mean(known), 3) if known else None)
+    return means
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(".", "").replace(" ", "-")
+
+
+def _shown(name: str) -> str:
+    return {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "digits": "Digits"}.get(name, name)

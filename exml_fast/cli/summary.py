@@ -1,0 +1,122 @@
+"""A study's results for people: a table on the terminal, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from exml_fast.cli.study import STRATEGIES, Study
+from exml_fast.inversion import class_similarity
+
+__all__ = ["joint_rows", "print_rows", "write_page"]
+
+REAL_PER_CLASS = 4
+JOINT_NAME = "Joint training"
+
+
+def joint_rows(study: Study) -> list[dict[str, Any]]:
+    """Rows of a study of the joint scenario as they stand beside those of a stream."""
+    rows = []
+    for row in study.rows():
+        if row["kind"] == "baseline":
+            trained = study.part("experts")
+            row |= {"name": JOINT_NAME, "kind": "joint", "note": "all real training data at once"}
+            row |= {"seconds": round(sum(trained["seconds"].values()), 3), "peak_mb": round(trained["peak_mb"], 1)}
+        else:
+            row |= {"name": f"{row['name']}, joint expert", "note": "images inverted from the one joint model"}
+        rows.append(row)
+    return rows
+
+
+def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """The table of results on stdout."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for name in ("accuracy, %", "time, s", "peak MB"):
+        table.add_column(name, justify="right")
+    paper = any(row["paper"] is not None for row in rows)
+    if paper:
+        table.add_column("paper, %", justify="right")
+    table.add_column("uses")
+    for row in rows:
+        spread = f" ± {row['std']:.2f}" if row["std"] is not None else ""
+        published = ["" if row["paper"] is None else f"{row['paper']:.2f}"] if paper else []
+        cells = [f"{row['ours']:.2f}{spread}", f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}", *published]
+        table.add_row(row["name"], *cells, row["note"])
+    Console(highlight=False).print(table)
+
+
+def write_page(
+    path: Path,
+    study: Study,
+    joint_study: Study | None,
+    title: str,
+    summary: str,
+    origin: dict[str, Any],
+    settings: dict[str, Any],
+) -> Path:
+    """The page of a study, and of one of the joint scenario beside it. ImportError where the extra is missing."""
+    from exml_fast.report import Report, Row, Samples, write_report
+
+    rows = study.rows() + (joint_rows(joint_study) if joint_study is not None else [])
+    own = [r for r in study.rows() if r["kind"] == "strategy"]
+    samples = [Samples("Real test images", *_real(study))]
+    confusions: dict[str, Tensor] = {}
+    seconds: dict[str, dict[str, float]] = {"Experts": study.part("experts")["seconds"]} if _trained(study) else {}
+    for each, suffix in ((study, ""), (joint_study, ", joint expert")):
+        if each is None:
+            continue
+        if each is joint_study:
+            seconds[JOINT_NAME] = each.part("experts")["seconds"]
+        for key in each.settings.strategies:
+            name = STRATEGIES[key] + suffix
+            part = each.part(key)
+            samples.append(Samples(name, *each.samples(key)))
+            seconds[name] = {k: v for k, v in part["seconds"].items()}
+            confusions[name] = torch.tensor(part["confusion"])
+    stream = study.stream(study.seeds[0])
+    similarities = {f"Expert 1 (knows {_names(stream.cards[0])})": class_similarity(stream[0].model)}
+    references = {}
+    if joint_study is not None:
+        similarities["The joint model"] = class_similarity(joint_study.stream(joint_study.seeds[0])[0].model)
+        references = {r["name"]: r["ours"] for r in rows if r["kind"] == "joint"}
+    units = stream.units
+    names = [stream.class_names.get(u, str(u)) for u in units]
+    report = Report(
+        title=title,
+        summary=summary,
+        command=origin["command"],
+        settings=settings,
+        machine={**origin["machine"], "commit": origin["commit"], "date": origin["date"]},
+        class_names=study.data.class_names if len(study.data.class_names) >= len(names) else names,
+        rows=[Row(r["name"], r["kind"], r["ours"], r["std"], r["seconds"], r["peak_mb"], r["note"]) for r in rows],
+        samples=samples,
+        accuracies={r["name"]: r["after_each_expert"] for r in own} if len(study.experiences) > 1 else {},
+        references=references,
+        seen=study.seen(),
+        confusions=confusions,
+        similarities={name: m for name, m in similarities.items() if len(m) == len(study.data.class_names)},
+        seconds=seconds,
+    )
+    return write_report(path, report)
+
+
+def _real(study: Study) -> tuple[Tensor, Tensor]:
+    split = study.data.test
+    chosen = torch.cat([torch.nonzero(split.labels == c)[:REAL_PER_CLASS, 0] for c in study.data.classes])
+    return study.data.spec.fit(split.images[chosen]), split.labels[chosen]
+
+
+def _trained(study: Study) -> bool:
+    return study.settings.experts is None
+
+
+def _names(card: Any) -> str:
+    place = dict(zip(card.units, card.class_names, strict=True))
+    return ", ".join(place[c] for c in card.classes[:6])

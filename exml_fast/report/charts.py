@@ -1,0 +1,177 @@
+"""The page's pictures: SVG whose colours follow the page's light or dark scheme, and PNG strips of images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy_lines", "class_strips", "heatmap", "stage_bars"]
+
+# Matplotlib draws in these colours; in the SVG they become the page's CSS variables.
+INK, FAINT, PAPER = "#010203", "#010204", "#010205"
+VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
+SERIES = ("#3b7dd8", "#d9822b", "#3a9d78", "#b0579f", "#8a7a2f", "#6b6bd6")
+ACCENT = SERIES[0]
+# Entries of a matrix are written into its cells up to this many rows.
+WRITTEN_ROWS = 12
+MAX_TICKS = 20
+
+
+def accuracy_lines(
+    lines: Mapping[str, Sequence[float]], references: Mapping[str, float], alt: str, ceiling: Sequence[float] = ()
+) -> str:
+    """Accuracy in percent after each expert, one line a strategy; ``references`` are drawn dashed across.
+
+    ``ceiling``: percent of the test images whose class has been seen after each expert.
+    """
+    figure, axes = _figure(5.2, 3.1)
+    count = max([len(v) for v in lines.values()], default=1)
+    if ceiling:
+        axes.plot(range(1, len(ceiling) + 1), ceiling, color=FAINT, lw=1.2, ls=":", label="classes seen so far")
+    for (name, values), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+        axes.plot(range(1, len(values) + 1), values, color=colour, lw=2, marker="o", ms=4.5, label=name)
+    for name, value in references.items():
+        axes.axhline(value, color=INK, lw=1, ls="--", label=name)
+    axes.set(xlabel="experts seen", ylabel="test accuracy, %", ylim=(0, 103), xticks=range(1, count + 1))
+    axes.set_xlim(0.7, count + 0.3)
+    axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
+    entries = len(axes.get_legend_handles_labels()[0])
+    columns = 2 if entries > 1 else 1
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK
+    )
+    return _svg(figure, alt)
+
+
+def stage_bars(seconds: Mapping[str, Mapping[str, float]], alt: str) -> str:
+    """Seconds of each stage, stacked, one bar a run."""
+    stages = list(dict.fromkeys(stage for parts in seconds.values() for stage in parts))
+    figure, axes = _figure(5.2, 1.1 + 0.38 * len(seconds))
+    start = [0.0] * len(seconds)
+    names = list(seconds)
+    for stage, colour in zip(stages, _colours(len(stages)), strict=True):
+        widths = [seconds[name].get(stage, 0.0) for name in names]
+        axes.barh(range(len(names)), widths, left=start, height=0.62, color=colour, label=stage)
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    longest = max([*start, 1e-9])
+    for i, total in enumerate(start):
+        axes.text(total + 0.015 * longest, i, f"{total:.1f} s", va="center", fontsize=8.5)
+    axes.set(xlabel="seconds", xlim=(0, longest * 1.16), yticks=range(len(names)))
+    axes.set_yticklabels(names)
+    axes.invert_yaxis()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
+    return _svg(figure, alt)
+
+
+def heatmap(
+    matrix: Tensor, names: Sequence[str], alt: str, axes_labels: tuple[str, str] = ("", ""), written: str = "{:.0f}"
+) -> str:
+    """A matrix (K, K) of numbers from 0 upwards, darker for more; small ones with their numbers in the cells."""
+    import numpy as np
+    from matplotlib.colors import to_rgb
+
+    figure, axes = _figure(4.4, 4.4)
+    values = matrix.double()
+    strength = (values / values.max().clamp_min(1e-12)).numpy()
+    colours = np.zeros((*strength.shape, 4))
+    colours[..., :3] = to_rgb(ACCENT)
+    colours[..., 3] = strength
+    axes.imshow(colours, interpolation="nearest")
+    count = len(values)
+    step = -(-count // MAX_TICKS)
+    ticks = list(range(0, count, step))
+    axes.set(xticks=ticks, yticks=ticks, xlabel=axes_labels[1], ylabel=axes_labels[0])
+    long = max(len(names[i]) for i in ticks) > 3
+    axes.set_xticklabels([names[i] for i in ticks], rotation=90 if long else 0)
+    axes.set_yticklabels([names[i] for i in ticks])
+    axes.tick_params(length=0)
+    if count <= WRITTEN_ROWS:
+        for row in range(count):
+            for column in range(count):
+                value = float(values[row, column])
+                if value:
+                    text = written.format(value)
+                    bright = strength[row, column] > 0.6
+                    colour = "white" if bright else INK
+                    axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    return _svg(figure, alt)
+
+
+def _image_strip(images: Tensor) -> str:
+    """PNG data URI of images (N, C, H, W) in [0, 1], one below the other, a pixel apart."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    grid = make_grid(images.detach().float().clamp(0, 1).cpu(), nrow=1, padding=1, pad_value=0.5)
+    buffer = io.BytesIO()
+    picture = to_pil_image(grid)
+    if images.shape[1] == 1:
+        picture = picture.convert("L")
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _colours(count: int) -> list[str]:
+    return [SERIES[i % len(SERIES)] for i in range(count)]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the report needs matplotlib: pip install 'exml_fast[report]'") from error
+    style: Any = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
+    style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    style["axes.edgecolor"] = FAINT
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.patch.set_visible(False)
+        figure.patch.set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure, alt: str) -> str:
+    """Inline SVG without outside references, its text in the page's font and its neutral colours in CSS variables."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    # Ids hash what they name and this salt: two pictures of a page share one only for the same thing.
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": alt, "text.color": INK, "font.family": "sans-serif"}
+    with matplotlib.rc_context(style):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r'\bid="((?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend)[^"]*)"', "", text)
+    label = escape(alt, quote=True)
+    return re.sub(r"<svg\b", f'<svg role="img" aria-label="{label}"', text, count=1)
+
+
+def class_strips(images: Tensor, labels: Tensor, classes: Sequence[int], each: int) -> list[tuple[int, str]]:
+    """For each class that occurs a strip of its first ``each`` images."""
+    strips = []
+    for c in classes:
+        chosen = torch.nonzero(labels == c)[:each, 0]
+        if len(chosen):
+            strips.append((c, _image_strip(images[chosen])))
+    return strips

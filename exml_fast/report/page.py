@@ -1,0 +1,175 @@
+"""What a page shows, and the page: one HTML file with its style and all pictures inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from exml_fast.report import charts
+from exml_fast.storage import PathLike, atomic_path
+
+__all__ = ["Report", "Row", "Samples", "render", "write_report"]
+
+KINDS = {"strategy": "ex-model", "baseline": "baseline", "joint": "real data"}
+STRIP_CLASSES, STRIP_IMAGES = 10, 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results; ``accuracy`` and ``std`` in percent, None where there is none.
+
+    ``kind``: "strategy" (an ex-model learned from experts alone), "baseline", or "joint" (trained on real data).
+    """
+
+    name: str
+    kind: str
+    accuracy: float
+    std: float | None = None
+    seconds: float | None = None
+    peak_mb: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {list(KINDS)}, got {self.kind!r}")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (N, C, H, W) in [0, 1] with their class ids (N,), shown class by class under ``name``."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"samples {self.name!r}: images must be (N, C, H, W) and labels (N,), "
+                f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows. Empty parts are left out.
+
+    Attributes:
+        title, summary: heading and a sentence or two under it.
+        command: what was typed.
+        settings, machine: tables of names and JSON values.
+        class_names: of the global class ids.
+        rows: results.
+        samples: a group each; put the real images first.
+        accuracies: accuracy in percent after each expert, by strategy.
+        references: accuracies drawn across that plot.
+        seen: percent of the test images whose class has been seen after each expert.
+        confusions: (K, K) counts, true class by predicted class.
+        similarities: (K, K) class similarities of experts.
+        seconds: by run, seconds of each stage.
+    """
+
+    title: str
+    summary: str
+    command: str
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    class_names: Sequence[str]
+    rows: Sequence[Row]
+    samples: Sequence[Samples] = ()
+    accuracies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    references: Mapping[str, float] = field(default_factory=dict)
+    seen: Sequence[float] = ()
+    confusions: Mapping[str, Tensor] = field(default_factory=dict)
+    similarities: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def render(report: Report) -> str:
+    """The page as HTML. ImportError saying what to install if jinja2 or matplotlib is missing."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report needs jinja2: pip install 'exml_fast[report]'") from error
+    names = list(report.class_names)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["cell"] = _cell
+    template = environment.from_string(files("exml_fast.report").joinpath("templates/page.html").read_text("utf-8"))
+    classes = sorted({int(c) for group in report.samples for c in group.labels.tolist()})[:STRIP_CLASSES]
+    groups = [
+        {
+            "name": group.name,
+            "strips": [
+                {"name": names[c], "picture": picture, "alt": f"{group.name}: images of class {names[c]}"}
+                for c, picture in charts.class_strips(group.images, group.labels, classes, STRIP_IMAGES)
+            ],
+        }
+        for group in report.samples
+    ]
+    return template.render(
+        report=report,
+        kinds=KINDS,
+        best=max((row.accuracy for row in report.rows if row.kind == "strategy"), default=None),
+        groups=groups,
+        columns=len(classes),
+        lines=charts.accuracy_lines(report.accuracies, report.references, _lines_alt(report), report.seen)
+        if report.accuracies
+        else "",
+        confusions={
+            name: charts.heatmap(
+                100 * matrix.double() / matrix.double().sum(1, keepdim=True).clamp_min(1),
+                names,
+                f"Confusion matrix of {name}: {_right(matrix):.1f} % of the images on the diagonal",
+                ("true class", "predicted class"),
+            )
+            for name, matrix in report.confusions.items()
+        },
+        similarities={
+            name: charts.heatmap(
+                matrix, names, f"Class similarities of {name}, {len(matrix)} by {len(matrix)}", written="{:.2f}"
+            )
+            for name, matrix in report.similarities.items()
+        },
+        bars=charts.stage_bars(report.seconds, _bars_alt(report)) if report.seconds else "",
+    )
+
+
+def write_report(path: PathLike, report: Report) -> Path:
+    """Write :func:`render`'s page to ``path`` (its folder is made if need be) and return it."""
+    page = render(report)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def _lines_alt(report: Report) -> str:
+    ends = "; ".join(f"{name}: {', '.join(f'{v:.1f}' for v in values)}" for name, values in report.accuracies.items())
+    return f"Test accuracy in percent after each expert. {ends}"
+
+
+def _bars_alt(report: Report) -> str:
+    totals = "; ".join(f"{name}: {sum(parts.values()):.1f} s" for name, parts in report.seconds.items())
+    return f"Time of each stage. {totals}"
+
+
+def _right(matrix: Tensor) -> float:
+    return 100 * float(matrix.diagonal().sum()) / max(float(matrix.sum()), 1)
+
+
+def _cell(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(v)}" for name, v in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value)) or "none"
+    return "none" if value is None else json.dumps(value)
