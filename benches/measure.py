@@ -6,20 +6,18 @@ The machines are shared and noisy, so that a ratio within one run means somethin
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from exml_fast.cli.provenance import provenance
 from exml_fast.storage import save_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,45 +97,10 @@ def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
     return sum(kept.values()) / 2**20
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+changes" if changed else "")
-
-
 def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
     """Writes rows with the command, the commit, the date and the machine that made them."""
     command = os.environ.get("EXML_BENCH_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    save_json(
-        path,
-        {
-            "command": command,
-            "commit": commit(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine(device),
-            "rows": rows,
-        },
-    )
+    save_json(path, {**provenance(device, command), "rows": rows})
 
 
 def as_row(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
