@@ -29,8 +29,9 @@ class Reporter:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
-        self._begun = self._spoken = 0.0
+        self._begun = self._spoken = self._last = 0.0
         self._first = self._step = self._total = 0
+        self._started = 0.0
         if self.console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=24),
@@ -40,6 +41,7 @@ class Reporter:
             )  # fmt: skip
 
     def __enter__(self) -> Self:
+        self._last = time.monotonic()
         if self._bars is not None:
             self._bars.start()
         return self
@@ -57,11 +59,12 @@ class Reporter:
         now = time.monotonic()
         if name != self._stage:
             self._end_stage()
-            self._stage, self._begun, self._spoken = name, now, now
-            self._first = step
+            # What comes before the first report belongs to the stage.
+            self._stage, self._begun, self._spoken = name, self._last, now
+            self._first, self._started = step, now
             if self._bars is not None:
                 self._task = self._bars.add_task(escape(name), total=total, completed=step, terms="")
-        self._step, self._total = step, total
+        self._step, self._total, self._last = step, total, now
         text = "  ".join(f"{key} {value:.4g}" for key, value in terms.items())
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=step, total=total, terms=escape(text))
@@ -78,16 +81,16 @@ class Reporter:
         done = self._step - self._first
         if done <= 0:
             return ""
-        seconds = (now - self._begun) / done * (self._total - self._step)
+        seconds = (now - self._started) / done * (self._total - self._step)
         return f"{seconds:.0f} s left"
 
     def _end_stage(self) -> None:
         if not self._stage:
             return
-        seconds = time.monotonic() - self._begun
+        seconds = self._last - self._begun
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
-        if seconds >= 0.05 and self._step >= self._total:
+        if self._step >= self._total:
             self._line(f"{self._stage}: done in {seconds:.1f} s")
         self._stage, self._task = "", None
 

@@ -1,0 +1,306 @@
+"""The commands, on digits or the quadrants with tiny settings."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from small_experts import quadrants
+from typer.testing import CliRunner, Result
+
+from exml_fast.cli.app import app
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.provenance import Meter
+from exml_fast.continual import Expert, ExpertStream, new_classes, train_stream
+from exml_fast.inversion import Result as Inverted
+from exml_fast.storage import load_json
+
+QUICK_LEARN = ("--steps", "2", "--buffer", "40", "--iterations", "20")
+
+
+def call(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def as_json(*arguments: object) -> dict[str, Any]:
+    return json.loads(call(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quadrants as a file: four classes, quick to learn."""
+    data, path = quadrants(), tmp_path_factory.mktemp("data") / "quadrants.npz"
+    arrays = {
+        f"{letter}_{part}": tensor.numpy()
+        for part, split in (("train", data.train), ("test", data.test))
+        for letter, tensor in (("x", split.images[:, 0]), ("y", split.labels))
+    }
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def experts(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    call("train-experts", "--data", npz, "--epochs", 4, "--lr", 0.02, "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(npz: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("learned")
+    strategies = ("--strategy", "model-inversion", "--strategy", "data-impression")
+    summary = as_json(
+        "learn", "--data", npz, "--experts", experts, *strategies, *QUICK_LEARN, "--seeds", 2, "--report", "--out", out
+    )
+    return out, summary
+
+
+def test_version_prints_build_info() -> None:
+    lines = dict(line.split(maxsplit=1) for line in call("--version").stdout.splitlines())
+    assert {"version", "torch", "compiler", "cpu_capability"} <= set(lines)
+    assert lines["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("command", ["train-experts", "invert", "learn", "evaluate", "demo"])
+def test_help_names_the_common_options(command: str) -> None:
+    text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "160", "TERM": "dumb"}).output
+    assert all(option in text for option in ("--seed", "--device", "--out", "--json"))
+
+
+def test_train_experts_saves_a_stream(npz: Path, tmp_path: Path) -> None:
+    summary = as_json("train-experts", "--data", npz, "--epochs", 2, "--classes-per-step", 2, "--out", tmp_path)
+    stream = ExpertStream(tmp_path)
+    assert stream.experiences == [[0, 1], [2, 3]]
+    assert [card["sha256"] for card in summary["experts"]] == [card.sha256 for card in stream.cards]
+    assert summary["machine"]["torch"] == torch.__version__ and summary["commit"]
+    assert load_json(tmp_path / "run.json")["finished"]
+
+
+def test_train_experts_equals_the_library(npz: Path, tmp_path: Path) -> None:
+    from exml_fast.data import load
+
+    call("train-experts", "--data", npz, "--epochs", 1, "--out", tmp_path)
+    data = load(str(npz))
+    want = train_stream(data, new_classes(data, 2), epochs=1)
+    assert ExpertStream(tmp_path).fingerprints() == want.fingerprints()
+
+
+def test_train_experts_prints_cards_and_plain_lines(tmp_path: Path) -> None:
+    result = call("train-experts", "--scenario", "joint", "--epochs", 1, "--out", tmp_path)
+    assert "expert_01" in result.stdout and "lenet5" in result.stdout
+    assert "\x1b" not in result.output and "epochs: done in" in result.stderr
+
+
+def test_invert_an_expert(experts: Path, tmp_path: Path) -> None:
+    arguments = ("--classes", "1,0", "--per-class", 3, "--steps", 3, "--set", "tv_l2=0.001", "--png", "--out", tmp_path)
+    summary = as_json("invert", experts / "expert_01", *arguments)
+    result = Inverted.load(tmp_path)
+    assert sorted(result.labels.tolist()) == [0, 0, 0, 1, 1, 1] and summary["images"] == 6
+    assert summary["recipe"]["steps"] == 3 and summary["recipe"]["tv_l2"] == 0.001
+    assert (tmp_path / "grid.png").stat().st_size > 0 and len(list((tmp_path / "png").iterdir())) == 6
+    assert not (tmp_path / "inversion.pt").exists()
+
+
+def test_invert_takes_torchvision_weights_from_a_file(tmp_path: Path) -> None:
+    import torchvision
+
+    torch.save(torchvision.models.shufflenet_v2_x0_5().state_dict(), tmp_path / "weights.pt")
+    source = ("torchvision/shufflenet_v2_x0_5", "--weights", tmp_path / "weights.pt")
+    summary = as_json(
+        "invert", *source, "--classes", "goldfish, 3", "--per-class", 1, "--steps", 1, "--out", tmp_path / "out"
+    )
+    assert summary["classes"] == [1, 3] and summary["recipe"]["name"] == "deep_inversion"
+
+
+def test_learn_writes_rows_as_designed(learned: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = learned
+    stored = load_json(out / "results.json")
+    assert {"command", "commit", "date", "machine", "rows"} <= set(stored)
+    assert stored["rows"] == summary["rows"]
+    rows = {row["cell"]: row for row in stored["rows"]}
+    assert list(rows) == [
+        f"quadrants/NC/{name}"
+        for name in (
+            "Model Inversion ED",
+            "Data Impression ED",
+            "Oracle",
+            "Ensemble Avg.",
+            "Min. Entropy",
+            "Param. Avg.",
+        )
+    ]
+    ours = rows["quadrants/NC/Model Inversion ED"]
+    assert ours["seeds"] == 2 and len(ours["values"]) == 2 and ours["std"] is not None and ours["reduced"]
+    assert len(ours["after_each_expert"]) == 2 and ours["seconds"] > 0 and ours["peak_mb"] > 0
+    assert rows["quadrants/NC/Oracle"]["ours"] > 90
+    assert not (out / "checkpoints").exists()
+
+
+def test_learn_saves_ex_models_that_evaluate(learned: tuple[Path, dict[str, Any]], npz: Path) -> None:
+    out, summary = learned
+    folder = out / "ex-model" / "model-inversion-seed_1"
+    assert Expert.load(folder).card.classes == (0, 1, 2, 3)
+    figures = as_json("evaluate", folder, "--data", npz)
+    assert figures["accuracy"] * 100 == pytest.approx(summary["rows"][0]["values"][1], abs=1e-3)
+    assert sum(map(sum, figures["confusion"])) == figures["images"] == 40
+    text = call("evaluate", folder, "--data", npz).stdout
+    assert "40 test images" in text and "confusion" in text
+
+
+def test_learn_writes_the_page(learned: tuple[Path, dict[str, Any]]) -> None:
+    page = (learned[0] / "report" / "index.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("Model Inversion", "Data Impression", "Oracle", "Param. Avg.", "±"))
+
+
+def test_auxiliary_data_from_a_file(npz: Path, experts: Path, tmp_path: Path) -> None:
+    auxiliary = ("--strategy", "auxiliary-data", "--auxiliary", npz)
+    arguments = ("--data", npz, "--experts", experts, *auxiliary, *QUICK_LEARN, "--out", tmp_path / "run")
+    assert as_json("learn", *arguments)["rows"][0]["name"] == "Auxiliary Data"
+    assert (tmp_path / "run" / "ex-model" / "card.json").is_file()
+
+
+def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    tiny = ("--steps", 2, "--iterations", 10, "--buffer", 40, "--epochs", 1)
+    summary = as_json("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads)
+    names = [row["name"] for row in summary["rows"]]
+    assert names == [
+        "Model Inversion", "Data Impression", "Oracle", "Ensemble Avg.", "Min. Entropy", "Param. Avg.",
+        "Model Inversion, joint expert", "Data Impression, joint expert", "Joint training",
+    ]  # fmt: skip
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    for part in ("results", "samples", "accuracy", "confusion", "similarity", "time", "settings"):
+        assert f'id="{part}"' in page
+    assert "http" not in page and load_json(tmp_path / "results.json")["rows"] == summary["rows"]
+    # A finished run is replaced, and the table is printed.
+    assert "Joint training" in call("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train-experts", "--scenario", "other"), "--scenario must be one of"),
+        (("train-experts", "--data", "nothing"), "no data set 'nothing'"),
+        (("learn", "--strategy", "magic"), "--strategy must be one of"),
+        (("learn", "--experts", "/nowhere"), "no such folder"),
+        (("learn", "--inversion", "stepz=3"), "did you mean 'steps'"),
+        (("learn", "--distillation", "rate=3"), "no field 'rate'"),
+        (("learn", "--inversion", "steps"), "must be NAME=VALUE"),
+        (("learn", "--device", "abacus"), "--device must be"),
+        (("learn", "--resume"), "no run of 'learn'"),
+        (("invert", "nowhere"), "neither an expert's folder"),
+        (("invert",), "MODEL is missing"),
+        (("invert", "torchvision/nonsense"), "no model 'nonsense'"),
+        (("evaluate", "nowhere"), "card.json is missing"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out") if arguments[0] != "evaluate" else ()
+    result = call(*arguments, *out, code=2)
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_traceback() -> None:
+    result = CliRunner().invoke(app, ["--debug", "evaluate", "nowhere"])
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_missing_extra_is_one_line() -> None:
+    code = "import sys; sys.modules['typer'] = None; from exml_fast.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == 'exml-fast needs typer: pip install "exml_fast[cli,report]"\n'
+
+
+def interrupted(arguments: list[str], when: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own and press Ctrl-C once ``when`` exists."""
+    command = [sys.executable, "-m", "exml_fast.cli", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    for _ in range(1200):
+        if when.exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_ctrl_c_and_resume(npz: Path, experts: Path, tmp_path: Path) -> None:
+    common = ["learn", "--data", str(npz), "--experts", str(experts), "--buffer", "40"]
+    common += ["--steps", "2", "--iterations", "800", "--threads", "1"]
+    stopped = tmp_path / "stopped"
+    checkpoint = stopped / "checkpoints" / "model-inversion-seed_0" / "distillation.pt"
+    run = interrupted([*common, "--out", str(stopped)], checkpoint)
+    assert run.returncode == 130, run.stderr
+    command = f"exml-fast learn --out {stopped} --resume"
+    assert run.stderr.rstrip().endswith(command) and "Traceback" not in run.stderr and checkpoint.exists()
+
+    assert "unfinished run" in call(*common, "--out", stopped, code=2).stderr
+    assert "leave out --buffer" in call("learn", "--out", stopped, "--resume", "--buffer", 3, code=2).stderr
+    resumed = as_json(*command.split()[1:])
+    through = as_json(*common, "--out", tmp_path / "through")
+    pick = [[(row["cell"], row["ours"]) for row in summary["rows"]] for summary in (resumed, through)]
+    assert pick[0] == pick[1]
+    prints = [Expert.load(out / "ex-model").fingerprint() for out in (stopped, tmp_path / "through")]
+    assert prints[0] == prints[1]
+
+
+def test_ctrl_c_and_resume_of_an_inversion(experts: Path, tmp_path: Path) -> None:
+    common = ["invert", str(experts / "expert_01"), "--per-class", "2", "--steps", "1500"]
+    run = interrupted([*common, "--out", str(tmp_path / "a")], tmp_path / "a" / "run.json")
+    assert run.returncode == 130, run.stderr
+    call("invert", "--out", tmp_path / "a", "--resume")
+    call(*common, "--out", tmp_path / "b")
+    assert torch.equal(Inverted.load(tmp_path / "a").images, Inverted.load(tmp_path / "b").images)
+
+
+def test_progress_on_a_terminal_shows_terms_and_time() -> None:
+    stream = io.StringIO()
+    with Reporter(Console(file=stream, force_terminal=True, width=120)) as report:
+        report.prefix = "Model Inversion"
+        report("expert [1/2]: generate", 0, 10, {})
+        report("expert [1/2]: generate", 5, 10, {"ce": 1.25, "bn": 0.5})
+        assert report._bars is not None
+        report._bars.refresh()
+        report("expert [1/2]: distil", 10, 10, {"loss": 0.125})
+        report._bars.refresh()
+    text = stream.getvalue()
+    assert "expert [1/2]: generate" in text and "ce 1.25  bn 0.5" in text and "left" in text and "loss 0.125" in text
+
+
+def test_progress_elsewhere_is_plain_lines() -> None:
+    stream = io.StringIO()
+    with Reporter(Console(file=stream, width=40), line_seconds=0) as report:
+        report("distil", 1, 4, {"loss": 2.0})
+        report("distil", 2, 4, {"loss": 1.0, "a rather long name of a term": 3.0})
+    assert "\x1b" not in stream.getvalue()
+    last = stream.getvalue().splitlines()[-1]
+    assert last.startswith("distil: 2/4  loss 1  a rather long name of a term 3") and last.endswith("s left")
+
+
+def test_meter_sees_memory_and_time() -> None:
+    with Meter() as first:
+        pass
+    with Meter() as second:
+        torch.ones(40_000_000).sum()
+    assert second.seconds > 0 and second.peak_mb - first.peak_mb > 100

@@ -1,0 +1,136 @@
+"""The page: all its parts, nothing outside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from exml_fast.report import Report, Row, Samples, render, write_report
+
+
+def make_report(classes: int = 4, channels: int = 1) -> Report:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes).repeat(3)
+    images = torch.rand(len(labels), channels, 8, 8, generator=generator)
+    return Report(
+        title="Title <of> it",
+        summary="What was done.",
+        command="exml-fast demo --out 'a & b'",
+        settings={"Data": "digits", "Distillation": {"lr": 0.1, "reset": False}, "Seeds": [0, 1], "Nothing": None},
+        machine={"cpu": "a processor", "gpu": None},
+        class_names=[f"class {c}" for c in range(classes)],
+        rows=[
+            Row("Model Inversion", "strategy", 51.25, 1.5, 12.0, 800.0, "images"),
+            Row("Ensemble Avg.", "baseline", 33.0),
+            Row("Joint training", "joint", 98.0, None, 4.0, 700.0),
+        ],
+        samples=[Samples("Real images", images, labels), Samples("Model Inversion", 1 - images, labels)],
+        accuracies={"Model Inversion": [20.0, 51.25]},
+        references={"Joint training": 98.0},
+        seen=[50.0, 100.0],
+        confusions={"Model Inversion": torch.eye(classes) * 9 + 1},
+        similarities={"Expert 1": torch.rand(classes, classes, generator=generator)},
+        seconds={"Experts": {"train experts": 3.0}, "Model Inversion": {"generate": 8.0, "distil": 4.0}},
+    )
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes; fails on an end tag that nothing opened."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "path", "use", "image"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def parse(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    return tags.found
+
+
+def test_page_has_all_parts_and_reaches_for_nothing() -> None:
+    page = render(make_report())
+    tags = parse(page)
+    sections = [attributes.get("id") for tag, attributes in tags if tag == "section"]
+    assert sections == ["results", "reading", "samples", "accuracy", "confusion", "similarity", "time", "settings"]
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
+    for tag, attributes in tags:
+        assert tag not in ("script", "link", "iframe")
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, value)
+
+
+def test_pictures_have_alternative_texts() -> None:
+    tags = parse(render(make_report()))
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    drawings = [attributes for tag, attributes in tags if tag == "svg"]
+    assert len(images) == 2 * 4 and all(a["alt"] for a in images)
+    assert len(drawings) == 4 and all(a["role"] == "img" and a["aria-label"] for a in drawings)
+
+
+def test_image_strips_hold_the_images() -> None:
+    tags = parse(render(make_report(channels=3)))
+    source = next(a["src"] for tag, a in tags if tag == "img")
+    assert source is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+    assert picture.mode == "RGB" and picture.size == (10, 3 * 9 + 1)
+
+
+def test_table_and_text_are_escaped() -> None:
+    page = render(make_report())
+    assert "Title &lt;of&gt; it" in page and "a &amp; b" in page
+    assert "51.25 ± 1.50" in page and "33.00" in page
+    assert "lr 0.1, reset false" in page
+
+
+def test_neutral_colours_follow_the_scheme() -> None:
+    page = render(make_report())
+    assert "#010203" not in page and "var(--ink)" in page and "prefers-color-scheme: dark" in page
+
+
+def test_many_classes() -> None:
+    page = render(make_report(classes=150))
+    assert sum(tag == "img" for tag, _ in parse(page)) == 2 * 10
+
+
+def test_empty_parts_are_left_out() -> None:
+    report = Report("t", "s", "c", {}, {}, ["a"], [Row("x", "baseline", 1.0)])
+    sections = [a.get("id") for tag, a in parse(render(report)) if tag == "section"]
+    assert sections == ["results", "reading", "settings"]
+
+
+def test_write_report(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report" / "index.html", make_report())
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+def test_bad_parts_are_named() -> None:
+    with pytest.raises(ValueError, match="kind must be one of"):
+        Row("x", "other", 1.0)
+    with pytest.raises(ValueError, match="samples 'real'"):
+        Samples("real", torch.zeros(2, 1, 4, 4), torch.zeros(3))
