@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from exml_fast.report import Report, Row, Samples, render, write_report
+from exml_fast.report import Report, Row, Samples, render, write_picture, write_report
 
 
 def make_report(classes: int = 4, channels: int = 1) -> Report:
@@ -127,6 +127,20 @@ def test_write_report(tmp_path: Path) -> None:
     path = write_report(tmp_path / "report" / "index.html", make_report())
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+def test_picture_of_all_groups(tmp_path: Path) -> None:
+    samples = make_report().samples
+    picture = Image.open(write_picture(tmp_path / "samples.png", samples, each=2, scale=3))
+    assert picture.size == (3 * (2 * 4 * 9 + 1), 3 * (2 * 9 + 1))
+
+
+def test_stretched_contrast_is_said() -> None:
+    labels = torch.zeros(1, dtype=torch.int64)
+    group = Samples("grey", torch.linspace(0.4, 0.6, 64).view(1, 1, 8, 8), labels, stretch=True)
+    assert float(group.shown().min()) == 0 and float(group.shown().max()) == 1
+    page = render(Report("t", "s", "c", {}, {}, ["a"], [], samples=[group]))
+    assert "contrast stretched" in page
 
 
 def test_bad_parts_are_named() -> None:

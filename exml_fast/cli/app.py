@@ -54,8 +54,8 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 ne
 # The demo's settings: few steps, so that it ends in about two minutes on two cores.
 DEMO: dict[str, Any] = {
     "strategies": ["model-inversion", "data-impression"],
-    "inversion": {"steps": 200, "lr": 0.05, "stop_confidence": None},
-    "distillation": {"buffer_size": 500, "iterations": 1500},
+    "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01},
+    "distillation": {"buffer_size": 300, "iterations": 800, "lr": 0.02},
 }
 
 

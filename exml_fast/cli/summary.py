@@ -61,8 +61,11 @@ def write_page(
     origin: dict[str, Any],
     settings: dict[str, Any],
 ) -> Path:
-    """The page of a study, and of one of the joint scenario beside it. ImportError where the extra is missing."""
-    from exml_fast.report import Report, Row, Samples, write_report
+    """The page of a study, and of one of the joint scenario beside it; its images also as ``samples.png``.
+
+    ImportError where the extra is missing.
+    """
+    from exml_fast.report import Report, Row, Samples, write_picture, write_report
 
     rows = study.rows() + (joint_rows(joint_study) if joint_study is not None else [])
     own = [r for r in study.rows() if r["kind"] == "strategy"]
@@ -77,7 +80,7 @@ def write_page(
         for key in each.settings.strategies:
             name = STRATEGIES[key] + suffix
             part = each.part(key)
-            samples.append(Samples(name, *each.samples(key)))
+            samples.append(Samples(name, *each.samples(key), stretch=True))
             seconds[name] = {k: v for k, v in part["seconds"].items()}
             confusions[name] = torch.tensor(part["confusion"])
     stream = study.stream(study.seeds[0])
@@ -104,6 +107,7 @@ def write_page(
         similarities={name: m for name, m in similarities.items() if len(m) == len(study.data.class_names)},
         seconds=seconds,
     )
+    write_picture(path.with_name("samples.png"), samples)
     return write_report(path, report)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
-__all__ = ["accuracy_lines", "class_strips", "heatmap", "stage_bars"]
+__all__ = ["accuracy_lines", "class_strips", "group_rows", "heatmap", "stage_bars"]
 
 # Matplotlib draws in these colours; in the SVG they become the page's CSS variables.
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
@@ -122,6 +123,20 @@ def _image_strip(images: Tensor) -> str:
         picture = picture.convert("L")
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def group_rows(groups: Sequence[tuple[Tensor, Tensor]], classes: Sequence[int], each: int) -> Image:
+    """A picture with a row for each group (images (N, C, H, W) in [0, 1], labels (N,)), ``each`` images a class."""
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    cells = []
+    for images, labels in groups:
+        for c in classes:
+            mine = images[labels == c][:each].float()
+            blank = torch.ones(each - len(mine), *images.shape[1:])
+            cells.append(torch.cat([mine, blank]))
+    return to_pil_image(make_grid(torch.cat(cells), nrow=each * len(classes), padding=1, pad_value=1.0))
 
 
 def _colours(count: int) -> list[str]:

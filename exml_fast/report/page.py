@@ -14,7 +14,7 @@ from torch import Tensor
 from exml_fast.report import charts
 from exml_fast.storage import PathLike, atomic_path
 
-__all__ = ["Report", "Row", "Samples", "render", "write_report"]
+__all__ = ["Report", "Row", "Samples", "render", "write_picture", "write_report"]
 
 KINDS = {"strategy": "ex-model", "baseline": "baseline", "joint": "real data"}
 STRIP_CLASSES, STRIP_IMAGES = 10, 4
@@ -42,11 +42,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, C, H, W) in [0, 1] with their class ids (N,), shown class by class under ``name``."""
+    """Images (N, C, H, W) in [0, 1] with their class ids (N,), shown class by class under ``name``.
+
+    ``stretch``: draw the range from the 0.5th to the 99.5th percentile of the group as black to white, and say so.
+    """
 
     name: str
     images: Tensor
     labels: Tensor
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
@@ -54,6 +58,15 @@ class Samples:
                 f"samples {self.name!r}: images must be (N, C, H, W) and labels (N,), "
                 f"got {tuple(self.images.shape)} and {tuple(self.labels.shape)}"
             )
+
+    def shown(self) -> Tensor:
+        """The images as they are drawn."""
+        if not self.stretch or self.images.numel() == 0:
+            return self.images
+        values = self.images.float().flatten().sort().values
+        edge = round(0.005 * (len(values) - 1))
+        low, high = values[edge], values[-1 - edge]
+        return ((self.images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -107,9 +120,10 @@ def render(report: Report) -> str:
     groups = [
         {
             "name": group.name,
+            "stretched": group.stretch,
             "strips": [
                 {"name": names[c], "picture": picture, "alt": f"{group.name}: images of class {names[c]}"}
-                for c, picture in charts.class_strips(group.images, group.labels, classes, STRIP_IMAGES)
+                for c, picture in charts.class_strips(group.shown(), group.labels, classes, STRIP_IMAGES)
             ],
         }
         for group in report.samples
@@ -147,6 +161,17 @@ def write_report(path: PathLike, report: Report) -> Path:
     page = render(report)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def write_picture(path: PathLike, samples: Sequence[Samples], each: int = 2, scale: int = 2) -> Path:
+    """Write a PNG of all groups: a row of classes each, ``each`` images of a class side by side."""
+    if not samples:
+        raise ValueError("samples must hold at least one group")
+    classes = sorted({int(c) for group in samples for c in group.labels.tolist()})[:STRIP_CLASSES]
+    picture = charts.group_rows([(group.shown(), group.labels) for group in samples], classes, each)
+    with atomic_path(path) as temporary:
+        picture.resize((picture.width * scale, picture.height * scale), resample=0).save(temporary, "PNG")
     return Path(path)
 
 
