@@ -53,7 +53,7 @@ from exml_fast.inversion import recipes
 from exml_fast.models import create
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
 
-__all__ = ["BASELINES", "SCENARIOS", "STRATEGIES", "Settings", "Study", "experiences_of", "train_experts"]
+__all__ = ["BASELINES", "RECIPES", "SCENARIOS", "STRATEGIES", "Settings", "Study", "experiences_of", "train_experts"]
 
 STRATEGIES = {
     "model-inversion": "Model Inversion",

@@ -67,7 +67,7 @@ def stage_bars(seconds: Mapping[str, Mapping[str, float]], alt: str) -> str:
         start = [a + b for a, b in zip(start, widths, strict=True)]
     longest = max([*start, 1e-9])
     for i, total in enumerate(start):
-        axes.text(total + 0.015 * longest, i, f"{total:.1f} s", va="center", fontsize=8.5)
+        axes.text(total + 0.015 * longest, i, f"{total:.1f} s", va="center", fontsize=8.5, color=INK)
     axes.set(xlabel="seconds", xlim=(0, longest * 1.16), yticks=range(len(names)))
     axes.set_yticklabels(names)
     axes.invert_yaxis()
