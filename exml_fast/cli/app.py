@@ -461,7 +461,7 @@ def _print_json(value: dict[str, Any]) -> None:
 def _print_cards(stream: ExpertStream, out: Path) -> None:
     table = Table(title=f"experts in {out}", title_justify="left")
     for name, justify in (("folder", "left"), ("classes", "left"), ("architecture", "left"), ("images", "right"),
-                          ("epochs", "right"), ("own test accuracy, %", "right"), ("sha256", "left")):  # fmt: skip
+                          ("epochs", "right"), ("own test, %", "right"), ("sha256", "left")):  # fmt: skip
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for i, card in enumerate(stream.cards):
         accuracy = card.training.get("accuracy")
@@ -469,7 +469,7 @@ def _print_cards(stream: ExpertStream, out: Path) -> None:
         table.add_row(
             f"expert_{i + 1:02d}", ", ".join(names[c] for c in card.classes), card.architecture,
             str(card.training.get("samples", "")), str(card.training.get("epochs", "")),
-            "-" if accuracy is None else f"{100 * accuracy:.2f}", card.sha256[:12],
+            "-" if accuracy is None else f"{100 * accuracy:.2f}", card.sha256[:8],
         )  # fmt: skip
     Console(highlight=False).print(table)
 
