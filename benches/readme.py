@@ -7,17 +7,13 @@ python benches/readme.py --check    # exits with 1 if README.md is not what this
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torchvision.utils import make_grid, save_image
-
-from exml_fast.data import load
-from exml_fast.storage import atomic_path, load_json, load_tensors, save_json
+from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benches" / "results"
@@ -107,24 +103,13 @@ def render(text: str) -> str:
 
 
 def take_demo(folder: Path) -> None:
-    """Results of a demo's folder into benches/results/, and its images beside real ones into docs/demo.png."""
-    results = load_json(folder / "results.json")
-    save_json(RESULTS / "demo-digits.json", results)
-    test = load("digits").test
-    groups = [(test.images, test.labels)]
-    for part in (folder / "joint" / "parts", folder / "parts"):
-        for path in sorted(part.glob("*-seed_*.safetensors"), reverse=True):
-            tensors = load_tensors(path)
-            groups.append((tensors["images"], tensors["labels"]))
-    strips = []
-    for images, labels in groups:
-        chosen = [torch.nonzero(labels == c)[:2, 0] for c in range(10)]
-        pixels = images[torch.stack(chosen, 1).flatten()].float()
-        strips.append(pixels / 255 if images.dtype == torch.uint8 else pixels)
-    grid = make_grid(torch.cat(strips), nrow=10, padding=2, pad_value=1.0)
-    (ROOT / "docs").mkdir(exist_ok=True)
-    with atomic_path(ROOT / "docs" / "demo.png") as temporary:
-        save_image(F.interpolate(grid[None], scale_factor=2, mode="nearest"), temporary, format="png")
+    """A demo's results into benches/results/, and its picture into docs/."""
+    for source, target in (
+        ("results.json", RESULTS / "demo-digits.json"),
+        ("report/samples.png", ROOT / "docs/demo.png"),
+    ):
+        with atomic_path(target) as temporary:
+            shutil.copyfile(folder / source, temporary)
 
 
 def main() -> None:
