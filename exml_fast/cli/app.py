@@ -38,6 +38,9 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice if not given.")]
+OneThread = Annotated[
+    int, typer.Option(min=1, help="CPU threads. One suits small networks: on a busy machine more wait for each other.")
+]
 Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
@@ -92,7 +95,7 @@ def train_experts_command(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Threads = None,
+    threads: OneThread = 1,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -106,8 +109,8 @@ def train_experts_command(
         )  # fmt: skip
         given.check()
         loaded = load(data, data_root) if not resume else None
-        settings, threads = _open(context, guard, out, given, threads, resume, overwrite)
-        _use_threads(threads)
+        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        _use_threads(used_threads)
         loaded = loaded or load(settings.data, settings.data_root)
         experiences = experiences_of(loaded, settings.scenario, settings.classes_per_step)
         with Reporter() as report:
@@ -225,7 +228,7 @@ def learn(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Threads = None,
+    threads: OneThread = 1,
     report: Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")] = False,
     as_json: Json = False,
     resume: Resume = False,
@@ -252,8 +255,8 @@ def learn(
                 ExpertStream(experts)
             if report:
                 _require_report()
-        settings, threads = _open(context, guard, out, given, threads, resume, overwrite)
-        _use_threads(threads)
+        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        _use_threads(used_threads)
         with Reporter() as reporter:
             study = Study(settings, out, reporter)
             rows = study.run()
@@ -263,7 +266,7 @@ def learn(
         if report:
             page = write_page(
                 out / "report" / "index.html", study, None, f"Learning from experts of {settings.data}",
-                _summary(study), origin, _shown_settings(study, threads),
+                _summary(study), origin, _shown_settings(study, used_threads),
             )  # fmt: skip
         close_run(out)
         if as_json:
@@ -335,7 +338,7 @@ def demo(
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; the networks are small.")] = 1,
+    threads: OneThread = 1,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
