@@ -52,7 +52,7 @@ asan: $(VENV)/.installed
 
 # All CUDA code for Hopper; a register spill is an error. Needs a CUDA toolkit, no GPU.
 cuda-compile: $(VENV)/.torch
-	EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
+	EXML_STRICT=1 EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
 	  --build-temp $(BUILD_DIR)/cuda --build-lib $(BUILD_DIR)/cuda/lib
 
 # Everything that needs a GPU, on a machine that has one and a Python with torch: results go to $OUT (default: build/gpu).
