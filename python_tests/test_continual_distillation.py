@@ -64,7 +64,7 @@ PREVIOUS, CURRENT = torch.full((3, 4), 1.0), torch.full((3, 4), 3.0)
 def test_targets_of_disjoint_experts() -> None:
     before, now = torch.tensor([True, True, False, False]), torch.tensor([False, False, True, False])
     labels = torch.tensor([0, 1, 2])
-    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels)
+    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_sample")
     assert target.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 3, 0]]
     assert mask.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, False]]
     target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")
@@ -74,7 +74,7 @@ def test_targets_of_disjoint_experts() -> None:
 def test_targets_of_overlapping_experts() -> None:
     before, now = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
     labels = torch.tensor([0, 1, 2])
-    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels)
+    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_sample")
     assert target.tolist() == [[1, 1, 0, 0], [1, 2, 3, 0], [0, 3, 3, 0]]
     assert mask.sum(1).tolist() == [2, 3, 2]
     assert combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")[0].tolist() == [[1, 2, 3, 0]] * 3

@@ -16,6 +16,8 @@ def test_papers_numbers() -> None:
     assert carta.norm_squared and carta.bn_distance == "squared" and carta.bn_moment == "std" and carta.bn_optional
     data = recipes.get("data_impressions/mnist")
     assert (data.betas, data.temperature, data.steps, data.similarity_minmax) == ((10.0,), 20, 3000, False)
+    assert carta.stop_confidence == data.stop_confidence == 0.99
+    assert recipes.get("model_inversion").stop_confidence is None
     nayak = recipes.get("data_impressions/nayak")
     assert (nayak.betas, nayak.temperature, nayak.steps, nayak.lr, nayak.batch_size) == ((1, 0.1), 20, 1500, 1e-3, 100)
     yin = recipes.get("deep_inversion/cifar10")

@@ -57,7 +57,7 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 ne
 # For small data such as digits, where the paper's settings for MNIST would take hours for nothing: the demo ends in
 # about two minutes on two cores. Other data get the recipe as published, and Carta 2022's distillation.
 SMALL: dict[str, dict[str, Any]] = {
-    "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01},
+    "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01, "stop_confidence": None},
     "distillation": {"buffer_size": 300, "iterations": 800, "lr": 0.02},
 }
 PUBLISHED: dict[str, dict[str, Any]] = {"inversion": {}, "distillation": {"buffer_size": 5000, "iterations": 30000}}

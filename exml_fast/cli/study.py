@@ -111,8 +111,7 @@ class Settings:
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
-        name = RECIPES[strategy] if self.variant == "mnist" else f"{RECIPES[strategy]}/{self.variant}"
-        return recipes.get(name).replace(**self.inversion)
+        return recipes.get(f"{RECIPES[strategy]}/{self.variant}").replace(**self.inversion)
 
     def check(self) -> None:
         """ValueError for what can be seen to be wrong before anything is computed."""

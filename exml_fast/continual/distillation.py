@@ -102,7 +102,7 @@ class DistillationConfig:
         temperature: of the "kl" loss only; the MSE of Eq. 9 has none.
         mse: "mean" over the known units (as the published code) or "sum" (the squared norm of Eq. 9).
         normalize: Eq. 6, 7: "none" (as every published configuration), "mean" or "standardize".
-        combine: Eq. 8 "per_sample", by the sample's label, or "per_unit", by each unit's class.
+        combine: Eq. 8 "per_unit", by each unit's class (as the published code), or "per_sample", by the label.
         buffer_size: N of Alg. 1.
         augmentation: of the images in the distillation steps.
         live_targets: models see the augmented images; False takes the targets of the images as they are, computed
@@ -124,7 +124,7 @@ class DistillationConfig:
     temperature: float = 2.0
     mse: str = "mean"
     normalize: str = "none"
-    combine: str = "per_sample"
+    combine: str = "per_unit"
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
     live_targets: bool = True
@@ -226,7 +226,7 @@ def combined_targets(
     previous_known: Tensor,
     current_known: Tensor,
     labels: Tensor,
-    combine: str = "per_sample",
+    combine: str = "per_unit",
 ) -> tuple[Tensor, Tensor]:
     """Target logits and their mask, both (N, K) (Eq. 8).
 

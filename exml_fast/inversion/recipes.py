@@ -213,18 +213,18 @@ def _published() -> dict[str, Recipe]:
     # Carta 2022, B.1 to B.3; augmentation, N(0, 1) start and the clip at 3 are those of the published code.
     carta = Recipe(
         "model_inversion/mnist",
-        "Carta 2022, sec. 4 and B.1.1; shifts and clip as in its code",
+        "Carta 2022, sec. 4, 5.1 (stop at 0.99) and B.1.1; shifts and clip as in its code", stop_confidence=0.99,
         steps=3000, batch_size=256, lr=0.01, temperature=2.0, l2=1e-3, blur=1e-3, norm_squared=True,
         bn=1.0, bn_distance="squared", bn_moment="std", bn_optional=True, clip=3.0, jitter=4, border="zero",
     )  # fmt: skip
     carta_cifar = carta.replace(
         name="model_inversion/cifar10", source="Carta 2022, B.2.1; augmentation and clip as in its code",
-        steps=500, batch_size=1024, lr=0.1, l2=1e-4, blur=1e-2, bn=0.0,
+        steps=500, batch_size=1024, lr=0.1, l2=1e-4, blur=1e-2, bn=0.0, stop_confidence=None,
         jitter=0, flip=True, rotate=15.0, crop=(0.8, 1.0),
     )  # fmt: skip
     carta_core50 = carta.replace(
         name="model_inversion/core50", source="Carta 2022, B.3.1; augmentation and clip as in its code",
-        steps=500, batch_size=128, lr=0.1, l2=1e-4, blur=1e-3, bn=10.0, flip=True, rotate=15.0,
+        steps=500, batch_size=128, lr=0.1, l2=1e-4, blur=1e-3, bn=10.0, flip=True, rotate=15.0, stop_confidence=None,
     )  # fmt: skip
     soft: dict[str, Any] = {"targets": "dirichlet", "similarity_minmax": False, "label": "argmax"}
     # Nayak 2021, sec. 4.1.2: betas and temperature; steps, learning rate, batch and start as in its code.
@@ -245,9 +245,13 @@ def _published() -> dict[str, Recipe]:
         yin.replace(
             name="noise", source="Yin 2020, Table 1, Noise (L): cross-entropy alone", bn=0.0, tv_l2=0.0, l2=0.0
         ),
-        carta.replace(name="model_inversion"),
         carta.replace(
-            name="data_impressions/mnist", source="Carta 2022, sec. 4 and B.1.2; shifts and clip as in its code",
+            name="model_inversion", source="Carta 2022 as model_inversion/mnist, to the end of all steps",
+            stop_confidence=None,
+        ),
+        carta.replace(
+            name="data_impressions/mnist",
+            source="Carta 2022, sec. 4, 5.1 (stop at 0.99) and B.1.2; shifts and clip as in its code",
             temperature=20.0, betas=(10.0,), **soft,
         ),
         carta_cifar.replace(
@@ -264,7 +268,11 @@ def _published() -> dict[str, Recipe]:
         ),
     ]  # fmt: skip
     found = {recipe.name: recipe for recipe in recipes}
-    found["data_impressions"] = found["data_impressions/mnist"].replace(name="data_impressions")
+    found["data_impressions"] = found["data_impressions/mnist"].replace(
+        name="data_impressions",
+        source="Carta 2022 as data_impressions/mnist, to the end of all steps",
+        stop_confidence=None,
+    )
     return found
 
 
