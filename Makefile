@@ -7,7 +7,7 @@ BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
 
-.PHONY: demo test bench gpu lint asan host-tests cuda-compile clean
+.PHONY: demo test bench gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,13 +39,13 @@ lint: $(VENV)/.installed
 
 # GoogleTest: the formulas of csrc/math, and the CUDA kernels on the host by an emulator. Needs CMake and GoogleTest.
 host-tests:
-	cmake -S . -B $(BUILD_DIR)/host -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B $(BUILD_DIR)/host -DEXML_CUDA=OFF
 	cmake --build $(BUILD_DIR)/host
 	ctest --test-dir $(BUILD_DIR)/host --output-on-failure
 
 # The host tests under AddressSanitizer and UBSan, then the extension's Python tests of the ops under both.
 asan: $(VENV)/.installed
-	cmake -S . -B $(BUILD_DIR)/asan -DCMAKE_BUILD_TYPE=Debug -DEXML_SANITIZE=address,undefined
+	cmake -S . -B $(BUILD_DIR)/asan -DCMAKE_BUILD_TYPE=Debug -DEXML_CUDA=OFF -DEXML_SANITIZE=address,undefined
 	cmake --build $(BUILD_DIR)/asan
 	ctest --test-dir $(BUILD_DIR)/asan --output-on-failure
 	bash csrc/tests/asan_python.sh $(BIN)/python $(BUILD_DIR)/asan-python
@@ -54,6 +54,10 @@ asan: $(VENV)/.installed
 cuda-compile: $(VENV)/.torch
 	EXML_STRICT=1 EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
 	  --build-temp $(BUILD_DIR)/cuda --build-lib $(BUILD_DIR)/cuda/lib
+
+# Registers, shared memory and spills of every kernel for the release's GPUs; a spill is an error.
+cuda-resources:
+	bash csrc/tests/resources.sh sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120
 
 # Everything that needs a GPU, on a machine that has one and a Python with torch: results go to $OUT (default: build/gpu).
 gpu:

@@ -1,58 +1,92 @@
 #include "ops/cuda/dirichlet_targets_kernel.cu"
-#include "tests/kernel_checks.h"
+#include "tests/arrays.h"
 
-namespace exml {
+namespace exml::cuda {
 namespace {
 
+using namespace exml::tests;
+
 template <typename A>
-std::vector<A> draw(const std::vector<A>& similarity, int64_t classes, const std::vector<int64_t>& labels,
-                    const std::vector<A>& betas, cuda::PhiloxState state) {
-  std::vector<double> logs(labels.size() * classes, NAN);
-  std::vector<A> out(logs.size(), A(NAN));
-  cuda::dirichlet_targets(similarity.data(), labels.data(), betas.data(), int64_t(labels.size()), classes, state,
-                          logs.data(), out.data(), nullptr);
+std::vector<A> draw(const std::vector<A>& similarity, const std::vector<int64_t>& labels, const std::vector<A>& betas,
+                    int64_t classes, const RandomState& random) {
+  const int64_t rows = static_cast<int64_t>(labels.size());
+  auto out = unwritten<A>(rows * classes);
+  auto scratch = unwritten<double>(rows * classes);
+  dirichlet_targets(similarity.data(), labels.data(), betas.data(), rows, classes, random, scratch.data(), out.data(),
+                    nullptr);
   return out;
 }
 
-TEST(DirichletTargetsKernel, MomentsOfTheMarginals) {
-  const std::vector<double> alpha = {0.02, 0.5, 3.0};
-  const int64_t rows = 3000;
-  const std::vector<double> similarity = {1, 1, 1, 0.02, 0.5, 3.0, 1, 1, 1};
-  const auto out = draw<double>(similarity, 3, std::vector<int64_t>(rows, 1), std::vector<double>(rows, 1.0),
-                                {nullptr, nullptr, 11, 0});
-  const double total = 3.52;
-  for (int k = 0; k < 3; ++k) {
-    double mean = 0, square = 0;
-    for (int64_t n = 0; n < rows; ++n) mean += out[n * 3 + k] / rows;
-    for (int64_t n = 0; n < rows; ++n) square += std::pow(out[n * 3 + k] - mean, 2) / rows;
-    const double variance = alpha[k] * (total - alpha[k]) / (total * total * (total + 1));
-    EXPECT_NEAR(mean, alpha[k] / total, 5 * std::sqrt(variance / rows));
-    EXPECT_NEAR(square, variance, 0.25 * variance);
+template <typename A>
+class DirichletTargets : public ::testing::Test {};
+using ValueTypes = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(DirichletTargets, ValueTypes);
+
+TYPED_TEST(DirichletTargets, EachRowIsADraw) {
+  for (const int64_t classes : {1, 2, 10, 33, 1030}) {
+    std::vector<TypeParam> similarity(classes * classes, TypeParam(1));
+    const std::vector<TypeParam> betas = {TypeParam(0.01), TypeParam(0.1), TypeParam(1), TypeParam(10)};
+    const std::vector<int64_t> labels = {0, classes - 1, classes / 2, 0};
+    const auto out = draw(similarity, labels, betas, classes, {7, 0, nullptr, nullptr});
+    for (int n = 0; n < 4; ++n) {
+      double total = 0;
+      for (int64_t k = 0; k < classes; ++k) {
+        const double value = out[n * classes + k];
+        ASSERT_TRUE(value >= 0 && value <= 1) << value;
+        total += value;
+      }
+      EXPECT_NEAR(total, 1, sizeof(TypeParam) == 8 ? 1e-12 : 1e-5);
+    }
   }
 }
 
-TEST(DirichletTargetsKernel, SeedAndOffsetByValueOrByAddress) {
-  const std::vector<float> similarity(300 * 300, 0.3f), betas(2, 1.0f);
-  const std::vector<int64_t> labels = {5, 299};
-  const int64_t seed = 9, offset = 256;
-  const auto by_value = draw<float>(similarity, 300, labels, betas, {nullptr, nullptr, 9, 256 + 8});
-  const auto by_address = draw<float>(similarity, 300, labels, betas, {&seed, &offset, 0, 8});
-  const auto later = draw<float>(similarity, 300, labels, betas, {&seed, &offset, 0, 8 + 128});
-  EXPECT_EQ(by_value, by_address);
-  EXPECT_NE(by_value, later);
-  for (int n = 0; n < 2; ++n) {
-    double total = 0;
-    for (int k = 0; k < 300; ++k) total += by_value[n * 300 + k];
-    EXPECT_NEAR(total, 1, 1e-5);
+TYPED_TEST(DirichletTargets, MomentsOfTheMarginals) {
+  const int64_t classes = 3, rows = 4000;
+  const std::vector<TypeParam> similarity = {1, TypeParam(0.5), TypeParam(0.25), 1, 1, 1, 2, 1, 1};
+  for (const double beta : {0.05, 1.0, 8.0}) {
+    const auto out = draw(similarity, std::vector<int64_t>(rows, 0), std::vector<TypeParam>(rows, TypeParam(beta)),
+                          classes, {11, 8, nullptr, nullptr});
+    const double alpha[3] = {beta, beta / 2, beta / 4}, sum = beta * 1.75;
+    for (int64_t k = 0; k < classes; ++k) {
+      double mean = 0, square = 0;
+      for (int64_t n = 0; n < rows; ++n) {
+        mean += out[n * classes + k] / rows;
+        square += double(out[n * classes + k]) * out[n * classes + k] / rows;
+      }
+      const double wanted = alpha[k] / sum, variance = wanted * (1 - wanted) / (sum + 1);
+      EXPECT_NEAR(mean, wanted, 4.5 * std::sqrt(variance / rows)) << beta << " " << k;
+      // A bounded variable's squared deviation varies by at most a quarter of its range.
+      EXPECT_NEAR(square - mean * mean, variance, 4.5 * 0.5 / std::sqrt(double(rows))) << beta << " " << k;
+    }
   }
 }
 
-TEST(DirichletTargetsKernel, BadRowsAreNaN) {
-  const std::vector<double> similarity = {1, 1, 1, -1}, betas = {1, 1, 1, 0, 1};
-  const auto out = draw<double>(similarity, 2, {0, 1, 2, 0, -1}, betas, {nullptr, nullptr, 1, 0});
-  EXPECT_NEAR(out[0] + out[1], 1, 1e-12);
-  for (size_t i = 2; i < out.size(); ++i) EXPECT_TRUE(std::isnan(out[i])) << i;
+TYPED_TEST(DirichletTargets, StateByValueAndOnTheDeviceAgree) {
+  const std::vector<TypeParam> similarity(16, TypeParam(1)), betas(5, TypeParam(1));
+  const std::vector<int64_t> labels = {0, 1, 2, 3, 0};
+  const uint64_t words = dirichlet_targets_words();
+  EXPECT_EQ(words % 4, 0u);  // as torch's generator demands
+  const auto by_value = draw(similarity, labels, betas, 4, {123456789012345, 5 * words, nullptr, nullptr});
+  EXPECT_EQ(by_value, draw(similarity, labels, betas, 4, {123456789012345, 5 * words, nullptr, nullptr}));
+  const int64_t seed = 123456789012345, offset = static_cast<int64_t>(3 * words);
+  EXPECT_EQ(by_value, draw(similarity, labels, betas, 4, {0, 2 * words, &seed, &offset}));
+  EXPECT_NE(by_value, draw(similarity, labels, betas, 4, {123456789012345, 6 * words, nullptr, nullptr}));
+  EXPECT_NE(by_value, draw(similarity, labels, betas, 4, {123456789012346, 5 * words, nullptr, nullptr}));
+}
+
+TYPED_TEST(DirichletTargets, BadRowsAreNanAndOthersAreNot) {
+  for (const int64_t classes : {4, 1100}) {
+    std::vector<TypeParam> similarity(classes * classes, TypeParam(1));
+    similarity[1 * classes + 2] = 0;
+    similarity[2 * classes + 3] = NAN;
+    const std::vector<int64_t> labels = {0, 1, 2, -1, classes, 3, 3, 3};
+    const std::vector<TypeParam> betas = {1, 1, 1, 1, 1, TypeParam(-1), TypeParam(INFINITY), 1};
+    const auto out = draw(similarity, labels, betas, classes, {1, 0, nullptr, nullptr});
+    for (int n = 0; n < 8; ++n)
+      for (int64_t k = 0; k < classes; ++k)
+        ASSERT_EQ(std::isnan(out[n * classes + k]), n > 0 && n < 7) << n << " " << k;
+  }
 }
 
 }  // namespace
-}  // namespace exml
+}  // namespace exml::cuda

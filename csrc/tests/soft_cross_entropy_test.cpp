@@ -1,72 +1,117 @@
 #include "ops/cuda/soft_cross_entropy_kernel.cu"
-#include "tests/kernel_checks.h"
+#include "tests/arrays.h"
 
-namespace exml {
+namespace exml::cuda {
 namespace {
 
-template <typename T>
-class SoftCrossEntropyKernel : public ::testing::Test {};
-TYPED_TEST_SUITE(SoftCrossEntropyKernel, exml::testing::PixelTypes);
+using namespace exml::tests;
 
-TYPED_TEST(SoftCrossEntropyKernel, MatchesTheDefinition) {
-  using T = TypeParam;
+template <typename T>
+struct Result {
+  std::vector<Accumulator<T>> losses, lse;
+  std::vector<T> grad;
+};
+
+// grads: one value, or one a row.
+template <typename T>
+Result<T> run(const std::vector<T>& logits, const Target<Accumulator<T>>& target, int64_t rows, double temperature,
+              const std::vector<double>& grads) {
   using A = Accumulator<T>;
-  for (const auto& [rows, classes] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {9, 10}, {3, 33}, {2, 1025}})
-    for (const bool soft : {false, true}) {
-      const double temperature = 2;
-      const auto logits = exml::testing::random_pixels<T>(rows * classes, 6, 0, 4);
-      std::vector<int64_t> indices(rows);
-      std::vector<A> goal(rows * classes);
-      for (int64_t n = 0; n < rows; ++n) indices[n] = (7 * n + 3) % classes;
-      for (size_t i = 0; i < goal.size(); ++i) goal[i] = A(double(i * 31 % 17) / 16);
-      const cuda::Target<A> target{soft ? nullptr : indices.data(), soft ? goal.data() : nullptr};
-      std::vector<A> losses(rows, A(NAN)), lse(rows, A(NAN));
-      A total = A(NAN);
-      cuda::soft_cross_entropy_forward(logits.data(), target, rows, classes, A(1 / temperature), A(1.0 / rows),
-                                       losses.data(), lse.data(), &total, nullptr);
-      std::vector<A> grad(rows);
-      for (int64_t n = 0; n < rows; ++n) grad[n] = A(1 + n);
-      std::vector<T> out(logits.size());
-      for (T& value : out) narrow(A(NAN), value);
-      cuda::soft_cross_entropy_backward(grad.data(), true, A(1 / temperature), logits.data(), target, lse.data(), rows,
-                                        classes, A(1 / temperature), out.data(), nullptr);
-      double expected_total = 0;
-      for (int64_t n = 0; n < rows; ++n) {
-        double top = -INFINITY, sum = 0, loss = 0, mass = 0;
-        const auto z = [&](int64_t k) { return double(widen(logits[n * classes + k])) / temperature; };
-        const auto t = [&](int64_t k) { return soft ? double(goal[n * classes + k]) : double(k == indices[n]); };
-        for (int64_t k = 0; k < classes; ++k) top = std::max(top, z(k));
-        for (int64_t k = 0; k < classes; ++k) sum += std::exp(z(k) - top);
-        for (int64_t k = 0; k < classes; ++k) {
-          loss += t(k) * (top + std::log(sum) - z(k));
-          mass += t(k);
-        }
-        expected_total += loss / rows;
-        const double exact = std::is_same_v<T, double> ? 1e-11 : 3e-5;
-        EXPECT_NEAR(losses[n], loss, exact * (1 + std::abs(loss)));
-        for (int64_t k = 0; k < classes; ++k) {
-          const double g = (1 + n) / temperature * (mass * std::exp(z(k) - top) / sum - t(k));
-          exml::testing::expect_near<T>(widen(out[n * classes + k]), g, 1 + std::abs(g), "gradient");
-        }
-      }
-      EXPECT_NEAR(total, expected_total, (std::is_same_v<T, double> ? 1e-11 : 3e-5) * (1 + std::abs(expected_total)));
-    }
+  const int64_t classes = static_cast<int64_t>(logits.size()) / rows;
+  Result<T> result{unwritten<A>(rows), unwritten<A>(rows), unwritten<T>(rows * classes)};
+  const A scale = A(1 / temperature);
+  soft_cross_entropy_forward(logits.data(), target, rows, classes, scale, result.losses.data(), result.lse.data(),
+                             nullptr);
+  const std::vector<A> pulls(grads.begin(), grads.end());
+  soft_cross_entropy_backward(pulls.data(), grads.size() > 1, logits.data(), target, result.lse.data(), rows, classes,
+                              scale, scale, result.grad.data(), nullptr);
+  return result;
 }
 
-TEST(SoftCrossEntropyKernel, AnIndexOutOfRangeIsNaN) {
-  const std::vector<float> logits(9, 0.0f);
-  const std::vector<int64_t> indices = {0, 3, -1};
-  std::vector<float> losses(3), lse(3), out(9);
-  const cuda::Target<float> target{indices.data(), nullptr};
-  cuda::soft_cross_entropy_forward<float>(logits.data(), target, 3, 3, 1.0f, 1.0f, losses.data(), lse.data(), nullptr,
-                                          nullptr);
-  EXPECT_NEAR(losses[0], std::log(3.0), 1e-6);
-  EXPECT_TRUE(std::isnan(losses[1]) && std::isnan(losses[2]));
-  const float grad = 1;
-  cuda::soft_cross_entropy_backward<float>(&grad, false, 1.0f, logits.data(), target, lse.data(), 3, 3, 1.0f,
-                                           out.data(), nullptr);
-  EXPECT_TRUE(std::isfinite(out[0]) && std::isnan(out[3]) && std::isnan(out[8]));
+template <typename T>
+void check(const std::vector<T>& logits, const Target<Accumulator<T>>& target, int64_t rows, double temperature,
+           const std::vector<double>& grads) {
+  const int64_t classes = static_cast<int64_t>(logits.size()) / rows;
+  SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(classes) + (target.indices ? " indices" : " soft"));
+  const auto got = run(logits, target, rows, temperature, grads);
+  std::vector<double> losses(rows), lses(rows), grad(rows * classes);
+  for (int64_t n = 0; n < rows; ++n) {
+    const auto z = [&](int64_t k) { return double(widen(logits[n * classes + k])) / temperature; };
+    const auto t = [&](int64_t k) {
+      return target.indices ? double(target.indices[n] == k) : double(target.probabilities[n * classes + k]);
+    };
+    double top = z(0), total = 0, mass = 0;
+    for (int64_t k = 1; k < classes; ++k) top = std::fmax(top, z(k));
+    for (int64_t k = 0; k < classes; ++k) total += std::exp(z(k) - top);
+    lses[n] = top + std::log(total);
+    for (int64_t k = 0; k < classes; ++k) {
+      losses[n] += t(k) * (lses[n] - z(k));
+      mass += t(k);
+    }
+    for (int64_t k = 0; k < classes; ++k)
+      grad[n * classes + k] = grads[grads.size() > 1 ? n : 0] / temperature * (mass * std::exp(z(k) - lses[n]) - t(k));
+  }
+  expect_close(got.lse, lses, kSumError<T>, "lse");
+  expect_close(got.losses, losses, kSumError<T>, "losses");
+  expect_close(got.grad, grad, kStoreError<T>, "grad");
+}
+
+template <typename T>
+class SoftCrossEntropy : public ::testing::Test {};
+TYPED_TEST_SUITE(SoftCrossEntropy, PixelTypes);
+
+TYPED_TEST(SoftCrossEntropy, AllShapes) {
+  using A = Accumulator<TypeParam>;
+  // A row a warp and a row a block; rows that fill the last block and rows that do not; rows shorter than a warp.
+  const int64_t shapes[][2] = {{1, 1}, {1, 2}, {3, 10}, {8, 32}, {17, 33}, {9, 1000}, {2, 1024}, {3, 1025}, {2, 3000}};
+  for (const auto& [rows, classes] : shapes) {
+    const auto logits = normal<TypeParam>(rows * classes, 0, 3, rows);
+    std::vector<int64_t> indices;
+    for (int64_t n = 0; n < rows; ++n) indices.push_back((7 * n + 1) % classes);
+    auto soft = normal<A>(rows * classes, 0, 1, rows + 1);  // rows that need not sum to one
+    for (A& p : soft) p = p * p / A(classes);
+    std::vector<double> grads;
+    for (int64_t n = 0; n < rows; ++n) grads.push_back(0.5 + 0.1 * double(n));
+    check(logits, {indices.data(), nullptr}, rows, 1.0, {1.5});
+    check(logits, {indices.data(), nullptr}, rows, 4.0, grads);
+    check(logits, {nullptr, soft.data()}, rows, 2.5, {0.7});
+    check(logits, {nullptr, soft.data()}, rows, 1.0, grads);
+  }
+}
+
+TYPED_TEST(SoftCrossEntropy, HugeLogitsDoNotOverflow) {
+  const auto logits = normal<TypeParam>(4 * 50, 30000, 1000, 3);
+  const int64_t indices[4] = {0, 1, 48, 49};
+  check(logits, {indices, nullptr}, 4, 1.0, {1.0});
+}
+
+TYPED_TEST(SoftCrossEntropy, BadRowsAreNanAndOthersAreNot) {
+  for (const int64_t classes : {10, 2000}) {
+    auto logits = normal<TypeParam>(5 * classes, 0, 1, 4);
+    logits[2 * classes + 3] = stored<TypeParam>(NAN);
+    const int64_t indices[5] = {0, -1, 1, classes, classes - 1};
+    const auto got = run<TypeParam>(logits, {indices, nullptr}, 5, 1.0, {1.0});
+    for (int64_t n = 0; n < 5; ++n) {
+      const bool bad = n >= 1 && n <= 3;
+      EXPECT_EQ(std::isnan(got.losses[n]), bad) << n;
+      for (int64_t k = 0; k < classes; ++k) ASSERT_EQ(std::isnan(widen(got.grad[n * classes + k])), bad) << n;
+    }
+  }
+}
+
+TEST(SoftCrossEntropyTotal, SumsInDoubleAndKeepsNan) {
+  for (const int64_t rows : {1, 31, 512, 5000}) {
+    auto losses = normal<float>(rows, 2, 1, 5);
+    double wanted = 0;
+    for (const float loss : losses) wanted += loss;
+    float total = NAN;
+    soft_cross_entropy_reduce(losses.data(), rows, 0.5, &total, nullptr);
+    EXPECT_FLOAT_EQ(total, static_cast<float>(wanted * 0.5));
+    losses[rows / 2] = NAN;
+    soft_cross_entropy_reduce(losses.data(), rows, 0.5, &total, nullptr);
+    EXPECT_TRUE(std::isnan(total));
+  }
 }
 
 }  // namespace
-}  // namespace exml
+}  // namespace exml::cuda

@@ -1,31 +1,32 @@
-// Launchers of bn_match's CUDA kernels. T: float, double or BFloat16; A: its accumulator.
+// Launchers of the bn_match kernels. T: float, double or BFloat16.
 #pragma once
 
 #include "math/bfloat16.h"
-#include "math/moments.h"
 #include "math/statistics_distance.h"
 #include "ops/cuda/launch.h"
 
 namespace exml::cuda {
 
-struct BNMatchShape {
+struct Activation {
   int64_t batch, channels, plane;
-  bool channels_last;  // rows of `channels` values; else planes of `plane` values
+  bool channels_last;
 
-  int64_t count() const { return batch * plane; }
+  int64_t count() const { return batch * plane; }  // values of one channel
 };
 
-// How many partial results a channel the statistics are formed from, for about four blocks a multiprocessor.
-int bn_match_splits(const BNMatchShape& shape, int multiprocessors);
-
-// partial: splits * channels, coefficients: (3, C), PixelGradient by rows; loss: one value. All in device memory.
+// Bytes of scratch memory that bn_match_forward needs for x.
 template <typename T>
-void bn_match_forward(const T* x, const BNMatchShape& shape, const Accumulator<T>* mean, const Accumulator<T>* var,
-                      Distance distance, Moment moment, int splits, Moments<Accumulator<T>>* partial,
-                      Accumulator<T>* loss, Accumulator<T>* coefficients, cudaStream_t stream);
+int64_t bn_match_workspace(const T* x, const Activation& shape, int multiprocessors);
 
+// Writes the loss (one value) and the coefficients (3, channels): PixelGradient by rows.
 template <typename T>
-void bn_match_backward(const Accumulator<T>* grad, const T* x, const BNMatchShape& shape,
-                       const Accumulator<T>* coefficients, T* out, cudaStream_t stream);
+void bn_match_forward(const T* x, const Activation& shape, const Accumulator<T>* mean, const Accumulator<T>* var,
+                      Distance distance, Moment moment, int multiprocessors, void* workspace, Accumulator<T>* loss,
+                      Accumulator<T>* coefficients, cudaStream_t stream);
+
+// grad: one value on the device. out is laid out as x.
+template <typename T>
+void bn_match_backward(const Accumulator<T>* grad, const T* x, const Activation& shape,
+                       const Accumulator<T>* coefficients, int multiprocessors, T* out, cudaStream_t stream);
 
 }  // namespace exml::cuda

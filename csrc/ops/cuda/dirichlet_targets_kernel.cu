@@ -6,50 +6,65 @@ namespace exml::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+// Rows of more classes get a block each, shorter ones a warp.
+constexpr int64_t kWarpClasses = 1024;
+
+// A Philox block has four words.
+constexpr int kWords = 4;
 
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
-    log_components_kernel(const A* __restrict__ similarity, const int64_t* __restrict__ labels,
-                          const A* __restrict__ betas, int64_t rows, int64_t classes, PhiloxState state,
-                          double* __restrict__ logs) {
-  const uint64_t seed = state.seed_address ? static_cast<uint64_t>(*state.seed_address) : state.seed;
-  const uint64_t offset = state.offset + (state.offset_address ? static_cast<uint64_t>(*state.offset_address) : 0);
-  const int64_t size = rows * classes, stride = int64_t(gridDim.x) * kThreads;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < size; i += stride) {
-    const int64_t n = i / classes, k = i % classes, label = labels[n];
-    const bool known = label >= 0 && label < classes;
-    const double concentration = known ? double(betas[n]) * double(similarity[label * classes + k]) : NAN;
-    logs[i] = log_dirichlet_component(concentration, seed, offset, n, k, classes);
-  }
+    log_gamma_kernel(const A* __restrict__ similarity, const int64_t* __restrict__ labels, const A* __restrict__ betas,
+                     int64_t rows, int64_t classes, RandomState random, double* __restrict__ out) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= rows * classes) return;
+  const int64_t n = i / classes, k = i - n * classes, label = labels[n];
+  const uint64_t seed = random.device_seed ? static_cast<uint64_t>(*random.device_seed) : random.seed;
+  const uint64_t words = random.offset + (random.device_offset ? static_cast<uint64_t>(*random.device_offset) : 0);
+  const double concentration =
+      label >= 0 && label < classes ? double(betas[n]) * double(similarity[label * classes + k]) : NAN;
+  out[i] = log_dirichlet_component(concentration, seed, words / kWords, n, k, classes);
 }
 
-// Block n: the softmax of row n. A NaN anywhere makes the row NaN.
-template <typename A>
+template <typename A, int kGroup>
 __global__ void __launch_bounds__(kThreads)
-    normalise_kernel(const double* __restrict__ logs, int64_t classes, A* __restrict__ out) {
-  const double* row = logs + blockIdx.x * classes;
+    normalise_kernel(const double* __restrict__ logs, int64_t rows, int64_t classes, A* __restrict__ out) {
+  __shared__ double shared[kThreads / 32];
+  const int64_t n = int64_t(blockIdx.x) * (kThreads / kGroup) + threadIdx.x / kGroup, count = n < rows ? classes : 0;
+  const int lane = threadIdx.x % kGroup;
+  const double* row = logs + n * classes;
   double top = -INFINITY, total = 0;
-  for (int64_t k = threadIdx.x; k < classes; k += kThreads) top = Largest<double>()(row[k], top);
-  top = block_reduce<kThreads>(top, Largest<double>());
-  for (int64_t k = threadIdx.x; k < classes; k += kThreads) total += std::exp(row[k] - top);
-  total = block_reduce<kThreads>(total, Add<double>());
-  for (int64_t k = threadIdx.x; k < classes; k += kThreads)
-    out[blockIdx.x * classes + k] = A(std::exp(row[k] - top) / total);
+  for (int64_t k = lane; k < count; k += kGroup) top = Largest{}(top, row[k]);
+  top = group_reduce<kGroup>(top, Largest{}, shared);
+  for (int64_t k = lane; k < count; k += kGroup) total += std::exp(row[k] - top);
+  total = group_reduce<kGroup>(total, Sum{}, shared);
+  for (int64_t k = lane; k < count; k += kGroup) out[n * classes + k] = static_cast<A>(std::exp(row[k] - top) / total);
+}
+
+template <typename A, int kGroup>
+void normalise(const double* logs, int64_t rows, int64_t classes, A* out, cudaStream_t stream) {
+  launch(normalise_kernel<A, kGroup>, static_cast<unsigned>(divide_up(rows, kThreads / kGroup)), kThreads, stream, logs,
+         rows, classes, out);
 }
 
 }  // namespace
 
+uint64_t dirichlet_targets_words() { return kWords * kGammaBlocks; }
+
 template <typename A>
 void dirichlet_targets(const A* similarity, const int64_t* labels, const A* betas, int64_t rows, int64_t classes,
-                       PhiloxState state, double* logs, A* out, cudaStream_t stream) {
-  launch(log_components_kernel<A>, dim3(blocks_for(rows * classes, kThreads, 1 << 16)), dim3(kThreads), stream,
-         similarity, labels, betas, rows, classes, state, logs);
-  launch(normalise_kernel<A>, dim3(static_cast<unsigned>(rows)), dim3(kThreads), stream, logs, classes, out);
+                       const RandomState& random, double* scratch, A* out, cudaStream_t stream) {
+  launch(log_gamma_kernel<A>, static_cast<unsigned>(divide_up(rows * classes, kThreads)), kThreads, stream, similarity,
+         labels, betas, rows, classes, random, scratch);
+  if (classes <= kWarpClasses)
+    normalise<A, 32>(scratch, rows, classes, out, stream);
+  else
+    normalise<A, kThreads>(scratch, rows, classes, out, stream);
 }
 
-template void dirichlet_targets<float>(const float*, const int64_t*, const float*, int64_t, int64_t, PhiloxState,
-                                       double*, float*, cudaStream_t);
-template void dirichlet_targets<double>(const double*, const int64_t*, const double*, int64_t, int64_t, PhiloxState,
-                                        double*, double*, cudaStream_t);
+template void dirichlet_targets(const float*, const int64_t*, const float*, int64_t, int64_t, const RandomState&,
+                                double*, float*, cudaStream_t);
+template void dirichlet_targets(const double*, const int64_t*, const double*, int64_t, int64_t, const RandomState&,
+                                double*, double*, cudaStream_t);
 
 }  // namespace exml::cuda

@@ -1,4 +1,4 @@
-// Launchers of image_prior's CUDA kernels. T: float, double or BFloat16; A: its accumulator.
+// Launchers of the image_prior kernels. T: float, double or BFloat16.
 #pragma once
 
 #include "math/bfloat16.h"
@@ -7,23 +7,29 @@
 
 namespace exml::cuda {
 
-// A batch of images by its strides, in elements, so that both memory formats are read in place.
+// A batch of images and the groups over which losses are formed: each image, or all of them.
 struct Images {
-  int64_t count, channels, height, width;
-  int64_t image_stride, channel_stride, row_stride, pixel_stride;
+  int64_t images, channels, height, width;
+  bool channels_last, per_image;
+
+  int64_t groups() const { return per_image ? images : 1; }
+  double planes_per_group() const { return double(per_image ? 1 : images) * double(channels); }
 };
 
-// Number of blocks, and so of partial sums, for all planes of the batch.
-int64_t image_prior_blocks(const Images& images);
-
-// partial: image_prior_blocks(images) * kPriorSums; losses: (kPriorLosses, groups); sums: (groups, kPriorSums).
+// Bytes of scratch memory for forward and backward.
 template <typename T>
-void image_prior_forward(const T* x, const Images& images, int64_t groups, const BlurWindow<Accumulator<T>>& window,
-                         double* partial, Accumulator<T>* losses, double* sums, cudaStream_t stream);
-
-// out is laid out as x; grads: (kPriorLosses, groups).
+int64_t image_prior_forward_workspace(const Images& shape);
 template <typename T>
-void image_prior_backward(const Accumulator<T>* grads, const T* x, const double* sums, const Images& images,
-                          int64_t groups, const BlurWindow<Accumulator<T>>& window, T* out, cudaStream_t stream);
+int64_t image_prior_backward_workspace(const Images& shape);
+
+// Writes the losses (kPriorLosses, groups) and the sums (groups, kPriorSums).
+template <typename T>
+void image_prior_forward(const T* x, const Images& shape, const BlurWindow<Accumulator<T>>& window, void* workspace,
+                         Accumulator<T>* losses, double* sums, cudaStream_t stream);
+
+// grads: (kPriorLosses, groups). out is laid out as x.
+template <typename T>
+void image_prior_backward(const Accumulator<T>* grads, const T* x, const double* sums, const Images& shape,
+                          const BlurWindow<Accumulator<T>>& window, void* workspace, T* out, cudaStream_t stream);
 
 }  // namespace exml::cuda

@@ -1,42 +1,55 @@
-// Reductions over a block in a fixed order, so that the same input gives the same bits.
+// Reductions over a warp or a block, in a fixed order: the same input gives the same bits.
 #pragma once
 
 #include "ops/cuda/launch.h"
 
 namespace exml::cuda {
 
-// Shared memory for values whose constructor is not trivial.
-template <typename V, int kCount>
-struct SharedArray {
-  alignas(V) unsigned char bytes[kCount * sizeof(V)];
-  __device__ V& operator[](int i) { return reinterpret_cast<V*>(bytes)[i]; }
+constexpr unsigned kAllLanes = 0xffffffff;
+
+struct Sum {
+  template <typename A>
+  __device__ A operator()(A a, A b) const {
+    return a + b;
+  }
 };
 
-// The values of threads 0 .. kThreads - 1 combined pairwise; every thread gets the result. V: a small struct or number.
-template <int kThreads, typename V, typename F>
-__device__ V block_reduce(V value, F f) {
-  static_assert((kThreads & (kThreads - 1)) == 0, "a power of two");
-  __shared__ SharedArray<V, kThreads> values;
-  const int i = threadIdx.x;
-  __syncthreads();  // an earlier reduction may still be reading
-  values[i] = value;
-  __syncthreads();
-#pragma unroll
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (i < half) values[i] = f(values[i], values[i + half]);
-    __syncthreads();
+// Passes over NaN: the sums formed after it do not.
+struct Largest {
+  template <typename A>
+  __device__ A operator()(A a, A b) const {
+    return a > b ? a : b;
   }
-  return values[0];
+};
+
+// The result in every lane. Op must be commutative.
+template <typename A, typename Op>
+__device__ __forceinline__ A warp_reduce(A value, Op op) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
 }
 
-template <typename A>
-struct Add {
-  __device__ A operator()(A a, A b) const { return a + b; }
-};
+// The result in every thread of a block of 32 * kWarps. shared: kWarps values, free for use again on return.
+template <int kWarps, typename A, typename Op>
+__device__ __forceinline__ A block_reduce(A value, Op op, A* shared) {
+  value = warp_reduce(value, op);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = shared[0];
+  for (int i = 1; i < kWarps; ++i) value = op(value, shared[i]);
+  __syncthreads();
+  return value;
+}
 
-template <typename A>
-struct Largest {
-  __device__ A operator()(A a, A b) const { return a > b ? a : b; }
-};
+// The same over each group of kGroup threads, a warp or the whole block.
+template <int kGroup, typename A, typename Op>
+__device__ __forceinline__ A group_reduce(A value, Op op, A* shared) {
+  static_assert(kGroup % 32 == 0);
+  if constexpr (kGroup == 32)
+    return warp_reduce(value, op);
+  else
+    return block_reduce<kGroup / 32>(value, op, shared);
+}
 
 }  // namespace exml::cuda

@@ -4,130 +4,140 @@
 namespace exml::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kReduceThreads = 512;
+// Rows of more classes get a block each, shorter ones a warp.
+constexpr int64_t kWarpClasses = 1024;
 
-// Combines a value over the kLanes threads of a row, for all of them: a warp by shuffles, a block by shared memory.
-template <int kLanes, typename A, typename F>
-__device__ A row_reduce(A value, F f) {
-  if constexpr (kLanes == kWarp) {
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) value = f(value, __shfl_xor_sync(0xffffffffu, value, offset));
-    return value;
-  } else {
-    return block_reduce<kLanes>(value, f);
-  }
+// The row that this group of threads handles; the last block may have groups without one.
+template <int kGroup>
+__device__ __forceinline__ int64_t this_row() {
+  return int64_t(blockIdx.x) * (kThreads / kGroup) + threadIdx.x / kGroup;
 }
 
-// kLanes threads a row: a warp (eight rows a block), or a block.
-template <int kLanes>
-__device__ int64_t my_row() {
-  return int64_t(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;
-}
-
-template <int kLanes, typename T, typename A>
-__global__ void __launch_bounds__(kThreads)
-    row_losses_kernel(const T* __restrict__ logits, Target<A> target, int64_t rows, int64_t classes, A scale,
-                      A* __restrict__ losses, A* __restrict__ lses) {
-  const int64_t row = my_row<kLanes>();
-  const int lane = threadIdx.x % kLanes;
-  if (row >= rows) return;  // all threads of the row
-  const T* z = logits + row * classes;
-  A top = -INFINITY, total = 0, loss = 0;
-  for (int64_t k = lane; k < classes; k += kLanes) top = Largest<A>()(A(widen(z[k])) * scale, top);
-  top = row_reduce<kLanes>(top, Largest<A>());
-  for (int64_t k = lane; k < classes; k += kLanes) total += std::exp(A(widen(z[k])) * scale - top);
-  const A lse = top + std::log(row_reduce<kLanes>(total, Add<A>()));
-  if (target.soft) {
-    for (int64_t k = lane; k < classes; k += kLanes)
-      loss += target.soft[row * classes + k] * (lse - A(widen(z[k])) * scale);
-    loss = row_reduce<kLanes>(loss, Add<A>());
-  } else {
-    const int64_t k = target.indices[row];
-    loss = k >= 0 && k < classes ? lse - A(widen(z[k])) * scale : A(NAN);
+template <typename T, int kGroup>
+__global__ void __launch_bounds__(kThreads, 1)
+    losses_kernel(const T* __restrict__ logits, Target<Accumulator<T>> target, int64_t rows, int64_t classes,
+                  Accumulator<T> scale, Accumulator<T>* __restrict__ losses, Accumulator<T>* __restrict__ lses) {
+  using A = Accumulator<T>;
+  __shared__ A shared[kThreads / 32];
+  const int64_t n = this_row<kGroup>(),
+                count = n < rows ? classes : 0;  // a group without a row keeps the others company
+  const int lane = threadIdx.x % kGroup;
+  const T* row = logits + n * classes;
+  A top = -INFINITY;
+#pragma unroll 4
+  for (int64_t k = lane; k < count; k += kGroup) top = Largest{}(top, widen(row[k]) * scale);
+  top = group_reduce<kGroup>(top, Largest{}, shared);
+  A total = 0;
+#pragma unroll 4
+  for (int64_t k = lane; k < count; k += kGroup) total += std::exp(widen(row[k]) * scale - top);
+  const A lse = top + std::log(group_reduce<kGroup>(total, Sum{}, shared));
+  A loss = 0;
+  if (target.probabilities) {
+    const A* probabilities = target.probabilities + n * classes;
+#pragma unroll 4
+    for (int64_t k = lane; k < count; k += kGroup) loss += probabilities[k] * (lse - widen(row[k]) * scale);
+    loss = group_reduce<kGroup>(loss, Sum{}, shared);
   }
-  if (lane == 0) {
-    losses[row] = loss;
-    lses[row] = lse;
+  if (n >= rows || lane > 0) return;
+  if (!target.probabilities) {
+    const int64_t k = target.indices[n];
+    loss = k >= 0 && k < classes ? lse - widen(row[k]) * scale : A(NAN);
   }
+  losses[n] = loss;
+  lses[n] = lse;
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
-    total_kernel(const A* __restrict__ losses, int64_t rows, A share, A* __restrict__ total) {
-  double value = 0;
-  for (int64_t i = threadIdx.x; i < rows; i += kThreads) value += losses[i];
-  value = block_reduce<kThreads>(value, Add<double>());
-  if (threadIdx.x == 0) *total = A(value * double(share));
+__global__ void __launch_bounds__(kReduceThreads)
+    total_kernel(const A* __restrict__ losses, int64_t rows, double factor, A* __restrict__ total) {
+  __shared__ double shared[kReduceThreads / 32];
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t n = threadIdx.x; n < rows; n += kReduceThreads) sum += double(losses[n]);
+  sum = block_reduce<kReduceThreads / 32>(sum, Sum{}, shared);
+  if (threadIdx.x == 0) *total = static_cast<A>(sum * factor);
 }
 
-template <int kLanes, typename T, typename A>
-__global__ void __launch_bounds__(kThreads)
-    row_gradient_kernel(const A* __restrict__ grad, bool per_row, A share, const T* __restrict__ logits,
-                        Target<A> target, const A* __restrict__ lses, int64_t rows, int64_t classes, A scale,
-                        T* __restrict__ out) {
-  const int64_t row = my_row<kLanes>();
-  const int lane = threadIdx.x % kLanes;
-  if (row >= rows) return;
-  const T* z = logits + row * classes;
-  const A pull = share * grad[per_row ? row : 0], lse = lses[row];
+// out = pull * (mass * softmax - target), mass being the sum of the target's probabilities.
+template <typename T, int kGroup>
+__global__ void __launch_bounds__(kThreads, 1)
+    logits_gradient_kernel(const Accumulator<T>* __restrict__ grad, bool grad_per_row, const T* __restrict__ logits,
+                           Target<Accumulator<T>> target, const Accumulator<T>* __restrict__ lses, int64_t rows,
+                           int64_t classes, Accumulator<T> scale, Accumulator<T> factor, T* __restrict__ out) {
+  using A = Accumulator<T>;
+  __shared__ A shared[kThreads / 32];
+  const int64_t n = this_row<kGroup>(), count = n < rows ? classes : 0;
+  const int lane = threadIdx.x % kGroup;
+  const A* probabilities = target.probabilities + (target.probabilities ? n * classes : 0);
   A mass = 1;
-  int64_t index = -1;
-  if (target.soft) {
+  if (target.probabilities) {
     mass = 0;
-    for (int64_t k = lane; k < classes; k += kLanes) mass += target.soft[row * classes + k];
-    mass = row_reduce<kLanes>(mass, Add<A>());
-  } else {
-    index = target.indices[row];
-    if (index < 0 || index >= classes) mass = A(NAN);
+#pragma unroll 4
+    for (int64_t k = lane; k < count; k += kGroup) mass += probabilities[k];
+    mass = group_reduce<kGroup>(mass, Sum{}, shared);
   }
-  for (int64_t k = lane; k < classes; k += kLanes) {
-    const A wanted = target.soft ? target.soft[row * classes + k] : A(k == index);
-    narrow(pull * (mass * std::exp(A(widen(z[k])) * scale - lse) - wanted), out[row * classes + k]);
+  if (n >= rows) return;
+  A pull = factor * grad[grad_per_row ? n : 0];
+  const A lse = lses[n];
+  const int64_t index = target.probabilities ? -1 : target.indices[n];
+  if (!target.probabilities && (index < 0 || index >= classes)) pull = NAN;
+  const T* row = logits + n * classes;
+#pragma unroll 4
+  for (int64_t k = lane; k < classes; k += kGroup) {
+    const A wanted = target.probabilities ? probabilities[k] : A(k == index);
+    narrow(pull * (mass * std::exp(widen(row[k]) * scale - lse) - wanted), out[n * classes + k]);
   }
 }
 
-// A warp a row up to this many classes, a block beyond.
-constexpr int64_t kWarpClasses = 1024;
+template <int kGroup>
+unsigned blocks_for(int64_t rows) {
+  return static_cast<unsigned>(divide_up(rows, kThreads / kGroup));
+}
 
 }  // namespace
 
 template <typename T>
-void soft_cross_entropy_forward(const T* logits, Target<Accumulator<T>> target, int64_t rows, int64_t classes,
-                                Accumulator<T> scale, Accumulator<T> share, Accumulator<T>* losses, Accumulator<T>* lse,
-                                Accumulator<T>* total, cudaStream_t stream) {
-  using A = Accumulator<T>;
+void soft_cross_entropy_forward(const T* logits, const Target<Accumulator<T>>& target, int64_t rows, int64_t classes,
+                                Accumulator<T> scale, Accumulator<T>* losses, Accumulator<T>* lse,
+                                cudaStream_t stream) {
   if (classes <= kWarpClasses)
-    launch(row_losses_kernel<kWarp, T, A>, dim3(blocks_for(rows, kThreads / kWarp)), dim3(kThreads), stream, logits,
-           target, rows, classes, scale, losses, lse);
+    launch(losses_kernel<T, 32>, blocks_for<32>(rows), kThreads, stream, logits, target, rows, classes, scale, losses,
+           lse);
   else
-    launch(row_losses_kernel<kThreads, T, A>, dim3(blocks_for(rows, 1)), dim3(kThreads), stream, logits, target, rows,
-           classes, scale, losses, lse);
-  if (total) launch(total_kernel<A>, dim3(1), dim3(kThreads), stream, losses, rows, share, total);
+    launch(losses_kernel<T, kThreads>, blocks_for<kThreads>(rows), kThreads, stream, logits, target, rows, classes,
+           scale, losses, lse);
+}
+
+template <typename A>
+void soft_cross_entropy_reduce(const A* losses, int64_t rows, double factor, A* total, cudaStream_t stream) {
+  launch(total_kernel<A>, 1, kReduceThreads, stream, losses, rows, factor, total);
 }
 
 template <typename T>
-void soft_cross_entropy_backward(const Accumulator<T>* grad, bool per_row, Accumulator<T> share, const T* logits,
-                                 Target<Accumulator<T>> target, const Accumulator<T>* lse, int64_t rows,
-                                 int64_t classes, Accumulator<T> scale, T* out, cudaStream_t stream) {
-  using A = Accumulator<T>;
+void soft_cross_entropy_backward(const Accumulator<T>* grad, bool grad_per_row, const T* logits,
+                                 const Target<Accumulator<T>>& target, const Accumulator<T>* lse, int64_t rows,
+                                 int64_t classes, Accumulator<T> scale, Accumulator<T> factor, T* out,
+                                 cudaStream_t stream) {
   if (classes <= kWarpClasses)
-    launch(row_gradient_kernel<kWarp, T, A>, dim3(blocks_for(rows, kThreads / kWarp)), dim3(kThreads), stream, grad,
-           per_row, share, logits, target, lse, rows, classes, scale, out);
+    launch(logits_gradient_kernel<T, 32>, blocks_for<32>(rows), kThreads, stream, grad, grad_per_row, logits, target,
+           lse, rows, classes, scale, factor, out);
   else
-    launch(row_gradient_kernel<kThreads, T, A>, dim3(blocks_for(rows, 1)), dim3(kThreads), stream, grad, per_row, share,
-           logits, target, lse, rows, classes, scale, out);
+    launch(logits_gradient_kernel<T, kThreads>, blocks_for<kThreads>(rows), kThreads, stream, grad, grad_per_row,
+           logits, target, lse, rows, classes, scale, factor, out);
 }
 
-#define EXML_INSTANTIATE(T)                                                                                       \
-  template void soft_cross_entropy_forward<T>(const T*, Target<Accumulator<T>>, int64_t, int64_t, Accumulator<T>, \
-                                              Accumulator<T>, Accumulator<T>*, Accumulator<T>*, Accumulator<T>*,  \
-                                              cudaStream_t);                                                      \
-  template void soft_cross_entropy_backward<T>(const Accumulator<T>*, bool, Accumulator<T>, const T*,             \
-                                               Target<Accumulator<T>>, const Accumulator<T>*, int64_t, int64_t,   \
-                                               Accumulator<T>, T*, cudaStream_t);
+#define EXML_INSTANTIATE(T)                                                                                           \
+  template void soft_cross_entropy_forward(const T*, const Target<Accumulator<T>>&, int64_t, int64_t, Accumulator<T>, \
+                                           Accumulator<T>*, Accumulator<T>*, cudaStream_t);                           \
+  template void soft_cross_entropy_backward(const Accumulator<T>*, bool, const T*, const Target<Accumulator<T>>&,     \
+                                            const Accumulator<T>*, int64_t, int64_t, Accumulator<T>, Accumulator<T>,  \
+                                            T*, cudaStream_t);
 EXML_INSTANTIATE(float)
 EXML_INSTANTIATE(double)
 EXML_INSTANTIATE(BFloat16)
 #undef EXML_INSTANTIATE
+template void soft_cross_entropy_reduce(const float*, int64_t, double, float*, cudaStream_t);
+template void soft_cross_entropy_reduce(const double*, int64_t, double, double*, cudaStream_t);
 
 }  // namespace exml::cuda

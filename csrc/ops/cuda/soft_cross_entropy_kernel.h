@@ -1,4 +1,4 @@
-// Launchers of soft_cross_entropy's CUDA kernels. T: float, double or BFloat16; A: its accumulator.
+// Launchers of the soft_cross_entropy kernels. T: float, double or BFloat16.
 #pragma once
 
 #include "math/bfloat16.h"
@@ -6,23 +6,27 @@
 
 namespace exml::cuda {
 
-// What rows are compared with: class indices, or soft targets (rows, classes). The other pointer is null.
+// One of the two is given: class indices (rows,), or probabilities (rows, classes).
 template <typename A>
 struct Target {
   const int64_t* indices;
-  const A* soft;
+  const A* probabilities;
 };
 
-// losses, lse: one value a row. An index out of range gives a NaN loss. total, if not null: their sum times `share`.
+// Writes each row's loss and log-sum-exp of logits * scale. A class index out of range gives NaN.
 template <typename T>
-void soft_cross_entropy_forward(const T* logits, Target<Accumulator<T>> target, int64_t rows, int64_t classes,
-                                Accumulator<T> scale, Accumulator<T> share, Accumulator<T>* losses, Accumulator<T>* lse,
-                                Accumulator<T>* total, cudaStream_t stream);
+void soft_cross_entropy_forward(const T* logits, const Target<Accumulator<T>>& target, int64_t rows, int64_t classes,
+                                Accumulator<T> scale, Accumulator<T>* losses, Accumulator<T>* lse, cudaStream_t stream);
 
-// grad: one value a row, or one for all where `per_row` is false; `share` multiplies it.
+// total = factor * sum of the losses, in a fixed order.
+template <typename A>
+void soft_cross_entropy_reduce(const A* losses, int64_t rows, double factor, A* total, cudaStream_t stream);
+
+// out = factor * grad * d loss / d (logits * scale). grad: one value, or one a row where grad_per_row.
 template <typename T>
-void soft_cross_entropy_backward(const Accumulator<T>* grad, bool per_row, Accumulator<T> share, const T* logits,
-                                 Target<Accumulator<T>> target, const Accumulator<T>* lse, int64_t rows,
-                                 int64_t classes, Accumulator<T> scale, T* out, cudaStream_t stream);
+void soft_cross_entropy_backward(const Accumulator<T>* grad, bool grad_per_row, const T* logits,
+                                 const Target<Accumulator<T>>& target, const Accumulator<T>* lse, int64_t rows,
+                                 int64_t classes, Accumulator<T> scale, Accumulator<T> factor, T* out,
+                                 cudaStream_t stream);
 
 }  // namespace exml::cuda

@@ -1,0 +1,57 @@
+// What every binder needs: the device and stream to launch on, scratch memory, typed pointers.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "math/bfloat16.h"
+
+namespace exml::cuda {
+
+// Makes the tensor's device the current one for as long as it lives.
+class Context {
+ public:
+  explicit Context(const at::Tensor& anchor)
+      : guard_(anchor.device()), device_(anchor.device()), stream_(c10::cuda::getCurrentCUDAStream()) {}
+
+  cudaStream_t stream() const { return stream_.stream(); }
+
+  int multiprocessors() const {
+    int count = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_.index()));
+    return count;
+  }
+
+  at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) const {
+    return at::empty(sizes, at::TensorOptions().device(device_).dtype(dtype));
+  }
+  at::Tensor workspace(int64_t bytes) const { return empty({bytes}, at::kByte); }
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+  c10::Device device_;
+  c10::cuda::CUDAStream stream_;
+};
+
+// Calls f with a const pointer of the type that x holds: float, double or BFloat16.
+template <typename F>
+void dispatch_pixels(const at::Tensor& x, F f) {
+  const void* data = x.const_data_ptr();
+  switch (x.scalar_type()) {
+    case at::kDouble:
+      return f(static_cast<const double*>(data));
+    case at::kBFloat16:
+      return f(static_cast<const BFloat16*>(data));
+    default:
+      return f(static_cast<const float*>(data));
+  }
+}
+
+// The type behind the pointer that dispatch_pixels passes.
+template <typename Pointer>
+using PixelOf = std::remove_const_t<std::remove_pointer_t<Pointer>>;
+
+}  // namespace exml::cuda
