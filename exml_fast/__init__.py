@@ -6,7 +6,7 @@ A trained classifier goes in; synthetic images, and models that learned from not
     result.save_grid("dream.png")
 """
 
-from exml_fast import continual, data, inversion, models, ops
+from exml_fast import compat, continual, data, inversion, models, ops
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -20,12 +20,13 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import InputSpec
-from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
+from exml_fast.inversion import BNStatistics, Recipe, Result, Synthesizer, invert, recipes
 
 __version__ = str(build_info()["version"])
 
 __all__ = [
     "AuxiliaryData",
+    "BNStatistics",
     "DataImpression",
     "DistillationConfig",
     "ExModelDistillation",
@@ -39,6 +40,7 @@ __all__ = [
     "Synthesizer",
     "__version__",
     "build_info",
+    "compat",
     "continual",
     "data",
     "inversion",

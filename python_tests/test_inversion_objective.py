@@ -9,10 +9,10 @@ from torch import Tensor
 from exml_fast.inversion.objective import (
     L2,
     Blur,
-    BNStatistics,
     CrossEntropy,
     Objective,
     Prior,
+    StatisticsDistance,
     Step,
     TotalVariation,
 )
@@ -60,8 +60,8 @@ def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
         a, b = (v, var) if moment == "var" else (v**0.5, var**0.5)
         power = 1.0 if distance == "squared" else 0.5
         expected.append(((m - mean) ** 2).sum() ** power + ((a - b) ** 2).sum() ** power)
-    assert torch.allclose(BNStatistics(1.0, distance, moment)(step), expected[0] + expected[1])
-    assert torch.allclose(BNStatistics(1.0, distance, moment, 10.0)(step), 10 * expected[0] + expected[1])
+    assert torch.allclose(StatisticsDistance(1.0, distance, moment)(step), expected[0] + expected[1])
+    assert torch.allclose(StatisticsDistance(1.0, distance, moment, 10.0)(step), 10 * expected[0] + expected[1])
 
 
 def differences(x: Tensor) -> list[Tensor]:
@@ -100,7 +100,7 @@ def test_blur_and_l2(step: Step, per_image: bool, squared: bool) -> None:
 
 
 def test_total_is_sum_over_images_plus_n_times_batch_terms(step: Step) -> None:
-    ce, l2, bn = CrossEntropy(0.5), L2(0.1, Prior(True), True), BNStatistics(2.0)
+    ce, l2, bn = CrossEntropy(0.5), L2(0.1, Prior(True), True), StatisticsDistance(2.0)
     total, values = Objective([ce, l2, bn])(step)
     assert torch.allclose(total, 0.5 * ce(step).sum() + 0.1 * l2(step).sum() + N * 2.0 * bn(step))
     means = torch.stack([ce(step).mean(), l2(step).mean(), bn(step), total / N])

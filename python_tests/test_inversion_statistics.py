@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from exml_fast import BNStatistics, ops
 from exml_fast.inversion.statistics import StatisticsCapture, bn_layers
 from exml_fast.inversion.teacher import frozen
 
@@ -78,6 +81,90 @@ def test_hooks_go_on_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt), StatisticsCapture(model):
         assert hook_count(model) == 1
         raise KeyboardInterrupt
+    assert hook_count(model) == 0
+
+
+def expected_distance(x: torch.Tensor, bn: nn.BatchNorm2d) -> torch.Tensor:
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    assert bn.running_mean is not None and bn.running_var is not None
+    return torch.linalg.vector_norm(var - bn.running_var) + torch.linalg.vector_norm(mean - bn.running_mean)
+
+
+def test_bn_statistics_of_the_last_pass() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2))).double()
+    model.eval()
+    with BNStatistics(model) as statistics:
+        with pytest.raises(RuntimeError, match="call the model"):
+            statistics.loss()
+        for _ in range(2):
+            x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+            model(x)
+        inner = copy.deepcopy(model[:2])(x).relu()
+        expected = [expected_distance(x, model[0]), expected_distance(inner, model[2][1])]
+        assert list(statistics.losses) == ["0", "2.1"]
+        assert torch.allclose(torch.stack([*statistics.losses.values()]), torch.stack(expected))
+        gradients = torch.autograd.grad(statistics.loss(first=10.0), x, retain_graph=True)
+        assert torch.allclose(*gradients, *torch.autograd.grad(10 * expected[0] + expected[1], x, retain_graph=True))
+    assert hook_count(model) == 0
+    model(torch.randn(4, 3, 5, 5, dtype=torch.float64))
+    assert torch.allclose(statistics.loss(), sum(expected))  # type: ignore[arg-type]
+
+
+def test_bn_statistics_of_a_layer_that_runs_twice() -> None:
+    model, x = Shared().eval(), torch.randn(3, 2, 4, 4)
+    model.bn.running_mean.fill_(1.0)
+    with BNStatistics(model) as statistics:
+        model(x)
+    expected = expected_distance(x, model.bn), expected_distance(model.bn(x), model.bn)
+    assert list(statistics.losses) == ["bn"]
+    assert torch.allclose(statistics.losses["bn"], expected[0] + expected[1])
+    assert torch.allclose(statistics.loss(first=3.0), 3 * expected[0] + expected[1])
+
+
+def test_bn_statistics_of_a_batch_norm_itself_in_training() -> None:
+    model, x = nn.BatchNorm2d(2), torch.randn(3, 2, 4, 4) + 1
+    expected = expected_distance(x, model)
+    with BNStatistics(model) as statistics:
+        model(x)
+        assert torch.allclose(statistics.loss(), expected)
+        model(x)
+        assert statistics.loss() < expected  # the first pass moved the running statistics
+    assert model.training and hook_count(model) == 0
+
+
+@pytest.mark.parametrize(("distance", "moment"), [("squared", "std"), ("gaussian_kl", "var")])
+def test_bn_statistics_of_other_distances(distance: str, moment: str) -> None:
+    model, x = nn.Sequential(nn.BatchNorm2d(2)).eval(), torch.randn(3, 2, 4, 4)
+    with BNStatistics(model, distance, moment) as statistics:
+        model(x)
+    bn = model[0]
+    assert torch.equal(statistics.loss(), ops.bn_match(x, bn.running_mean, bn.running_var, distance, moment))
+
+
+def test_bn_statistics_sees_the_input_before_it_is_changed() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.bn(x) + x.mul_(3)
+
+    model, x = InPlace().eval(), torch.randn(3, 2, 4, 4)
+    expected = expected_distance(x, model.bn)
+    with torch.no_grad(), BNStatistics(model) as statistics:
+        model(x)
+    assert torch.allclose(statistics.loss(), expected)
+
+
+def test_bn_statistics_errors() -> None:
+    with pytest.raises(ValueError, match="Linear has none"):
+        BNStatistics(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"running statistics.*0"):
+        BNStatistics(nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)))
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match="distance"), BNStatistics(model, "l3"):
+        model(torch.randn(2, 2, 3, 3))
     assert hook_count(model) == 0
 
 

@@ -3,7 +3,8 @@
 from exml_fast.inversion import recipes
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
+from exml_fast.inversion.statistics import BNStatistics
 from exml_fast.inversion.synthesizer import Progress, Synthesizer, invert
 from exml_fast.inversion.targets import class_similarity
 
-__all__ = ["Progress", "Recipe", "Result", "Synthesizer", "class_similarity", "invert", "recipes"]
+__all__ = ["BNStatistics", "Progress", "Recipe", "Result", "Synthesizer", "class_similarity", "invert", "recipes"]

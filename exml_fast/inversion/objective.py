@@ -22,7 +22,7 @@ from exml_fast.inversion.statistics import LayerInput
 if TYPE_CHECKING:
     from exml_fast.inversion.recipes import Recipe
 
-__all__ = ["L2", "BNStatistics", "Blur", "CrossEntropy", "Objective", "Prior", "Step", "Term", "TotalVariation"]
+__all__ = ["L2", "StatisticsDistance", "Blur", "CrossEntropy", "Objective", "Prior", "Step", "Term", "TotalVariation"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class BNStatistics:
+class StatisticsDistance:
     """Σ over the calls of BatchNorm layers of the distance to their running statistics (Yin 2020, Eq. 4).
 
     ``distance`` and ``moment`` as in :func:`exml_fast.ops.bn_match`: Yin's norms are "l2" of the "var", Carta's
@@ -219,6 +219,6 @@ class Objective:
             TotalVariation(recipe.tv_l2, tv, "l2"),
             Blur(recipe.blur, norm, recipe.norm_squared),
             L2(recipe.l2, norm, recipe.norm_squared),
-            BNStatistics(recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first),
+            StatisticsDistance(recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first),
         ]
         return cls([term for term in candidates if term.weight > 0])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = ["LayerInput", "StatisticsCapture", "bn_layers"]
+from exml_fast import ops
+
+__all__ = ["BNStatistics", "LayerInput", "StatisticsCapture", "bn_layers", "match_running"]
 
 
 class LayerInput(NamedTuple):
@@ -46,11 +49,7 @@ class StatisticsCapture:
         self.calls: list[LayerInput] = []
         self._layers = bn_layers(model)
         self._handles: list[Any] = []
-        if without := [name for name, module in self._layers if not isinstance(module.running_mean, Tensor)]:
-            raise ValueError(
-                f"BatchNorm layers without running statistics (track_running_stats=False) cannot be matched: "
-                f"{', '.join(without)}; set the recipe's bn=0"
-            )
+        _require_running_statistics(self._layers, "set the recipe's bn=0")
 
     def __len__(self) -> int:
         """Number of BatchNorm layers."""
@@ -73,8 +72,97 @@ class StatisticsCapture:
         self.calls.clear()
 
     def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
-        self.calls.append(LayerInput(x, module.running_mean, module.running_var))
+        self.calls.append(LayerInput(_input(args, kwargs), module.running_mean, module.running_var))
+
+
+class BNStatistics:
+    """The distance of BatchNorm inputs to the running statistics, for a loop of one's own (Yin 2020, Eq. 4).
+
+        with xf.BNStatistics(model) as statistics:
+            for _ in range(steps):
+                loss = criterion(model(images), labels) + 0.01 * statistics.loss()
+                ...
+
+    Inside the block each call of ``model`` itself begins anew what its layers then add to; afterwards the hooks are gone, the
+    model is as it was, and the last values remain. A layer that runs twice counts twice. In training mode the running
+    statistics are those before the pass.
+
+    Args:
+        model: any network with BatchNorm layers (:func:`bn_layers`), in training or evaluation mode.
+        distance, moment: as in :func:`exml_fast.ops.bn_match`.
+
+    Raises:
+        ValueError: for a network without BatchNorm layers, or naming the layers that keep no running statistics.
+    """
+
+    def __init__(self, model: nn.Module, distance: str = "l2", moment: str = "var") -> None:
+        self.distance, self.moment = distance, moment
+        self._model = model
+        self._names = {module: name for name, module in bn_layers(model)}
+        if not self._names:
+            raise ValueError(f"model must have BatchNorm layers, {type(model).__name__} has none")
+        _require_running_statistics([(name, module) for module, name in self._names.items()], "leave them out")
+        self._calls: list[tuple[str, Tensor]] = []
+        self._handles: list[Any] = []
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """Of the last forward pass: layer name to distance, a scalar attached to the graph, in the order of running."""
+        losses: dict[str, Tensor] = {}
+        for name, loss in self._calls:
+            losses[name] = losses[name] + loss if name in losses else loss
+        return losses
+
+    def loss(self, first: float = 1.0) -> Tensor:
+        """Sum over the layers of the last forward pass, a scalar attached to the graph.
+
+        Args:
+            first: further factor of the layer that ran first (10 in the published ImageNet settings).
+
+        Raises:
+            RuntimeError: if no BatchNorm layer ran since the block was entered.
+        """
+        if not self._calls:
+            raise RuntimeError("no forward pass to take the loss of: call the model inside the with block first")
+        losses = [loss for _, loss in self._calls]
+        return torch.stack([losses[0] * first, *losses[1:]]).sum()
+
+    def __enter__(self) -> BNStatistics:
+        self._calls = []
+        # Before the layers' own hooks: the model may itself be a BatchNorm.
+        self._handles = [self._model.register_forward_pre_hook(lambda *_: self._calls.clear())]
+        self._handles += [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in self._names]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Now, not when asked: what follows may change the input in place, and the pass the running statistics.
+        loss = match_running(_input(args, kwargs), module, self.distance, self.moment)
+        self._calls.append((self._names[module], loss))
+
+
+def match_running(x: Tensor, module: Any, distance: str = "l2", moment: str = "var") -> Tensor:
+    """:func:`exml_fast.ops.bn_match` of ``x`` (float16 too, for autocast) and the running statistics of ``module``."""
+    x = x.float() if x.dtype == torch.float16 else x
+    return ops.bn_match(x, module.running_mean.detach(), module.running_var.detach(), distance, moment)
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _require_running_statistics(layers: list[tuple[str, Any]], instead: str) -> None:
+    if without := [name for name, module in layers if not isinstance(module.running_mean, Tensor)]:
+        raise ValueError(
+            f"BatchNorm layers without running statistics (track_running_stats=False) cannot be matched: "
+            f"{', '.join(without)}; {instead}"
+        )
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
