@@ -1,69 +1,245 @@
-"""Faster gradients of convolutions with one input channel, on the CPU.
+"""Convolutions of a frozen network: constant weights in the layout the library likes best, and no saved activation.
 
-oneDNN's input gradient of a convolution from one channel (the first layer of a network on grey images) takes four
-times as long as PyTorch's own, and half of a LeNet-5 step: 26 ms against 6.5 ms at (256, 1, 32, 32) → 6 channels,
-5×5, on one AVX-512 core. With frozen weights nothing else is needed of that layer.
+oneDNN reorders plain weights at each call, and its input gradients of some layers take many times as long as the
+forward pass (strided depthwise in bfloat16 90 times, a 7×7 stem of stride 2 five times). With constant weights both can
+be avoided: weights are packed once, and the gradient may be computed as another convolution (:class:`Plan`). Which
+way is the fastest is measured once for each layer shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-__all__ = ["OneChannelConvolutions", "has_one_channel_convolution"]
+__all__ = ["ConvShape", "FrozenConv2d", "Plan", "fastest_plan"]
 
-
-def has_one_channel_convolution(model: nn.Module) -> bool:
-    """Whether some Conv2d of ``model`` reads one channel, so that :class:`OneChannelConvolutions` is of use."""
-    return any(isinstance(m, nn.Conv2d) and m.in_channels == 1 for m in model.modules())
-
-
-class OneChannelConvolutions(TorchFunctionMode):
-    """Context in which ``conv2d`` of one float32 channel with frozen weights takes PyTorch's own input gradient."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.conv2d and not kwargs and len(args) == 7 and _applies(*args):
-            x, weight, bias, stride, padding = args[:5]
-            return _Conv2d.apply(x, weight, bias, stride, padding)
-        return func(*args, **(kwargs or {}))
+# A packed convolution is prepared for the batch it will see, and timed with at most so many images.
+MEASURED_BATCH = 2
+REPEATS = 3
+FEW_CHANNELS = 4
 
 
-def _applies(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() == 4
-        and weight.shape[1] == groups == 1
-        and tuple(stride) == tuple(dilation) == (1, 1)
-        and not isinstance(padding, str)
-        and x.requires_grad
-        and not weight.requires_grad
-        and not (bias is not None and bias.requires_grad)
-    )
+@dataclass(frozen=True)
+class ConvShape:
+    """What decides how fast a convolution is."""
+
+    input: tuple[int, int, int, int]
+    weight: tuple[int, int, int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    channels_last: bool
+
+    @property
+    def depthwise(self) -> bool:
+        """One filter a channel."""
+        return self.groups == self.weight[0] == self.input[1] > 1
+
+    @property
+    def flipped_padding(self) -> tuple[int, int]:
+        """Padding of the convolution that is the adjoint of this one."""
+        height, width = (d * (k - 1) for d, k in zip(self.dilation, self.weight[2:], strict=True))
+        return height - self.padding[0], width - self.padding[1]
 
 
-class _Conv2d(torch.autograd.Function):
+@dataclass(frozen=True)
+class Plan:
+    """How a layer computes.
+
+    Attributes:
+        packed: the forward weights are in oneDNN's layout.
+        adjoint: of the input gradient. "library": as the library does it; "convolution": for stride 1, a convolution
+            with the flipped, transposed weights; "zero_stuffed": the same on a gradient with zeros between its values;
+            "subpixel": stride² convolutions, one for each position modulo the stride, as the channels of one, then a
+            pixel shuffle.
+        adjoint_packed: the adjoint's weights are in oneDNN's layout.
+    """
+
+    packed: bool = False
+    adjoint: str = "library"
+    adjoint_packed: bool = False
+
+
+class FrozenConv2d(nn.Module):
+    """``conv`` with constant weights in ``dtype``; casts its input to it.
+
+    Args:
+        conv: padding mode "zeros"; numeric padding.
+        dtype: float32, bfloat16 or float64.
+        shape: of the input (N, C, H, W) that the plan is for; other sizes are computed correctly.
+        plan: see :class:`Plan`.
+        channels_last: memory format of weights and of the input.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, shape: ConvShape, plan: Plan) -> None:
+        super().__init__()
+        weight = conv.weight.detach().to(dtype)
+        self.dtype, self.shape, self.plan = dtype, shape, plan
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
+        plain = weight.contiguous(memory_format=self.memory_format)
+        self.packed = _packed(plain, shape.padding, shape.stride, shape.dilation, shape) if plan.packed else None
+        self.prepared = _prepared(plain, shape, plan)
+        # Where nobody reads its values the plain weight is a shape only.
+        unread = plan.packed and plan.adjoint != "library"
+        self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return torch.conv2d(x, weight, bias, stride, padding)
+    def takes(conv: nn.Module) -> bool:
+        """Whether ``conv`` is a convolution that this class can stand for."""
+        return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, weight = ctx.saved_tensors
-        found = torch.ops.aten._slow_conv2d_backward.output_mask(
-            grad, x, weight, weight.shape[2:], ctx.stride, ctx.padding, [True, False, False]
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H', W') in ``dtype``."""
+        s = self.shape
+        x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
+        packed, prepared, adjoint = self.packed, self.prepared, self.plan.adjoint
+        if x.device.type != "cpu":
+            packed = prepared = None
+            adjoint = "library"
+        result: Tensor = torch.ops.exml._frozen_conv2d(
+            x, self.weight, self.bias, s.stride, s.padding, s.dilation, s.groups, packed, prepared, adjoint
         )
-        return found[0], None, None, None, None
+        return result
+
+    def extra_repr(self) -> str:
+        """Dtype and plan."""
+        return f"{tuple(self.weight.shape)}, {self.dtype}, {self.plan}"
+
+
+_measured: dict[tuple[ConvShape, torch.dtype, int], tuple[Plan, float]] = {}
+
+
+def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
+    """The fastest plan on this CPU for a layer, and the seconds an image that it took, forward and adjoint.
+
+    Measured at the first call for a shape, dtype and number of threads, from cache after it.
+    """
+    small = ConvShape((min(shape.input[0], MEASURED_BATCH), *shape.input[1:]), *_rest(shape))
+    key = (small, dtype, torch.get_num_threads())
+    if key not in _measured:
+        _measured[key] = _measure(small, dtype)
+    return _measured[key]
+
+
+def _rest(s: ConvShape) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int], tuple[int, int], int, bool]:
+    return s.weight, s.stride, s.padding, s.dilation, s.groups, s.channels_last
+
+
+def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
+    conv = nn.Conv2d(
+        shape.input[1], shape.weight[0], shape.weight[2:], shape.stride, shape.padding, shape.dilation, shape.groups,
+        bias=False,
+    )  # fmt: skip
+    format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
+    x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_()
+    forward: dict[bool, float] = {}
+    adjoint: dict[tuple[str, bool], float] = {}
+    for plan in _candidates(shape, dtype):
+        layer = FrozenConv2d(conv, dtype, shape, plan)
+        if plan.packed not in forward:
+            forward[plan.packed] = _seconds(lambda: layer(x))  # noqa: B023  called here
+        if (plan.adjoint, plan.adjoint_packed) not in adjoint:
+            y = layer(x)
+            g = torch.zeros_like(y)
+            adjoint[plan.adjoint, plan.adjoint_packed] = _seconds(
+                lambda: torch.autograd.grad(y, x, g, retain_graph=True)  # noqa: B023
+            )
+    packed = min(forward, key=forward.__getitem__)
+    how, adjoint_packed = min(adjoint, key=adjoint.__getitem__)
+    return Plan(packed, how, adjoint_packed), (forward[packed] + adjoint[how, adjoint_packed]) / shape.input[0]
+
+
+def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
+    """Plans worth a try: all pairs are not, forward and adjoint are timed apart."""
+    packs = (False, True) if shape.channels_last and _can_pack(dtype) else (False,)
+    adjoints = ["library"]
+    dense = shape.groups == 1 and min(shape.weight[:2]) > FEW_CHANNELS
+    fits = min(shape.flipped_padding) >= 0
+    if shape.stride == (1, 1) and fits:
+        # A dense layer's packed convolution has never been slower than the library's gradient.
+        adjoints = ["convolution"] if dense and True in packs else ["library", "convolution"]
+    elif fits and shape.depthwise:
+        adjoints.append("zero_stuffed")
+    elif shape.groups == 1 and shape.stride[0] == shape.stride[1] and shape.dilation == (1, 1):
+        if shape.input[1] <= FEW_CHANNELS:
+            adjoints.append("subpixel")
+    if dense and True in packs:
+        packs = (True,)
+    for packed, adjoint in itertools.zip_longest(packs, adjoints):
+        first = packs[0] if packed is None else packed
+        for adjoint_packed in packs if adjoint not in (None, "library") else (False,):
+            yield Plan(first, adjoint or adjoints[0], adjoint_packed if adjoint else False)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+
+
+def _packed(
+    weight: Tensor, padding: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], shape: ConvShape,
+    input: tuple[int, int, int, int] | None = None, groups: int | None = None,
+) -> Tensor:  # fmt: skip
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, dilation, shape.groups if groups is None else groups, input or shape.input
+    )
+    return packed
+
+
+def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
+    """The weights with which the adjoint is a convolution of the output's gradient."""
+    if plan.adjoint == "library":
+        return None
+    count, groups = shape.input[0], shape.groups
+    out = _output_size(shape)
+    if plan.adjoint == "subpixel":
+        prepared, padding, dilation = _subpixel(weight, shape.stride[0]), (_taps(shape) - 1,) * 2, (1, 1)
+        seen, groups = (count, weight.shape[0], *out), 1
+    else:
+        # (groups · out, in, ...) with out and in exchanged within each group, taps reversed
+        grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        prepared, padding, dilation = grouped.flip(2, 3), shape.flipped_padding, shape.dilation
+        if plan.adjoint == "zero_stuffed":
+            reach = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+            out = tuple(n - 2 * p + r for n, p, r in zip(shape.input[2:], padding, reach, strict=True))  # type: ignore[assignment]
+        seen = (count, weight.shape[0], *out)
+    format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
+    prepared = prepared.contiguous(memory_format=format_)
+    return _packed(prepared, padding, (1, 1), dilation, shape, seen, groups) if plan.adjoint_packed else prepared
+
+
+def _taps(shape: ConvShape) -> int:
+    return -(-max(shape.weight[2:]) // shape.stride[0])
+
+
+def _subpixel(weight: Tensor, stride: int) -> Tensor:
+    """(K, C, h, w) to (C·stride², K, t, t): tap m of position a is tap stride·m + a of the original, reversed."""
+    count, channels, height, width = weight.shape
+    taps = -(-max(height, width) // stride)
+    padded = nn.functional.pad(weight, (0, taps * stride - width, 0, taps * stride - height))
+    split = padded.view(count, channels, taps, stride, taps, stride).flip(2, 4)
+    return split.permute(1, 3, 5, 0, 2, 4).reshape(channels * stride * stride, count, taps, taps)
+
+
+def _output_size(s: ConvShape) -> tuple[int, int]:
+    height, width = (
+        (n + 2 * p - d * (k - 1) - 1) // stride + 1
+        for n, p, d, k, stride in zip(s.input[2:], s.padding, s.dilation, s.weight[2:], s.stride, strict=True)
+    )
+    return height, width
+
+
+def _seconds(f: Callable[[], object]) -> float:
+    f()
+    times = []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - begun)
+    return min(times)

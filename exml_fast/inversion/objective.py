@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from exml_fast import ops
-from exml_fast.inversion.statistics import LayerInput
+from exml_fast.inversion.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from exml_fast.inversion.recipes import Recipe
@@ -49,7 +49,7 @@ class Step:
     """(N, K)."""
     targets: Tensor
     """Logit positions (N,) int64, or soft targets (N, K)."""
-    layers: Sequence[LayerInput] = ()
+    layers: Sequence[LayerStatistics] = ()
     _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def prior(self, prior: Prior) -> tuple[Tensor, ...]:
@@ -114,10 +114,11 @@ class StatisticsDistance:
 
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""
-        losses = [ops.bn_match(x, mean, var, self.distance, self.moment) for x, mean, var in step.layers]
-        if self.first != 1.0:
-            losses[0] = losses[0] * self.first
-        return torch.stack(losses).sum()
+        _, means, variances, target_means, target_variances = map(list, zip(*step.layers, strict=True))
+        weights = [self.first] + [1.0] * (len(means) - 1)
+        return ops.match_statistics(
+            means, variances, target_means, target_variances, weights, self.distance, self.moment
+        )
 
 
 @dataclass(frozen=True)

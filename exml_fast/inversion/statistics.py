@@ -12,7 +12,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from exml_fast import ops
 
-__all__ = ["BNStatistics", "LayerInput", "StatisticsCapture", "bn_layers", "match_running"]
+__all__ = ["BNStatistics", "LayerInput", "LayerStatistics", "StatisticsCapture", "bn_layers", "is_batch_norm", "match_running",
+           "require_running_statistics"]
 
 
 class LayerInput(NamedTuple):
@@ -26,13 +27,26 @@ class LayerInput(NamedTuple):
     """Its running variance (C,)."""
 
 
+class LayerStatistics(NamedTuple):
+    """What one call of one BatchNorm layer saw, and what it should have seen."""
+
+    name: str
+    mean: Tensor
+    """Of its input, (C,), attached to the graph."""
+    var: Tensor
+    """Biased, (C,)."""
+    target_mean: Tensor
+    """What the layer remembers, or what images gave."""
+    target_var: Tensor
+
+
 def bn_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Names and modules of every BatchNorm, in the order of registration, each module once.
 
     BatchNorm1d, 2d, 3d, SyncBatchNorm and their subclasses (timm's BatchNormAct2d), and any module with
     ``running_mean`` and ``running_var`` of one dimension (torchvision's FrozenBatchNorm2d); never InstanceNorm.
     """
-    return [(name, module) for name, module in model.named_modules() if _is_batch_norm(module)]
+    return [(name, module) for name, module in model.named_modules() if is_batch_norm(module)]
 
 
 class StatisticsCapture:
@@ -47,9 +61,9 @@ class StatisticsCapture:
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: list[LayerInput] = []
+        require_running_statistics(model)
         self._layers = bn_layers(model)
         self._handles: list[Any] = []
-        _require_running_statistics(self._layers, "set the recipe's bn=0")
 
     def __len__(self) -> int:
         """Number of BatchNorm layers."""
@@ -101,7 +115,7 @@ class BNStatistics:
         self._names = {module: name for name, module in bn_layers(model)}
         if not self._names:
             raise ValueError(f"model must have BatchNorm layers, {type(model).__name__} has none")
-        _require_running_statistics([(name, module) for module, name in self._names.items()], "leave them out")
+        require_running_statistics(model)
         self._calls: list[tuple[str, Tensor]] = []
         self._handles: list[Any] = []
 
@@ -157,15 +171,17 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _require_running_statistics(layers: list[tuple[str, Any]], instead: str) -> None:
-    if without := [name for name, module in layers if not isinstance(module.running_mean, Tensor)]:
+def require_running_statistics(model: nn.Module) -> None:
+    """ValueError naming the BatchNorm layers of ``model`` that keep no running statistics."""
+    if without := [name for name, module in bn_layers(model) if not isinstance(module.running_mean, Tensor)]:
         raise ValueError(
             f"BatchNorm layers without running statistics (track_running_stats=False) cannot be matched: "
-            f"{', '.join(without)}; {instead}"
+            f"{', '.join(without)}; set the recipe's bn=0"
         )
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def is_batch_norm(module: nn.Module) -> bool:
+    """See :func:`bn_layers`."""
     if isinstance(module, _BatchNorm):
         return True
     if isinstance(module, _InstanceNorm):

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
-from exml_fast.inversion.convolution import OneChannelConvolutions, has_one_channel_convolution
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
-from exml_fast.inversion.statistics import StatisticsCapture
+from exml_fast.inversion.statistics import require_running_statistics
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
-from exml_fast.inversion.teacher import device_of, dtype_of, frozen, probe
+from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, device_of, dtype_of, frozen
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 
 __all__ = ["Progress", "Synthesizer", "invert"]
@@ -74,12 +72,14 @@ class Synthesizer:
     """Inverts one network with one recipe.
 
     Args:
-        model: an image classifier that returns logits (N, K). It is used in evaluation mode without weight gradients
-            and given back unchanged.
+        model: an image classifier that returns logits (N, K). It is copied, frozen and fused; later changes to it are
+            not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         device: where to run; where the model is when None.
+        precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
+        engine: False looks at the network as it is, in plain PyTorch (:class:`EagerTeacher`): the reference.
         compact: drop stopped images from the batch, where no term couples the images.
         block: steps between two looks at the losses: progress, NaN check, early stop, checkpoint.
 
@@ -97,6 +97,8 @@ class Synthesizer:
         *,
         units: Sequence[int] | None = None,
         device: torch.device | str | None = None,
+        precision: str = "auto",
+        engine: bool = True,
         compact: bool = True,
         block: int = 50,
     ) -> None:
@@ -109,27 +111,23 @@ class Synthesizer:
         self.recipe = recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
-        self._dtype = dtype_of(model)
-        narrow = has_one_channel_convolution(model)
-        self._convolutions: AbstractContextManager[Any] = OneChannelConvolutions() if narrow else nullcontext()
-        self._capture = StatisticsCapture(model) if self.recipe.bn > 0 else None
-        with frozen(model, self.device), ExitStack() as stack:
-            if self._capture is not None:
-                stack.enter_context(self._capture)
-            example = torch.zeros(2, *self.spec.shape, dtype=self._dtype, device=self.device)
-            self.num_classes = probe(model, example, self.spec)
-            calls = len(self._capture.calls) if self._capture is not None else 0
-        if self._capture is not None and calls == 0:
-            if not self.recipe.bn_optional:
-                raise ValueError(
-                    f"recipe {self.recipe.name!r} matches BatchNorm statistics (bn={self.recipe.bn}), but "
-                    f"{type(model).__name__} runs no BatchNorm layer: set bn=0 or bn_optional=True"
-                )
-            self._capture = None
+        if self.recipe.bn > 0:
+            require_running_statistics(model)
+        self.teacher: FrozenTeacher | EagerTeacher = (
+            FrozenTeacher(model, self.spec, device=self.device, precision=precision, batch_size=self.recipe.batch_size)
+            if engine
+            else EagerTeacher(model, self.spec, device=self.device)
+        )
+        self.num_classes = self.teacher.num_classes
+        if self.recipe.bn > 0 and self.teacher.bn_calls == 0 and not self.recipe.bn_optional:
+            raise ValueError(
+                f"recipe {self.recipe.name!r} matches BatchNorm statistics (bn={self.recipe.bn}), but "
+                f"{type(model).__name__} runs no BatchNorm layer: set bn=0 or bn_optional=True"
+            )
         self.units = tuple(range(self.num_classes)) if units is None else tuple(int(u) for u in units)
         if len(self.units) != self.num_classes or len(set(self.units)) != len(self.units):
             raise ValueError(f"units must be {self.num_classes} distinct class ids, one a logit, got {self.units}")
-        self.objective = Objective.of(self.recipe, bn=self._capture is not None)
+        self.objective = Objective.of(self.recipe, bn=self.teacher.bn_calls > 0)
         self.compact = compact and not self.objective.couples
         self._low, self._high = self._bounds()
 
@@ -159,7 +157,7 @@ class Synthesizer:
             ValueError: for a class id without a logit, no labels, or a checkpoint of another run.
             RuntimeError: if a term or the pixels become NaN or infinite, naming term, recipe and step.
         """
-        with frozen(self.model, self.device), ExitStack() as stack:
+        with torch.inference_mode(False), torch.enable_grad():
             asked = torch.as_tensor(labels)
             if asked.dim() != 1 or len(asked) == 0 or asked.is_floating_point() or asked.dtype == torch.bool:
                 raise ValueError(f"labels must be integer class ids (N,), got {asked.dtype} {tuple(asked.shape)}")
@@ -180,10 +178,9 @@ class Synthesizer:
             batches = _mixed_batches(positions, self.recipe.batch_size)
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
-            if self._capture is not None:
-                stack.enter_context(self._capture)
             self._optimise(state, targets, wanted, batches, seed, progress, path, identity)
-            probability, correct = self._judge(state.images, wanted)
+            with frozen(self.model, self.device):
+                probability, correct = self._judge(state.images, wanted)
         if path is not None:
             path.unlink(missing_ok=True)
         return self._result(state, asked, soft, seed, probability, correct)
@@ -228,15 +225,11 @@ class Synthesizer:
 
     def _gradient(self, x: Tensor, targets: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
         """Gradient of the objective at the images ``x`` (R, C, H, W), and the values of its terms (T + 1,)."""
-        if self._capture is not None:
-            self._capture.clear()
         leaf = x.detach().requires_grad_()
         inputs = self.recipe.augmentation(leaf, draws, step)
-        with self._convolutions:
-            logits = self.model(inputs.to(self._dtype))
+        logits, layers = self.teacher(inputs)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
-        calls = () if self._capture is None else self._capture.calls
-        total, values = self.objective(Step(leaf, inputs, logits, soft, calls))
+        total, values = self.objective(Step(leaf, inputs, logits, soft, layers))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
 
@@ -268,8 +261,6 @@ class Synthesizer:
             self._update(state, gradient, rates[state.step], frozen_rows)
             seen.append(values)
             state.step += 1
-        if self._capture is not None:
-            self._capture.clear()
         block = torch.stack(seen).to("cpu", torch.float64)
         where = f"batch {state.batch + 1} of {batches}"
         self._require_finite(block, state.x, first, where)
@@ -286,9 +277,7 @@ class Synthesizer:
     def _stop_confident(self, state: _State, wanted: Tensor) -> None:
         assert self.recipe.stop_confidence is not None
         with torch.no_grad():
-            logits = self.model(state.x.to(self._dtype)).float()
-        if self._capture is not None:
-            self._capture.clear()
+            logits, _ = self.teacher(state.x)
         probability = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
         confident = (probability >= self.recipe.stop_confidence) & state.active[:, 0, 0, 0]
         state.active &= ~confident[:, None, None, None]
@@ -370,11 +359,9 @@ class Synthesizer:
             for part, target in zip(
                 images.split(self.recipe.batch_size), wanted.split(self.recipe.batch_size), strict=True
             ):
-                logits = self.model(part.to(self.device, self._dtype)).float()
+                logits = self.model(part.to(self.device, dtype_of(self.model))).float()
                 probability.append(logits.softmax(1).gather(1, target[:, None])[:, 0].cpu())
                 correct.append((logits.argmax(1) == target).cpu())
-        if self._capture is not None:
-            self._capture.clear()
         return torch.cat(probability), torch.cat(correct)
 
     def _result(
@@ -382,7 +369,7 @@ class Synthesizer:
     ) -> Result:
         steps = int((state.counted > 0).sum())
         history = state.history[:steps] / state.counted[:steps, None]
-        absent = ["bn"] if self.recipe.bn > 0 and self._capture is None else []
+        absent = ["bn"] if self.recipe.bn > 0 and self.teacher.bn_calls == 0 else []
         stop = self.recipe.stop_confidence
         summary = {
             "recipe": self.recipe.to_dict(),
@@ -396,6 +383,7 @@ class Synthesizer:
             "stopped": int((state.stopped_at < self.recipe.steps).sum()) if stop is not None else 0,
             "absent": absent,
             "device": str(self.device),
+            "precision": self.teacher.precision,
         }
         named = {name: history[:, i].clone() for i, name in enumerate(self.objective.names)}
         return Result(state.images, labels, soft, self.spec, named, state.seconds, summary)
@@ -406,6 +394,7 @@ class Synthesizer:
         for tensor in (labels, among, *self.model.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
+        settings.append(self.teacher.precision)
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()
 

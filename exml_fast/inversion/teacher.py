@@ -1,16 +1,261 @@
-"""The network that is inverted: frozen while it is looked at, and given back as it was."""
+"""The network that is inverted: a frozen, fused copy that gives logits and BatchNorm statistics in one pass."""
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
+from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
+from exml_fast.inversion.statistics import LayerStatistics, StatisticsCapture
 
-__all__ = ["device_of", "dtype_of", "frozen", "probe"]
+__all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+# "auto" takes bfloat16 where the convolutions of the network gain at least so much, and keeps a layer in float32 if
+# bfloat16 makes that layer so much slower that casting around it pays.
+WORTH_IT, CAST_PAYS = 1.2, 1.5
+# Relative; a fused network whose logits differ by more is not the network.
+TRACING_ERROR = 1e-3
+
+
+class Teacher(Protocol):
+    """What an objective looks at."""
+
+    num_classes: int
+    bn_calls: int
+    """BatchNorm calls of a forward pass."""
+    precision: str
+    """The dtype inside."""
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
+        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each BatchNorm call."""
+        ...
+
+
+class EagerTeacher:
+    """The network as it is, statistics by ``torch.var_mean`` in forward hooks: the reference of :class:`FrozenTeacher`.
+
+    Args and errors as there; it computes in the network's own dtype.
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec, *, device: torch.device | str | None = None) -> None:
+        self.model = _frozen_copy(model, device)
+        self.dtype = dtype_of(self.model)
+        self.precision = str(self.dtype).removeprefix("torch.")
+        self._capture = StatisticsCapture(self.model)
+        with self._capture as capture:
+            example = torch.zeros(2, *spec.shape, dtype=self.dtype, device=device_of(self.model))
+            self.num_classes = probe(self.model, example, spec).shape[1]
+            self.bn_calls = len(capture.calls)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
+        """Logits (N, K) and statistics."""
+        with self._capture as capture:
+            logits = self.model(images.to(self.dtype))
+            layers = []
+            for call in capture.calls:
+                dims = [d for d in range(call.x.dim()) if d != 1]
+                var, mean = torch.var_mean(call.x, dims, correction=0)
+                layers.append(LayerStatistics("", mean, var, call.mean, call.var))
+        return logits, layers
+
+
+class FrozenTeacher:
+    """A copy of a network made for inversion: ``logits, layers = teacher(images)``.
+
+    The copy is in evaluation mode and without weight gradients; the caller's model is left alone, and later changes to
+    it are not seen. Every BatchNorm, with the activation and residual that follow it, is one op that also gives the
+    statistics of its input (:mod:`exml_fast.inversion.fusion`); convolutions keep packed weights
+    (:mod:`exml_fast.inversion.convolution`); memory is channels_last inside.
+
+    Args:
+        model: a classifier that returns logits (N, K), with any of the BatchNorms of
+            :func:`exml_fast.inversion.statistics.bn_layers`, or none.
+        spec: its input.
+        device: where to run; where the model is when None.
+        precision: of the convolutions and the activations between them. "float32"; "bfloat16"; "auto": bfloat16 where
+            the convolutions are faster so, measured on the CPU once for each layer shape, and on CUDA from compute
+            capability 8.0. Statistics, logits and images are float32 in any case. A network whose parameters
+            are not float32 keeps its own dtype.
+        batch_size: of the images to come, for which weights are packed; others work.
+        statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
+            are taken instead (Yin 2020, A.2).
+
+    Raises:
+        ValueError: if the network does not take the specification's images or does not return logits, if a
+            BatchNorm keeps no running statistics, or for an unknown ``precision``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        batch_size: int = 8,
+        statistics: str | Tensor = "running",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        if isinstance(statistics, str) and statistics != "running":
+            raise ValueError(f"statistics must be 'running' or images (N, C, H, W), got {statistics!r}")
+        self.device = device_of(model) if device is None else torch.device(device)
+        self._tape: list[LayerStatistics] = []
+        own = dtype_of(model)
+        example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
+        original = _frozen_copy(model, self.device)
+        with torch.no_grad(), _recorded_inputs(original) as inputs:
+            expected = probe(original, example, spec)
+        self.num_classes = expected.shape[1]
+        self.model, self._notes = self._fuse(original, example, expected)
+        self.bn_calls = len(self._tape)
+        self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size)
+        self.precision = str(self.dtype).removeprefix("torch.")
+        self._cast_inputs_of_others()
+        self._memory_format = torch.channels_last if self._has_convolutions else torch.contiguous_format
+        if isinstance(statistics, Tensor):
+            self._take_statistics(statistics)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
+        """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls."""
+        self._tape.clear()
+        logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
+        layers = list(self._tape)
+        self._tape.clear()
+        return logits if logits.dtype == torch.float64 else logits.float(), layers
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """In which images are cheapest to give."""
+        return self.dtype
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """In which images are cheapest to give."""
+        return self._memory_format
+
+    def summary(self) -> str:
+        """What was fused, how convolutions are computed, and what could not be done; several lines."""
+        convolutions = [m for m in self.model.modules() if isinstance(m, FrozenConv2d)]
+        dtypes = Counter(str(m.dtype).removeprefix("torch.") for m in convolutions)
+        lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
+        if self.device.type == "cpu" and convolutions:
+            adjoints = Counter(m.plan.adjoint for m in convolutions)
+            packed = sum(m.plan.packed for m in convolutions)
+            lines.append(
+                f"{packed} with packed weights; input gradients by "
+                + ", ".join(f"{how} ({number})" for how, number in adjoints.most_common())
+            )
+        return "\n".join([*lines, *self._notes])
+
+    @torch.no_grad()
+    def _fuse(self, original: nn.Module, example: Tensor, expected: Tensor) -> tuple[nn.Module, list[str]]:
+        """The first way that gives the network's own logits; one entry of the tape a BatchNorm call."""
+        notes = []
+        for way in (fuse, replace_modules):
+            try:
+                model, line = way(original, example, self._tape)
+                self._tape.clear()
+                error = float((model(example) - expected).abs().max())
+            except Exception as failure:  # whatever the network's own code raises when it meets a proxy
+                message = str(failure).strip() or type(failure).__name__
+                notes.append(f"torch.fx cannot trace {type(original).__name__}: {message.splitlines()[0][:200]}")
+                continue
+            if error <= TRACING_ERROR * float(expected.abs().max()):
+                return model, [line, *notes]
+            notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
+        raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
+
+    def _freeze_convolutions(
+        self, inputs: dict[str, Tensor], own: torch.dtype, precision: str, batch_size: int
+    ) -> torch.dtype:
+        """Replace them in ``self.model``; the dtype of the network's inside."""
+        convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
+        self._has_convolutions = bool(convolutions)
+        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
+        mixed = own == torch.float32 and precision != "float32"
+        plans = {name: self._plan(shape, own) for name, shape in shapes.items()}
+        dtypes = dict.fromkeys(convolutions, own)
+        if mixed and convolutions:
+            halves = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
+            chosen = {
+                name for name, (_, seconds) in halves.items()
+                if precision == "bfloat16" or seconds <= CAST_PAYS * plans[name][1]
+            }  # fmt: skip
+            before = sum(seconds for _, seconds in plans.values())
+            after = sum((halves if name in chosen else plans)[name][1] for name in plans)
+            if precision == "bfloat16" or before >= WORTH_IT * after:
+                plans |= {name: halves[name] for name in chosen}
+                dtypes |= dict.fromkeys(chosen, torch.bfloat16)
+        for name, module in convolutions.items():
+            self.model.set_submodule(name, FrozenConv2d(module, dtypes[name], shapes[name], plans[name][0]))
+        return torch.bfloat16 if torch.bfloat16 in dtypes.values() else own
+
+    def _plan(self, shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
+        if self.device.type == "cpu":
+            return fastest_plan(shape, dtype)
+        fast = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return Plan(), 0.5 if dtype == torch.bfloat16 and fast else 1.0
+
+    def _cast_inputs_of_others(self) -> None:
+        """Layers with parameters of their own (Linear) get their input in the dtype of these."""
+
+        def cast(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+            dtype = dtype_of(module)
+            return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+        for module in self.model.modules():
+            has_own = next(module.parameters(recurse=False), None) is not None
+            if has_own and not isinstance(module, FrozenConv2d | FrozenBatchNorm) and not list(module.children()):
+                module.register_forward_pre_hook(cast)
+
+    def _take_statistics(self, images: Tensor) -> None:
+        with torch.no_grad():
+            _, layers = self(images.to(self.device))
+        seen = iter(layers)
+        # A layer that runs twice is two modules of a traced network; of one that could not be traced the last counts.
+        by_name = {layer.name: layer for layer in seen}
+        for module in self.model.modules():
+            if isinstance(module, FrozenBatchNorm):
+                module.target_mean, module.target_var = by_name[module.name].mean, by_name[module.name].var
+
+
+def _conv_shape(conv: nn.Module, x: Tensor, batch_size: int) -> ConvShape:
+    assert isinstance(conv, nn.Conv2d)
+    stride, padding, dilation = (tuple(int(v) for v in value) for value in (conv.stride, conv.padding, conv.dilation))
+    return ConvShape((batch_size, *x.shape[1:]), tuple(conv.weight.shape), stride, padding, dilation, conv.groups, True)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Name of each convolution that runs inside the block, and its last input."""
+    inputs: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda _module, args, name=name: inputs.update({name: args[0]}))
+        for name, module in model.named_modules()
+        if FrozenConv2d.takes(module)
+    ]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    with torch.inference_mode(False):
+        return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 @contextmanager
@@ -55,8 +300,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> int:
-    """One forward pass of normalised ``images`` (N, C, H, W) to learn the number of logits.
+def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
+    """The logits (N, K) of normalised ``images`` (N, C, H, W).
 
     Raises:
         ValueError: if the network rejects images of the specification's shape, or returns something else than
@@ -75,4 +320,4 @@ def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> int:
         raise ValueError(f"{rule}, got {type(output).__name__}; wrap it in a module that returns its logits alone")
     if output.dim() != 2 or len(output) != len(images) or not output.is_floating_point():
         raise ValueError(f"{rule}, got {output.dtype} {tuple(output.shape)} for {len(images)} images")
-    return output.shape[1]
+    return output

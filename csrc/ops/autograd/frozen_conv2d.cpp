@@ -1,0 +1,92 @@
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "ops/autograd/dispatcher.h"
+#include "ops/autograd/once_differentiable.h"
+#include "ops/checks.h"
+
+namespace exml {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
+                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& packed) {
+  static const auto op = find_op<decltype(forward_op)>("exml::_frozen_conv2d_forward");
+  return op.call(x, weight, bias, stride, padding, dilation, groups, packed);
+}
+
+Tensor backward_op(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last, IntArrayRef stride,
+                   IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& prepared,
+                   std::string_view adjoint) {
+  static const auto op = find_op<decltype(backward_op)>("exml::_frozen_conv2d_backward");
+  return op.call(grad, weight, sizes, channels_last, stride, padding, dilation, groups, prepared, adjoint);
+}
+
+struct FrozenConv2d : torch::autograd::Function<FrozenConv2d> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                        IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                        const OptionalTensor& packed, const OptionalTensor& prepared, std::string_view adjoint) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto& saved = ctx->saved_data;
+    saved["sizes"] = x.sizes();
+    saved["channels_last"] = x.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
+    saved["stride"] = stride;
+    saved["padding"] = padding;
+    saved["dilation"] = dilation;
+    saved["groups"] = groups;
+    saved["weight"] = weight;  // constants: no version counter to watch, and oneDNN's tensors have none
+    saved["prepared"] = prepared;
+    saved["adjoint"] = std::string(adjoint);
+    return forward_op(x, weight, bias, stride, padding, dilation, groups, packed);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    auto& saved = ctx->saved_data;
+    variable_list result(10);
+    result[0] =
+        backward_op(grads[0], saved["weight"].toTensor(), saved["sizes"].toIntVector(), saved["channels_last"].toBool(),
+                    saved["stride"].toIntVector(), saved["padding"].toIntVector(), saved["dilation"].toIntVector(),
+                    saved["groups"].toInt(), saved["prepared"].toOptional<Tensor>(), saved["adjoint"].toStringView());
+    return result;
+  }
+};
+
+Tensor frozen_conv2d_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
+                              IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& packed,
+                              const OptionalTensor& prepared, std::string_view adjoint) {
+  check_no_grad("frozen_conv2d", "weight", weight);
+  if (bias) check_no_grad("frozen_conv2d", "bias", *bias);
+  return FrozenConv2d::apply(x, weight, bias, stride, padding, dilation, groups, packed, prepared, adjoint);
+}
+
+Tensor frozen_conv2d_without_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                                      const OptionalTensor& packed, const OptionalTensor&, std::string_view) {
+  return forward_op(x, weight, bias, stride, padding, dilation, groups, packed);
+}
+
+Tensor backward_autograd(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last,
+                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                         const OptionalTensor& prepared, std::string_view adjoint) {
+  Tensor result;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    result = backward_op(grad, weight, sizes, channels_last, stride, padding, dilation, groups, prepared, adjoint);
+  }
+  return OnceDifferentiable::apply(grad, grad, result, "frozen_conv2d");
+}
+
+TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_frozen_conv2d", &frozen_conv2d_without_autograd); }
+
+TORCH_LIBRARY_IMPL(exml, Autograd, m) {
+  m.impl("_frozen_conv2d", &frozen_conv2d_autograd);
+  m.impl("_frozen_conv2d_backward", &backward_autograd);
+}
+
+}  // namespace
+}  // namespace exml

@@ -1,0 +1,122 @@
+// Convolution with constant weights. It saves no activation, and its input gradient may be computed by another way than
+// the library's own, from weights that were prepared once (exml_fast/inversion/convolution.py).
+#include "ops/frozen_conv2d.h"
+
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/pixel_shuffle.h>
+#include <ATen/ops/zero.h>
+#include <torch/library.h>
+
+#include "ops/checks.h"
+
+namespace exml {
+
+Adjoint adjoint_from(std::string_view name) {
+  if (name == "library") return Adjoint::library;
+  if (name == "convolution") return Adjoint::convolution;
+  if (name == "zero_stuffed") return Adjoint::zero_stuffed;
+  if (name == "subpixel") return Adjoint::subpixel;
+  TORCH_CHECK_VALUE(
+      false, "frozen_conv2d: adjoint must be 'library', 'convolution', 'zero_stuffed' or 'subpixel', got '", name, "'");
+}
+
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+
+// Weights in a layout of oneDNN's own go through the op that takes them as they are.
+Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+                IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (!weight.is_mkldnn()) return at::convolution(x, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_convolution_pointwise", "");
+  torch::jit::Stack stack{x,
+                          weight,
+                          bias,
+                          padding,
+                          stride,
+                          dilation,
+                          groups,
+                          "none",
+                          c10::List<std::optional<at::Scalar>>(),
+                          std::optional<std::string_view>()};
+  op.callBoxed(stack);
+  return stack[0].toTensor();
+}
+
+Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& packed) {
+  check_pixels("frozen_conv2d", "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups,
+                    "frozen_conv2d: x must have shape (N, C, H, W) with C = ", weight.size(1) * groups,
+                    " to match weight of shape ", weight.sizes(), " and groups = ", groups, ", got ", x.sizes());
+  TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
+                    x.scalar_type(), ", got ", weight.scalar_type());
+  return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
+}
+
+// The gradient with zeros between its values, so that a convolution of stride 1 finishes the work.
+Tensor with_zeros_between(const Tensor& grad, IntArrayRef stride, int64_t height, int64_t width) {
+  Tensor wide = at::empty({grad.size(0), grad.size(1), height, width},
+                          grad.options().memory_format(grad.suggest_memory_format()));
+  wide.zero_();
+  wide.slice(2, 0, (grad.size(2) - 1) * stride[0] + 1, stride[0])
+      .slice(3, 0, (grad.size(3) - 1) * stride[1] + 1, stride[1])
+      .copy_(grad);
+  return wide;
+}
+
+Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last, IntArrayRef stride,
+                IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& prepared,
+                std::string_view adjoint) {
+  const Adjoint how = adjoint_from(adjoint);
+  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const Tensor g = grad.contiguous(format);
+  if (how == Adjoint::library) {
+    // The input's values play no role in its gradient: memory that is never touched stands in for it.
+    const Tensor input = at::empty(sizes, weight.options().memory_format(format));
+    return std::get<0>(at::convolution_backward(g, input, weight, std::nullopt, stride, padding, dilation, false,
+                                                {0, 0}, groups, {true, false, false}));
+  }
+  const int64_t height = weight.size(2), width = weight.size(3);
+  if (how == Adjoint::subpixel) {
+    // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
+    const int64_t s = stride[0], taps = (std::max(height, width) + s - 1) / s;
+    const Tensor phases = convolve(g, *prepared, std::nullopt, {1, 1}, {taps - 1, taps - 1}, {1, 1}, 1);
+    const Tensor padded = at::pixel_shuffle(phases, s);
+    const int64_t top = padding[0], left = padding[1];
+    // Pixels that no output reaches lie beyond the shuffled image.
+    const int64_t below = std::max<int64_t>(0, top + sizes[2] - padded.size(2));
+    const int64_t beyond = std::max<int64_t>(0, left + sizes[3] - padded.size(3));
+    const Tensor whole = below + beyond == 0 ? padded : at::constant_pad_nd(padded, {0, beyond, 0, below});
+    return whole.slice(2, top, top + sizes[2]).slice(3, left, left + sizes[3]).contiguous(format);
+  }
+  const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
+  if (how == Adjoint::convolution) return convolve(g, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);
+  const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
+                                         sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
+  return convolve(wide, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);
+}
+
+TORCH_LIBRARY_FRAGMENT(exml, m) {
+  m.def(
+      "_frozen_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "
+      "groups, Tensor? packed=None, Tensor? prepared=None, str adjoint='library') -> Tensor");
+  m.def(
+      "_frozen_conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
+      "int groups, Tensor? packed) -> Tensor");
+  m.def(
+      "_frozen_conv2d_backward(Tensor grad, Tensor weight, int[] sizes, bool channels_last, int[2] stride, int[2] "
+      "padding, int[2] dilation, int groups, Tensor? prepared, str adjoint) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) {
+  m.impl("_frozen_conv2d_forward", &forward);
+  m.impl("_frozen_conv2d_backward", &backward);
+}
+
+}  // namespace
+}  // namespace exml

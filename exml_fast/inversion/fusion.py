@@ -1,0 +1,247 @@
+"""A copy of a network in which every BatchNorm also tells the statistics of its input, in the same pass over it.
+
+``BN → [+ residual] → [activation]`` becomes one op (:func:`exml_fast.ops.frozen_bn_act`) where torch.fx can trace the
+network; where it cannot, BatchNorm modules are replaced in the copied module tree, each by itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from exml_fast import ops
+from exml_fast.inversion.convolution import FrozenConv2d
+from exml_fast.inversion.statistics import LayerStatistics, bn_layers, is_batch_norm
+
+__all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
+
+
+class Activation(NamedTuple):
+    """As :func:`exml_fast.ops.frozen_bn_act` takes it."""
+
+    name: str = "none"
+    negative_slope: float = 0.01
+
+
+class FrozenBatchNorm(nn.Module):
+    """y = act(γ (x − μ) / √(σ² + ε) + β [+ residual]); each call appends the statistics of x to ``tape``.
+
+    Args:
+        layer: any BatchNorm with running statistics, affine or not.
+        name: of the layer in its network.
+        tape: the list to append to.
+        activation: applied after the residual.
+    """
+
+    def __init__(
+        self, layer: nn.Module, name: str, tape: list[LayerStatistics], activation: Activation | None = None
+    ) -> None:
+        super().__init__()
+        self.name, self.tape, self.activation = name, tape, activation or Activation()
+        mean, var, eps = layer.running_mean, layer.running_var, layer.eps
+        assert isinstance(mean, Tensor) and isinstance(var, Tensor) and isinstance(eps, float)
+        dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+        self.target_mean, self.target_var = mean.detach().to(dtype).clone(), var.detach().to(dtype).clone()
+        weight, bias = (getattr(layer, key, None) for key in ("weight", "bias"))
+        scale = (self.target_var + eps).rsqrt()
+        self.scale = scale if weight is None else scale * weight.detach()
+        self.shift = -self.target_mean * self.scale + (0 if bias is None else bias.detach())
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(N, C, ...) to the same."""
+        y, mean, var = ops.frozen_bn_act(x, self.scale, self.shift, residual, *self.activation)
+        self.tape.append(LayerStatistics(self.name, mean, var, self.target_mean, self.target_var))
+        return y
+
+
+def fuse(model: nn.Module, example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:
+    """``model`` traced, with every BatchNorm that keeps running statistics frozen, fused and recording.
+
+    Args:
+        model: in evaluation mode, without weight gradients. Its modules become the result's.
+        example: images (N, C, H, W) that it takes.
+        tape: what the BatchNorms append to.
+
+    Returns:
+        The network, and a line that says what was fused.
+
+    Raises:
+        Exception: whatever the network's own code raises when torch.fx traces it.
+    """
+    traced = _trace(model, example)
+    return traced, _line(_rewrite(traced, tape))
+
+
+def replace_modules(model: nn.Module, _example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:
+    """The same without tracing: ``model`` itself, each BatchNorm by itself."""
+    layers = [(name, layer) for name, layer in bn_layers(model) if _freezable(layer)]
+    for name, layer in layers:
+        inner = _built_in(layer)
+        frozen = FrozenBatchNorm(layer, name, tape, inner)
+        model.set_submodule(name, frozen if inner is not None else nn.Sequential(frozen, layer.act))
+    return model, _line(Counter({"alone": len(layers)}))
+
+
+def _freezable(module: nn.Module) -> bool:
+    return is_batch_norm(module) and isinstance(module.running_mean, Tensor)
+
+
+def _line(counts: Counter[str]) -> str:
+    parts = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items(), key=lambda item: -item[1]) if number)
+    return f"{counts.total()} BatchNorm calls" + (f": {parts}" if parts else "")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return _freezable(module) or FrozenConv2d.takes(module) or super().is_leaf_module(module, name)
+
+
+def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    graph = _Tracer().trace(model)
+    traced = fx.GraphModule(model, graph, type(model).__name__)
+    with torch.no_grad():
+        ShapeProp(traced).propagate(example)
+    return traced
+
+
+def _rewrite(traced: fx.GraphModule, tape: list[LayerStatistics]) -> Counter[str]:
+    graph, modules = traced.graph, dict(traced.named_modules())
+    counts: Counter[str] = Counter()
+    for node in list(graph.nodes):
+        if node.op == "call_module" and _is_identity(modules[node.target]):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    norms = [n for n in graph.nodes if n.op == "call_module" and _freezable(modules[n.target])]
+    # Latest first: of two BatchNorms that are added, the later takes the earlier's result as residual.
+    for number, norm in enumerate(reversed(norms)):
+        layer = modules[norm.target]
+        inner = _built_in(layer)
+        last, residual, activation = norm, None, inner
+        if inner == Activation():
+            last, residual = _added(norm, order)
+            after = _activation_after(last, modules)
+            if after is not None:
+                activation, last = after, next(iter(last.users))
+        frozen = FrozenBatchNorm(layer, str(norm.target), tape, activation)
+        name = f"frozen_{len(norms) - 1 - number}"
+        modules[name] = frozen if inner is not None else nn.Sequential(frozen, layer.act)
+        traced.add_submodule(name, modules[name])
+        with graph.inserting_before(last):
+            fused = graph.call_module(name, (_input(norm),) if residual is None else (_input(norm), residual))
+        last.replace_all_uses_with(fused)
+        fused.meta = dict(last.meta)
+        order[fused] = order[last]
+        for old in sorted({norm, last, *(u for u in norm.users)} & set(order), key=order.__getitem__, reverse=True):
+            if not old.users and old is not fused:
+                graph.erase_node(old)
+        counts[_kind(activation or Activation(), residual is not None)] += 1
+    graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return counts
+
+
+def _kind(activation: Activation, residual: bool) -> str:
+    parts = [*(["residual"] if residual else []), *([activation.name] if activation.name != "none" else [])]
+    return "with " + " and ".join(parts) if parts else "alone"
+
+
+def _input(norm: fx.Node) -> Any:
+    return norm.args[0] if norm.args else next(iter(norm.kwargs.values()))
+
+
+def _added(norm: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, Any]:
+    """The addition that alone uses ``norm``, and its other operand, if both are of one shape and dtype."""
+    user = _only_user(norm)
+    if user is None or not _is_addition(user):
+        return norm, None
+    first, second = user.args[:2]
+    other = second if first is norm else first
+    if not isinstance(other, fx.Node) or other is norm:
+        return norm, None
+    if _shape(other) is None or _shape(other) != _shape(norm):
+        return norm, None
+    return user, other
+
+
+def _is_addition(node: fx.Node) -> bool:
+    function = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
+    method = node.op == "call_method" and node.target in ("add", "add_")
+    return (function or method) and len(node.args) == 2 and not node.kwargs
+
+
+def _shape(node: fx.Node) -> Any:
+    meta = node.meta.get("tensor_meta")
+    return None if meta is None else getattr(meta, "shape", None)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _activation_after(node: fx.Node, modules: dict[str, nn.Module]) -> Activation | None:
+    user = _only_user(node)
+    if user is None:
+        return None
+    if user.op == "call_module":
+        return _activation_of(modules[str(user.target)])
+    if user.args != (node,):
+        return None
+    settings = {k: v for k, v in user.kwargs.items() if k != "inplace"}
+    if user.op == "call_function":
+        return _activation_of_function(user.target, settings)
+    return Activation(METHODS[str(user.target)]) if user.op == "call_method" and user.target in METHODS else None
+
+
+METHODS = {"relu": "relu", "relu_": "relu", "tanh": "tanh", "tanh_": "tanh"}
+FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu", torch.relu: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish", F.tanh: "tanh",
+    torch.tanh: "tanh", F.leaky_relu: "leaky_relu", F.gelu: "gelu",
+}  # fmt: skip
+MODULES: dict[str, str] = {
+    "ReLU": "relu", "ReLU6": "relu6", "SiLU": "silu", "Swish": "silu", "Hardswish": "hardswish",
+    "HardSwish": "hardswish", "LeakyReLU": "leaky_relu", "GELU": "gelu", "GELUTanh": "gelu_tanh", "Tanh": "tanh",
+    "Identity": "none",
+}  # fmt: skip
+DROPOUTS = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath", "StochasticDepth")
+
+
+def _known(module: nn.Module) -> str:
+    """Name of a class of torch, torchvision or timm; "" for others, which may do anything under the same name."""
+    kind = type(module)
+    return kind.__name__ if kind.__module__.split(".")[0] in ("torch", "torchvision", "timm") else ""
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return _known(module) in DROPOUTS
+
+
+def _activation_of(module: nn.Module) -> Activation | None:
+    name = MODULES.get(_known(module))
+    if name is None:
+        return None
+    if name == "gelu" and getattr(module, "approximate", "none") == "tanh":
+        name = "gelu_tanh"
+    return Activation(name, getattr(module, "negative_slope", 0.01))
+
+
+def _activation_of_function(function: Callable[..., Any] | str, settings: dict[str, Any]) -> Activation | None:
+    name = FUNCTIONS.get(function)
+    if name == "gelu" and settings.pop("approximate", "none") == "tanh":
+        name = "gelu_tanh"
+    slope = settings.pop("negative_slope", 0.01) if name == "leaky_relu" else 0.01
+    return None if name is None or settings else Activation(name, slope)
+
+
+def _built_in(layer: nn.Module) -> Activation | None:
+    """The activation inside timm's BatchNormAct2d ("none" for a plain BatchNorm), None for one we do not know."""
+    act = getattr(layer, "act", None)
+    return _activation_of(act) if isinstance(act, nn.Module) else Activation()
