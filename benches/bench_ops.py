@@ -9,7 +9,7 @@ shows the fused op alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -41,29 +41,29 @@ def published_bn_hook(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return torch.norm(var - batch_var, 2) + torch.norm(mean - batch_mean, 2)
 
 
-def compiled(f: Callable[..., Tensor], *args: Tensor) -> Callable[[], Tensor]:
+def compiled(f: Callable[..., Tensor], *args: Any) -> Callable[[], Tensor]:
     torch._dynamo.reset()
     g = torch.compile(f, fullgraph=True, dynamic=False)
     return lambda: g(*args)
 
 
-def forward_backward(f: Callable[[], Tensor], x: Tensor) -> Callable[[], Any]:
-    return lambda: torch.autograd.grad(f(), x)
+def forward_backward(f: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], Any]:
+    return lambda: torch.autograd.grad(f(), leaves)
 
 
-def run(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[], Tensor]], x: Tensor) -> None:
-    device = x.device.type
-    steps = {name: forward_backward(f, x) for name, f in contenders.items()}
+def run(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[], Tensor]], *leaves: Tensor) -> None:
+    device = leaves[0].device.type
+    steps = {name: forward_backward(f, leaves) for name, f in contenders.items()}
     timings = interleaved(steps, device=device)
     ours = timings["exml_fast"].median
     row = {
         **case,
         "device": device,
-        "dtype": str(x.dtype).removeprefix("torch."),
+        "dtype": str(leaves[0].dtype).removeprefix("torch."),
         "ms": as_row(timings),
         "times_faster": {name: round(t.median / ours, 2) for name, t in timings.items() if name != "exml_fast"},
         "peak_mb": {name: round(peak_mb(step, device), 2) for name, step in steps.items()},
-        "saved_mb": {name: round(saved_mb(f, x), 3) for name, f in contenders.items()},
+        "saved_mb": {name: round(saved_mb(f, *leaves), 3) for name, f in contenders.items()},
     }
     ROWS[device].append(row)
     benchmark.extra_info.update(row)
@@ -84,6 +84,23 @@ def test_bn_match(benchmark: Any, shape: tuple[int, ...], memory_format: str, de
         "compiled": compiled(reference.bn_match, x, mean, var),
     }
     run(benchmark, {"op": "bn_match", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layers", [3, 53])
+def test_match_statistics(benchmark: Any, layers: int, device: str) -> None:
+    """Statistics of a LeNet-sized and of a ResNet-50-sized network."""
+    channels = (
+        [6, 16, 120] if layers == 3 else [64] * 14 + [128] * 12 + [256] * 15 + [512] * 8 + [1024] * 2 + [2048] * 2
+    )
+    lists = [[torch.rand(c, device=device) + 0.5 for c in channels] for _ in range(4)]
+    means, variances = ([t.requires_grad_() for t in ts] for ts in lists[:2])
+    contenders = {
+        "exml_fast": lambda: ops.match_statistics(*lists),
+        "pytorch": lambda: reference.match_statistics(*lists),
+        "compiled": compiled(lambda m, v: reference.match_statistics(m, v, *lists[2:]), means, variances),
+    }
+    run(benchmark, {"op": "match_statistics", "layers": layers}, contenders, *means, *variances)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -41,15 +41,10 @@ EXML_HD A distance_loss(Distance distance, DistanceSums<A> sums) {
   return distance == Distance::l2 ? std::sqrt(sums.mean) + std::sqrt(sums.moment) : sums.mean + sums.moment;
 }
 
-// d loss / d x = offset + slope * (x - mean) for every x of the channel.
+// d loss / d mean and d loss / d var of one channel of the batch.
 template <typename A>
-struct PixelGradient {
-  A offset, slope, mean;
-};
-
-template <typename A>
-EXML_HD PixelGradient<A> pixel_gradient(Distance distance, Moment moment, ChannelStatistics<A> batch,
-                                        ChannelStatistics<A> given, DistanceSums<A> sums, A count) {
+EXML_HD ChannelStatistics<A> statistics_gradient(Distance distance, Moment moment, ChannelStatistics<A> batch,
+                                                 ChannelStatistics<A> given, DistanceSums<A> sums) {
   A d_mean = batch.mean - given.mean, d_var;
   if (distance == Distance::gaussian_kl) {
     d_mean /= given.var;
@@ -66,7 +61,20 @@ EXML_HD PixelGradient<A> pixel_gradient(Distance distance, Moment moment, Channe
       d_var *= 2;
     }
   }
-  return {d_mean / count, 2 * d_var / count, batch.mean};
+  return {d_mean, d_var};
+}
+
+// d loss / d x = offset + slope * (x - mean) for every x of the channel.
+template <typename A>
+struct PixelGradient {
+  A offset, slope, mean;
+};
+
+template <typename A>
+EXML_HD PixelGradient<A> pixel_gradient(Distance distance, Moment moment, ChannelStatistics<A> batch,
+                                        ChannelStatistics<A> given, DistanceSums<A> sums, A count) {
+  const auto d = statistics_gradient(distance, moment, batch, given, sums);
+  return {d.mean / count, 2 * d.var / count, batch.mean};
 }
 
 }  // namespace exml

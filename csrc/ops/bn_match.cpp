@@ -6,17 +6,17 @@
 
 namespace exml {
 
-Distance distance_from(std::string_view name) {
+Distance distance_from(const char* op, std::string_view name) {
   if (name == "l2") return Distance::l2;
   if (name == "squared") return Distance::squared;
   if (name == "gaussian_kl") return Distance::gaussian_kl;
-  TORCH_CHECK_VALUE(false, "bn_match: distance must be 'l2', 'squared' or 'gaussian_kl', got '", name, "'");
+  TORCH_CHECK_VALUE(false, op, ": distance must be 'l2', 'squared' or 'gaussian_kl', got '", name, "'");
 }
 
-Moment moment_from(std::string_view name) {
+Moment moment_from(const char* op, std::string_view name) {
   if (name == "var") return Moment::var;
   if (name == "std") return Moment::std;
-  TORCH_CHECK_VALUE(false, "bn_match: moment must be 'var' or 'std', got '", name, "'");
+  TORCH_CHECK_VALUE(false, op, ": moment must be 'var' or 'std', got '", name, "'");
 }
 
 namespace {
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, con
   const auto accumulator = accumulator_dtype(x);
   const auto [dense, layout] = with_channel_layout(x);
   return forward(dense, layout, mean.to(accumulator).contiguous(), var.to(accumulator).contiguous(),
-                 distance_from(distance), moment_from(moment));
+                 distance_from("bn_match", distance), moment_from("bn_match", moment));
 }
 
 template <typename Backward>

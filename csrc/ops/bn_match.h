@@ -11,8 +11,8 @@
 
 namespace exml {
 
-Distance distance_from(std::string_view name);
-Moment moment_from(std::string_view name);
+Distance distance_from(const char* op, std::string_view name);
+Moment moment_from(const char* op, std::string_view name);
 
 // Loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows. Both in the accumulator's dtype.
 std::tuple<at::Tensor, at::Tensor> bn_match_forward_cpu(const at::Tensor& x, const ChannelLayout& layout,

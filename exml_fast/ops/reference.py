@@ -6,11 +6,20 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bn_match", "channel_statistics", "dirichlet_targets", "image_prior", "soft_cross_entropy"]
+__all__ = [
+    "bn_match",
+    "channel_statistics",
+    "dirichlet_targets",
+    "image_prior",
+    "match_statistics",
+    "soft_cross_entropy",
+]
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,9 +34,10 @@ def _sqrt(v: Tensor) -> Tensor:
     return torch.where(v == 0, 0, torch.where(v == 0, 1, v).sqrt())
 
 
-def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
-    """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
-    batch_mean, batch_var = channel_statistics(x)
+def statistics_distance(
+    batch_mean: Tensor, batch_var: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var"
+) -> Tensor:
+    """Distance between a batch's channel statistics and given ones (Yin 2020, Eq. 4)."""
     if distance == "gaussian_kl":
         # KL(N(batch) || N(given)), summed over the channels.
         ratio = batch_var / var
@@ -36,6 +46,26 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
     if distance == "squared":
         return ((batch_mean - mean) ** 2).sum() + ((batch_moment - given_moment) ** 2).sum()
     return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
+
+
+def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
+    """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
+    return statistics_distance(*channel_statistics(x), mean, var, distance, moment)
+
+
+def match_statistics(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    distance: str = "l2",
+    moment: str = "var",
+) -> Tensor:
+    """Weighted sum of the layers' distances (Yin 2020, Eq. 4)."""
+    layers = zip(means, variances, target_means, target_variances, strict=True)
+    distances = [statistics_distance(*layer, distance, moment) for layer in layers]
+    return sum(weight * d for weight, d in zip(weights or [1.0] * len(distances), distances, strict=True))
 
 
 def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,3 +47,64 @@ def _(x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> tuple
 @torch.library.register_fake("exml::_bn_match_backward")
 def _(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+def match_statistics(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    distance: str = "l2",
+    moment: str = "var",
+) -> Tensor:
+    """Distance between the channel statistics of several layers and their targets (Yin 2020, Eq. 4; Carta 2022, 4.1).
+
+    Σ_l weights[l] · d(means[l], variances[l]; target_means[l], target_variances[l]), d being the distance of
+    :func:`bn_match`, whose statistics are given here instead of computed. All layers in one launch. Differentiable
+    once, with respect to ``means`` and ``variances``. A norm's gradient at zero is zero.
+
+    Args:
+        means, variances: one (C_l,) tensor a layer, all float32 or all float64, on one device.
+        target_means, target_variances: (C_l,), floating point, on the same device; constants.
+        weights: one number a layer; 1 each when None.
+        distance, moment: as in :func:`bn_match`.
+
+    Returns:
+        Scalar, in the dtype of ``means``.
+
+    Raises:
+        ValueError: naming the argument, for lists that are empty or differ in length, a wrong shape, dtype or device,
+            an unknown ``distance`` or ``moment``, or a target that requires grad.
+    """
+    if len(means) == 0:
+        raise ValueError("match_statistics: means must hold at least one layer, got none")
+    return torch.ops.exml.match_statistics(means, variances, target_means, target_variances, weights, distance, moment)
+
+
+@torch.library.register_fake("exml::_match_statistics_forward")
+def _(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    weights: Sequence[float] | None,
+    distance: str,
+    moment: str,
+) -> tuple[Tensor, Tensor]:
+    return means[0].new_empty(()), means[0].new_empty((len(means), 2), dtype=torch.float64)
+
+
+@torch.library.register_fake("exml::_match_statistics_backward")
+def _(
+    grad: Tensor,
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    sums: Tensor,
+    weights: Sequence[float] | None,
+    distance: str,
+    moment: str,
+) -> Tensor:
+    return means[0].new_empty((2, sum(mean.shape[0] for mean in means)))

@@ -13,6 +13,13 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
     return result;
   }
 
+  // The same for several results of several tensors.
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx, const at::TensorList& /*inputs*/,
+                                                const torch::autograd::variable_list& results, const std::string& op) {
+    ctx->saved_data["op"] = op;
+    return results;
+  }
+
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list&) {
     TORCH_CHECK_NOT_IMPLEMENTED(

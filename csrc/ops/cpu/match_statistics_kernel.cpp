@@ -1,0 +1,77 @@
+#include <ATen/ops/empty.h>
+
+#include "ops/match_statistics.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+
+template <typename F>
+void dispatch_statistics(const std::vector<MatchedLayer>& layers, F f) {
+  if (layers[0].mean.scalar_type() == at::kDouble)
+    f(double());
+  else
+    f(float());
+}
+
+// Calls f(statistics, target) for every channel of a layer, all in double.
+template <typename A, typename F>
+void along_channels(const MatchedLayer& layer, F f) {
+  const A *mean = layer.mean.const_data_ptr<A>(), *var = layer.var.const_data_ptr<A>();
+  const A *target_mean = layer.target_mean.const_data_ptr<A>(), *target_var = layer.target_var.const_data_ptr<A>();
+  for (int64_t c = 0; c < layer.channels(); ++c)
+    f(ChannelStatistics<double>{mean[c], var[c]}, ChannelStatistics<double>{target_mean[c], target_var[c]});
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> match_statistics_forward_cpu(const std::vector<MatchedLayer>& layers, Distance distance,
+                                                        Moment moment) {
+  const auto options = layers[0].mean.options();
+  Tensor loss = at::empty({}, options);
+  Tensor sums = at::empty({static_cast<int64_t>(layers.size()), 2}, options.dtype(at::kDouble));
+  dispatch_statistics(layers, [&](auto zero) {
+    using A = decltype(zero);
+    double* row = sums.mutable_data_ptr<double>();
+    double total = 0;
+    for (const auto& layer : layers) {
+      DistanceSums<double> sum;
+      along_channels<A>(layer, [&](const auto& statistics, const auto& target) {
+        const auto term = channel_distance(distance, moment, statistics, target);
+        sum.mean += term.mean;
+        sum.moment += term.moment;
+      });
+      *row++ = sum.mean;
+      *row++ = sum.moment;
+      total += layer.weight * distance_loss(distance, sum);
+    }
+    *loss.mutable_data_ptr<A>() = static_cast<A>(total);
+  });
+  return {loss, sums};
+}
+
+Tensor match_statistics_backward_cpu(const Tensor& grad, const std::vector<MatchedLayer>& layers, const Tensor& sums,
+                                     Distance distance, Moment moment) {
+  int64_t channels = 0;
+  for (const auto& layer : layers) channels += layer.channels();
+  Tensor out = at::empty({2, channels}, layers[0].mean.options());
+  dispatch_statistics(layers, [&](auto zero) {
+    using A = decltype(zero);
+    const double* row = sums.const_data_ptr<double>();
+    A *d_mean = out.mutable_data_ptr<A>(), *d_var = d_mean + channels;
+    for (const auto& layer : layers) {
+      const DistanceSums<double> sum{row[0], row[1]};
+      row += 2;
+      const double pull = layer.weight * *grad.const_data_ptr<A>();
+      along_channels<A>(layer, [&](const auto& statistics, const auto& target) {
+        const auto d = statistics_gradient(distance, moment, statistics, target, sum);
+        *d_mean++ = static_cast<A>(pull * d.mean);
+        *d_var++ = static_cast<A>(pull * d.var);
+      });
+    }
+  });
+  return out;
+}
+
+}  // namespace exml

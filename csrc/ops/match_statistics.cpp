@@ -1,0 +1,141 @@
+#include "ops/match_statistics.h"
+
+#include <torch/library.h>
+
+#include <string>
+
+#include "ops/bn_match.h"
+#include "ops/checks.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+using Weights = std::optional<at::ArrayRef<double>>;
+
+void check_length(const char* name, size_t length, size_t layers) {
+  TORCH_CHECK_VALUE(length == layers, "match_statistics: ", name, " must have one entry for each of the ", layers,
+                    " means, got ", length);
+}
+
+void check_statistic(const char* list, size_t i, const Tensor& t, const Tensor& mean) {
+  TORCH_CHECK_VALUE(t.sizes() == mean.sizes(), "match_statistics: ", list, "[", i, "] must have the shape ",
+                    mean.sizes(), " of means[", i, "], got ", t.sizes());
+  TORCH_CHECK_VALUE(t.is_floating_point(), "match_statistics: ", list, "[", i, "] must be floating point, got ",
+                    t.scalar_type());
+}
+
+void check_same_dtype(const char* list, size_t i, const Tensor& t, const Tensor& anchor) {
+  TORCH_CHECK_VALUE(t.scalar_type() == anchor.scalar_type(), "match_statistics: ", list, "[", i,
+                    "] must have the dtype of means[0], ", anchor.scalar_type(), ", got ", t.scalar_type());
+}
+
+void check(TensorList means, TensorList variances, TensorList target_means, TensorList target_variances,
+           const Weights& weights) {
+  TORCH_CHECK_VALUE(!means.empty(), "match_statistics: means must hold at least one layer, got none");
+  check_length("variances", variances.size(), means.size());
+  check_length("target_means", target_means.size(), means.size());
+  check_length("target_variances", target_variances.size(), means.size());
+  if (weights) check_length("weights", weights->size(), means.size());
+  const Tensor& first = means[0];
+  TORCH_CHECK_VALUE(first.scalar_type() == at::kFloat || first.scalar_type() == at::kDouble,
+                    "match_statistics: means must be float32 or float64, got ", first.scalar_type());
+  const std::pair<const char*, TensorList> lists[] = {{"means", means},
+                                                      {"variances", variances},
+                                                      {"target_means", target_means},
+                                                      {"target_variances", target_variances}};
+  for (size_t i = 0; i < means.size(); ++i) {
+    TORCH_CHECK_VALUE(means[i].dim() == 1 && means[i].size(0) > 0, "match_statistics: means[", i,
+                      "] must have shape (C,) and not be empty, got ", means[i].sizes());
+    for (const auto& [name, list] : lists) {
+      check_statistic(name, i, list[i], means[i]);
+      if (list[i].device() != first.device())
+        check_device("match_statistics", (std::string(name) + "[" + std::to_string(i) + "]").c_str(), list[i],
+                     "means[0]", first);
+    }
+    check_same_dtype("means", i, means[i], first);
+    check_same_dtype("variances", i, variances[i], first);
+  }
+}
+
+std::vector<MatchedLayer> layers_of(TensorList means, TensorList variances, TensorList target_means,
+                                    TensorList target_variances, const Weights& weights) {
+  const auto dtype = means[0].scalar_type();
+  std::vector<MatchedLayer> layers;
+  layers.reserve(means.size());
+  for (size_t i = 0; i < means.size(); ++i)
+    layers.push_back({means[i].contiguous(), variances[i].contiguous(), target_means[i].to(dtype).contiguous(),
+                      target_variances[i].to(dtype).contiguous(), weights ? (*weights)[i] : 1.0});
+  return layers;
+}
+
+template <typename Forward>
+std::tuple<Tensor, Tensor> checked_forward(Forward forward, TensorList means, TensorList variances,
+                                           TensorList target_means, TensorList target_variances, const Weights& weights,
+                                           std::string_view distance, std::string_view moment) {
+  check(means, variances, target_means, target_variances, weights);
+  return forward(layers_of(means, variances, target_means, target_variances, weights),
+                 distance_from("match_statistics", distance), moment_from("match_statistics", moment));
+}
+
+template <typename Backward>
+Tensor checked_backward(Backward backward, const Tensor& grad, TensorList means, TensorList variances,
+                        TensorList target_means, TensorList target_variances, const Tensor& sums,
+                        const Weights& weights, std::string_view distance, std::string_view moment) {
+  return backward(grad, layers_of(means, variances, target_means, target_variances, weights), sums,
+                  distance_from("match_statistics", distance), moment_from("match_statistics", moment));
+}
+
+std::tuple<Tensor, Tensor> forward_cpu(TensorList means, TensorList variances, TensorList target_means,
+                                       TensorList target_variances, Weights weights, std::string_view distance,
+                                       std::string_view moment) {
+  return checked_forward(match_statistics_forward_cpu, means, variances, target_means, target_variances, weights,
+                         distance, moment);
+}
+Tensor backward_cpu(const Tensor& grad, TensorList means, TensorList variances, TensorList target_means,
+                    TensorList target_variances, const Tensor& sums, Weights weights, std::string_view distance,
+                    std::string_view moment) {
+  return checked_backward(match_statistics_backward_cpu, grad, means, variances, target_means, target_variances, sums,
+                          weights, distance, moment);
+}
+#ifdef EXML_WITH_CUDA
+std::tuple<Tensor, Tensor> forward_cuda(TensorList means, TensorList variances, TensorList target_means,
+                                        TensorList target_variances, Weights weights, std::string_view distance,
+                                        std::string_view moment) {
+  return checked_forward(match_statistics_forward_cuda, means, variances, target_means, target_variances, weights,
+                         distance, moment);
+}
+Tensor backward_cuda(const Tensor& grad, TensorList means, TensorList variances, TensorList target_means,
+                     TensorList target_variances, const Tensor& sums, Weights weights, std::string_view distance,
+                     std::string_view moment) {
+  return checked_backward(match_statistics_backward_cuda, grad, means, variances, target_means, target_variances, sums,
+                          weights, distance, moment);
+}
+#endif
+
+TORCH_LIBRARY_FRAGMENT(exml, m) {
+  m.def(
+      "match_statistics(Tensor[] means, Tensor[] variances, Tensor[] target_means, Tensor[] target_variances, "
+      "float[]? weights=None, str distance='l2', str moment='var') -> Tensor");
+  m.def(
+      "_match_statistics_forward(Tensor[] means, Tensor[] variances, Tensor[] target_means, Tensor[] "
+      "target_variances, float[]? weights, str distance, str moment) -> (Tensor loss, Tensor sums)");
+  m.def(
+      "_match_statistics_backward(Tensor grad, Tensor[] means, Tensor[] variances, Tensor[] target_means, Tensor[] "
+      "target_variances, Tensor sums, float[]? weights, str distance, str moment) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_match_statistics_forward", &forward_cpu);
+  m.impl("_match_statistics_backward", &backward_cpu);
+}
+#ifdef EXML_WITH_CUDA
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_match_statistics_forward", &forward_cuda);
+  m.impl("_match_statistics_backward", &backward_cuda);
+}
+#endif
+
+}  // namespace
+}  // namespace exml
