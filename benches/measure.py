@@ -5,6 +5,8 @@ The machines are shared and noisy, so that a ratio within one run means somethin
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import shlex
 import statistics
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ class Timing:
     high: float
 
 
-def _milliseconds(call: Callable[[], Any], device: str) -> float:
+def milliseconds(call: Callable[[], Any], device: str) -> float:
+    """Time of one call, by CUDA events on a GPU."""
     if device == "cpu":
         start = time.perf_counter()
         call()
@@ -49,14 +53,21 @@ def interleaved(
     contenders: Mapping[str, Callable[[], Any]], rounds: int = 21, warmup: int = 3, device: str = "cpu"
 ) -> dict[str, Timing]:
     """Times each contender once a round, in an order that rotates from round to round."""
-    names = list(contenders)
-    times: dict[str, list[float]] = {name: [] for name in names}
     for call in contenders.values():
         for _ in range(warmup):
             call()
+    return rotating({name: partial(milliseconds, call, device) for name, call in contenders.items()}, rounds)
+
+
+def rotating(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """The same of contenders that are warm and measure themselves: each call returns milliseconds."""
+    names = list(contenders)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(_milliseconds(contenders[name], device))
+            times[name].append(contenders[name]())
+    if rounds == 1:
+        return {name: Timing(values[0], values[0], values[0]) for name, values in times.items()}
     quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
     return {name: Timing(statistics.median(times[name]), q[0], q[2]) for name, q in quartiles.items()}
 
@@ -78,6 +89,21 @@ def peak_mb(call: Callable[[], Any], device: str = "cpu") -> float:
         held += event.nbytes()
         peak = max(peak, held)
     return peak / 2**20
+
+
+def peak_rss_mb(call: Callable[[], Any]) -> float:
+    """Growth of the process's resident memory during a call at its highest, in MiB: also what libraries allocate."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or the allocator's free pages would hide the growth
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_mb("VmRSS")
+    call()
+    return max(_status_mb("VmHWM") - before, 0.0)
+
+
+def _status_mb(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) / 1024
 
 
 def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:

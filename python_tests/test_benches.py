@@ -1,0 +1,148 @@
+"""The step benchmark compares like with like."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from exml_fast.inversion import Synthesizer
+from exml_fast.inversion.augmentation import Augmentation, Draws
+from exml_fast.storage import load_json
+
+BENCHES = Path(__file__).resolve().parents[1] / "benches"
+STEPS = 4
+SEED = 2  # some of its steps flip, others not
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHES)
+    return importlib.import_module("inversion")
+
+
+def network() -> tuple[nn.Module, str]:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2), nn.BatchNorm2d(8, affine=False), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    return model, "random weights"
+
+
+@pytest.fixture
+def problem(bench: Any) -> Any:
+    found, _ = bench.problem_of(bench.Teacher(network, 3, 16, 6, 6, 2), "cpu")
+    # Weights at which every term counts: a wrong one would show.
+    found.recipe = found.recipe.replace(tv_l2=1e-2, l2=1e-2, steps=STEPS)
+    return found
+
+
+def test_contenders_see_the_same_losses(bench: Any, problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = problem.labels
+    still = problem.recipe.replace(steps=1, lr=1e-30, clip=None)
+    problem.start = Synthesizer(problem.model, problem.spec, still).run(labels, seed=SEED).images
+
+    drawn: list[Draws] = []
+    original = Augmentation.draw
+
+    def draw(self: Augmentation, *args: Any, **kwargs: Any) -> Draws:
+        drawn.append(original(self, *args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(Augmentation, "draw", draw)
+    engine = Synthesizer(problem.model, problem.spec, problem.recipe).run(labels, seed=SEED)
+    (draws,) = drawn
+    assert draws.shift is not None and draws.flip is not None and 0 < draws.flip.sum() < STEPS
+    shift, flip = draws.shift.tolist(), draws.flip.tolist()
+
+    def same_draws() -> Iterator[tuple[int, int, bool]]:
+        return iter([(*s, f) for s, f in zip(shift, flip, strict=True)])
+
+    problem.draws = same_draws
+    published, compiled = bench.Published(problem), bench.Compiled(problem, torch.float32, backend="eager")
+    for contender in (published, compiled):
+        losses = torch.tensor([float(contender.step()) for _ in range(STEPS)], dtype=torch.float64)
+        assert torch.allclose(losses, engine.history["loss"], rtol=1e-3), type(contender)
+        assert torch.allclose(losses[0], engine.history["loss"][0], rtol=1e-5), type(contender)
+        assert (contender.x.detach() - engine.images).abs().mean() < 1e-3
+
+
+def test_each_term_counts(bench: Any, problem: Any) -> None:
+    """So that the agreement above means something."""
+    for term in ("ce", "tv_l2", "l2", "bn"):
+        without = dataclasses.replace(problem, recipe=problem.recipe.replace(**{term: 0.0}))
+        losses = [bench.Published(p).step() for p in (problem, without)]
+        assert abs(losses[0] - losses[1]) > 1e-3 * losses[0], term
+
+
+def test_bfloat16_alternative_is_the_same_loss_but_for_rounding(bench: Any, problem: Any) -> None:
+    losses = [bench.Compiled(problem, dtype, "eager").step() for dtype in (torch.float32, torch.bfloat16)]
+    assert torch.allclose(losses[0], losses[1], rtol=2e-2)
+
+
+def test_folding(bench: Any, problem: Any) -> None:
+    model = problem.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = bench.folded(model, problem.start)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert torch.allclose(fused(problem.start), model(problem.start), atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(p.requires_grad for p in fused.parameters())
+
+
+def test_folding_keeps_what_it_cannot_fold(bench: Any) -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.bn(x * 2)).mean((2, 3))
+
+    model = PreActivation().eval()
+    assert isinstance(bench.folded(model, torch.randn(2, 3, 4, 4)).bn, nn.BatchNorm2d)
+
+
+def test_catching_up(bench: Any) -> None:
+    assert bench.catches_up(30.0, 90.0, 1.0, 100.0) == 2900
+    assert bench.catches_up(30.0, 100.0, 1.0, 90.0) is None
+    assert bench.catches_up(0.0, 90.0, 1.0, 100.0) == 0
+
+
+def test_results(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr(bench, "TEACHERS", {"tiny": bench.Teacher(network, 3, 16, 6, 6, 2)})
+    path = tmp_path / "results.json"
+    argv = ["inversion.py", "--teachers", "tiny", "--no-compile", "--rounds", "3", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--precisions", "float32"])
+    bench.main()
+    (row,) = load_json(path)["rows"]
+    assert (row["teacher"], row["batch"], row["device"], row["dtype"], row["rounds"]) == (
+        "tiny",
+        6,
+        "cpu",
+        "float32",
+        3,
+    )
+    for kind in ("reference", "floor", "engine"):
+        low, high = row["spread"][kind]
+        assert 0 < low <= row[f"{kind}_ms"] <= high
+        assert row["setup_s"][kind] >= 0 and row[f"{kind}_peak_mb"] >= 0
+    assert row["alternative_ms"] is None
+    assert "tiny 16² b6" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_counts_what_is_freed_again(bench: Any) -> None:
+    def call() -> None:
+        torch.ones(16 * 2**20).sum()
+
+    measure = importlib.import_module("measure")
+    assert 60 < measure.peak_rss_mb(call) < 90
