@@ -6,11 +6,31 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bn_match", "channel_statistics", "dirichlet_targets", "image_prior", "soft_cross_entropy"]
+__all__ = [
+    "bn_match",
+    "channel_statistics",
+    "dirichlet_targets",
+    "frozen_bn_act",
+    "image_prior",
+    "soft_cross_entropy",
+]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "tanh": torch.tanh,
+}
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,6 +56,23 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
     if distance == "squared":
         return ((batch_mean - mean) ** 2).sum() + ((batch_moment - given_moment) ** 2).sum()
     return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
+
+
+def frozen_bn_act(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(scale x + shift + residual), and the channel statistics of ``x``."""
+    channels = (-1, *[1] * (x.dim() - 2))
+    z = x * scale.view(channels) + shift.view(channels)
+    if residual is not None:
+        z = z + residual
+    y = F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else ACTIVATIONS[activation](z)
+    return y, *channel_statistics(x)
 
 
 def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
