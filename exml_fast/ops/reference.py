@@ -6,7 +6,7 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,22 @@ __all__ = [
     "bn_match",
     "channel_statistics",
     "dirichlet_targets",
+    "frozen_bn_act",
     "image_prior",
     "match_statistics",
     "soft_cross_entropy",
 ]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "tanh": torch.tanh,
+}
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,24 +60,21 @@ def statistics_distance(
     return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
 
 
-def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
-    """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
-    return statistics_distance(*channel_statistics(x), mean, var, distance, moment)
-
-
-def match_statistics(
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    target_means: Sequence[Tensor],
-    target_variances: Sequence[Tensor],
-    weights: Sequence[float] | None = None,
-    distance: str = "l2",
-    moment: str = "var",
-) -> Tensor:
-    """Weighted sum of the layers' distances (Yin 2020, Eq. 4)."""
-    layers = zip(means, variances, target_means, target_variances, strict=True)
-    distances = [statistics_distance(*layer, distance, moment) for layer in layers]
-    return sum(weight * d for weight, d in zip(weights or [1.0] * len(distances), distances, strict=True))
+def frozen_bn_act(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(scale x + shift + residual), and the channel statistics of ``x``."""
+    channels = (-1, *[1] * (x.dim() - 2))
+    z = x * scale.view(channels) + shift.view(channels)
+    if residual is not None:
+        z = z + residual
+    y = F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else ACTIVATIONS[activation](z)
+    return y, *channel_statistics(x)
 
 
 def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:

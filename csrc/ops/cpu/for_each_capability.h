@@ -1,9 +1,12 @@
 // Includes EXML_SIMD_SOURCE once for each instruction set, each time in a namespace of its own (EXML_CAPABILITY).
-// The source may define functions only, in that namespace, and include nothing itself.
+// The source may define functions only, in that namespace, and include nothing that does more.
+#include "math/activation.h"
 #include "ops/cpu/capability.h"
 #include "ops/cpu/simd.h"
 
 #define EXML_CAPABILITY baseline
+#include "ops/cpu/basic_simd.h"
+#include "ops/cpu/elementary_simd.h"
 #include EXML_SIMD_SOURCE
 #undef EXML_CAPABILITY
 
@@ -11,6 +14,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define EXML_CAPABILITY avx2
+#include "ops/cpu/basic_simd.h"
+#include "ops/cpu/elementary_simd.h"
 #include EXML_SIMD_SOURCE
 #undef EXML_CAPABILITY
 #pragma GCC pop_options
@@ -18,6 +23,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define EXML_CAPABILITY avx512
+#include "ops/cpu/basic_simd.h"
+#include "ops/cpu/elementary_simd.h"
 #include EXML_SIMD_SOURCE
 #undef EXML_CAPABILITY
 #pragma GCC pop_options

@@ -1,31 +1,6 @@
 // Inner loops of soft_cross_entropy, compiled once for each instruction set by for_each_capability.h.
 namespace exml::cpu::EXML_CAPABILITY {
 
-// exp(x) for x <= 0 within 2 ulp: 2^n * p(r) with r = x - n ln 2, and a Taylor polynomial for |r| <= ln 2 / 2.
-EXML_INLINE Vector<float> exp_nonpositive(Vector<float> x) {
-  const Mask<float> underflows = x < -87.0f;
-  const Vector<float> clamped = underflows ? splat(-87.0f) : x;  // a NaN stays
-  const Vector<float> rounder = splat(12582912.0f);              // 1.5 * 2^23: adding it rounds to an integer
-  const Vector<float> n = (clamped * 1.44269504f + rounder) - rounder;
-  const Vector<float> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector<float> p = splat(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Vector<float> whole = x == x ? n : Vector<float>{};
-  const Mask<float> exponent = __builtin_convertvector(whole, Mask<float>) + 127;
-  return underflows ? Vector<float>{} : p * (Vector<float>)(exponent << 23);
-}
-
-EXML_INLINE Vector<double> exp_nonpositive(Vector<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
-  return x;
-}
-
 // Calls f(first class, lanes in use, vector of logits / temperature) along a row; lanes beyond the row hold -infinity.
 template <typename T, typename F>
 EXML_INLINE void along_row(const T* logits, int64_t classes, Accumulator<T> scale, F f) {

@@ -1,0 +1,69 @@
+// Vectors to and from memory. Compiled once for each instruction set by for_each_capability.h: GCC splits a vector
+// operation into what the function's own target has, before it inlines.
+namespace exml::cpu::EXML_CAPABILITY {
+
+EXML_INLINE Vector<float> load(const float* p) {
+  Vector<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+EXML_INLINE Vector<double> load(const double* p) {
+  Vector<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+EXML_INLINE Vector<float> load(const BFloat16* p) {
+  HalfWords half;
+  memcpy(&half, p, sizeof half);
+  return (Vector<float>)(__builtin_convertvector(half, Words) << 16);
+}
+
+// A scalar or a vector, as the caller's arithmetic wants it.
+template <typename V>
+EXML_INLINE V load_as(const float* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename V>
+EXML_INLINE V load_as(const double* p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+EXML_INLINE void store(float* p, Vector<float> v) { memcpy(p, &v, sizeof v); }
+EXML_INLINE void store(double* p, Vector<double> v) { memcpy(p, &v, sizeof v); }
+EXML_INLINE void store(BFloat16* p, Vector<float> v) {
+  const Words bits = (Words)v;
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words chosen = (Words)(v != v) ? Words{} + 0x7fc0 : rounded;
+  const HalfWords half = __builtin_convertvector(chosen, HalfWords);
+  memcpy(p, &half, sizeof half);
+}
+
+template <typename A>
+EXML_INLINE Vector<A> splat(A x) {
+  return Vector<A>{} + x;
+}
+
+template <typename A>
+EXML_INLINE A sum(Vector<A> v) {
+  A total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
+  return total;
+}
+
+// A partial vector: lanes from `count` on hold `fill`.
+template <typename A, typename T>
+EXML_INLINE Vector<A> load_first(const T* p, int64_t count, A fill) {
+  Vector<A> v = splat<A>(fill);
+  for (int i = 0; i < count; ++i) v[i] = widen(p[i]);
+  return v;
+}
+template <typename A, typename T>
+EXML_INLINE void store_first(T* p, int64_t count, Vector<A> v) {
+  for (int i = 0; i < count; ++i) narrow(v[i], p[i]);
+}
+
+}  // namespace exml::cpu::EXML_CAPABILITY

@@ -1,0 +1,267 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <array>
+#include <numeric>
+
+#include "math/statistics_distance.h"
+#include "ops/cpu/channel_loop.h"
+#include "ops/cpu/dispatch.h"
+#include "ops/frozen_bn_act.h"
+
+namespace exml {
+namespace {
+
+template <typename T>
+struct BNActForward {
+  const T *x, *residual;  // residual may be null
+  T* y;
+  Accumulator<T> negative_slope;
+};
+
+template <typename T>
+struct BNActBackward {
+  const T *grad, *x, *residual;  // residual and grad_residual may be null
+  T *grad_x, *grad_residual;
+  Accumulator<T> negative_slope;
+};
+
+}  // namespace
+}  // namespace exml
+
+#define EXML_SIMD_SOURCE "ops/cpu/frozen_bn_act_simd.h"
+#include "ops/cpu/for_each_capability.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+
+// Four vectors.
+template <typename A>
+constexpr int64_t kTile = 4 * cpu::kLanes<A>;
+
+template <typename T>
+T* shifted(T* p, int64_t i) {
+  return p ? p + i : nullptr;
+}
+template <typename T>
+BNActForward<T> shifted(const BNActForward<T>& p, int64_t i) {
+  return {p.x + i, shifted(p.residual, i), p.y + i, p.negative_slope};
+}
+template <typename T>
+BNActBackward<T> shifted(const BNActBackward<T>& p, int64_t i) {
+  return {p.grad + i, p.x + i, shifted(p.residual, i), p.grad_x + i, shifted(p.grad_residual, i), p.negative_slope};
+}
+
+// Rows of channels as seen by the kernels: `fold` rows side by side are a whole number of tiles, so that no row has a
+// tail. Where that would take too many lanes, the last tile of a row overlaps the one before it.
+struct Lanes {
+  int64_t channels, fold, period;
+
+  Lanes(int64_t channels, int64_t tile) : channels(channels) {
+    const int64_t multiple = std::lcm(channels, tile);
+    fold = multiple <= 2048 || channels < tile ? multiple / channels : 1;
+    period = fold * channels;
+  }
+
+  // One constant a channel, repeated for every row.
+  template <typename A>
+  std::vector<A> spread(const A* constants) const {
+    std::vector<A> values(period);
+    for (int64_t i = 0; i < period; ++i) values[i] = constants[i % channels];
+    return values;
+  }
+  // Calls f with the first lane of every tile.
+  template <typename F>
+  void tiles(int64_t tile, F f) const {
+    int64_t lane = 0;
+    for (; lane + tile <= period; lane += tile) f(lane);
+    if (lane < period) f(period - tile);
+  }
+  // Rows of `period` lanes that the second-level cache holds: walking down one tile after the other reads memory once.
+  int64_t block() const { return std::max<int64_t>(64, std::min<int64_t>(1024, 65536 / period)); }
+};
+
+// A few values, copied to where a whole tile may be read and written.
+template <typename T>
+struct Padded {
+  std::array<T, kTile<Accumulator<T>>> values{};
+
+  Padded(const T* from, int64_t count) {
+    if (from) std::copy_n(from, count, values.begin());
+  }
+};
+
+// Moments of the lanes over the same number of rows.
+class LaneMoments {
+ public:
+  explicit LaneMoments(int64_t lanes) : mean_(lanes), m2_(lanes) {}
+
+  template <typename A>
+  void add(int64_t rows, const std::vector<A>& center, const std::vector<A>& sums, const std::vector<A>& squares) {
+    const double all = rows_ + rows, share = rows / all, weight = rows_ * share, per_row = 1.0 / rows;
+    for (size_t i = 0; i < mean_.size(); ++i) {
+      const double offset = sums[i] * per_row, m2 = squares[i] - sums[i] * offset;
+      const double delta = center[i] + offset - mean_[i];
+      // Comparing so keeps a NaN; before the first block weight is 0 and share 1.
+      m2_[i] += (m2 < 0 ? 0 : m2) + delta * delta * weight;
+      mean_[i] += delta * share;
+    }
+    rows_ = all;
+  }
+
+  // Adds the lanes of each channel to its moments.
+  void fold(int64_t channels, Moments<double>* moments) const {
+    if (rows_ == 0) return;
+    for (size_t i = 0; i < mean_.size(); ++i) {
+      Moments<double>& m = moments[i % channels];
+      m = combine(m, {rows_, mean_[i], m2_[i]});
+    }
+  }
+
+ private:
+  double rows_ = 0;
+  std::vector<double> mean_, m2_;
+};
+
+template <typename T, typename A = Accumulator<T>>
+void forward_rows(Activation activation, const BNActForward<T>& p, int64_t rows, const Lanes& lanes,
+                  const std::vector<A>& scale, const std::vector<A>& shift, Moments<double>* moments) {
+  constexpr int64_t tile = kTile<A>;
+  const int64_t whole = rows / lanes.fold;
+  std::vector<A> center(lanes.period), sums(lanes.period), squares(lanes.period);
+  LaneMoments total(lanes.period);
+  const auto run = [&](const BNActForward<T>& at, int64_t count, int64_t lane) {
+    EXML_CPU_CALL(forward_tile, activation, at, count, lanes.period, scale.data() + lane, shift.data() + lane,
+                  center.data() + lane, sums.data() + lane, squares.data() + lane);
+  };
+  for (int64_t start = 0; start < whole; start += lanes.block()) {
+    const int64_t count = std::min(lanes.block(), whole - start);
+    const auto block = shifted(p, start * lanes.period);
+    for (int64_t i = 0; i < lanes.period; ++i) center[i] = widen(block.x[i]);
+    lanes.tiles(tile, [&](int64_t lane) { run(shifted(block, lane), count, lane); });
+    total.add(count, center, sums, squares);
+  }
+  total.fold(lanes.channels, moments);
+  const int64_t first = whole * lanes.period, rest = rows * lanes.channels - first;
+  for (int64_t lane = 0; lane < rest; lane += tile) {
+    const int64_t count = std::min(tile, rest - lane);
+    const auto at = shifted(p, first + lane);
+    Padded<T> x(at.x, count), residual(at.residual, count), y(nullptr, 0);
+    run({x.values.data(), at.residual ? residual.values.data() : nullptr, y.values.data(), p.negative_slope}, 1, lane);
+    std::copy_n(y.values.begin(), count, at.y);
+    for (int64_t i = 0; i < count; ++i) {
+      Moments<double>& m = moments[(lane + i) % lanes.channels];
+      m = combine(m, {1, widen(at.x[i]), 0});
+    }
+  }
+}
+
+template <typename T, typename A = Accumulator<T>>
+void backward_rows(Activation activation, const BNActBackward<T>& p, int64_t rows, const Lanes& lanes,
+                   const std::vector<A>& scale, const std::vector<A>& shift, const PixelGradient<std::vector<A>>& g) {
+  constexpr int64_t tile = kTile<A>;
+  const int64_t whole = rows / lanes.fold;
+  const auto run = [&](const BNActBackward<T>& at, int64_t count, int64_t lane) {
+    EXML_CPU_CALL(backward_tile, activation, at, count, lanes.period, scale.data() + lane, shift.data() + lane,
+                  PixelGradient<const A*>{g.offset.data() + lane, g.slope.data() + lane, g.mean.data() + lane});
+  };
+  for (int64_t start = 0; start < whole; start += lanes.block()) {
+    const int64_t count = std::min(lanes.block(), whole - start);
+    lanes.tiles(tile, [&](int64_t lane) { run(shifted(p, start * lanes.period + lane), count, lane); });
+  }
+  const int64_t first = whole * lanes.period, rest = rows * lanes.channels - first;
+  for (int64_t lane = 0; lane < rest; lane += tile) {
+    const int64_t count = std::min(tile, rest - lane);
+    const auto at = shifted(p, first + lane);
+    Padded<T> grad(at.grad, count), x(at.x, count), residual(at.residual, count), grad_x(nullptr, 0), d(nullptr, 0);
+    run({grad.values.data(), x.values.data(), at.residual ? residual.values.data() : nullptr, grad_x.values.data(),
+         at.grad_residual ? d.values.data() : nullptr, p.negative_slope},
+        1, lane);
+    std::copy_n(grad_x.values.begin(), count, at.grad_x);
+    if (at.grad_residual) std::copy_n(d.values.begin(), count, at.grad_residual);
+  }
+}
+
+template <typename T>
+const T* data_or_null(const Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cpu(const Tensor& x, const ChannelLayout& layout,
+                                                             const FrozenBNAct& op) {
+  const int64_t channels = layout.channels;
+  Tensor y = at::empty_like(x), mean = at::empty({channels}, op.scale.options()), var = at::empty_like(mean);
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using A = Accumulator<T>;
+    const BNActForward<T> p{pixels, data_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
+                            static_cast<A>(op.negative_slope)};
+    const A *scale = op.scale.const_data_ptr<A>(), *shift = op.shift.const_data_ptr<A>();
+    const Lanes lanes(channels, kTile<A>);
+    const auto scales = lanes.spread(scale), shifts = lanes.spread(shift);
+    const auto moments = channel_moments(
+        layout,
+        [&](int64_t offset, int64_t rows, Moments<double>* partial) {
+          forward_rows<T>(op.activation, shifted(p, offset), rows, lanes, scales, shifts, partial);
+        },
+        [&](int64_t offset, int64_t c) {
+          return EXML_CPU_CALL(forward_run, op.activation, shifted(p, offset), layout.plane, scale[c], shift[c]);
+        },
+        lanes.fold);
+    for (int64_t c = 0; c < channels; ++c) {
+      mean.mutable_data_ptr<A>()[c] = static_cast<A>(moments[c].mean);
+      var.mutable_data_ptr<A>()[c] = static_cast<A>(moments[c].variance());
+    }
+  });
+  return {y, mean, var};
+}
+
+std::vector<Tensor> frozen_bn_act_backward_cpu(const FrozenBNActGrads& grads, const Tensor& x,
+                                               const ChannelLayout& layout, const FrozenBNAct& op, const Tensor& mean,
+                                               bool with_residual) {
+  const int64_t channels = layout.channels;
+  std::vector<Tensor> results{at::empty_like(x)};
+  if (with_residual) results.push_back(at::empty_like(x));
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using A = Accumulator<T>;
+    const A *shift = op.shift.const_data_ptr<A>(), *means = mean.const_data_ptr<A>();
+    const A *grad_mean = data_or_null<A>(grads.mean), *grad_var = data_or_null<A>(grads.var);
+    // Without a gradient of y, any finite number times 0 takes its place; where x is not finite, mean is not either.
+    const bool flows = grads.y.defined();
+    const Activation activation = flows ? op.activation : Activation::none;
+    std::vector<A> scale(channels), offset(channels), slope(channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      scale[c] = flows ? op.scale.const_data_ptr<A>()[c] : A(0);
+      offset[c] = grad_mean ? grad_mean[c] / layout.count() : A(0);
+      slope[c] = grad_var ? 2 * grad_var[c] / layout.count() : A(0);
+    }
+    const BNActBackward<T> p{data_or_null<T>(grads.y),
+                             pixels,
+                             data_or_null<T>(op.residual),
+                             static_cast<T*>(results[0].mutable_data_ptr()),
+                             with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
+                             static_cast<A>(op.negative_slope)};
+    const Lanes lanes(channels, kTile<A>);
+    const auto scales = lanes.spread(scale.data()), shifts = lanes.spread(shift);
+    const PixelGradient<std::vector<A>> spread{lanes.spread(offset.data()), lanes.spread(slope.data()),
+                                               lanes.spread(means)};
+    for_each_channel(
+        layout,
+        [&](int64_t begin, int64_t rows) {
+          backward_rows<T>(activation, shifted(p, begin), rows, lanes, scales, shifts, spread);
+        },
+        [&](int64_t begin, int64_t c) {
+          EXML_CPU_CALL(backward_run, activation, shifted(p, begin), layout.plane, scale[c], shift[c],
+                        PixelGradient<A>{offset[c], slope[c], means[c]});
+        },
+        lanes.fold);
+  });
+  return results;
+}
+
+}  // namespace exml

@@ -1,0 +1,142 @@
+#include "ops/frozen_bn_act.h"
+
+#include <torch/library.h>
+
+#include "ops/checks.h"
+
+namespace exml {
+
+Activation activation_from(std::string_view name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  if (name == "relu6") return Activation::relu6;
+  if (name == "silu") return Activation::silu;
+  if (name == "hardswish") return Activation::hardswish;
+  if (name == "leaky_relu") return Activation::leaky_relu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "tanh") return Activation::tanh;
+  TORCH_CHECK_VALUE(false,
+                    "frozen_bn_act: activation must be 'none', 'relu', 'relu6', 'silu', 'hardswish', 'leaky_relu', "
+                    "'gelu', 'gelu_tanh' or 'tanh', got '",
+                    name, "'");
+}
+
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void check_constants(const char* name, const Tensor& given, const Tensor& x) {
+  TORCH_CHECK_VALUE(given.dim() == 1 && given.size(0) == x.size(1), "frozen_bn_act: ", name,
+                    " must have shape (C,) = (", x.size(1), ",) to match x of shape ", x.sizes(), ", got ",
+                    given.sizes());
+  TORCH_CHECK_VALUE(given.is_floating_point(), "frozen_bn_act: ", name, " must be floating point, got ",
+                    given.scalar_type());
+  check_device("frozen_bn_act", name, given, "x", x);
+}
+
+void check(const Tensor& x, const Tensor& scale, const Tensor& shift, const OptionalTensor& residual) {
+  check_pixels("frozen_bn_act", "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5,
+                    "frozen_bn_act: x must have 2 to 5 dimensions (N, C, ...), got shape ", x.sizes());
+  TORCH_CHECK_VALUE(x.numel() > 0, "frozen_bn_act: x must not be empty, got shape ", x.sizes());
+  check_constants("scale", scale, x);
+  check_constants("shift", shift, x);
+  if (!residual || !residual->defined()) return;
+  TORCH_CHECK_VALUE(residual->sizes() == x.sizes(), "frozen_bn_act: residual must have x's shape ", x.sizes(), ", got ",
+                    residual->sizes());
+  TORCH_CHECK_VALUE(residual->scalar_type() == x.scalar_type(), "frozen_bn_act: residual must have x's dtype ",
+                    x.scalar_type(), ", got ", residual->scalar_type());
+  check_device("frozen_bn_act", "residual", *residual, "x", x);
+}
+
+// An optional tensor in x's memory order, or undefined.
+Tensor laid_out(const OptionalTensor& t, const Tensor& x, const ChannelLayout& layout) {
+  if (!t || !t->defined()) return {};
+  if (t->strides() == x.strides()) return *t;
+  return layout.channels_last ? t->movedim(1, -1).contiguous().movedim(-1, 1) : t->contiguous();
+}
+
+FrozenBNAct prepared(const Tensor& x, const ChannelLayout& layout, const Tensor& scale, const Tensor& shift,
+                     const OptionalTensor& residual, std::string_view activation, double negative_slope) {
+  const auto accumulator = accumulator_dtype(x);
+  return {scale.to(accumulator).contiguous(), shift.to(accumulator).contiguous(), laid_out(residual, x, layout),
+          activation_from(activation), negative_slope};
+}
+
+template <typename Forward>
+std::tuple<Tensor, Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, const Tensor& scale,
+                                                   const Tensor& shift, const OptionalTensor& residual,
+                                                   std::string_view activation, double negative_slope) {
+  check(x, scale, shift, residual);
+  const auto [dense, layout] = with_channel_layout(x);
+  return forward(dense, layout, prepared(dense, layout, scale, shift, residual, activation, negative_slope));
+}
+
+template <typename Backward>
+std::vector<Tensor> laid_out_backward(Backward backward, const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
+                                      const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
+                                      const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
+                                      std::string_view activation, double negative_slope, bool with_residual) {
+  const auto [dense, layout] = with_channel_layout(x);
+  const auto dense_or_undefined = [](const OptionalTensor& t) {
+    return t && t->defined() ? t->contiguous() : Tensor();
+  };
+  return backward(
+      FrozenBNActGrads{laid_out(grad_y, dense, layout), dense_or_undefined(grad_mean), dense_or_undefined(grad_var)},
+      dense, layout, prepared(dense, layout, scale, shift, residual, activation, negative_slope), mean, with_residual);
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                               const OptionalTensor& residual, std::string_view activation,
+                                               double negative_slope) {
+  return checked_forward(frozen_bn_act_forward_cpu, x, scale, shift, residual, activation, negative_slope);
+}
+std::vector<Tensor> backward_cpu(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
+                                 const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
+                                 const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
+                                 std::string_view activation, double negative_slope, bool with_residual) {
+  return laid_out_backward(frozen_bn_act_backward_cpu, grad_y, grad_mean, grad_var, x, scale, shift, residual, mean,
+                           activation, negative_slope, with_residual);
+}
+#ifdef EXML_WITH_CUDA
+std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                                const OptionalTensor& residual, std::string_view activation,
+                                                double negative_slope) {
+  return checked_forward(frozen_bn_act_forward_cuda, x, scale, shift, residual, activation, negative_slope);
+}
+std::vector<Tensor> backward_cuda(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
+                                  const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
+                                  const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
+                                  std::string_view activation, double negative_slope, bool with_residual) {
+  return laid_out_backward(frozen_bn_act_backward_cuda, grad_y, grad_mean, grad_var, x, scale, shift, residual, mean,
+                           activation, negative_slope, with_residual);
+}
+#endif
+
+TORCH_LIBRARY_FRAGMENT(exml, m) {
+  m.def(
+      "frozen_bn_act(Tensor x, Tensor scale, Tensor shift, Tensor? residual=None, str activation='none', float "
+      "negative_slope=0.01) -> (Tensor y, Tensor mean, Tensor var)");
+  m.def(
+      "_frozen_bn_act_forward(Tensor x, Tensor scale, Tensor shift, Tensor? residual, str activation, float "
+      "negative_slope) -> (Tensor y, Tensor mean, Tensor var)");
+  m.def(
+      "_frozen_bn_act_backward(Tensor? grad_y, Tensor? grad_mean, Tensor? grad_var, Tensor x, Tensor scale, Tensor "
+      "shift, Tensor? residual, Tensor mean, str activation, float negative_slope, bool with_residual) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_frozen_bn_act_forward", &forward_cpu);
+  m.impl("_frozen_bn_act_backward", &backward_cpu);
+}
+#ifdef EXML_WITH_CUDA
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_frozen_bn_act_forward", &forward_cuda);
+  m.impl("_frozen_bn_act_backward", &backward_cuda);
+}
+#endif
+
+}  // namespace
+}  // namespace exml
