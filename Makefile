@@ -7,7 +7,7 @@ BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
 
-.PHONY: demo test bench gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: demo test bench bench-inversion gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider
+
+# Whole steps of inversion beside the published style, torch.compile and the bare network; about half an hour.
+bench-inversion: $(VENV)/.installed
+	EXML_BENCH_COMMAND="make bench-inversion" $(BIN)/python benches/inversion.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from exml_fast.inversion import Synthesizer
 from exml_fast.inversion.augmentation import Augmentation, Draws
@@ -35,6 +36,11 @@ def network() -> tuple[nn.Module, str]:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
     )  # fmt: skip
     return model, "random weights"
+
+
+@pytest.fixture
+def roofline(bench: Any) -> Any:
+    return importlib.import_module("roofline")
 
 
 @pytest.fixture
@@ -146,3 +152,34 @@ def test_peak_counts_what_is_freed_again(bench: Any) -> None:
 
     measure = importlib.import_module("measure")
     assert 60 < measure.peak_rss_mb(call) < 90
+
+
+def test_roofline_counts_the_flops_that_pytorch_counts(roofline: Any) -> None:
+    model = network()[0].eval().requires_grad_(False)
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    costs = roofline.costs(model, images)
+    assert sum(cost.flops for cost in costs) == counter.get_total_flops()
+
+
+def test_roofline_counts_the_numbers_moved(roofline: Any) -> None:
+    model = network()[0].eval()
+    found = {cost.name: cost.elements for cost in roofline.costs(model, torch.randn(4, 3, 16, 16))}
+    images, first, second = 4 * 3 * 16 * 16, 4 * 6 * 16 * 16, 4 * 8 * 7 * 7
+    assert found == {
+        "0": 2 * (images + first + 6 * 3 * 9),
+        "1": 5 * first,
+        "3": 2 * (first + second + 8 * 6 * 9),
+        "4": 5 * second,
+        "6": 2 * (second + 4 * 8),
+        "8": 2 * (4 * 8 + 4 * 5 + 8 * 5),
+    }
+
+
+def test_roofline_takes_the_larger_of_the_two_times(roofline: Any) -> None:
+    layers = [roofline.Cost("a", flops=8000, elements=100), roofline.Cost("b", flops=0, elements=1000)]
+    machine = roofline.Machine(bytes_per_s=1000.0, flops_per_s={"bfloat16": 1000.0})
+    found = roofline.ideal(layers, 0, machine, "bfloat16")
+    assert found["ideal_ms"] == pytest.approx(1e3 * (8 + 2))
+    assert (found["compute_ms"], found["memory_ms"]) == (pytest.approx(8e3), pytest.approx(2.2e3))
