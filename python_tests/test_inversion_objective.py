@@ -17,7 +17,7 @@ from exml_fast.inversion.objective import (
     TotalVariation,
 )
 from exml_fast.inversion.recipes import Recipe
-from exml_fast.inversion.statistics import LayerInput
+from exml_fast.inversion.statistics import LayerStatistics
 
 N, K = 5, 4
 
@@ -26,8 +26,8 @@ N, K = 5, 4
 def step() -> Step:
     images = torch.randn(N, 3, 8, 7, dtype=torch.float64, requires_grad=True)
     layers = [
-        LayerInput(images * 2 + 1, torch.randn(3).double(), torch.rand(3).double() + 0.5),
-        LayerInput(images.mean((2, 3)), torch.randn(3).double(), torch.rand(3).double() + 0.5),
+        LayerStatistics(name, x.mean(dims), x.var(dims, correction=0), torch.randn(3).double(), torch.rand(3).double())
+        for name, x, dims in (("a", images * 2 + 1, (0, 2, 3)), ("b", images.mean((2, 3)), (0,)))
     ]
     weight = torch.randn(3 * 8 * 7, K, dtype=torch.float64)
     return Step(images, images.roll(1, 3), images.flatten(1) @ weight / 10, torch.tensor([0, 1, 2, 3, 0]), layers)
@@ -50,10 +50,7 @@ def test_cross_entropy_of_soft_targets(step: Step) -> None:
 @pytest.mark.parametrize("moment", ["var", "std"])
 def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
     expected = []
-    for x, mean, var in step.layers:
-        flat = x.transpose(0, 1).flatten(1)
-        m = flat.mean(1)
-        v = ((flat - m[:, None]) ** 2).mean(1)
+    for _, m, v, mean, var in step.layers:
         if distance == "gaussian_kl":
             expected.append(((v / var + (m - mean) ** 2 / var - 1 - (v / var).log()) / 2).sum())
             continue

@@ -94,7 +94,9 @@ def _freezable(module: nn.Module) -> bool:
 
 
 def _line(counts: Counter[str]) -> str:
-    parts = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items(), key=lambda item: -item[1]) if number)
+    parts = ", ".join(
+        f"{number} {kind}" for kind, number in sorted(counts.items(), key=lambda item: -item[1]) if number
+    )
     return f"{counts.total()} BatchNorm calls" + (f": {parts}" if parts else "")
 
 

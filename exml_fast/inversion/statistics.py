@@ -12,8 +12,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from exml_fast import ops
 
-__all__ = ["BNStatistics", "LayerInput", "LayerStatistics", "StatisticsCapture", "bn_layers", "is_batch_norm", "match_running",
-           "require_running_statistics"]
+__all__ = [
+    "BNStatistics",
+    "LayerInput",
+    "LayerStatistics",
+    "StatisticsCapture",
+    "bn_layers",
+    "is_batch_norm",
+    "match_running",
+    "require_running_statistics",
+]
 
 
 class LayerInput(NamedTuple):

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
+from exml_fast.inversion.convolution import Plan
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import require_running_statistics
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
-from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, device_of, dtype_of, frozen
+from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 
 __all__ = ["Progress", "Synthesizer", "invert"]
@@ -111,12 +112,11 @@ class Synthesizer:
         self.recipe = recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
+        self.precision = precision
         if self.recipe.bn > 0:
             require_running_statistics(model)
         self.teacher: FrozenTeacher | EagerTeacher = (
-            FrozenTeacher(model, self.spec, device=self.device, precision=precision, batch_size=self.recipe.batch_size)
-            if engine
-            else EagerTeacher(model, self.spec, device=self.device)
+            self._freeze() if engine else EagerTeacher(model, self.spec, device=self.device)
         )
         self.num_classes = self.teacher.num_classes
         if self.recipe.bn > 0 and self.teacher.bn_calls == 0 and not self.recipe.bn_optional:
@@ -213,11 +213,11 @@ class Synthesizer:
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
                     progress("invert", done, len(batches) * self.recipe.steps, terms)
                 if path is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_checkpoint(path, {"identity": identity, "state": vars(state)})
+                    save_checkpoint(path, self._saved(identity, state))
                     saved = time.monotonic()
         except (KeyboardInterrupt, SystemExit) as error:
             if path is not None and safe is not None:
-                save_checkpoint(path, {"identity": identity, "state": vars(safe)})
+                save_checkpoint(path, self._saved(identity, safe))
                 error.add_note(f"checkpoint written to {path}: the same call continues from there")
             raise
 
@@ -394,9 +394,22 @@ class Synthesizer:
         for tensor in (labels, among, *self.model.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
-        settings.append(self.teacher.precision)
+        settings += [self.precision, isinstance(self.teacher, FrozenTeacher)]
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()
+
+    def _freeze(self, plans: Plans | None = None) -> FrozenTeacher:
+        return FrozenTeacher(
+            self.model, self.spec, device=self.device, precision=self.precision, batch_size=self.recipe.batch_size,
+            plans=plans,
+        )  # fmt: skip
+
+    def _saved(self, identity: str, state: _State) -> dict[str, Any]:
+        saved = {"identity": identity, "state": vars(state)}
+        if isinstance(self.teacher, FrozenTeacher):
+            plans = self.teacher.plans.items()
+            saved["plans"] = {name: (dtype, dataclasses.astuple(plan)) for name, (dtype, plan) in plans}
+        return saved
 
     def _resume(self, path: Path, identity: str) -> _State:
         saved = load_checkpoint(path, "cpu")
@@ -405,6 +418,10 @@ class Synthesizer:
                 f"checkpoint {path} belongs to another run (labels, seed, recipe, specification or weights differ); "
                 "remove it or give another path"
             )
+        if isinstance(self.teacher, FrozenTeacher):
+            plans = {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved["plans"].items()}
+            if plans != self.teacher.plans:  # measured anew, they may differ, and with them the rounding
+                self.teacher = self._freeze(plans)
         state = _State(**saved["state"])
         for name in ("x", "exp_avg", "exp_avg_sq", "active"):
             setattr(state, name, getattr(state, name).to(self.device))

@@ -26,6 +26,10 @@ WORTH_IT, CAST_PAYS = 1.2, 1.5
 TRACING_ERROR = 1e-3
 
 
+Plans = dict[str, tuple[str, Plan]]
+"""Name of a convolution to its dtype and plan."""
+
+
 class Teacher(Protocol):
     """What an objective looks at."""
 
@@ -46,10 +50,11 @@ class EagerTeacher:
     Args and errors as there; it computes in the network's own dtype.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, model: nn.Module, spec: InputSpec, *, device: torch.device | str | None = None) -> None:
         self.model = _frozen_copy(model, device)
         self.dtype = dtype_of(self.model)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.precision = _name(self.dtype)
         self._capture = StatisticsCapture(self.model)
         with self._capture as capture:
             example = torch.zeros(2, *spec.shape, dtype=self.dtype, device=device_of(self.model))
@@ -88,12 +93,15 @@ class FrozenTeacher:
         batch_size: of the images to come, for which weights are packed; others work.
         statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
             are taken instead (Yin 2020, A.2).
+        plans: :attr:`plans` of another teacher of the same network, to compute bit for bit as it does, instead of
+            measuring.
 
     Raises:
         ValueError: if the network does not take the specification's images or does not return logits, if a
             BatchNorm keeps no running statistics, or for an unknown ``precision``.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -103,6 +111,7 @@ class FrozenTeacher:
         precision: str = "auto",
         batch_size: int = 8,
         statistics: str | Tensor = "running",
+        plans: Plans | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
@@ -118,8 +127,8 @@ class FrozenTeacher:
         self.num_classes = expected.shape[1]
         self.model, self._notes = self._fuse(original, example, expected)
         self.bn_calls = len(self._tape)
-        self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size)
-        self.precision = str(self.dtype).removeprefix("torch.")
+        self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size, plans or {})
+        self.precision = _name(self.dtype)
         self._cast_inputs_of_others()
         self._memory_format = torch.channels_last if self._has_convolutions else torch.contiguous_format
         if isinstance(statistics, Tensor):
@@ -146,7 +155,7 @@ class FrozenTeacher:
     def summary(self) -> str:
         """What was fused, how convolutions are computed, and what could not be done; several lines."""
         convolutions = [m for m in self.model.modules() if isinstance(m, FrozenConv2d)]
-        dtypes = Counter(str(m.dtype).removeprefix("torch.") for m in convolutions)
+        dtypes = Counter(_name(m.dtype) for m in convolutions)
         lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
         if self.device.type == "cpu" and convolutions:
             adjoints = Counter(m.plan.adjoint for m in convolutions)
@@ -165,40 +174,45 @@ class FrozenTeacher:
             try:
                 model, line = way(original, example, self._tape)
                 self._tape.clear()
-                error = float((model(example) - expected).abs().max())
+                logits = model(example)
             except Exception as failure:  # whatever the network's own code raises when it meets a proxy
                 message = str(failure).strip() or type(failure).__name__
-                notes.append(f"torch.fx cannot trace {type(original).__name__}: {message.splitlines()[0][:200]}")
+                notes.append(f"{way.__name__} failed on {type(original).__name__}: {message.splitlines()[0][:200]}")
                 continue
-            if error <= TRACING_ERROR * float(expected.abs().max()):
+            allowed = TRACING_ERROR * float(expected.abs().nan_to_num().max())
+            if torch.allclose(logits, expected, rtol=0, atol=allowed, equal_nan=True):
                 return model, [line, *notes]
+            error = float((logits - expected).abs().max())
             notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
         raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
 
     def _freeze_convolutions(
-        self, inputs: dict[str, Tensor], own: torch.dtype, precision: str, batch_size: int
+        self, inputs: dict[str, Tensor], own: torch.dtype, precision: str, batch_size: int, given: Plans
     ) -> torch.dtype:
         """Replace them in ``self.model``; the dtype of the network's inside."""
         convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
         self._has_convolutions = bool(convolutions)
         shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
-        mixed = own == torch.float32 and precision != "float32"
-        plans = {name: self._plan(shape, own) for name, shape in shapes.items()}
-        dtypes = dict.fromkeys(convolutions, own)
-        if mixed and convolutions:
-            halves = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
-            chosen = {
-                name for name, (_, seconds) in halves.items()
-                if precision == "bfloat16" or seconds <= CAST_PAYS * plans[name][1]
-            }  # fmt: skip
-            before = sum(seconds for _, seconds in plans.values())
-            after = sum((halves if name in chosen else plans)[name][1] for name in plans)
-            if precision == "bfloat16" or before >= WORTH_IT * after:
-                plans |= {name: halves[name] for name in chosen}
-                dtypes |= dict.fromkeys(chosen, torch.bfloat16)
-        for name, module in convolutions.items():
-            self.model.set_submodule(name, FrozenConv2d(module, dtypes[name], shapes[name], plans[name][0]))
-        return torch.bfloat16 if torch.bfloat16 in dtypes.values() else own
+        chosen = given or self._choose(shapes, own, precision)
+        self.plans: Plans = {name: chosen[name] for name in convolutions}
+        for name, (dtype, plan) in self.plans.items():
+            self.model.set_submodule(name, FrozenConv2d(convolutions[name], getattr(torch, dtype), shapes[name], plan))
+        half = any(dtype == "bfloat16" for dtype, _ in self.plans.values())
+        return torch.bfloat16 if half else own
+
+    def _choose(self, shapes: dict[str, ConvShape], own: torch.dtype, precision: str) -> Plans:
+        single = {name: self._plan(shape, own) for name, shape in shapes.items()}
+        plans = {name: (_name(own), plan) for name, (plan, _) in single.items()}
+        if own != torch.float32 or precision == "float32":
+            return plans
+        half = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
+        if precision == "auto":
+            half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
+            before = sum(seconds for _, seconds in single.values())
+            after = sum(half.get(name, single[name])[1] for name in shapes)
+            if before < WORTH_IT * after:
+                return plans
+        return plans | {name: ("bfloat16", plan) for name, (plan, _) in half.items()}
 
     def _plan(self, shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
         if self.device.type == "cpu":
@@ -229,6 +243,10 @@ class FrozenTeacher:
                 module.target_mean, module.target_var = by_name[module.name].mean, by_name[module.name].var
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _conv_shape(conv: nn.Module, x: Tensor, batch_size: int) -> ConvShape:
     assert isinstance(conv, nn.Conv2d)
     stride, padding, dilation = (tuple(int(v) for v in value) for value in (conv.stride, conv.padding, conv.dilation))
@@ -254,8 +272,7 @@ def _recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    with torch.inference_mode(False):
-        return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
