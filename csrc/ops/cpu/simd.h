@@ -7,6 +7,10 @@
 
 #include "math/bfloat16.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
 #define EXML_INLINE static inline __attribute__((always_inline))
 
 namespace exml::cpu {
