@@ -7,7 +7,7 @@
 
 #include "math/bfloat16.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 #endif
 
@@ -36,5 +36,9 @@ constexpr int kLanes = 64 / sizeof(A);
 
 typedef uint16_t HalfWords __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(64)));
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+inline const bool kRoundsToBFloat16 = __builtin_cpu_supports("avx512bf16");
+#endif
 
 }  // namespace exml::cpu
