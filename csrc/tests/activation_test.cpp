@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/cpu/capability.h"
+#include "ops/cpu/capability.cpp"
 
 namespace exml {
 namespace {
@@ -83,7 +83,10 @@ TEST(ActivationTest, FarOutAndNan) {
       pull_back<1>(activation, &below, &down, 0.1f);
       EXPECT_TRUE(std::isfinite(g) && std::isfinite(down)) << int(activation);
       activate<1>(activation, &z, 0.1f);
-      EXPECT_EQ(z, activation == Activation::relu6 ? 6 : activation == Activation::tanh ? 1 : far) << int(activation);
+      EXPECT_FLOAT_EQ(z, activation == Activation::relu6  ? 6
+                         : activation == Activation::tanh ? 1
+                                                          : far)
+          << int(activation);
       z = NAN;
       activate<1>(activation, &z, 0.1f);
       EXPECT_TRUE(std::isnan(z)) << int(activation);

@@ -16,7 +16,7 @@ EXML_INLINE Vector<float> load(const BFloat16* p) {
   HalfWords half;
   memcpy(&half, p, sizeof half);
 #ifdef EXML_AVX512  // one instruction, where the generic conversion takes four
-  const Words bits = (Words)_mm512_cvtepu16_epi32((__m256i)half);
+  const Words bits = (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)half);
 #else
   const Words bits = __builtin_convertvector(half, Words);
 #endif
