@@ -125,8 +125,9 @@ def test_activations_are_torchs(device: str, activation: str, dtype: torch.dtype
     torch.testing.assert_close(
         y.double().cpu(), expected, rtol=2 * ulp if dtype == torch.bfloat16 else 8 * ulp, atol=8 * ulp
     )
-    finite = expected_grad.isfinite()  # float64's own gelu_tanh has 0 times infinity at 1e30
-    torch.testing.assert_close(grad.double().cpu()[finite], expected_grad[finite], rtol=8 * ulp, atol=8 * ulp)
+    finite = expected_grad.isfinite()  # float64's own gelu_tanh has 0 times infinity at 1e30, and cancels before
+    bound = (64 if dtype == torch.float64 else 8) * ulp
+    torch.testing.assert_close(grad.double().cpu()[finite], expected_grad[finite], rtol=bound, atol=bound)
     assert grad.isfinite().all()
 
 

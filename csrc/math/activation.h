@@ -30,7 +30,8 @@ EXML_HD double tanh(double x) { return std::tanh(x); }
 template <typename A>
 EXML_HD A sigmoid(A x) {
   const A e = std::exp(x < A(0) ? x : -x);
-  return (x >= A(0) ? A(1) : e) / (A(1) + e);
+  const A q = A(1) / (A(1) + e);
+  return x >= A(0) ? q : e * q;
 }
 
 // cdf and density of the standard normal distribution.

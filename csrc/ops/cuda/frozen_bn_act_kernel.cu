@@ -151,8 +151,10 @@ void frozen_bn_act_backward(const FrozenNormGrads<T>& grads, const T* x, const F
   const int64_t blocks = 8 * int64_t(multiprocessors);
   const Backward<T> visit{norm,   grads,        x, Accumulator<T>(1) / static_cast<Accumulator<T>>(shape.count()),
                           grad_x, grad_residual};
+  // Two doubles a thread spill around the calls that their divisions are.
+  constexpr int kWidth = sizeof(T) == 8 ? 1 : kPackWidth<T>;
   if (all_packed<T>(shape, x, norm.residual, grads.y, grad_x, grad_residual))
-    for_each_pack<kPackWidth<T>>(shape, blocks, visit, stream);
+    for_each_pack<kWidth>(shape, blocks, visit, stream);
   else
     for_each_pack<1>(shape, blocks, visit, stream);
 }
