@@ -104,6 +104,41 @@ def test_match_statistics(benchmark: Any, layers: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(64, 64, 32, 32), (4, 256, 56, 56), (16, 96, 64, 64), (256, 6, 24, 24)], ids=str)
+def test_frozen_bn_act(
+    benchmark: Any, shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device: str
+) -> None:
+    """BatchNorm in eval mode, ReLU and the statistics that DeepInversion compares."""
+    x = torch.randn(shape, device=device).to(dtype, memory_format=FORMATS[memory_format]).requires_grad_()
+    gamma, var = (torch.rand(shape[1], device=device) + 0.5 for _ in range(2))
+    beta, mean = (torch.randn(shape[1], device=device) for _ in range(2))
+    scale = gamma / (var + 1e-5).sqrt()
+    shift = beta - scale * mean
+
+    def loss(y: Tensor, batch_mean: Tensor, batch_var: Tensor) -> Tensor:
+        return y.sum() + batch_mean.sum() + batch_var.sum()
+
+    def published() -> Tensor:
+        batch_mean = x.mean((0, 2, 3))
+        batch_var = x.permute(1, 0, 2, 3).contiguous().view(shape[1], -1).var(1, unbiased=False)
+        return loss(F.relu(F.batch_norm(x, mean, var, gamma, beta)), batch_mean, batch_var)
+
+    def plain(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        y, batch_mean, batch_var = reference.frozen_bn_act(x, scale.to(dtype), shift.to(dtype), None, "relu")
+        return loss(y, batch_mean, batch_var)
+
+    contenders = {
+        "exml_fast": lambda: loss(*ops.frozen_bn_act(x, scale, shift, None, "relu")),
+        "published": published,
+        "var_mean": lambda: plain(x, scale, shift),
+        "compiled": compiled(plain, x, scale, shift),
+    }
+    run(benchmark, {"op": "frozen_bn_act", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)], ids=str)
 def test_image_prior(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:

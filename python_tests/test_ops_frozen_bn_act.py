@@ -125,8 +125,9 @@ def test_activations_are_torchs(device: str, activation: str, dtype: torch.dtype
     torch.testing.assert_close(
         y.double().cpu(), expected, rtol=2 * ulp if dtype == torch.bfloat16 else 8 * ulp, atol=8 * ulp
     )
-    finite = expected_grad.isfinite()  # float64's own gelu_tanh has 0 times infinity at 1e30
-    torch.testing.assert_close(grad.double().cpu()[finite], expected_grad[finite], rtol=8 * ulp, atol=8 * ulp)
+    finite = expected_grad.isfinite()  # float64's own gelu_tanh has 0 times infinity at 1e30, and cancels before
+    bound = (64 if dtype == torch.float64 else 8) * ulp
+    torch.testing.assert_close(grad.double().cpu()[finite], expected_grad[finite], rtol=bound, atol=bound)
     assert grad.isfinite().all()
 
 
@@ -136,7 +137,9 @@ def test_infinities_and_nan(device: str, activation: str, dtype: torch.dtype) ->
     z = torch.tensor([float("inf"), float("-inf"), float("nan")] * 30, device=device, dtype=dtype)[:, None]
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     y = ops.frozen_bn_act(z, one, zero, None, activation)[0]
-    torch.testing.assert_close(y, reference.frozen_bn_act(z, one, zero, None, activation)[0].to(dtype), equal_nan=True)
+    # In float64, since F.gelu makes NaN of infinity in float32.
+    expected = reference.frozen_bn_act(z.double(), one.double(), zero.double(), None, activation)[0]
+    torch.testing.assert_close(y, expected.to(dtype), equal_nan=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -8,10 +8,10 @@ EXML_HD V clamped(V z, A low, A high) {
   return z > most ? most : z;
 }
 
-// tanh(sqrt(2 / pi) (z + 0.044715 z^3)), the inner function of gelu's approximation (Hendrycks and Gimpel, 2016).
+// 2 sqrt(2 / pi) (z + 0.044715 z^3): gelu_tanh is z sigmoid of it (Hendrycks and Gimpel, 2016), as is silu of z.
 template <typename A, typename V>
 EXML_HD V gelu_inner(V z) {
-  return tanh(V(z * (z * z * A(0.044715) + A(1)) * A(0.79788456080286535588)));
+  return z * (z * z * A(0.044715) + A(1)) * A(1.5957691216057307117);
 }
 
 // act(z). slope: of leaky_relu below zero.
@@ -31,7 +31,7 @@ EXML_HD V activate(V z, A slope) {
     normal(z, cdf, density);
     return z * cdf;
   }
-  if constexpr (activation == Activation::gelu_tanh) return z * (gelu_inner<A>(z) + A(1)) * A(0.5);
+  if constexpr (activation == Activation::gelu_tanh) return z * sigmoid(gelu_inner<A>(z));
   if constexpr (activation == Activation::tanh) return tanh(z);
   return z;
 }
@@ -65,9 +65,12 @@ EXML_HD V pull_back(V z, V g, A slope) {
     return g * (bounded * density + cdf);
   }
   if constexpr (activation == Activation::gelu_tanh) {
-    const V bounded = clamped(z, A(-40), A(40)), t = gelu_inner<A>(bounded);
-    const V inner = bounded * bounded * A(3 * 0.044715 * 0.79788456080286535588) + A(0.79788456080286535588);
-    return g * (bounded * (A(1) - t * t) * inner + t + A(1)) * A(0.5);
+    // act'(z) = 1 - act'(-z), and 1 - sigmoid is exact enough only below zero.
+    const V bounded = clamped(z, A(-40), A(40)), below = z > zero ? -bounded : bounded;
+    const V s = sigmoid(gelu_inner<A>(below));
+    const V inner = below * below * A(3 * 0.044715 * 1.5957691216057307117) + A(1.5957691216057307117);
+    const V derivative = s * (below * (A(1) - s) * inner + A(1)), reflected = A(1) - derivative;
+    return g * (z > zero ? reflected : derivative);
   }
   if constexpr (activation == Activation::tanh) {
     const V t = tanh(z);

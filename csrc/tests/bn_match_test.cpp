@@ -18,7 +18,7 @@ struct Result {
 };
 
 template <typename T>
-Result<T> run(const T* x, const Activation& shape, const std::vector<Accumulator<T>>& mean,
+Result<T> run(const T* x, const ChannelShape& shape, const std::vector<Accumulator<T>>& mean,
               const std::vector<Accumulator<T>>& var, Distance distance, Moment moment, Accumulator<T> grad) {
   using A = Accumulator<T>;
   Result<T> result{A(NAN), unwritten<A>(3 * shape.channels), unwritten<T>(shape.channels * shape.count())};
@@ -29,12 +29,12 @@ Result<T> run(const T* x, const Activation& shape, const std::vector<Accumulator
   return result;
 }
 
-int64_t place(const Activation& s, int64_t n, int64_t c, int64_t p) {
+int64_t place(const ChannelShape& s, int64_t n, int64_t c, int64_t p) {
   return s.channels_last ? (n * s.plane + p) * s.channels + c : (n * s.channels + c) * s.plane + p;
 }
 
 template <typename T>
-std::vector<ChannelStatistics<double>> naive_statistics(const T* x, const Activation& s) {
+std::vector<ChannelStatistics<double>> naive_statistics(const T* x, const ChannelShape& s) {
   std::vector<ChannelStatistics<double>> statistics(s.channels);
   const auto sum = [&](int64_t c, auto f) {
     double total = 0;
@@ -51,7 +51,7 @@ std::vector<ChannelStatistics<double>> naive_statistics(const T* x, const Activa
 
 // Runs forward and backward and compares all outputs with the formulas on naive statistics.
 template <typename T>
-void check(const std::vector<T>& storage, const Activation& s, Distance distance, Moment moment, int64_t shift = 0) {
+void check(const std::vector<T>& storage, const ChannelShape& s, Distance distance, Moment moment, int64_t shift = 0) {
   using A = Accumulator<T>;
   const T* x = storage.data() + shift;
   const auto what = std::to_string(s.batch) + "x" + std::to_string(s.channels) + "x" + std::to_string(s.plane) +
@@ -129,7 +129,7 @@ TYPED_TEST(BNMatch, MisalignedPointer) {
 TYPED_TEST(BNMatch, VarianceBesideALargeMean) {
   using A = Accumulator<TypeParam>;
   for (const bool channels_last : {false, true}) {
-    const Activation s{16, 4, 1024, channels_last};
+    const ChannelShape s{16, 4, 1024, channels_last};
     const auto x = normal<TypeParam>(s.channels * s.count(), 1000, 1, 4);
     // With zeros given, the squared distance's slope is 4 * var / count.
     const std::vector<A> zeros(s.channels);
@@ -145,7 +145,7 @@ TYPED_TEST(BNMatch, VarianceBesideALargeMean) {
 TYPED_TEST(BNMatch, ConstantChannelHasExactlyNoVariance) {
   using A = Accumulator<TypeParam>;
   for (const bool channels_last : {false, true}) {
-    const Activation s{9, 2, 200, channels_last};
+    const ChannelShape s{9, 2, 200, channels_last};
     std::vector<TypeParam> x(s.channels * s.count(), stored<TypeParam>(0.7));
     const A mean = widen(x[0]);
     for (const auto distance : {Distance::l2, Distance::squared})
@@ -160,7 +160,7 @@ TYPED_TEST(BNMatch, ConstantChannelHasExactlyNoVariance) {
 TYPED_TEST(BNMatch, NanStaysInItsChannelsStatisticsAndTheLoss) {
   using A = Accumulator<TypeParam>;
   for (const bool channels_last : {false, true}) {
-    const Activation s{3, 5, 50, channels_last};
+    const ChannelShape s{3, 5, 50, channels_last};
     auto x = normal<TypeParam>(s.channels * s.count(), 0, 1, 5);
     x[place(s, 1, 3, 17)] = stored<TypeParam>(NAN);
     const std::vector<A> ones(s.channels, A(1));
@@ -173,7 +173,7 @@ TYPED_TEST(BNMatch, NanStaysInItsChannelsStatisticsAndTheLoss) {
 TYPED_TEST(BNMatch, SameBitsWhateverTheOrderOfThreads) {
   using A = Accumulator<TypeParam>;
   for (const bool channels_last : {false, true}) {
-    const Activation s{4, 40, 640, channels_last};
+    const ChannelShape s{4, 40, 640, channels_last};
     const auto x = normal<TypeParam>(s.channels * s.count(), 0, 1, 6);
     const std::vector<A> ones(s.channels, A(1));
     const auto first = run(x.data(), s, ones, ones, Distance::l2, Moment::var, A(1));

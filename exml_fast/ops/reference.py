@@ -6,7 +6,7 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,11 @@ def statistics_distance(
     return torch.linalg.vector_norm(batch_mean - mean) + torch.linalg.vector_norm(batch_moment - given_moment)
 
 
+def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
+    """Distance between the channel statistics of ``x`` and the given ones (Yin 2020, Eq. 4)."""
+    return statistics_distance(*channel_statistics(x), mean, var, distance, moment)
+
+
 def frozen_bn_act(
     x: Tensor,
     scale: Tensor,
@@ -75,6 +80,21 @@ def frozen_bn_act(
         z = z + residual
     y = F.leaky_relu(z, negative_slope) if activation == "leaky_relu" else ACTIVATIONS[activation](z)
     return y, *channel_statistics(x)
+
+
+def match_statistics(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    distance: str = "l2",
+    moment: str = "var",
+) -> Tensor:
+    """Weighted sum of the layers' distances (Yin 2020, Eq. 4)."""
+    layers = zip(means, variances, target_means, target_variances, strict=True)
+    distances = [statistics_distance(*layer, distance, moment) for layer in layers]
+    return sum(weight * d for weight, d in zip(weights or [1.0] * len(distances), distances, strict=True))
 
 
 def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include <array>
 #include <numeric>
 
 #include "math/statistics_distance.h"
@@ -37,10 +36,6 @@ namespace {
 
 using at::Tensor;
 
-// Four vectors.
-template <typename A>
-constexpr int64_t kTile = 4 * cpu::kLanes<A>;
-
 template <typename T>
 T* shifted(T* p, int64_t i) {
   return p ? p + i : nullptr;
@@ -54,14 +49,14 @@ BNActBackward<T> shifted(const BNActBackward<T>& p, int64_t i) {
   return {p.grad + i, p.x + i, shifted(p.residual, i), p.grad_x + i, shifted(p.grad_residual, i), p.negative_slope};
 }
 
-// Rows of channels as seen by the kernels: `fold` rows side by side are a whole number of tiles, so that no row has a
-// tail. Where that would take too many lanes, the last tile of a row overlaps the one before it.
+// Rows of channels as the kernels see them: `fold` rows side by side are a whole number of vectors, so that no row has
+// a tail. Where that would take too many lanes, the last vector of a row overlaps the one before it.
 struct Lanes {
   int64_t channels, fold, period;
 
-  Lanes(int64_t channels, int64_t tile) : channels(channels) {
-    const int64_t multiple = std::lcm(channels, tile);
-    fold = multiple <= 2048 || channels < tile ? multiple / channels : 1;
+  Lanes(int64_t channels, int64_t vector) : channels(channels) {
+    const int64_t multiple = std::lcm(channels, vector);
+    fold = multiple <= 2048 || channels < vector ? multiple / channels : 1;
     period = fold * channels;
   }
 
@@ -72,26 +67,19 @@ struct Lanes {
     for (int64_t i = 0; i < period; ++i) values[i] = constants[i % channels];
     return values;
   }
-  // Calls f with the first lane of every tile.
-  template <typename F>
-  void tiles(int64_t tile, F f) const {
-    int64_t lane = 0;
-    for (; lane + tile <= period; lane += tile) f(lane);
-    if (lane < period) f(period - tile);
-  }
-  // Rows of `period` lanes that the second-level cache holds: walking down one tile after the other reads memory once.
-  int64_t block() const { return std::max<int64_t>(64, std::min<int64_t>(1024, 65536 / period)); }
 };
 
-// A few values, copied to where a whole tile may be read and written.
+// What is left of `count` < period values, copied to where a whole row may be read and written.
 template <typename T>
-struct Padded {
-  std::array<T, kTile<Accumulator<T>>> values{};
-
-  Padded(const T* from, int64_t count) {
-    if (from) std::copy_n(from, count, values.begin());
-  }
-};
+std::vector<T> padded(const T* from, int64_t count, int64_t period) {
+  std::vector<T> values(from ? period : 0);
+  if (from) std::copy_n(from, count, values.begin());
+  return values;
+}
+template <typename T>
+T* data_or_null(std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
 
 // Moments of the lanes over the same number of rows.
 class LaneMoments {
@@ -128,60 +116,53 @@ class LaneMoments {
 template <typename T, typename A = Accumulator<T>>
 void forward_rows(Activation activation, const BNActForward<T>& p, int64_t rows, const Lanes& lanes,
                   const std::vector<A>& scale, const std::vector<A>& shift, Moments<double>* moments) {
-  constexpr int64_t tile = kTile<A>;
-  const int64_t whole = rows / lanes.fold;
-  std::vector<A> center(lanes.period), sums(lanes.period), squares(lanes.period);
-  LaneMoments total(lanes.period);
-  const auto run = [&](const BNActForward<T>& at, int64_t count, int64_t lane) {
-    EXML_CPU_CALL(forward_tile, activation, at, count, lanes.period, scale.data() + lane, shift.data() + lane,
-                  center.data() + lane, sums.data() + lane, squares.data() + lane);
+  constexpr int64_t kRun = 1024;  // rows that are summed in A
+  const int64_t period = lanes.period, whole = rows / lanes.fold;
+  std::vector<A> center(period), sums(period), squares(period);
+  LaneMoments total(period);
+  const auto run = [&](const BNActForward<T>& at, int64_t count) {
+    EXML_CPU_CALL(forward_rows, activation, at, count, period, scale.data(), shift.data(), center.data(), sums.data(),
+                  squares.data());
   };
-  for (int64_t start = 0; start < whole; start += lanes.block()) {
-    const int64_t count = std::min(lanes.block(), whole - start);
-    const auto block = shifted(p, start * lanes.period);
-    for (int64_t i = 0; i < lanes.period; ++i) center[i] = widen(block.x[i]);
-    lanes.tiles(tile, [&](int64_t lane) { run(shifted(block, lane), count, lane); });
+  for (int64_t start = 0; start < whole; start += kRun) {
+    const int64_t count = std::min(kRun, whole - start);
+    const auto block = shifted(p, start * period);
+    for (int64_t i = 0; i < period; ++i) center[i] = widen(block.x[i]);
+    std::fill(sums.begin(), sums.end(), A(0));
+    std::fill(squares.begin(), squares.end(), A(0));
+    run(block, count);
     total.add(count, center, sums, squares);
   }
   total.fold(lanes.channels, moments);
-  const int64_t first = whole * lanes.period, rest = rows * lanes.channels - first;
-  for (int64_t lane = 0; lane < rest; lane += tile) {
-    const int64_t count = std::min(tile, rest - lane);
-    const auto at = shifted(p, first + lane);
-    Padded<T> x(at.x, count), residual(at.residual, count), y(nullptr, 0);
-    run({x.values.data(), at.residual ? residual.values.data() : nullptr, y.values.data(), p.negative_slope}, 1, lane);
-    std::copy_n(y.values.begin(), count, at.y);
-    for (int64_t i = 0; i < count; ++i) {
-      Moments<double>& m = moments[(lane + i) % lanes.channels];
-      m = combine(m, {1, widen(at.x[i]), 0});
-    }
+  const int64_t first = whole * period, rest = rows * lanes.channels - first;
+  if (rest == 0) return;
+  const auto at = shifted(p, first);
+  auto x = padded(at.x, rest, period), residual = padded(at.residual, rest, period), y = x;
+  run({x.data(), data_or_null(residual), y.data(), p.negative_slope}, 1);
+  std::copy_n(y.begin(), rest, at.y);
+  for (int64_t i = 0; i < rest; ++i) {
+    Moments<double>& m = moments[i % lanes.channels];
+    m = combine(m, {1, widen(at.x[i]), 0});
   }
 }
 
 template <typename T, typename A = Accumulator<T>>
 void backward_rows(Activation activation, const BNActBackward<T>& p, int64_t rows, const Lanes& lanes,
                    const std::vector<A>& scale, const std::vector<A>& shift, const PixelGradient<std::vector<A>>& g) {
-  constexpr int64_t tile = kTile<A>;
-  const int64_t whole = rows / lanes.fold;
-  const auto run = [&](const BNActBackward<T>& at, int64_t count, int64_t lane) {
-    EXML_CPU_CALL(backward_tile, activation, at, count, lanes.period, scale.data() + lane, shift.data() + lane,
-                  PixelGradient<const A*>{g.offset.data() + lane, g.slope.data() + lane, g.mean.data() + lane});
+  const int64_t period = lanes.period, whole = rows / lanes.fold;
+  const auto run = [&](const BNActBackward<T>& at, int64_t count) {
+    EXML_CPU_CALL(backward_rows, activation, at, count, period, scale.data(), shift.data(),
+                  PixelGradient<const A*>{g.offset.data(), g.slope.data(), g.mean.data()});
   };
-  for (int64_t start = 0; start < whole; start += lanes.block()) {
-    const int64_t count = std::min(lanes.block(), whole - start);
-    lanes.tiles(tile, [&](int64_t lane) { run(shifted(p, start * lanes.period + lane), count, lane); });
-  }
-  const int64_t first = whole * lanes.period, rest = rows * lanes.channels - first;
-  for (int64_t lane = 0; lane < rest; lane += tile) {
-    const int64_t count = std::min(tile, rest - lane);
-    const auto at = shifted(p, first + lane);
-    Padded<T> grad(at.grad, count), x(at.x, count), residual(at.residual, count), grad_x(nullptr, 0), d(nullptr, 0);
-    run({grad.values.data(), x.values.data(), at.residual ? residual.values.data() : nullptr, grad_x.values.data(),
-         at.grad_residual ? d.values.data() : nullptr, p.negative_slope},
-        1, lane);
-    std::copy_n(grad_x.values.begin(), count, at.grad_x);
-    if (at.grad_residual) std::copy_n(d.values.begin(), count, at.grad_residual);
-  }
+  run(p, whole);
+  const int64_t first = whole * period, rest = rows * lanes.channels - first;
+  if (rest == 0) return;
+  const auto at = shifted(p, first);
+  auto grad = padded(at.grad, rest, period), x = padded(at.x, rest, period),
+       residual = padded(at.residual, rest, period), grad_x = x, d = at.grad_residual ? x : std::vector<T>();
+  run({grad.data(), x.data(), data_or_null(residual), grad_x.data(), data_or_null(d), p.negative_slope}, 1);
+  std::copy_n(grad_x.begin(), rest, at.grad_x);
+  if (at.grad_residual) std::copy_n(d.begin(), rest, at.grad_residual);
 }
 
 template <typename T>
@@ -201,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cpu(const Tensor& x, co
     const BNActForward<T> p{pixels, data_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
                             static_cast<A>(op.negative_slope)};
     const A *scale = op.scale.const_data_ptr<A>(), *shift = op.shift.const_data_ptr<A>();
-    const Lanes lanes(channels, kTile<A>);
+    const Lanes lanes(channels, cpu::kLanes<A>);
     const auto scales = lanes.spread(scale), shifts = lanes.spread(shift);
     const auto moments = channel_moments(
         layout,
@@ -240,13 +221,13 @@ std::vector<Tensor> frozen_bn_act_backward_cpu(const FrozenBNActGrads& grads, co
       offset[c] = grad_mean ? grad_mean[c] / layout.count() : A(0);
       slope[c] = grad_var ? 2 * grad_var[c] / layout.count() : A(0);
     }
-    const BNActBackward<T> p{data_or_null<T>(grads.y),
+    const BNActBackward<T> p{data_or_null<T>(flows ? grads.y : x),
                              pixels,
                              data_or_null<T>(op.residual),
                              static_cast<T*>(results[0].mutable_data_ptr()),
                              with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                              static_cast<A>(op.negative_slope)};
-    const Lanes lanes(channels, kTile<A>);
+    const Lanes lanes(channels, cpu::kLanes<A>);
     const auto scales = lanes.spread(scale.data()), shifts = lanes.spread(shift);
     const PixelGradient<std::vector<A>> spread{lanes.spread(offset.data()), lanes.spread(slope.data()),
                                                lanes.spread(means)};

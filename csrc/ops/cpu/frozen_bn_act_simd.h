@@ -76,34 +76,58 @@ Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
   return total;
 }
 
-// Four vectors side by side, each lane with constants of its own, in `rows` rows `stride` apart. Adds to sums and
-// squares those of x - center.
-template <Activation activation, typename T, typename A>
-void forward_tile(BNActForward<T> p, int64_t rows, int64_t stride, const A* scale, const A* shift, const A* center,
-                  A* sums, A* squares) {
+// Calls body(start, lane) for the vectors of a row of `period` lanes; lanes of the vector before `lane` were in the one
+// before. period is at least a vector.
+template <typename A, typename Body>
+EXML_INLINE void along_row(int64_t period, Body body) {
   constexpr int kWidth = kLanes<A>;
-  Vector<A> scales[4], shifts[4], centers[4], sum[4] = {}, square[4] = {};
+  int64_t lane = 0;
+  for (; lane + kWidth <= period; lane += kWidth) body(lane, 0);
+  if (lane < period) body(period - kWidth, static_cast<int>(lane + kWidth - period));
+}
+
+// `period` lanes, each with constants of its own, in `rows` rows, kRows at a time: memory is read in order. Adds to
+// sums and squares those of x - center.
+template <Activation activation, int kRows, typename T, typename A>
+EXML_INLINE void forward_some_rows(const BNActForward<T>& p, int64_t begin, int64_t period, const A* scale,
+                                   const A* shift, const A* center, A* sums, A* squares) {
+  Vector<A> lanes;
+  for (int l = 0; l < kLanes<A>; ++l) lanes[l] = l;
+  along_row<A>(period, [&](int64_t lane, int fresh) __attribute__((always_inline)) {
+    const Vector<A> scales = load(scale + lane), shifts = load(shift + lane), centers = load(center + lane);
+    Vector<A> sum = {}, square = {};
 #pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-    scales[v] = load(scale + v * kWidth);
-    shifts[v] = load(shift + v * kWidth);
-    centers[v] = load(center + v * kWidth);
-  }
-  for (int64_t r = 0, i = 0; r < rows; ++r, i += stride) {
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const int64_t j = i + v * kWidth;
-      const Vector<A> x = load(p.x + j), d = x - centers[v];
-      sum[v] += d;
-      square[v] += d * d;
-      store(p.y + j, forward_vector<activation>(x, scales[v], shifts[v], ahead(p.residual, j), p.negative_slope));
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t i = begin + r * period + lane;
+      const Vector<A> x = load(p.x + i), d = x - centers;
+      sum += d;
+      square += d * d;
+      store(p.y + i, forward_vector<activation>(x, scales, shifts, ahead(p.residual, i), p.negative_slope));
     }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-    store(sums + v * kWidth, sum[v]);
-    store(squares + v * kWidth, square[v]);
-  }
+    if (fresh > 0) {
+      sum = lanes < A(fresh) ? Vector<A>{} : sum;
+      square = lanes < A(fresh) ? Vector<A>{} : square;
+    }
+    store(sums + lane, load(sums + lane) + sum);
+    store(squares + lane, load(squares + lane) + square);
+  });
+}
+
+// Whether to take four rows at a time, which share their constants. Of rows between a few cache lines and half a page,
+// four leave the prefetcher nothing in order: they took up to twice as long as one by one.
+template <typename T>
+bool by_fours(int64_t period) {
+  const int64_t bytes = period * int64_t(sizeof(T));
+  return bytes <= 320 || bytes >= 2048;
+}
+
+template <Activation activation, typename T, typename A>
+void forward_rows(BNActForward<T> p, int64_t rows, int64_t period, const A* scale, const A* shift, const A* center,
+                  A* sums, A* squares) {
+  int64_t r = 0;
+  for (; by_fours<T>(period) && r + 4 <= rows; r += 4)
+    forward_some_rows<activation, 4>(p, r * period, period, scale, shift, center, sums, squares);
+  for (; r < rows; ++r) forward_some_rows<activation, 1>(p, r * period, period, scale, shift, center, sums, squares);
 }
 
 // `size` values of one channel of grad_x = scale d + offset + slope (x - mean) and grad_residual = d.
@@ -137,22 +161,31 @@ void backward_run(BNActBackward<T> p, int64_t size, A scale, A shift, PixelGradi
   }
 }
 
-template <Activation activation, typename T, typename A>
-void backward_tile(BNActBackward<T> p, int64_t rows, int64_t stride, const A* scale, const A* shift,
-                   PixelGradient<const A*> moments) {
-  constexpr int kWidth = kLanes<A>;
-  for (int64_t r = 0, i = 0; r < rows; ++r, i += stride) {
+template <Activation activation, int kRows, typename T, typename A>
+EXML_INLINE void backward_some_rows(const BNActBackward<T>& p, int64_t begin, int64_t period, const A* scale,
+                                    const A* shift, PixelGradient<const A*> moments) {
+  along_row<A>(period, [&](int64_t lane, int) __attribute__((always_inline)) {
+    const Vector<A> scales = load(scale + lane), shifts = load(shift + lane), mean = load(moments.mean + lane),
+                    slope = load(moments.slope + lane), offset = load(moments.offset + lane);
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const int64_t lane = v * kWidth, j = i + lane;
-      const Vector<A> x = load(p.x + j), scales = load(scale + lane);
-      const Vector<A> d = backward_vector<activation>(load(p.grad + j), x, scales, load(shift + lane),
-                                                      ahead(p.residual, j), p.negative_slope);
-      if (p.grad_residual) store(p.grad_residual + j, d);
-      store(p.grad_x + j,
-            d * scales + ((x - load(moments.mean + lane)) * load(moments.slope + lane) + load(moments.offset + lane)));
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t i = begin + r * period + lane;
+      const Vector<A> x = load(p.x + i);
+      const Vector<A> d =
+          backward_vector<activation>(load(p.grad + i), x, scales, shifts, ahead(p.residual, i), p.negative_slope);
+      if (p.grad_residual) store(p.grad_residual + i, d);
+      store(p.grad_x + i, d * scales + ((x - mean) * slope + offset));
     }
-  }
+  });
+}
+
+template <Activation activation, typename T, typename A>
+void backward_rows(BNActBackward<T> p, int64_t rows, int64_t period, const A* scale, const A* shift,
+                   PixelGradient<const A*> moments) {
+  int64_t r = 0;
+  for (; by_fours<T>(period) && r + 4 <= rows; r += 4)
+    backward_some_rows<activation, 4>(p, r * period, period, scale, shift, moments);
+  for (; r < rows; ++r) backward_some_rows<activation, 1>(p, r * period, period, scale, shift, moments);
 }
 
 // The same with the activation chosen at run time.
@@ -163,9 +196,9 @@ Moments<double> forward_run(Activation activation, const BNActForward<T>& p, int
   return moments;
 }
 template <typename T, typename A>
-void forward_tile(Activation activation, const BNActForward<T>& p, int64_t rows, int64_t stride, const A* scale,
+void forward_rows(Activation activation, const BNActForward<T>& p, int64_t rows, int64_t period, const A* scale,
                   const A* shift, const A* center, A* sums, A* squares) {
-  with_activation(activation, [&](auto a) { forward_tile<a()>(p, rows, stride, scale, shift, center, sums, squares); });
+  with_activation(activation, [&](auto a) { forward_rows<a()>(p, rows, period, scale, shift, center, sums, squares); });
 }
 template <typename T, typename A>
 void backward_run(Activation activation, const BNActBackward<T>& p, int64_t size, A scale, A shift,
@@ -173,9 +206,9 @@ void backward_run(Activation activation, const BNActBackward<T>& p, int64_t size
   with_activation(activation, [&](auto a) { backward_run<a()>(p, size, scale, shift, moments); });
 }
 template <typename T, typename A>
-void backward_tile(Activation activation, const BNActBackward<T>& p, int64_t rows, int64_t stride, const A* scale,
+void backward_rows(Activation activation, const BNActBackward<T>& p, int64_t rows, int64_t period, const A* scale,
                    const A* shift, PixelGradient<const A*> moments) {
-  with_activation(activation, [&](auto a) { backward_tile<a()>(p, rows, stride, scale, shift, moments); });
+  with_activation(activation, [&](auto a) { backward_rows<a()>(p, rows, period, scale, shift, moments); });
 }
 
 }  // namespace exml::cpu::EXML_CAPABILITY

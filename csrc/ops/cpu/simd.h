@@ -7,6 +7,10 @@
 
 #include "math/bfloat16.h"
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+#endif
+
 #define EXML_INLINE static inline __attribute__((always_inline))
 
 namespace exml::cpu {
@@ -32,5 +36,9 @@ constexpr int kLanes = 64 / sizeof(A);
 
 typedef uint16_t HalfWords __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(64)));
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+inline const bool kRoundsToBFloat16 = __builtin_cpu_supports("avx512bf16");
+#endif
 
 }  // namespace exml::cpu

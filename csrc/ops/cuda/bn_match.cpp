@@ -11,7 +11,7 @@ using at::Tensor;
 
 namespace {
 
-cuda::Activation activation(const ChannelLayout& layout) {
+cuda::ChannelShape shape_of(const ChannelLayout& layout) {
   return {layout.batch, layout.channels, layout.plane, layout.channels_last};
 }
 
@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> bn_match_forward_cuda(const Tensor& x, const ChannelL
   const cuda::Context context(x);
   Tensor loss = context.empty({}, mean.scalar_type());
   Tensor coefficients = context.empty({3, layout.channels}, mean.scalar_type());
-  const auto shape = activation(layout);
+  const auto shape = shape_of(layout);
   const int multiprocessors = context.multiprocessors();
   cuda::dispatch_pixels(x, [&](auto* pixels) {
     using A = Accumulator<cuda::PixelOf<decltype(pixels)>>;
@@ -42,7 +42,7 @@ Tensor bn_match_backward_cuda(const Tensor& grad, const Tensor& x, const Channel
   cuda::dispatch_pixels(x, [&](auto* pixels) {
     using T = cuda::PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    cuda::bn_match_backward(grad.const_data_ptr<A>(), pixels, activation(layout), coefficients.const_data_ptr<A>(),
+    cuda::bn_match_backward(grad.const_data_ptr<A>(), pixels, shape_of(layout), coefficients.const_data_ptr<A>(),
                             context.multiprocessors(), static_cast<T*>(out.mutable_data_ptr()), context.stream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
