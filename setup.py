@@ -78,6 +78,7 @@ def extension():
     files = ["csrc/module.cpp", *sources("ops/*.cpp"), *sources("ops/autograd/*.cpp"), *sources("ops/cpu/*.cpp")]
     macros = [("EXML_VERSION", VERSION), ("EXML_GIT_COMMIT", git_commit()), ("EXML_TORCH_VERSION", torch.__version__)]
     cxx = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
+    cxx.append("-fno-math-errno")  # a std::sqrt that sets errno cannot be vectorised
     if sanitize := os.environ.get("EXML_SANITIZE"):  # e.g. "address,undefined"; see `make asan`
         cxx += [f"-fsanitize={sanitize}", "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-g1", "-O1"]
     link = ["-fopenmp"] + ([f"-fsanitize={sanitize}"] if sanitize else [])

@@ -71,6 +71,23 @@ def run(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[],
     print(case, row["times_faster"])
 
 
+def run_calls(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[], Any]], device: str) -> None:
+    """For ops that are not differentiated."""
+    timings = interleaved(contenders, device=device)
+    ours = timings["exml_fast"].median
+    row = {
+        **case,
+        "device": device,
+        "dtype": "float32",
+        "ms": as_row(timings),
+        "times_faster": {name: round(t.median / ours, 2) for name, t in timings.items() if name != "exml_fast"},
+    }
+    ROWS[device].append(row)
+    benchmark.extra_info.update(row)
+    benchmark.pedantic(contenders["exml_fast"], rounds=10, warmup_rounds=1)
+    print(case, row["times_faster"])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", [(64, 64, 32, 32), (4, 256, 56, 56), (256, 16, 28, 28)], ids=str)
@@ -181,16 +198,36 @@ def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
         "torch.distributions": lambda: torch.distributions.Dirichlet(betas[:, None] * similarity[labels]).sample(),
         "float64 in log space": lambda: reference.dirichlet_targets(similarity, labels, betas),
     }
-    timings = interleaved(contenders, device=device)
-    ours = timings["exml_fast"].median
-    row = {
-        "op": "dirichlet_targets",
-        "shape": [256, classes],
-        "device": device,
-        "dtype": "float32",
-        "ms": as_row(timings),
-        "times_faster": {name: round(t.median / ours, 2) for name, t in timings.items() if name != "exml_fast"},
+    run_calls(benchmark, {"op": "dirichlet_targets", "shape": [256, classes]}, contenders, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)], ids=str)
+def test_adam_clip(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
+    """Beside torch.optim.Adam, plain and fused, followed by the clamp."""
+    images = [torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format]) for _ in range(3)]
+    grad = torch.randn_like(images[0])
+    low, high = torch.full((shape[1],), -2.0, device=device), torch.full((shape[1],), 2.0, device=device)
+    m, v = torch.zeros_like(grad), torch.zeros_like(grad)
+    step, lr = torch.tensor(10, device=device), torch.tensor(0.05, device=device)
+
+    def optimiser(x: Tensor, fused: bool) -> Callable[[], Any]:
+        x.requires_grad_().grad = grad
+        adam = torch.optim.Adam([x], lr=0.05, fused=fused)
+        low_pixels, high_pixels = low.view(-1, 1, 1), high.view(-1, 1, 1)
+
+        def update() -> None:
+            adam.step()
+            with torch.no_grad():
+                torch.clamp(x, low_pixels, high_pixels, out=x)
+
+        return update
+
+    contenders: dict[str, Callable[[], Any]] = {
+        "exml_fast": lambda: ops.adam_clip_(images[0], grad, m, v, step, lr, low=low, high=high),
+        "torch.optim": optimiser(images[1], False),
+        "torch.optim fused": optimiser(images[2], True),
     }
-    ROWS[device].append(row)
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(contenders["exml_fast"], rounds=10, warmup_rounds=1)
+    case = {"op": "adam_clip_", "shape": list(shape), "memory_format": memory_format}
+    run_calls(benchmark, case, contenders, device)

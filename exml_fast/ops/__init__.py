@@ -5,17 +5,21 @@ Each is a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.comp
 """
 
 import exml_fast._native  # noqa: F401  registers the ops
+from exml_fast.ops.augmentation import jitter_flip
 from exml_fast.ops.losses import soft_cross_entropy
 from exml_fast.ops.normalization import frozen_bn_act
+from exml_fast.ops.optim import adam_clip_
 from exml_fast.ops.prior import image_prior
 from exml_fast.ops.statistics import bn_match, match_statistics
 from exml_fast.ops.targets import dirichlet_targets
 
 __all__ = [
+    "adam_clip_",
     "bn_match",
     "dirichlet_targets",
     "frozen_bn_act",
     "image_prior",
+    "jitter_flip",
     "match_statistics",
     "soft_cross_entropy",
 ]

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "adam_clip_",
     "bn_match",
     "channel_statistics",
     "dirichlet_targets",
     "frozen_bn_act",
     "image_prior",
+    "jitter_flip",
     "match_statistics",
     "soft_cross_entropy",
 ]
@@ -94,7 +96,29 @@ def match_statistics(
     """Weighted sum of the layers' distances (Yin 2020, Eq. 4)."""
     layers = zip(means, variances, target_means, target_variances, strict=True)
     distances = [statistics_distance(*layer, distance, moment) for layer in layers]
-    return sum(weight * d for weight, d in zip(weights or [1.0] * len(distances), distances, strict=True))
+    return torch.stack([w * d for w, d in zip(weights or [1.0] * len(distances), distances, strict=True)]).sum()
+
+
+def jitter_flip(
+    x: Tensor,
+    shift: Tensor,
+    flip: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+    border: str = "wrap",
+) -> Tensor:
+    """Each image of ``x`` shifted, then mirrored where ``flip`` says so (Yin 2020, B.1; Carta 2022, 4.1)."""
+    images = []
+    for image, (down, right), mirror in zip(x, shift.expand(len(x), 2).tolist(), flip.expand(len(x)), strict=True):
+        if border == "wrap":
+            image = torch.roll(image, (down, right), (1, 2))
+        else:
+            height, width = (max(-size, min(size, by)) for size, by in zip(image.shape[1:], (down, right), strict=True))
+            image = F.pad(image, (max(width, 0), max(-width, 0), max(height, 0), max(-height, 0)))
+            image = image[:, max(-height, 0) :, max(-width, 0) :][:, : x.shape[2], : x.shape[3]]
+        images.append(image.flip(2) if mirror else image)
+    memory_format = memory_format or torch.contiguous_format
+    return torch.stack(images).to(dtype or x.dtype).contiguous(memory_format=memory_format)
 
 
 def gaussian_window(kernel_size: int, sigma: float, like: Tensor) -> Tensor:
@@ -139,6 +163,35 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
     log_p = F.log_softmax(logits / temperature, dim=1)
     loss = -log_p.gather(1, target[:, None])[:, 0] if target.dtype == torch.int64 else -(target * log_p).sum(1)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def adam_clip_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor | float,
+    lr: Tensor | float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """One step of Adam on the active images of ``x`` and the clip of each channel to its range (Yin 2020, Eq. 16)."""
+    beta1, beta2 = betas
+    rows = slice(None) if active is None else active
+    g, m, v = grad[rows].to(x.dtype), exp_avg[rows], exp_avg_sq[rows]
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    new = x[rows] - lr * (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + eps)
+    per_channel = [1, -1] + [1] * (x.dim() - 2)
+    if low is not None:
+        new = torch.maximum(new, low.to(x.dtype).view(per_channel))
+    if high is not None:
+        new = torch.minimum(new, high.to(x.dtype).view(per_channel))
+    x[rows], exp_avg[rows], exp_avg_sq[rows] = new, m, v
+    return x
 
 
 def dirichlet_targets(

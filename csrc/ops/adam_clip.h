@@ -1,0 +1,26 @@
+// One step of Adam on the images and the clip to their range, in place (Yin 2020, Eq. 16).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "math/adam.h"
+#include "ops/channel_layout.h"
+
+namespace exml {
+
+// What the kernels read and write, all dense: x, exp_avg and exp_avg_sq (float32 or float64) in `layout`; grad in
+// x's dtype or bfloat16, in `layout` or (grad_transposed) in the other order. step: one int64 or float32; lr: one
+// value in x's dtype; low, high: (C,) in x's dtype, or undefined; active: bool (N,), or undefined.
+struct AdamClip {
+  at::Tensor x, grad, exp_avg, exp_avg_sq, step, lr, low, high, active;
+  ChannelLayout layout;
+  bool grad_transposed;
+  AdamRates rates;
+};
+
+void adam_clip_cpu(const AdamClip& arguments);
+void adam_clip_cuda(const AdamClip& arguments);
+
+}  // namespace exml

@@ -1,0 +1,34 @@
+#include "ops/adam_clip.h"
+
+#include "ops/cuda/adam_clip_kernel.h"
+#include "ops/cuda/context.h"
+
+namespace exml {
+namespace {
+
+template <typename T>
+const T* pointer_or_null(const at::Tensor& t) {
+  return t.defined() ? t.const_data_ptr<T>() : nullptr;
+}
+
+}  // namespace
+
+void adam_clip_cuda(const AdamClip& a) {
+  const cuda::Context context(a.x);
+  cuda::dispatch_pixels(a.grad, [&](auto* grad) {
+    using G = cuda::PixelOf<decltype(grad)>;
+    using T = Accumulator<G>;
+    const bool whole = a.step.scalar_type() == at::kLong;
+    cuda::adam_clip(cuda::AdamClipArguments<T, G>{a.x.mutable_data_ptr<T>(), a.exp_avg.mutable_data_ptr<T>(),
+                                                  a.exp_avg_sq.mutable_data_ptr<T>(), grad, a.layout.batch,
+                                                  a.layout.channels, a.layout.plane, a.layout.channels_last,
+                                                  a.grad_transposed, whole ? a.step.const_data_ptr<int64_t>() : nullptr,
+                                                  whole ? nullptr : a.step.const_data_ptr<float>(),
+                                                  a.lr.const_data_ptr<T>(), pointer_or_null<T>(a.low),
+                                                  pointer_or_null<T>(a.high), pointer_or_null<bool>(a.active), a.rates},
+                    context.stream());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace exml

@@ -1,0 +1,21 @@
+// Shift and mirror of images, with the cast to the network's dtype and memory format (Yin 2020, B.1).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace exml {
+
+// x: (N, C, H, W) of any strides. shift: int64, down and right, contiguous, (2,) or (N, 2). flip: bool, contiguous, ()
+// or (N,). out: (N, C, H, W), contiguous or channels_last, of any of the three dtypes.
+struct JitterFlip {
+  at::Tensor x, shift, flip, out;
+  bool wrap, adjoint;
+
+  int64_t shift_step() const { return shift.dim() == 2 ? 2 : 0; }
+  int64_t flip_step() const { return flip.dim() == 1 ? 1 : 0; }
+};
+
+void jitter_flip_cpu(const JitterFlip& arguments);
+void jitter_flip_cuda(const JitterFlip& arguments);
+
+}  // namespace exml
