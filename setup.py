@@ -76,7 +76,7 @@ def extension():
     toolkit = cuda_toolkit()
     cuda = wants_cuda(toolkit)
     files = ["csrc/module.cpp", *sources("ops/*.cpp"), *sources("ops/autograd/*.cpp"), *sources("ops/cpu/*.cpp")]
-    macros = [("EXML_VERSION", VERSION), ("EXML_GIT_COMMIT", git_commit()), ("EXML_TORCH_VERSION", torch.__version__)]
+    macros = [("EXML_VERSION", VERSION), ("EXML_TORCH_VERSION", torch.__version__)]
     cxx = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
     cxx.append("-fno-math-errno")  # a std::sqrt that sets errno cannot be vectorised
     if sanitize := os.environ.get("EXML_SANITIZE"):  # e.g. "address,undefined"; see `make asan`
@@ -104,13 +104,15 @@ def extension():
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Records which torch the extension was compiled for, so that importing under another one can say so."""
+    """Records for which torch and from which commit the extension was compiled, as importing under another asks."""
 
     def run(self) -> None:
         super().run()
         folder = ROOT / "exml_fast" if self.inplace else Path(self.build_lib) / "exml_fast"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "_built_for.py").write_text(f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\n')
+        (folder / "_built_for.py").write_text(
+            f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\nGIT_COMMIT = "{git_commit()}"\n'
+        )
 
 
 setup(version=VERSION, ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})

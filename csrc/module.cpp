@@ -21,8 +21,8 @@ pybind11::dict build_info() {
 #else
   const pybind11::object archs = pybind11::none();
 #endif
-  return pybind11::dict("version"_a = EXML_TEXT(EXML_VERSION), "git_commit"_a = EXML_TEXT(EXML_GIT_COMMIT),
-                        "torch"_a = EXML_TEXT(EXML_TORCH_VERSION), "cuda_archs"_a = archs, "compiler"_a = kCompiler,
+  return pybind11::dict("version"_a = EXML_TEXT(EXML_VERSION), "torch"_a = EXML_TEXT(EXML_TORCH_VERSION),
+                        "cuda_archs"_a = archs, "compiler"_a = kCompiler,
                         "cpu_capability"_a = exml::cpu::capability_name());
 }
 

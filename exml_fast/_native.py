@@ -32,4 +32,6 @@ def build_info() -> dict[str, str | None]:
         ``version``, ``git_commit``, ``torch`` (the one compiled against), ``cuda_archs`` (None without CUDA),
         ``compiler`` and ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels chosen on this machine).
     """
-    return dict(_extension.build_info())
+    from exml_fast._built_for import GIT_COMMIT
+
+    return {**_extension.build_info(), "git_commit": GIT_COMMIT}

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import pytest
 import torch
 
 from exml_fast.inversion.augmentation import Augmentation, Draws
-from exml_fast.inversion.convolution import OneChannelConvolutions, has_one_channel_convolution
 
 
 def draws(**given: torch.Tensor) -> Draws:
@@ -58,29 +56,3 @@ def test_augmentation_is_differentiable() -> None:
     found = augmentation.draw(3, (6, 6), torch.Generator().manual_seed(0))
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: augmentation(t, found, 1), x)
-
-
-@pytest.mark.parametrize("padding", [0, 2])
-@pytest.mark.parametrize("bias", [False, True])
-def test_one_channel_convolutions_have_the_same_gradient(padding: int, bias: bool) -> None:
-    conv = torch.nn.Conv2d(1, 5, 5, padding=padding, bias=bias).requires_grad_(False)
-    x = torch.randn(4, 1, 12, 11, requires_grad=True)
-    g = torch.randn_like(conv(x))
-    (expected,) = torch.autograd.grad(conv(x), x, g)
-    with OneChannelConvolutions():
-        y = conv(x)
-        assert "_Conv2d" in y.grad_fn.name()
-    (found,) = torch.autograd.grad(y, x, g)
-    assert torch.equal(y, conv(x)) and torch.allclose(found, expected, atol=1e-5)
-
-
-def test_other_convolutions_are_left_alone() -> None:
-    x1, x3 = torch.randn(2, 1, 8, 8, requires_grad=True), torch.randn(2, 3, 8, 8, requires_grad=True)
-    trained = torch.nn.Conv2d(1, 2, 3)
-    strided = torch.nn.Conv2d(1, 2, 3, stride=2).requires_grad_(False)
-    same = torch.nn.Conv2d(1, 2, 3, padding="same").requires_grad_(False)
-    wide = torch.nn.Conv2d(3, 2, 3).requires_grad_(False)
-    with OneChannelConvolutions():
-        outputs = [trained(x1), strided(x1), same(x1), wide(x3), strided.double()(x1.double())]
-    assert all("_Conv2d" not in y.grad_fn.name() for y in outputs)
-    assert has_one_channel_convolution(trained) and not has_one_channel_convolution(wide)

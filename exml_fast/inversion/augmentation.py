@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exml_fast import ops
+
 __all__ = ["Augmentation", "Draws"]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens at each of S steps; None where nothing does. ``shift`` and ``flip`` are on the CPU."""
+    """What happens at each of S steps; None where nothing does. On the images' device."""
 
     shift: Tensor | None
     """(S, 2) int64: pixels down, right."""
@@ -49,26 +51,26 @@ class Augmentation:
         """Independent draws for ``steps`` steps, images of ``size`` (H, W) on ``device``; a CPU generator."""
         shift = flip = affine = None
         if self.jitter:
-            shift = torch.randint(-self.jitter, self.jitter + 1, (steps, 2), generator=generator)
+            shift = torch.randint(-self.jitter, self.jitter + 1, (steps, 2), generator=generator).to(device)
         if self.flip:
-            flip = torch.rand(steps, generator=generator) < 0.5
+            flip = (torch.rand(steps, generator=generator) < 0.5).to(device)
         if self.rotate or self.crop != (1.0, 1.0):
             affine = self._affine(torch.rand(steps, 5, generator=generator), size).to(device)
         return Draws(shift, flip, affine)
 
-    def __call__(self, x: Tensor, draws: Draws, step: int) -> Tensor:
-        """``x`` (N, C, H, W) as the network sees it at ``step``; the same shape, differentiable."""
+    def __call__(self, x: Tensor, draws: Draws, step: int | Tensor) -> Tensor:
+        """``x`` (N, C, H, W) as the network sees it at ``step`` (a number, or int64 (1,)); differentiable."""
+        index = torch.full((1,), step, device=x.device) if isinstance(step, int) else step
         if draws.affine is not None:
-            grid = F.affine_grid(draws.affine[step : step + 1].to(x.dtype), [1, *x.shape[1:]], align_corners=False)
+            theta = draws.affine.index_select(0, index).to(x.dtype)
+            grid = F.affine_grid(theta, [1, *x.shape[1:]], align_corners=False)
             x = F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="zeros", align_corners=False)
-        if draws.shift is not None:
-            down, right = draws.shift[step].tolist()
-            if self.border == "zero":
-                x = F.pad(x, (right, -right, down, -down))
-            elif down or right:
-                x = torch.roll(x, (down, right), (2, 3))
-        if draws.flip is not None and bool(draws.flip[step]):
-            x = x.flip(3)
+        if draws.shift is not None or draws.flip is not None:
+            shift = index.new_zeros(2) if draws.shift is None else draws.shift.index_select(0, index)[0]
+            flip = index.new_zeros((), dtype=torch.bool)
+            if draws.flip is not None:
+                flip = draws.flip.index_select(0, index)[0]
+            x = ops.jitter_flip(x, shift, flip, border=self.border)
         return x
 
     def _affine(self, u: Tensor, size: tuple[int, int]) -> Tensor:

@@ -182,15 +182,19 @@ def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
         adjoints = ["convolution"] if dense and True in packs else ["library", "convolution"]
     elif fits and shape.depthwise:
         adjoints.append("zero_stuffed")
-    elif shape.groups == 1 and shape.stride[0] == shape.stride[1] and shape.dilation == (1, 1):
-        if shape.input[1] <= FEW_CHANNELS:
-            adjoints.append("subpixel")
+    elif shape.input[1] <= FEW_CHANNELS and _is_square(shape):
+        adjoints.append("subpixel")
     if dense and True in packs:
         packs = (True,)
     for packed, adjoint in itertools.zip_longest(packs, adjoints):
         first = packs[0] if packed is None else packed
         for adjoint_packed in packs if adjoint not in (None, "library") else (False,):
             yield Plan(first, adjoint or adjoints[0], adjoint_packed if adjoint else False)
+
+
+def _is_square(s: ConvShape) -> bool:
+    """Whether the adjoint can be a convolution by positions modulo the stride."""
+    return s.groups == 1 and s.stride[0] == s.stride[1] and s.dilation == (1, 1)
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -85,8 +85,14 @@ def replace_modules(model: nn.Module, _example: Tensor, tape: list[LayerStatisti
     for name, layer in layers:
         inner = _built_in(layer)
         frozen = FrozenBatchNorm(layer, name, tape, inner)
-        model.set_submodule(name, frozen if inner is not None else nn.Sequential(frozen, layer.act))
+        model.set_submodule(name, frozen if inner is not None else nn.Sequential(frozen, _act(layer)))
     return model, _line(Counter({"alone": len(layers)}))
+
+
+def _act(layer: nn.Module) -> nn.Module:
+    act = layer.act
+    assert isinstance(act, nn.Module)
+    return act
 
 
 def _freezable(module: nn.Module) -> bool:
@@ -134,7 +140,7 @@ def _rewrite(traced: fx.GraphModule, tape: list[LayerStatistics]) -> Counter[str
                 activation, last = after, next(iter(last.users))
         frozen = FrozenBatchNorm(layer, str(norm.target), tape, activation)
         name = f"frozen_{len(norms) - 1 - number}"
-        modules[name] = frozen if inner is not None else nn.Sequential(frozen, layer.act)
+        modules[name] = frozen if inner is not None else nn.Sequential(frozen, _act(layer))
         traced.add_submodule(name, modules[name])
         with graph.inserting_before(last):
             fused = graph.call_module(name, (_input(norm),) if residual is None else (_input(norm), residual))

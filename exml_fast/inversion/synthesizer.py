@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import require_running_statistics
+from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
 from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
@@ -33,7 +35,6 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 """``progress(stage, step, total, terms)``."""
 
 CHECKPOINT_SECONDS = 60.0
-ADAM_EPS = 1e-8
 
 
 @dataclass
@@ -48,7 +49,7 @@ class _State:
     rows: Tensor
     """(R,) int64, CPU: which of the run's images they are."""
     active: Tensor
-    """(R, 1, 1, 1) bool: not stopped yet."""
+    """(R,) bool: not stopped yet."""
     images: Tensor
     """(N, C, H, W), CPU: finished ones."""
     stopped_at: Tensor
@@ -129,7 +130,7 @@ class Synthesizer:
             raise ValueError(f"units must be {self.num_classes} distinct class ids, one a logit, got {self.units}")
         self.objective = Objective.of(self.recipe, bn=self.teacher.bn_calls > 0)
         self.compact = compact and not self.objective.couples
-        self._low, self._high = self._bounds()
+        self._bounds = self._clip_bounds()
 
     def run(
         self,
@@ -199,15 +200,16 @@ class Synthesizer:
         """All steps of all batches, with checkpoints at ``path``."""
         augmentation, generator = self.recipe.augmentation, _generator(seed, "augmentation")
         draws = augmentation.draw(self.recipe.steps, self.spec.size, generator, self.device)
-        rates = self.recipe.learning_rates().tolist()
-        saved, safe = time.monotonic(), None
+        saved, safe, stepper = time.monotonic(), None, None
         try:
             while state.batch < len(batches):
                 # A block changes tensors in place: what an interrupt leaves half done is not what is saved.
                 safe = state.snapshot() if path is not None else None
                 if state.step == 0 and len(state.rows) == 0:
                     self._start(state, batches[state.batch], seed)
-                values = self._advance(state, targets, wanted, draws, rates, len(batches))
+                if stepper is None or stepper.x is not state.x:
+                    stepper = self._stepper(state, targets, draws)
+                values = self._advance(state, stepper, wanted, len(batches))
                 if progress is not None:
                     done = state.batch * self.recipe.steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
@@ -221,53 +223,35 @@ class Synthesizer:
                 error.add_note(f"checkpoint written to {path}: the same call continues from there")
             raise
 
-    # One step and one block: the part that an engine replaces.
+    # One step and one block.
 
-    def _gradient(self, x: Tensor, targets: Tensor, draws: Draws, step: int) -> tuple[Tensor, Tensor]:
+    def _gradient(self, targets: Tensor, draws: Draws, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the objective at the images ``x`` (R, C, H, W), and the values of its terms (T + 1,)."""
         leaf = x.detach().requires_grad_()
-        inputs = self.recipe.augmentation(leaf, draws, step)
+        inputs = self.recipe.augmentation(leaf, draws, index)
         logits, layers = self.teacher(inputs)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
         total, values = self.objective(Step(leaf, inputs, logits, soft, layers))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
 
-    def _update(self, state: _State, gradient: Tensor, rate: float, frozen_rows: bool) -> None:
-        """One step of Adam and the clip, in place; stopped images stay."""
-        beta1, beta2 = self.recipe.adam_betas
-        step = state.step + 1
-        state.exp_avg.lerp_(gradient, 1 - beta1)
-        state.exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        divisor = state.exp_avg_sq.sqrt().div_(math.sqrt(1 - beta2**step)).add_(ADAM_EPS)
-        if frozen_rows:
-            divisor.masked_fill_(~state.active, math.inf)
-        state.x.addcdiv_(state.exp_avg, divisor, value=-rate / (1 - beta1**step))
-        if self._low is not None:
-            torch.clamp(state.x, self._low, self._high, out=state.x)
+    def _stepper(self, state: _State, targets: Tensor, draws: Draws) -> Stepper:
+        gradient = functools.partial(self._gradient, targets[state.rows.to(self.device)], draws)
+        active = None if self.recipe.stop_confidence is None else state.active
+        moments = (state.exp_avg, state.exp_avg_sq)
+        return Stepper(gradient, state.x, moments, active, self.recipe, self._bounds, state.step, self.block)
 
-    def _advance(
-        self, state: _State, targets: Tensor, wanted: Tensor, draws: Draws, rates: list[float], batches: int
-    ) -> Tensor:
+    def _advance(self, state: _State, stepper: Stepper, wanted: Tensor, batches: int) -> Tensor:
         """Up to ``block`` steps of the current batch; its end, if it comes to it. Values (T + 1,) of the last step."""
         begun = time.monotonic()
-        rows = state.rows.to(self.device)
-        mine = targets[rows]
-        frozen_rows = not bool(state.active.all())
         first, last = state.step, min(state.step + self.block, self.recipe.steps)
-        seen = []
-        while state.step < last:
-            gradient, values = self._gradient(state.x, mine, draws, state.step)
-            self._update(state, gradient, rates[state.step], frozen_rows)
-            seen.append(values)
-            state.step += 1
-        block = torch.stack(seen).to("cpu", torch.float64)
-        where = f"batch {state.batch + 1} of {batches}"
-        self._require_finite(block, state.x, first, where)
-        state.history[first:last] += block * len(rows)
-        state.counted[first:last] += len(rows)
+        block = stepper.run(last - first).to("cpu", torch.float64)
+        state.step = last
+        self._require_finite(block, state.x, first, f"batch {state.batch + 1} of {batches}")
+        state.history[first:last] += block * len(state.rows)
+        state.counted[first:last] += len(state.rows)
         if self.recipe.stop_confidence is not None:
-            self._stop_confident(state, wanted[rows])
+            self._stop_confident(state, wanted[state.rows.to(self.device)])
         if state.step == self.recipe.steps or not state.active.any():
             self._retire(state, torch.ones(len(state.rows), dtype=torch.bool))
             state.batch, state.step = state.batch + 1, 0
@@ -279,12 +263,14 @@ class Synthesizer:
         with torch.no_grad():
             logits, _ = self.teacher(state.x)
         probability = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
-        confident = (probability >= self.recipe.stop_confidence) & state.active[:, 0, 0, 0]
-        state.active &= ~confident[:, None, None, None]
-        chosen = confident.cpu()
-        state.stopped_at[state.rows[chosen]] = state.step
-        if self.compact and chosen.any():
-            self._retire(state, chosen)
+        confident = (probability >= self.recipe.stop_confidence) & state.active
+        state.active &= ~confident
+        state.stopped_at[state.rows[confident.cpu()]] = state.step
+        stopped = ~state.active.cpu()
+        # A batch of another size costs CUDA another capture.
+        enough = len(stopped) / 2 if self.device.type == "cuda" else 1
+        if self.compact and stopped.sum() >= enough:
+            self._retire(state, stopped)
 
     def _retire(self, state: _State, chosen: Tensor) -> None:
         """Take rows (R,) bool out of the loop and keep their images."""
@@ -302,7 +288,7 @@ class Synthesizer:
         none = torch.empty(0, *shape, device=self.device)
         return _State(
             0, 0, none, none, none, torch.empty(0, dtype=torch.int64),
-            torch.ones(0, 1, 1, 1, dtype=torch.bool, device=self.device), torch.zeros(count, *shape),
+            torch.ones(0, dtype=torch.bool, device=self.device), torch.zeros(count, *shape),
             torch.full((count,), self.recipe.steps), torch.zeros(self.recipe.steps, terms, dtype=torch.float64),
             torch.zeros(self.recipe.steps, dtype=torch.float64), 0.0,
         )  # fmt: skip
@@ -315,7 +301,7 @@ class Synthesizer:
         state.x = x.to(self.device, torch.float32).contiguous()
         state.exp_avg, state.exp_avg_sq = torch.zeros_like(state.x), torch.zeros_like(state.x)
         state.rows = rows.clone()
-        state.active = torch.ones(len(rows), 1, 1, 1, dtype=torch.bool, device=self.device)
+        state.active = torch.ones(len(rows), dtype=torch.bool, device=self.device)
 
     def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
         """(N, K) float32, drawn around the logit positions (N,)."""
@@ -328,13 +314,14 @@ class Synthesizer:
         within = among if self.recipe.dirichlet_over == "classes" else None
         return dirichlet_mixture(similarity, positions, self.recipe.betas, _generator(seed, "targets"), within)
 
-    def _bounds(self) -> tuple[Tensor | None, Tensor | None]:
-        clip = self.recipe.clip
+    def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
+        clip, channels = self.recipe.clip, self.spec.channels
         if clip is None:
             return None, None
         if clip == "valid":
-            return self.spec.bounds(self.device)
-        limit = torch.full((1, 1, 1), float(clip), device=self.device)
+            low, high = self.spec.bounds(self.device)
+            return low.flatten().expand(channels).contiguous(), high.flatten().expand(channels).contiguous()
+        limit = torch.full((channels,), float(clip), device=self.device)
         return -limit, limit
 
     def _require_finite(self, block: Tensor, x: Tensor, first: int, where: str) -> None:

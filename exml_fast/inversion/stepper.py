@@ -1,0 +1,93 @@
+"""The steps of one batch: gradient of the objective, Adam, clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from exml_fast import ops
+from exml_fast.inversion.recipes import Recipe
+
+__all__ = ["Stepper"]
+
+# Steps before one is captured: libraries choose algorithms and allocate workspaces in the first.
+WARM_UP = 3
+
+
+class Stepper:
+    """Takes steps on a batch of images, in place, and waits for no device.
+
+    All that changes from step to step (its number, the random draws, the learning rate, the terms' values) lies in
+    tensors, so that on CUDA one step is captured as a graph and replayed.
+
+    Args:
+        gradient: ``gradient(x, index)``: the gradient (R, C, H, W) at step ``index``, int64 (1,) on the device, and
+            the values of the terms (T,).
+        x, moments: images and Adam's first and second moments, (R, C, H, W) float32; written.
+        active: bool (R,): images that are False stay as they are; None: all take part.
+        recipe: steps, learning rates, betas.
+        bounds: lowest and highest values, (C,) each, or None twice.
+        first: the step to begin with, from 0.
+        block: most steps of one :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        x: Tensor,
+        moments: tuple[Tensor, Tensor],
+        active: Tensor | None,
+        recipe: Recipe,
+        bounds: tuple[Tensor | None, Tensor | None],
+        first: int,
+        block: int,
+    ) -> None:
+        self.x, self._moments, self._active = x, moments, active
+        self._gradient, self._betas, self._bounds = gradient, recipe.adam_betas, bounds
+        self._rates = recipe.learning_rates().to(x.device, torch.float32)
+        self._index = torch.full((1,), first, dtype=torch.int64, device=x.device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=x.device)
+        self._block, self._values = block, x.new_empty(0)
+        self._taken = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, count: int) -> Tensor:
+        """The next ``count`` steps; the values of the terms at each, (count, T), valid until the next call."""
+        self._slot.zero_()
+        for _ in range(count):
+            if self.x.device.type != "cuda":
+                self._step()
+            elif self._taken < WARM_UP:
+                self._step_aside()
+            else:
+                if self._graph is None:
+                    self._graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(self._graph):
+                        self._step()
+                self._graph.replay()
+            self._taken += 1
+        return self._values[:count]
+
+    def _step(self) -> None:
+        gradient, values = self._gradient(self.x, self._index)
+        if not len(self._values):
+            self._values = values.new_zeros(self._block, len(values))
+        rate = self._rates.index_select(0, self._index)[0]
+        number = (self._index + 1)[0]
+        ops.adam_clip_(
+            self.x, gradient, *self._moments, number, rate, self._betas, low=self._bounds[0], high=self._bounds[1],
+            active=self._active,
+        )  # fmt: skip
+        self._values.index_copy_(0, self._slot, values[None])
+        self._index += 1
+        self._slot += 1
+
+    def _step_aside(self) -> None:
+        """On a stream of its own, as a capture asks of what runs before it."""
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            self._step()
+        main.wait_stream(side)
