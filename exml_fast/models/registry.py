@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5
 
 __all__ = ["create", "final_linear"]
 
-OWN: dict[str, type[nn.Module]] = {"lenet5": LeNet5}
+OWN: dict[str, type[nn.Module]] = {"cifar_resnet": CifarResNet, "lenet5": LeNet5}
 # Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
 
@@ -22,7 +23,7 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        architecture: "lenet5", "torchvision/<name>" (classification models) or "timm/<name>".
+        architecture: "lenet5", "cifar_resnet", "torchvision/<name>" (classification models) or "timm/<name>".
         arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
             the library read or download weights.
 
