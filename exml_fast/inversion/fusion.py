@@ -123,7 +123,7 @@ def _rewrite(traced: fx.GraphModule, tape: list[LayerStatistics]) -> Counter[str
     graph, modules = traced.graph, dict(traced.named_modules())
     counts: Counter[str] = Counter()
     for node in list(graph.nodes):
-        if node.op == "call_module" and _is_identity(modules[node.target]):
+        if _is_identity(node, modules):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
@@ -221,6 +221,8 @@ MODULES: dict[str, str] = {
 }  # fmt: skip
 DROPOUTS = ("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath", "StochasticDepth")
 
+DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+
 
 def _known(module: nn.Module) -> str:
     """Name of a class of torch, torchvision or timm; "" for others, which may do anything under the same name."""
@@ -228,8 +230,11 @@ def _known(module: nn.Module) -> str:
     return kind.__name__ if kind.__module__.split(".")[0] in ("torch", "torchvision", "timm") else ""
 
 
-def _is_identity(module: nn.Module) -> bool:
-    return _known(module) in DROPOUTS
+def _is_identity(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """In evaluation mode."""
+    if node.op == "call_module":
+        return _known(modules[str(node.target)]) in DROPOUTS
+    return node.op == "call_function" and node.target in DROPOUT_FUNCTIONS and node.kwargs.get("training") is False
 
 
 def _activation_of(module: nn.Module) -> Activation | None:

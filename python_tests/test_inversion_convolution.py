@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from exml_fast.inversion import convolution
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
+
+PLANS = [
+    Plan(),
+    *(
+        Plan(a, how, b)
+        for how in ("convolution", "zero_stuffed", "subpixel")
+        for a, b in ((False, False), (True, True))
+    ),
+]
+
+
+def shape_of(conv: nn.Conv2d, size: tuple[int, ...], channels_last: bool = True) -> ConvShape:
+    return ConvShape(
+        size, tuple(conv.weight.shape), conv.stride, conv.padding, conv.dilation, conv.groups, channels_last
+    )
+
+
+def applies(plan: Plan, shape: ConvShape) -> bool:
+    if plan.packed and not shape.channels_last:
+        return False
+    if plan.adjoint == "convolution":
+        return shape.stride == (1, 1) and min(shape.flipped_padding) >= 0
+    if plan.adjoint == "zero_stuffed":
+        return min(shape.flipped_padding) >= 0
+    return plan.adjoint == "library" or (shape.groups == 1 and len({*shape.stride}) == 1 and shape.dilation == (1, 1))
+
+
+@given(data=st.data())
+def test_every_plan_gives_the_same_values_and_gradients(data: st.DataObject) -> None:
+    draw = data.draw
+    groups = draw(st.sampled_from([1, 2, 4]))
+    inputs, outputs = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    dilation = draw(st.sampled_from([1, 1, 2]))
+    stride = draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (2, 1)]))
+    padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()))
+    conv.requires_grad_(False)
+    size = (2, inputs, draw(st.integers(9, 14)), draw(st.integers(9, 14)))
+    channels_last = draw(st.booleans())
+    shape = shape_of(conv, size, channels_last)
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(size).contiguous(memory_format=form).requires_grad_()
+    y = conv(x)
+    g = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, g)
+    for plan in PLANS:
+        if not applies(plan, shape):
+            continue
+        out = FrozenConv2d(conv, torch.float32, shape, plan)(x)
+        (grad,) = torch.autograd.grad(out, x, g)
+        torch.testing.assert_close(out, y, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", PLANS[1:], ids=str)
+def test_it_saves_no_activation_and_works_for_other_batches(plan: Plan) -> None:
+    stride = 1 if plan.adjoint == "convolution" else 2
+    conv = nn.Conv2d(3, 8, 3, stride, 1, bias=False).requires_grad_(False)
+    layer = FrozenConv2d(conv, torch.float32, shape_of(conv, (4, 3, 12, 12)), plan)
+    for size in ((4, 3, 12, 12), (1, 3, 12, 12), (2, 3, 15, 9)):
+        saved: list[torch.Tensor] = []
+        x = torch.randn(size, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t) or t, lambda t: t):
+            y = layer(x)
+        assert not any(t.shape == x.shape for t in saved)
+        (grad,) = torch.autograd.grad(y.square().sum(), x)
+        (expected,) = torch.autograd.grad(conv(x).square().sum(), x)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_and_float64() -> None:
+    conv = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False).requires_grad_(False)
+    shape, x = shape_of(conv, (2, 8, 9, 9)), torch.randn(2, 8, 9, 9, requires_grad=True)
+    for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float64, 1e-6)):
+        y = FrozenConv2d(conv, dtype, shape, Plan(False, "zero_stuffed"))(x)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        (expected,) = torch.autograd.grad(conv(x).sum(), x)
+        assert y.dtype == dtype and grad.dtype == torch.float32
+        torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_second_derivatives_raise() -> None:
+    conv = nn.Conv2d(3, 4, 3).requires_grad_(False)
+    x = torch.randn(1, 3, 6, 6, requires_grad=True)
+    y = FrozenConv2d(conv, torch.float32, shape_of(conv, (1, 3, 6, 6)), Plan())(x)
+    weight = torch.randn_like(y).requires_grad_()
+    (grad,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="frozen_conv2d: second derivatives"):
+        grad.sum().backward()
+
+
+def test_errors_name_the_argument() -> None:
+    op = torch.ops.exml._frozen_conv2d
+    x, weight = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    rest = ([1, 1], [0, 0], [1, 1], 1)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with C = 3"):
+        op(torch.randn(1, 2, 6, 6), weight, None, *rest)
+    with pytest.raises(ValueError, match="weight must have x's dtype"):
+        op(x.double(), weight, None, *rest)
+    with pytest.raises(ValueError, match="weight is taken as a constant"):
+        op(x, weight.requires_grad_(), None, *rest)
+    with pytest.raises(ValueError, match="adjoint must be 'library'"):
+        y = op(x.requires_grad_(), weight.detach(), None, *rest, None, None, "other")
+        y.sum().backward()
+
+
+def test_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ConvShape((8, 3, 17, 17), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1), 1, True)
+    first = fastest_plan(shape, torch.float32)
+    assert first[1] > 0
+    monkeypatch.setattr(convolution, "_measure", lambda *_: pytest.fail("measured again"))
+    assert fastest_plan(shape, torch.float32) == first
+    assert FrozenConv2d.takes(nn.Conv2d(3, 4, 3)) and not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding="same"))
+    assert not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding_mode="reflect", padding=1))

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exml_fast import InputSpec, Synthesizer, recipes
+from exml_fast.inversion.convolution import FrozenConv2d
+from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher
+from exml_fast.models import CifarResNet, LeNet5
+
+SPEC = InputSpec(3, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+ACTIVATIONS = {
+    "relu": nn.ReLU(inplace=True), "relu6": nn.ReLU6(), "silu": nn.SiLU(inplace=True), "hardswish": nn.Hardswish(),
+    "leaky_relu": nn.LeakyReLU(0.2), "gelu": nn.GELU(), "gelu_tanh": nn.GELU(approximate="tanh"), "tanh": nn.Tanh(),
+}  # fmt: skip
+
+
+def head(channels: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)]
+
+
+class Residual(nn.Module):
+    """Two BatchNorms that are added, then a plain residual."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.add = add
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(3, 8, 1, 2, bias=False), nn.BatchNorm2d(8)
+        self.conv3, self.bn3 = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8, affine=False)
+        self.head = nn.Sequential(*head(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.add(self.bn1(self.conv1(x)), self.bn2(self.conv2(x))))
+        return self.head(self.add(x, F.dropout(self.bn3(self.conv3(x)), 0.5, self.training)).relu_())
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Sequential(*head(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(torch.tanh(self.bn(self.conv(x)))))
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Sequential(*head(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(y if float(y.detach().sum()) > -1e9 else -y)
+
+
+class Volume(nn.Module):
+    """BatchNorm3d and BatchNorm1d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4)
+        self.flat, self.last = nn.BatchNorm1d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn(self.conv(x.unsqueeze(1))))
+        return self.last(self.flat(y.mean((2, 3, 4))))
+
+
+def with_norm(norm: nn.Module, *after: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm, *after, nn.Conv2d(8, 8, 3, groups=8), *head(8))
+
+
+def timm_norm() -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    return with_norm(layers.BatchNormAct2d(8, act_layer=nn.SiLU))
+
+
+def frozen_norm() -> nn.Module:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    return with_norm(FrozenBatchNorm2d(8), nn.ReLU())
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    **{name: (lambda act=act: with_norm(nn.BatchNorm2d(8), copy.deepcopy(act)), f"1 with {name}")
+       for name, act in ACTIVATIONS.items()},
+    "residual by operator": (lambda: Residual(lambda a, b: a + b), "2 with residual and relu"),
+    "residual in place": (lambda: Residual(lambda a, b: a.add_(b)), "2 with residual and relu"),
+    "residual by torch.add": (lambda: Residual(torch.add), "2 with residual and relu"),
+    "a layer that runs twice": (Twice, "1 with tanh"),
+    "not traceable": (Untraceable, "1 alone"),
+    "SyncBatchNorm": (lambda: with_norm(nn.SyncBatchNorm(8), nn.ReLU()), "1 with relu"),
+    "BatchNorm1d and 3d": (Volume, "1 with relu"),
+    "timm's BatchNormAct2d": (timm_norm, "1 with silu"),
+    "torchvision's FrozenBatchNorm2d": (frozen_norm, "1 with relu"),
+    "no BatchNorm": (lambda: with_norm(nn.GroupNorm(2, 8), nn.ReLU()), "0 BatchNorm calls"),
+    "LeNet": (lambda: nn.Sequential(nn.Upsample(32), nn.Conv2d(3, 1, 1), LeNet5(5, batch_norm=True)), "2 with tanh"),
+    "ResNet": (lambda: CifarResNet(8), "3 with residual and relu"),
+}  # fmt: skip
+
+
+def network(name: str) -> tuple[nn.Module, str]:
+    make, line = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make()
+    for module in model.modules():
+        if isinstance(getattr(module, "running_var", None), Tensor):
+            module.running_var.uniform_(0.5, 2)
+            module.running_mean.normal_()
+            if isinstance(getattr(module, "weight", None), Tensor):
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_()
+    return model, line
+
+
+def observed(teacher: FrozenTeacher | EagerTeacher, images: Tensor) -> list[Tensor]:
+    """Logits, statistics, and the images' gradient of a function of both."""
+    x = images.clone().requires_grad_()
+    logits, layers = teacher(x)
+    loss = logits.square().sum()
+    for layer in layers:
+        loss = loss + (layer.mean - layer.target_mean).norm() + (layer.var - layer.target_var).norm()
+    (gradient,) = torch.autograd.grad(loss, x)
+    return [logits, *(t for layer in layers for t in layer[1:]), gradient]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_computes_what_the_network_computes(name: str) -> None:
+    model, line = network(name)
+    images = torch.randn(4, *SPEC.shape)
+    teacher, eager = FrozenTeacher(model, SPEC, precision="float32"), EagerTeacher(model, SPEC)
+    assert line in teacher.summary() and teacher.bn_calls == eager.bn_calls
+    assert teacher.num_classes == eager.num_classes == eager(images)[0].shape[1]
+    found, expected = observed(teacher, images), observed(eager, images)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual in place", "timm's BatchNormAct2d", "not traceable"])
+def test_float64_and_bfloat16(name: str) -> None:
+    model, _ = network(name)
+    images = torch.randn(4, *SPEC.shape)
+    half = observed(FrozenTeacher(model, SPEC, precision="bfloat16"), images)
+    single = observed(FrozenTeacher(model, SPEC, precision="float32"), images)
+    double = observed(FrozenTeacher(model.double(), SPEC), images.double())
+    assert half[0].dtype == torch.float32 and double[0].dtype == torch.float64
+    for a, b, c in zip(half[:-1], single[:-1], double[:-1], strict=True):
+        torch.testing.assert_close(b.double(), c.double(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    model, _ = network("residual by operator")
+    model.train()
+    model.conv1.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    kinds = [type(module) for module in model.modules()]
+    teacher = FrozenTeacher(model, SPEC)
+    x = torch.randn(2, *SPEC.shape, requires_grad=True)
+    teacher(x)[0].sum().backward()
+    assert all(module.training for module in model.modules())
+    assert [p.requires_grad for p in model.parameters()].count(False) == 1
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [type(module) for module in model.modules()] == kinds
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with torch.no_grad():
+        model.conv2.weight.zero_()
+    assert not torch.equal(teacher(x)[0], FrozenTeacher(model, SPEC)(x)[0])
+
+
+def test_statistics_of_images() -> None:
+    model, _ = network("residual by operator")
+    images = torch.randn(6, *SPEC.shape)
+    _, layers = FrozenTeacher(model, SPEC, precision="float32", statistics=images)(images)
+    for layer in layers:
+        torch.testing.assert_close(layer.target_mean, layer.mean.detach())
+        torch.testing.assert_close(layer.target_var, layer.var.detach())
+    with pytest.raises(ValueError, match="statistics must be 'running' or images"):
+        FrozenTeacher(model, SPEC, statistics="batch")
+
+
+def test_a_layer_without_running_statistics_stays_as_it_is() -> None:
+    model = with_norm(nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU())
+    teacher, images = FrozenTeacher(model, SPEC, precision="float32"), torch.randn(4, *SPEC.shape)
+    assert teacher.bn_calls == 0
+    torch.testing.assert_close(teacher(images)[0], model.eval()(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="without running statistics"):
+        Synthesizer(model, SPEC, "deep_inversion")
+
+
+def test_plans_of_another_teacher_give_the_same_bits() -> None:
+    model, _ = network("ResNet")
+    first = FrozenTeacher(model, SPEC)
+    second = FrozenTeacher(model, SPEC, plans=first.plans)
+    images = torch.randn(4, *SPEC.shape)
+    assert second.plans == first.plans and len(first.plans) == 7
+    assert all(torch.equal(a, b) for a, b in zip(observed(first, images), observed(second, images), strict=True))
+
+
+def test_precision() -> None:
+    model, _ = network("ResNet")
+    with pytest.raises(ValueError, match="precision must be one of"):
+        FrozenTeacher(model, SPEC, precision="float16")
+    for precision in ("float32", "bfloat16"):
+        teacher = FrozenTeacher(model, SPEC, precision=precision)
+        convolutions = [m for m in teacher.model.modules() if isinstance(m, FrozenConv2d)]
+        assert teacher.precision == precision and {m.dtype for m in convolutions} == {getattr(torch, precision)}
+        assert f"7 convolutions, 7 in {precision}" in teacher.summary()
+    assert FrozenTeacher(model, SPEC, precision="auto").precision in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["ResNet", "LeNet", "not traceable"])
+def test_engine_and_reference_take_the_same_way(name: str) -> None:
+    model, _ = network(name)
+    recipe = recipes.get("deep_inversion").replace(steps=20, flip=True, batch_size=8)
+    labels = torch.arange(5).repeat(2)
+    eager = Synthesizer(model, SPEC, recipe, engine=False).run(labels)
+    engine = Synthesizer(model, SPEC, recipe, precision="float32").run(labels)
+    half = Synthesizer(model, SPEC, recipe, precision="bfloat16").run(labels)
+    torch.testing.assert_close(engine.history["loss"], eager.history["loss"], rtol=1e-4, atol=1e-4)
+    # Adam divides by the gradient's size: where it is all but zero, rounding decides its sign.
+    assert float((engine.images - eager.images).abs().mean()) < 2e-3
+    assert abs(float(half.history["loss"][-1] / eager.history["loss"][-1]) - 1) < 0.02
