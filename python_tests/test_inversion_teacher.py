@@ -92,7 +92,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     **{name: (lambda act=act: with_norm(nn.BatchNorm2d(8), copy.deepcopy(act)), f"1 with {name}")
        for name, act in ACTIVATIONS.items()},
     "residual by operator": (lambda: Residual(lambda a, b: a + b), "2 with residual and relu"),
-    "residual in place": (lambda: Residual(lambda a, b: a.add_(b)), "2 with residual and relu"),
+    "residual in place": (lambda: Residual(lambda a, b: b.add_(a)), "2 with residual and relu"),
     "residual by torch.add": (lambda: Residual(torch.add), "2 with residual and relu"),
     "a layer that runs twice": (Twice, "1 with tanh"),
     "not traceable": (Untraceable, "1 alone"),
