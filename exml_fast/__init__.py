@@ -20,7 +20,7 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import InputSpec
-from exml_fast.inversion import BNStatistics, Recipe, Result, Synthesizer, invert, recipes
+from exml_fast.inversion import BNStatistics, FrozenTeacher, Recipe, Result, Synthesizer, invert, recipes
 
 __version__ = str(build_info()["version"])
 
@@ -32,6 +32,7 @@ __all__ = [
     "ExModelDistillation",
     "Expert",
     "ExpertStream",
+    "FrozenTeacher",
     "ImageBuffer",
     "InputSpec",
     "ModelInversion",

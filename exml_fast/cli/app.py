@@ -21,8 +21,8 @@ from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import Expert, ExpertStream, confusion_matrix
 from exml_fast.data import load
+from exml_fast.inversion import PRECISIONS, recipes
 from exml_fast.inversion import invert as invert_model
-from exml_fast.inversion import recipes
 from exml_fast.storage import atomic_path, save_json
 
 __all__ = ["app"]
@@ -145,6 +145,7 @@ def invert(
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
+    precision: Annotated[str, typer.Option(help="Of the network inside: auto, float32 or bfloat16.")] = "auto",
     png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -159,9 +160,12 @@ def invert(
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
         overrides = parse_pairs("--set", override)
         overrides |= _given(steps=steps, lr=lr, batch_size=batch_size)
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
         given: dict[str, Any] = {
             "model": model, "weights": weights, "recipe": recipe, "classes": classes, "per_class": per_class,
-            "overrides": overrides, "png": png, "seed": seed, "device": _device(device), "threads": threads,
+            "overrides": overrides, "precision": precision, "png": png, "seed": seed,
+            "device": _device(device), "threads": threads,
         }  # fmt: skip
         if not resume:
             # Whatever is wrong with the options shows before an earlier run in the folder is touched.
@@ -175,7 +179,8 @@ def invert(
         with Reporter() as report:
             result = invert_model(
                 teacher.model, ids, run["per_class"], name, teacher.spec, run["seed"], run["device"],
-                units=teacher.units, progress=report, checkpoint=out / "inversion.pt", **run["overrides"],
+                run["precision"], units=teacher.units, progress=report, checkpoint=out / "inversion.pt",
+                **run["overrides"],
             )  # fmt: skip
         result.save(out)
         result.save_grid(out / "grid.png", columns=len(result) // run["per_class"] if len(result) <= 400 else None)

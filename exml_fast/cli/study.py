@@ -233,7 +233,7 @@ class Study:
                 "reduced": self._reduced(kind),
                 "seconds": round(statistics.mean(sum(part["seconds"].values()) for part in parts), 3),
                 "peak_mb": round(max(part["peak_mb"] for part in parts), 1),
-                "note": parts[0].get("note", ""),
+                "note": parts[0].get("note", "") + (f"; {self._shorter()}" if self._reduced(kind) else ""),
             }
             if kind == "strategy":
                 row["after_each_expert"] = _mean_columns([part["after"] for part in parts])
@@ -333,6 +333,15 @@ class Study:
             return DataImpression(self.settings.recipe(name))
         assert self._auxiliary is not None
         return AuxiliaryData(self._auxiliary.train.images, self._auxiliary.name)
+
+    def _shorter(self) -> str:
+        """What a reduced run took, beside the paper's settings for MNIST."""
+        steps = [self.settings.recipe(s).steps for s in self.settings.strategies if s in RECIPES]
+        return (
+            f"{self.config.iterations} of {PAPER_ITERATIONS} distillation steps an expert, "
+            f"{self.config.buffer_size} of {PAPER_BUFFER} images kept"
+            + (f", {min(steps)} of {PAPER_STEPS} inversion steps" if steps else "")
+        )
 
     def _reduced(self, kind: str) -> bool:
         """Whether a row's run was shorter than the paper's for MNIST."""

@@ -6,5 +6,17 @@ from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import BNStatistics
 from exml_fast.inversion.synthesizer import Progress, Synthesizer, invert
 from exml_fast.inversion.targets import class_similarity
+from exml_fast.inversion.teacher import PRECISIONS, FrozenTeacher
 
-__all__ = ["BNStatistics", "Progress", "Recipe", "Result", "Synthesizer", "class_similarity", "invert", "recipes"]
+__all__ = [
+    "PRECISIONS",
+    "BNStatistics",
+    "FrozenTeacher",
+    "Progress",
+    "Recipe",
+    "Result",
+    "Synthesizer",
+    "class_similarity",
+    "invert",
+    "recipes",
+]

@@ -423,6 +423,7 @@ def invert(
     spec: Any = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    precision: str = "auto",
     units: Sequence[int] | None = None,
     progress: Progress | None = None,
     checkpoint: PathLike | None = None,
@@ -439,6 +440,7 @@ def invert(
             model when None.
         seed: the same seed gives the same images.
         device: where to run; where the model is when None.
+        precision: of the network inside, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint: a file that lets an interrupted run continue (:meth:`Synthesizer.run`).
@@ -455,7 +457,7 @@ def invert(
         units = getattr(model, "units", None) if units is None else units
         classes = getattr(model, "classes", None) if classes is None else classes
         model = model.model
-    synthesizer = Synthesizer(model, source, chosen, units=units, device=device)
+    synthesizer = Synthesizer(model, source, chosen, units=units, device=device, precision=precision)
     ids = list(synthesizer.units if classes is None else classes)
     if not ids:
         raise ValueError("classes must hold at least one class id")
