@@ -1,9 +1,9 @@
 """Convolutions of a frozen network: constant weights in the layout the library likes best, and no saved activation.
 
-oneDNN reorders plain weights at each call, and its input gradients of some layers take many times as long as the
-forward pass (strided depthwise in bfloat16 90 times, a 7×7 stem of stride 2 five times). With constant weights both can
-be avoided: weights are packed once, and the gradient may be computed as another convolution (:class:`Plan`). Which
-way is the fastest is measured once for each layer shape.
+oneDNN reorders plain weights at each call, and its input gradients of some layers (strided depthwise in bfloat16, a
+stem of stride 2) take many times as long as the forward pass. With constant weights both can be avoided: weights are
+packed once, and the gradient may be computed as another convolution (:class:`Plan`). Which way is the fastest is
+measured once for each layer shape.
 """
 
 from __future__ import annotations
