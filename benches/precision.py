@@ -64,7 +64,9 @@ def main() -> None:
         rows.append(row)
         print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     path = args.json or Path(__file__).parent / "results" / f"precision-{torch.device(args.device).type}.json"
-    save_json(path, {**provenance(args.device), "recipe": recipe.to_dict(), "rows": rows})
+    command = f"python benches/precision.py --weights FOLDER --steps {args.steps} --per-class {args.per_class}"
+    origin = provenance(args.device, f"{command} --seeds {args.seeds} --device {args.device}")
+    save_json(path, {**origin, "recipe": recipe.to_dict(), "rows": rows})
     print(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 settings.register_profile("default", deadline=None, max_examples=int(os.environ.get("EXML_EXAMPLES", "25")))
 settings.load_profile("default")
+
+# Of this run, and of the commands that its tests start: nothing is left in the user's home.
+os.environ["EXML_FAST_CACHE"] = tempfile.mkdtemp(prefix="exml_fast-")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

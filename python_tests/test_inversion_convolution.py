@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -115,11 +117,24 @@ def test_errors_name_the_argument() -> None:
         y.sum().backward()
 
 
-def test_plans_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(convolution, "_measured", {})
     shape = ConvShape((8, 3, 17, 17), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1), 1, True)
     first = fastest_plan(shape, torch.float32)
     assert first[1] > 0
+    measure = convolution._measure
     monkeypatch.setattr(convolution, "_measure", lambda *_: pytest.fail("measured again"))
     assert fastest_plan(shape, torch.float32) == first
+    monkeypatch.setattr(convolution, "_measured", {})  # as in another process
+    assert fastest_plan(shape, torch.float32) == first
+    monkeypatch.setattr(convolution, "_measure", measure)
+    for broken in ("{", "[]", '{"a": 1}'):
+        (tmp_path / "cache" / "convolutions.json").write_text(broken)
+        monkeypatch.setattr(convolution, "_measured", {})
+        assert fastest_plan(shape, torch.float32)[1] > 0
+
+
+def test_what_it_takes() -> None:
     assert FrozenConv2d.takes(nn.Conv2d(3, 4, 3)) and not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding="same"))
     assert not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding_mode="reflect", padding=1))

@@ -266,7 +266,7 @@ def learn(
             study = Study(settings, out, reporter)
             rows = study.run()
         origin = provenance(settings.device)
-        save_json(out / "results.json", {**origin, "settings": asdict(settings), "rows": rows})
+        save_json(out / "results.json", {**origin, "settings": settings.published(), "rows": rows})
         page = None
         if report:
             page = write_page(
@@ -369,7 +369,7 @@ def demo(
             beside.run()
         rows = study.rows() + joint_rows(beside)
         origin = provenance(settings.device)
-        save_json(out / "results.json", {**origin, "settings": asdict(settings), "rows": rows})
+        save_json(out / "results.json", {**origin, "settings": settings.published(), "rows": rows})
         page = write_page(
             out / "report" / "index.html", study, beside, f"Learning without data: {study.data.name}",
             _summary(study) + " The settings are the demo's: few steps, so that it ends in minutes.", origin,

@@ -113,6 +113,10 @@ class Settings:
         """The recipe of an inverting strategy."""
         return recipes.get(f"{RECIPES[strategy]}/{self.variant}").replace(**self.inversion)
 
+    def published(self) -> dict[str, Any]:
+        """For the file of results: without where files lie on this machine, which decides nothing."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_root", "experts")}
+
     def check(self) -> None:
         """ValueError for what can be seen to be wrong before anything is computed."""
         if self.scenario not in SCENARIOS:

@@ -8,14 +8,21 @@ measured once for each layer shape.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from exml_fast.storage import load_json, save_json
 
 __all__ = ["ConvShape", "FrozenConv2d", "Plan", "fastest_plan"]
 
@@ -117,19 +124,42 @@ class FrozenConv2d(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.dtype}, {self.plan}"
 
 
-_measured: dict[tuple[ConvShape, torch.dtype, int], tuple[Plan, float]] = {}
+_measured: dict[str, tuple[Plan, float]] = {}
 
 
 def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     """The fastest plan on this CPU for a layer, and the seconds an image that it took, forward and adjoint.
 
-    Measured at the first call for a shape, dtype and number of threads, from cache after it.
+    Measured at the first call for a shape, dtype and number of threads on this machine and remembered in
+    ``convolutions.json`` of the folder $EXML_FAST_CACHE (~/.cache/exml_fast), so that later runs compute the same bits.
     """
     small = ConvShape((min(shape.input[0], MEASURED_BATCH), *shape.input[1:]), *_rest(shape))
-    key = (small, dtype, torch.get_num_threads())
+    machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    key = f"{machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
+    if key not in _measured:
+        _measured.update(_remembered())
     if key not in _measured:
         _measured[key] = _measure(small, dtype)
+        _remember(key)
     return _measured[key]
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("EXML_FAST_CACHE", "~/.cache/exml_fast")).expanduser() / "convolutions.json"
+
+
+def _remembered() -> dict[str, tuple[Plan, float]]:
+    try:
+        return {key: (Plan(*plan), seconds) for key, (plan, seconds) in load_json(_cache_file()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measuring helps
+        return {}
+
+
+def _remember(key: str) -> None:
+    entries = {**_remembered(), key: _measured[key]}
+    with contextlib.suppress(OSError):  # a machine where nothing can be written measures each time
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        save_json(_cache_file(), {key: [dataclasses.astuple(plan), time] for key, (plan, time) in entries.items()})
 
 
 def _rest(
