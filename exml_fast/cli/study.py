@@ -339,13 +339,14 @@ class Study:
         return AuxiliaryData(self._auxiliary.train.images, self._auxiliary.name)
 
     def _shorter(self) -> str:
-        """What a reduced run took, beside the paper's settings for MNIST."""
+        """Where a reduced run fell short of the paper's settings for MNIST."""
         steps = [self.settings.recipe(s).steps for s in self.settings.strategies if s in RECIPES]
-        return (
-            f"{self.config.iterations} of {PAPER_ITERATIONS} distillation steps an expert, "
-            f"{self.config.buffer_size} of {PAPER_BUFFER} images kept"
-            + (f", {min(steps)} of {PAPER_STEPS} inversion steps" if steps else "")
-        )
+        taken = {
+            "distillation steps": (self.config.iterations, PAPER_ITERATIONS),
+            "images": (self.config.buffer_size, PAPER_BUFFER),
+            "inversion steps": (min(steps, default=PAPER_STEPS), PAPER_STEPS),
+        }
+        return ", ".join(f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper)
 
     def _reduced(self, kind: str) -> bool:
         """Whether a row's run was shorter than the paper's for MNIST."""
