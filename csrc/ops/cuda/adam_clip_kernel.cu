@@ -10,7 +10,7 @@ constexpr int kPacks = 4;
 
 // Blocks (u, s) share the values of unit u: a plane of contiguous images, or a whole image in channels_last.
 template <typename T, typename G, int kWidth>
-__global__ void __launch_bounds__(kThreads) adam_clip_kernel(const __grid_constant__ AdamClipArguments<T, G> a) {
+__global__ void __launch_bounds__(kThreads, 2) adam_clip_kernel(const __grid_constant__ AdamClipArguments<T, G> a) {
   const unsigned channels = static_cast<unsigned>(a.channels), plane = static_cast<unsigned>(a.plane);
   const unsigned size = a.channels_last ? channels * plane : plane;
   const int64_t n = a.channels_last ? blockIdx.x : blockIdx.x / channels;

@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Of channels_last x.
 template <int kWidth, typename Visit>
-__global__ void __launch_bounds__(kThreads) row_kernel(int64_t rows, int64_t channels, RowTile tile, Visit visit) {
+__global__ void __launch_bounds__(kThreads, 2) row_kernel(int64_t rows, int64_t channels, RowTile tile, Visit visit) {
   const int lane = threadIdx.x & (tile.lanes - 1), step = kThreads / tile.lanes;
   const int64_t c = (int64_t(blockIdx.x) * tile.lanes + lane) * kWidth, begin = blockIdx.y * tile.chunk;
   const int64_t end = begin + tile.chunk < rows ? begin + tile.chunk : rows;
