@@ -6,6 +6,9 @@ BIN         := $(VENV)/bin
 BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
+# CUDA code is compiled for the GPUs of this machine, or for one architecture where there is none.
+GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
+export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
 .PHONY: demo test bench bench-inversion gpu lint asan host-tests cuda-compile cuda-resources clean
 
