@@ -234,6 +234,8 @@ def interrupted(arguments: list[str], when: Path) -> subprocess.CompletedProcess
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # A shell starts its background jobs, and so tests run as one, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for _ in range(1200):
         if when.exists() or process.poll() is not None:

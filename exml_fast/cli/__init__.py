@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -16,5 +17,14 @@ def main() -> None:
         sys.stderr.write(f'exml-fast needs {error.name}: pip install "exml_fast[cli,report]"\n')
         raise SystemExit(2) from None
     from exml_fast.cli.app import app
+    from exml_fast.cli.guard import INTERRUPTED
 
-    app(prog_name="exml-fast")
+    try:
+        app(prog_name="exml-fast")
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        # A Ctrl-C that hit code compiled at run time makes Python end by the signal instead of with this code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
