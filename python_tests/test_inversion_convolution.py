@@ -16,8 +16,9 @@ PLANS = [
     *(
         Plan(a, how, b)
         for how in ("convolution", "zero_stuffed", "subpixel")
-        for a, b in ((False, False), (True, True))
+        for a, b in ((False, "plain"), (True, "packed"))
     ),
+    *(Plan(False, how, "windows") for how in ("convolution", "subpixel")),
 ]
 
 
@@ -29,6 +30,8 @@ def shape_of(conv: nn.Conv2d, size: tuple[int, ...], channels_last: bool = True)
 
 def applies(plan: Plan, shape: ConvShape) -> bool:
     if plan.packed and not shape.channels_last:
+        return False
+    if plan.adjoint_weights == "windows" and not (shape.groups == 1 and shape.dilation == (1, 1)):
         return False
     if plan.adjoint == "convolution":
         return shape.stride == (1, 1) and min(shape.flipped_padding) >= 0

@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/window_conv2d.h"
 
 namespace exml {
 
@@ -58,6 +59,14 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
 }
 
+// Stride 1, with weights that were prepared for the adjoint, in whichever layout.
+Tensor convolve_prepared(const Tensor& g, const Tensor& prepared, int64_t kernel_width, IntArrayRef padding,
+                         IntArrayRef dilation, int64_t groups) {
+  if (prepared.dim() == 3)
+    return window_conv2d_cpu(g.contiguous(at::MemoryFormat::ChannelsLast), prepared, kernel_width, padding);
+  return convolve(g, prepared, std::nullopt, {1, 1}, padding, dilation, groups);
+}
+
 // The gradient with zeros between its values, so that a convolution of stride 1 finishes the work.
 Tensor with_zeros_between(const Tensor& grad, IntArrayRef stride, int64_t height, int64_t width) {
   Tensor wide = at::empty({grad.size(0), grad.size(1), height, width},
@@ -85,7 +94,7 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
   if (how == Adjoint::subpixel) {
     // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
     const int64_t s = stride[0], taps = (std::max(height, width) + s - 1) / s;
-    const Tensor phases = convolve(g, *prepared, std::nullopt, {1, 1}, {taps - 1, taps - 1}, {1, 1}, 1);
+    const Tensor phases = convolve_prepared(g, *prepared, taps, {taps - 1, taps - 1}, {1, 1}, 1);
     const Tensor padded = at::pixel_shuffle(phases, s);
     const int64_t top = padding[0], left = padding[1];
     // Pixels that no output reaches lie beyond the shuffled image.
@@ -95,7 +104,7 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
     return whole.slice(2, top, top + sizes[2]).slice(3, left, left + sizes[3]).contiguous(format);
   }
   const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
-  if (how == Adjoint::convolution) return convolve(g, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);
+  if (how == Adjoint::convolution) return convolve_prepared(g, *prepared, width, flipped, dilation, groups);
   const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
                                          sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
   return convolve(wide, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import platform
 import time
@@ -31,6 +30,10 @@ MEASURED_BATCH = 2
 REPEATS = 3
 FEW_CHANNELS = 4
 CLEAR_GAIN = 0.9
+# Output channels up to which our own convolution may beat the library's, and a vector of it in bytes.
+FEW_OUTPUTS, VECTOR = 16, 64
+# Of the choices below: plans that were measured among others are forgotten.
+CHOICES = 2
 
 Key = TypeVar("Key")
 
@@ -69,12 +72,13 @@ class Plan:
             with the flipped, transposed weights; "zero_stuffed": the same on a gradient with zeros between its values;
             "subpixel": stride² convolutions, one for each position modulo the stride, as the channels of one, then a
             pixel shuffle.
-        adjoint_packed: the adjoint's weights are in oneDNN's layout.
+        adjoint_weights: of "convolution", "zero_stuffed" and "subpixel": "plain", "packed" in oneDNN's layout, or
+            "windows", for our own convolution to few channels (csrc/ops/window_conv2d.h).
     """
 
     packed: bool = False
     adjoint: str = "library"
-    adjoint_packed: bool = False
+    adjoint_weights: str = "plain"
 
 
 class FrozenConv2d(nn.Module):
@@ -135,7 +139,7 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     """
     small = ConvShape((min(shape.input[0], MEASURED_BATCH), *shape.input[1:]), *_rest(shape))
     machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    key = f"{machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
+    key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
     if key not in _measured:
         _measured.update(_remembered())
     if key not in _measured:
@@ -176,20 +180,20 @@ def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_()
     forward: dict[bool, float] = {}
-    adjoint: dict[tuple[str, bool], float] = {}
+    adjoint: dict[tuple[str, str], float] = {}
     for plan in _candidates(shape, dtype):
         layer = FrozenConv2d(conv, dtype, shape, plan)
         if plan.packed not in forward:
             forward[plan.packed] = _seconds(lambda: layer(x))  # noqa: B023  called here
-        if (plan.adjoint, plan.adjoint_packed) not in adjoint:
+        if (plan.adjoint, plan.adjoint_weights) not in adjoint:
             y = layer(x)
             g = torch.zeros_like(y)
-            adjoint[plan.adjoint, plan.adjoint_packed] = _seconds(
+            adjoint[plan.adjoint, plan.adjoint_weights] = _seconds(
                 lambda: torch.autograd.grad(y, x, g, retain_graph=True)  # noqa: B023
             )
     packed = _best(forward)
-    how, adjoint_packed = _best(adjoint)
-    return Plan(packed, how, adjoint_packed), (forward[packed] + adjoint[how, adjoint_packed]) / shape.input[0]
+    how, weights = _best(adjoint)
+    return Plan(packed, how, weights), (forward[packed] + adjoint[how, weights]) / shape.input[0]
 
 
 def _best(seconds: dict[Key, float]) -> Key:
@@ -216,10 +220,17 @@ def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
         adjoints.append("subpixel")
     if dense and True in packs:
         packs = (True,)
-    for packed, adjoint in itertools.zip_longest(packs, adjoints):
-        first = packs[0] if packed is None else packed
-        for adjoint_packed in packs if adjoint not in (None, "library") else (False,):
-            yield Plan(first, adjoint or adjoints[0], adjoint_packed if adjoint else False)
+    ways = [(how, weights) for how in adjoints for weights in _weights_of(how, shape, packs)]
+    for number in range(max(len(packs), len(ways))):
+        yield Plan(packs[number % len(packs)], *ways[min(number, len(ways) - 1)])
+
+
+def _weights_of(adjoint: str, shape: ConvShape, packs: tuple[bool, ...]) -> list[str]:
+    if adjoint == "library":
+        return ["plain"]
+    few = shape.input[1] * (shape.stride[0] ** 2 if adjoint == "subpixel" else 1) <= FEW_OUTPUTS
+    own = few and adjoint != "zero_stuffed" and shape.groups == 1 and shape.dilation == (1, 1) and shape.channels_last
+    return [*("packed" if pack else "plain" for pack in packs), *(["windows"] if own else [])]
 
 
 def _is_square(s: ConvShape) -> bool:
@@ -260,7 +271,17 @@ def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
         seen = (count, weight.shape[0], *out)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     prepared = prepared.contiguous(memory_format=format_)
-    return _packed(prepared, padding, (1, 1), dilation, shape, seen, groups) if plan.adjoint_packed else prepared
+    if plan.adjoint_weights == "windows":
+        return _windows(prepared)
+    packed = plan.adjoint_weights == "packed"
+    return _packed(prepared, padding, (1, 1), dilation, shape, seen, groups) if packed else prepared
+
+
+def _windows(weight: Tensor) -> Tensor:
+    """(K, C, h, w) to (K, h, S): the values of a row of taps as channels_last images have them, zeros to a vector."""
+    weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    rows = weight.permute(0, 2, 3, 1).flatten(2)
+    return nn.functional.pad(rows, (0, -rows.shape[2] % (VECTOR // rows.element_size()))).contiguous()
 
 
 def _taps(shape: ConvShape) -> int:

@@ -62,9 +62,12 @@ EXML_INLINE Vector<A> splat(A x) {
 
 template <typename A>
 EXML_INLINE A sum(Vector<A> v) {
-  A total = 0;
-  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
-  return total;
+  A lanes[kLanes<A>];
+  memcpy(lanes, &v, sizeof v);
+#pragma GCC unroll 4
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
 }
 
 // A partial vector: lanes from `count` on hold `fill`.
