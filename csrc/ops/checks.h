@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
+
 namespace exml {
 
 inline void check_pixels(const char* op, const char* name, const at::Tensor& x) {
@@ -21,6 +23,11 @@ inline void check_device(const char* op, const char* name, const at::Tensor& t, 
 
 inline void check_no_grad(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK_VALUE(!t.requires_grad(), op, ": ", name, " is taken as a constant and must not require grad; detach it");
+}
+
+inline void check_temperature(const char* op, double temperature) {
+  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature), op,
+                    ": temperature must be positive and finite, got ", temperature);
 }
 
 // The dtype of sums and losses over pixels of x.

@@ -6,13 +6,6 @@
 
 namespace exml {
 
-Reduction reduction_from(std::string_view name) {
-  if (name == "none") return Reduction::none;
-  if (name == "mean") return Reduction::mean;
-  if (name == "sum") return Reduction::sum;
-  TORCH_CHECK_VALUE(false, "soft_cross_entropy: reduction must be 'none', 'mean' or 'sum', got '", name, "'");
-}
-
 namespace {
 
 using at::Tensor;
@@ -33,8 +26,7 @@ void check(const Tensor& logits, const Tensor& target, double temperature) {
                       target.sizes());
   }
   check_device("soft_cross_entropy", "target", target, "logits", logits);
-  TORCH_CHECK_VALUE(temperature > 0 && std::isfinite(temperature),
-                    "soft_cross_entropy: temperature must be positive and finite, got ", temperature);
+  check_temperature("soft_cross_entropy", temperature);
 }
 
 // Indices as they are, probabilities in the accumulator's dtype.
@@ -46,14 +38,15 @@ template <typename Forward>
 std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& logits, const Tensor& target,
                                            double temperature, std::string_view reduction) {
   check(logits, target, temperature);
-  return forward(logits.contiguous(), prepared(target, logits), temperature, reduction_from(reduction));
+  return forward(logits.contiguous(), prepared(target, logits), temperature,
+                 reduction_from("soft_cross_entropy", reduction));
 }
 
 template <typename Backward>
 Tensor checked_backward(Backward backward, const Tensor& grad, const Tensor& logits, const Tensor& target,
                         const Tensor& lse, double temperature, std::string_view reduction) {
   return backward(grad.contiguous(), logits.contiguous(), prepared(target, logits), lse, temperature,
-                  reduction_from(reduction));
+                  reduction_from("soft_cross_entropy", reduction));
 }
 
 std::tuple<Tensor, Tensor> forward_cpu(const Tensor& logits, const Tensor& target, double temperature,

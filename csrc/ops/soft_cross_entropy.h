@@ -3,14 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <string_view>
 #include <tuple>
 
+#include "ops/reduction.h"
+
 namespace exml {
-
-enum class Reduction { none, mean, sum };
-
-Reduction reduction_from(std::string_view name);
 
 // logits (N, K) contiguous; target (N,) int64, or (N, K) contiguous in the accumulator's dtype. Returns the loss, (N,)
 // or a scalar, and the log-sum-exp of logits / temperature (N,), both in the accumulator's dtype.

@@ -6,26 +6,21 @@
 #include <vector>
 
 #include "ops/cpu/dispatch.h"
+#include "ops/cpu/rows.h"
 #include "ops/soft_cross_entropy.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/soft_cross_entropy_simd.h"
 #include "ops/cpu/for_each_capability.h"
 
 namespace exml {
-namespace {
-
 using at::Tensor;
-
-int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 8192 / classes); }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, const Tensor& target,
                                                           double temperature, Reduction reduction) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const bool soft = target.is_floating_point();
   const auto options = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-  Tensor lse = at::empty({rows}, options), losses = at::empty({rows}, options), loss = losses;
+  Tensor lse = at::empty({rows}, options), losses = at::empty({rows}, options), loss;
   dispatch_pixels(logits, [&](auto* z) {
     using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(z)>>>;
     const A scale = static_cast<A>(1 / temperature);
@@ -45,12 +40,7 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, 
         }
       }
     });
-    if (reduction != Reduction::none) {
-      double total = 0;
-      for (int64_t n = 0; n < rows; ++n) total += row_losses[n];
-      loss = at::empty({}, options);
-      *loss.data_ptr<A>() = static_cast<A>(reduction == Reduction::mean ? total / rows : total);
-    }
+    loss = reduced_rows<A>(losses, reduction);
   });
   return {loss, lse};
 }
@@ -64,7 +54,7 @@ Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits,
     using T = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
     using A = Accumulator<T>;
     const A scale = static_cast<A>(1 / temperature);
-    const A share = static_cast<A>(reduction == Reduction::mean ? 1 / (temperature * rows) : 1 / temperature);
+    const A share = static_cast<A>(row_share(reduction, rows) / temperature);
     const A *pulls = grad.const_data_ptr<A>(), *row_lses = lse.const_data_ptr<A>();
     T* result = static_cast<T*>(out.mutable_data_ptr());
     at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {

@@ -1,30 +1,11 @@
 // Inner loops of soft_cross_entropy, compiled once for each instruction set by for_each_capability.h.
-namespace exml::cpu::EXML_CAPABILITY {
+#include "ops/cpu/softmax_simd.h"
 
-// Calls f(first class, lanes in use, vector of logits / temperature) along a row; lanes beyond the row hold -infinity.
-template <typename T, typename F>
-EXML_INLINE void along_row(const T* logits, int64_t classes, Accumulator<T> scale, F f) {
-  using A = Accumulator<T>;
-  constexpr int kWidth = kLanes<A>;
-  int64_t k = 0;
-  for (; k + kWidth <= classes; k += kWidth) f(k, kWidth, load(logits + k) * scale);
-  if (k < classes) f(k, static_cast<int>(classes - k), load_first<A>(logits + k, classes - k, A(-INFINITY)) * scale);
-}
+namespace exml::cpu::EXML_CAPABILITY {
 
 template <typename A>
 EXML_INLINE Vector<A> load_target(const A* target, int64_t k, int lanes) {
   return lanes == kLanes<A> ? load(target + k) : load_first<A>(target + k, lanes, A(0));
-}
-
-template <typename T>
-Accumulator<T> row_lse(const T* logits, int64_t classes, Accumulator<T> scale) {
-  using A = Accumulator<T>;
-  Vector<A> largest = splat(A(-INFINITY)), total = {};
-  along_row(logits, classes, scale, [&](int64_t, int, Vector<A> z) { largest = z > largest ? z : largest; });
-  A top = largest[0];
-  for (int i = 1; i < kLanes<A>; ++i) top = largest[i] > top ? largest[i] : top;
-  along_row(logits, classes, scale, [&](int64_t, int, Vector<A> z) { total += exp_nonpositive(z - top); });
-  return top + std::log(sum<A>(total));
 }
 
 // -sum_k target_k log p_k with soft targets.

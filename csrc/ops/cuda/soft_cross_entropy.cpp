@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty_like.h>
 
-#include "ops/cuda/context.h"
+#include "ops/cuda/rows.h"
 #include "ops/cuda/soft_cross_entropy_kernel.h"
 
 namespace exml {
@@ -31,13 +31,7 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cuda(const Tensor& logits,
     lse = context.empty({rows}, dtype);
     cuda::soft_cross_entropy_forward(z, target_of<A>(target), rows, classes, static_cast<A>(1 / temperature),
                                      losses.mutable_data_ptr<A>(), lse.mutable_data_ptr<A>(), context.stream());
-    loss = losses;
-    if (reduction == Reduction::none) return;
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    loss = context.empty({}, dtype);
-    const double factor = reduction == Reduction::mean ? 1 / static_cast<double>(rows) : 1;
-    cuda::soft_cross_entropy_reduce(losses.const_data_ptr<A>(), rows, factor, loss.mutable_data_ptr<A>(),
-                                    context.stream());
+    loss = cuda::reduced_rows<A>(context, losses, reduction);
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, lse};
@@ -51,10 +45,9 @@ Tensor soft_cross_entropy_backward_cuda(const Tensor& grad, const Tensor& logits
   cuda::dispatch_pixels(logits, [&](auto* z) {
     using T = cuda::PixelOf<decltype(z)>;
     using A = Accumulator<T>;
-    const double shares = reduction == Reduction::mean ? static_cast<double>(rows) : 1;
     cuda::soft_cross_entropy_backward(grad.const_data_ptr<A>(), reduction == Reduction::none, z, target_of<A>(target),
                                       lse.const_data_ptr<A>(), rows, classes, static_cast<A>(1 / temperature),
-                                      static_cast<A>(1 / (temperature * shares)),
+                                      static_cast<A>(row_share(reduction, rows) / temperature),
                                       static_cast<T*>(out.mutable_data_ptr()), context.stream());
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -1,18 +1,10 @@
-#include "ops/cuda/reduce.h"
 #include "ops/cuda/soft_cross_entropy_kernel.h"
+#include "ops/cuda/softmax.h"
 
 namespace exml::cuda {
 namespace {
 
-constexpr int kThreads = 256, kReduceThreads = 512;
-// Rows of more classes get a block each, shorter ones a warp.
-constexpr int64_t kWarpClasses = 1024;
-
-// The row that this group of threads handles; the last block may have groups without one.
-template <int kGroup>
-__device__ __forceinline__ int64_t this_row() {
-  return int64_t(blockIdx.x) * (kThreads / kGroup) + threadIdx.x / kGroup;
-}
+constexpr int kThreads = kRowThreads;
 
 template <typename T, int kGroup>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -24,14 +16,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 count = n < rows ? classes : 0;  // a group without a row keeps the others company
   const int lane = threadIdx.x % kGroup;
   const T* row = logits + n * classes;
-  A top = -INFINITY;
-#pragma unroll 4
-  for (int64_t k = lane; k < count; k += kGroup) top = Largest{}(top, widen(row[k]) * scale);
-  top = group_reduce<kGroup>(top, Largest{}, shared);
-  A total = 0;
-#pragma unroll 4
-  for (int64_t k = lane; k < count; k += kGroup) total += std::exp(widen(row[k]) * scale - top);
-  const A lse = top + std::log(group_reduce<kGroup>(total, Sum{}, shared));
+  const A lse = row_lse<kGroup>(row, count, scale, shared);
   A loss = 0;
   if (target.probabilities) {
     const A* probabilities = target.probabilities + n * classes;
@@ -46,17 +31,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   losses[n] = loss;
   lses[n] = lse;
-}
-
-template <typename A>
-__global__ void __launch_bounds__(kReduceThreads)
-    total_kernel(const A* __restrict__ losses, int64_t rows, double factor, A* __restrict__ total) {
-  __shared__ double shared[kReduceThreads / 32];
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t n = threadIdx.x; n < rows; n += kReduceThreads) sum += double(losses[n]);
-  sum = block_reduce<kReduceThreads / 32>(sum, Sum{}, shared);
-  if (threadIdx.x == 0) *total = static_cast<A>(sum * factor);
 }
 
 // out = pull * (mass * softmax - target), mass being the sum of the target's probabilities.
@@ -90,11 +64,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <int kGroup>
-unsigned blocks_for(int64_t rows) {
-  return static_cast<unsigned>(divide_up(rows, kThreads / kGroup));
-}
-
 }  // namespace
 
 template <typename T>
@@ -102,16 +71,11 @@ void soft_cross_entropy_forward(const T* logits, const Target<Accumulator<T>>& t
                                 Accumulator<T> scale, Accumulator<T>* losses, Accumulator<T>* lse,
                                 cudaStream_t stream) {
   if (classes <= kWarpClasses)
-    launch(losses_kernel<T, 32>, blocks_for<32>(rows), kThreads, stream, logits, target, rows, classes, scale, losses,
+    launch(losses_kernel<T, 32>, row_blocks<32>(rows), kThreads, stream, logits, target, rows, classes, scale, losses,
            lse);
   else
-    launch(losses_kernel<T, kThreads>, blocks_for<kThreads>(rows), kThreads, stream, logits, target, rows, classes,
+    launch(losses_kernel<T, kThreads>, row_blocks<kThreads>(rows), kThreads, stream, logits, target, rows, classes,
            scale, losses, lse);
-}
-
-template <typename A>
-void soft_cross_entropy_reduce(const A* losses, int64_t rows, double factor, A* total, cudaStream_t stream) {
-  launch(total_kernel<A>, 1, kReduceThreads, stream, losses, rows, factor, total);
 }
 
 template <typename T>
@@ -120,10 +84,10 @@ void soft_cross_entropy_backward(const Accumulator<T>* grad, bool grad_per_row, 
                                  int64_t classes, Accumulator<T> scale, Accumulator<T> factor, T* out,
                                  cudaStream_t stream) {
   if (classes <= kWarpClasses)
-    launch(logits_gradient_kernel<T, 32>, blocks_for<32>(rows), kThreads, stream, grad, grad_per_row, logits, target,
+    launch(logits_gradient_kernel<T, 32>, row_blocks<32>(rows), kThreads, stream, grad, grad_per_row, logits, target,
            lse, rows, classes, scale, factor, out);
   else
-    launch(logits_gradient_kernel<T, kThreads>, blocks_for<kThreads>(rows), kThreads, stream, grad, grad_per_row,
+    launch(logits_gradient_kernel<T, kThreads>, row_blocks<kThreads>(rows), kThreads, stream, grad, grad_per_row,
            logits, target, lse, rows, classes, scale, factor, out);
 }
 
@@ -137,7 +101,5 @@ EXML_INSTANTIATE(float)
 EXML_INSTANTIATE(double)
 EXML_INSTANTIATE(BFloat16)
 #undef EXML_INSTANTIATE
-template void soft_cross_entropy_reduce(const float*, int64_t, double, float*, cudaStream_t);
-template void soft_cross_entropy_reduce(const double*, int64_t, double, double*, cudaStream_t);
 
 }  // namespace exml::cuda

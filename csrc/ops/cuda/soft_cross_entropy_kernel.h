@@ -18,10 +18,6 @@ template <typename T>
 void soft_cross_entropy_forward(const T* logits, const Target<Accumulator<T>>& target, int64_t rows, int64_t classes,
                                 Accumulator<T> scale, Accumulator<T>* losses, Accumulator<T>* lse, cudaStream_t stream);
 
-// total = factor * sum of the losses, in a fixed order.
-template <typename A>
-void soft_cross_entropy_reduce(const A* losses, int64_t rows, double factor, A* total, cudaStream_t stream);
-
 // out = factor * grad * d loss / d (logits * scale). grad: one value, or one a row where grad_per_row.
 template <typename T>
 void soft_cross_entropy_backward(const Accumulator<T>* grad, bool grad_per_row, const T* logits,

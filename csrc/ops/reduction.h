@@ -1,0 +1,24 @@
+// From a loss for each row to the result.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <string_view>
+
+namespace exml {
+
+enum class Reduction { none, mean, sum };
+
+inline Reduction reduction_from(const char* op, std::string_view name) {
+  if (name == "none") return Reduction::none;
+  if (name == "mean") return Reduction::mean;
+  if (name == "sum") return Reduction::sum;
+  TORCH_CHECK_VALUE(false, op, ": reduction must be 'none', 'mean' or 'sum', got '", name, "'");
+}
+
+// The factor with which a row's loss enters the result.
+inline double row_share(Reduction reduction, int64_t rows) {
+  return reduction == Reduction::mean ? 1 / static_cast<double>(rows) : 1;
+}
+
+}  // namespace exml
