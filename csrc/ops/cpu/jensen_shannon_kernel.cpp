@@ -1,0 +1,73 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "math/jensen_shannon.h"
+#include "ops/checks.h"
+#include "ops/cpu/dispatch.h"
+#include "ops/cpu/rows.h"
+#include "ops/jensen_shannon.h"
+
+#define EXML_SIMD_SOURCE "ops/cpu/jensen_shannon_simd.h"
+#include "ops/cpu/for_each_capability.h"
+
+namespace exml {
+using at::Tensor;
+
+std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cpu(const Tensor& teacher_logits,
+                                                              const Tensor& student_logits, double temperature,
+                                                              Reduction reduction) {
+  const int64_t rows = teacher_logits.size(0), classes = teacher_logits.size(1);
+  const auto options = teacher_logits.options().dtype(accumulator_dtype(teacher_logits));
+  Tensor losses = at::empty({rows}, options), teacher_lse = at::empty({rows}, options),
+         student_lse = at::empty({rows}, options), loss;
+  dispatch_pixels(teacher_logits, [&](auto* teacher) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(teacher)>>;
+    using A = Accumulator<T>;
+    const T* student = static_cast<const T*>(student_logits.const_data_ptr());
+    const A scale = static_cast<A>(1 / temperature);
+    A *row_losses = losses.mutable_data_ptr<A>(), *teacher_lses = teacher_lse.mutable_data_ptr<A>(),
+      *student_lses = student_lse.mutable_data_ptr<A>();
+    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const T *p = teacher + n * classes, *q = student + n * classes;
+        const A p_lse = EXML_CPU_CALL(row_lse, p, classes, scale), q_lse = EXML_CPU_CALL(row_lse, q, classes, scale);
+        const A js = EXML_CPU_CALL(row_divergence, p, q, classes, scale, p_lse, q_lse);
+        row_losses[n] = A(1) - js;
+        // A row whose divergence is NaN shall have no plausible gradient either.
+        teacher_lses[n] = js == js ? p_lse : js;
+        student_lses[n] = js == js ? q_lse : js;
+      }
+    });
+    loss = reduced_rows<A>(losses, reduction);
+  });
+  return {loss, teacher_lse, student_lse};
+}
+
+Tensor jensen_shannon_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& other_logits,
+                                   const Tensor& lse, const Tensor& other_lse, double temperature,
+                                   Reduction reduction) {
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  Tensor out = at::empty_like(logits);
+  dispatch_pixels(logits, [&](auto* p) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(p)>>;
+    using A = Accumulator<T>;
+    const T* q = static_cast<const T*>(other_logits.const_data_ptr());
+    const A scale = static_cast<A>(1 / temperature);
+    const A share = static_cast<A>(row_share(reduction, rows) / temperature);
+    const A *pulls = grad.const_data_ptr<A>(), *p_lses = lse.const_data_ptr<A>(),
+            *q_lses = other_lse.const_data_ptr<A>();
+    T* result = static_cast<T*>(out.mutable_data_ptr());
+    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t start = n * classes;
+        const A pull = share * pulls[reduction == Reduction::none ? n : 0];
+        EXML_CPU_CALL(row_divergence_gradient, p + start, q + start, classes, scale, p_lses[n], q_lses[n], pull,
+                      result + start);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace exml

@@ -1,0 +1,85 @@
+// Inner loops of jensen_shannon, compiled once for each instruction set by for_each_capability.h.
+#include "ops/cpu/softmax_simd.h"
+
+namespace exml::cpu::EXML_CAPABILITY {
+
+// log((1 + e^x) / 2) / 2 for x <= 0 within 4 ulp: atanh(s) with s = t / (t + 4) and t = e^x - 1, and for |s| <= 1/3 its
+// Taylor polynomial.
+EXML_INLINE Vector<float> half_log_mean_exp(Vector<float> x) {
+  Vector<float> scale, tail;
+  exp_parts(x, scale, tail);
+  const Vector<float> t = scale * tail + (scale - 1.0f), s = t / (t + 4.0f), square = s * s;
+  Vector<float> p = splat(1.0f / 13);
+  p = p * square + 1.0f / 11;
+  p = p * square + 1.0f / 9;
+  p = p * square + 1.0f / 7;
+  p = p * square + 1.0f / 5;
+  p = p * square + 1.0f / 3;
+  return s * (p * square) + s;
+}
+
+EXML_INLINE Vector<double> half_log_mean_exp(Vector<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = exml::half_log_mean_exp(x[i]);
+  return x;
+}
+
+#include "math/jensen_shannon_formulas.h"
+
+// Calls f(first class, lanes in use, vectors of both rows' logits / temperature) along two rows; what it gets in lanes
+// beyond them is not finite.
+template <typename T, typename F>
+EXML_INLINE void along_rows(const T* logits, const T* other, int64_t classes, Accumulator<T> scale, F f) {
+  using A = Accumulator<T>;
+  along_row(logits, classes, scale, [&](int64_t k, int lanes, Vector<A> z) {
+    f(k, lanes, z, (lanes == kLanes<A> ? load(other + k) : load_first<A>(other + k, lanes, A(-INFINITY))) * scale);
+  });
+}
+
+template <typename A>
+EXML_INLINE void add_first(Vector<A>& total, int lanes, Vector<A> v) {
+  if (lanes == kLanes<A>)
+    total += v;
+  else
+    for (int i = 0; i < lanes; ++i) total[i] += v[i];
+}
+
+template <typename T>
+Accumulator<T> row_divergence(const T* logits, const T* other, int64_t classes, Accumulator<T> scale,
+                              Accumulator<T> lse, Accumulator<T> other_lse) {
+  using A = Accumulator<T>;
+  const A shift = other_lse / 2 - lse / 2;
+  Vector<A> total = {};
+  along_rows(logits, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
+    const Vector<A> p = exp_nonpositive(z - lse), q = exp_nonpositive(y - other_lse);
+    add_first<A>(total, lanes, divergence(p, q, half_log_odds(z, y, shift)));
+  });
+  return sum<A>(total);
+}
+
+// out = pull * p * (mean - ratio), ratio being log(p / m) / 2 and mean its expectation under p: minus the divergence's
+// gradient in logits / temperature.
+template <typename T>
+void row_divergence_gradient(const T* logits, const T* other, int64_t classes, Accumulator<T> scale, Accumulator<T> lse,
+                             Accumulator<T> other_lse, Accumulator<T> pull, T* out) {
+  using A = Accumulator<T>;
+  const A shift = other_lse / 2 - lse / 2;
+  const auto ratio = [&](Vector<A> z, Vector<A> y) {
+    Vector<A> of_p, of_q;
+    half_log_ratios(half_log_odds(z, y, shift), of_p, of_q);
+    return of_p;
+  };
+  Vector<A> total = {};
+  along_rows(logits, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
+    add_first<A>(total, lanes, exp_nonpositive(z - lse) * ratio(z, y));
+  });
+  const A mean = sum<A>(total);
+  along_rows(logits, other, classes, scale, [&](int64_t k, int lanes, Vector<A> z, Vector<A> y) {
+    const Vector<A> g = pull * exp_nonpositive(z - lse) * (mean - ratio(z, y));
+    if (lanes == kLanes<A>)
+      store(out + k, g);
+    else
+      store_first<A>(out + k, lanes, g);
+  });
+}
+
+}  // namespace exml::cpu::EXML_CAPABILITY

@@ -1,0 +1,54 @@
+#include "ops/jensen_shannon.h"
+
+#include <ATen/ops/empty_like.h>
+
+#include "ops/cuda/jensen_shannon_kernel.h"
+#include "ops/cuda/rows.h"
+
+namespace exml {
+
+using at::Tensor;
+
+std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cuda(const Tensor& teacher_logits,
+                                                               const Tensor& student_logits, double temperature,
+                                                               Reduction reduction) {
+  const cuda::Context context(teacher_logits);
+  const int64_t rows = teacher_logits.size(0), classes = teacher_logits.size(1);
+  Tensor loss, teacher_lse, student_lse;
+  cuda::dispatch_pixels(teacher_logits, [&](auto* teacher) {
+    using T = cuda::PixelOf<decltype(teacher)>;
+    using A = Accumulator<T>;
+    const auto dtype = c10::CppTypeToScalarType<A>::value;
+    const Tensor losses = context.empty({rows}, dtype);
+    teacher_lse = context.empty({rows}, dtype);
+    student_lse = context.empty({rows}, dtype);
+    cuda::jensen_shannon_forward(teacher, static_cast<const T*>(student_logits.const_data_ptr()), rows, classes,
+                                 static_cast<A>(1 / temperature), losses.mutable_data_ptr<A>(),
+                                 teacher_lse.mutable_data_ptr<A>(), student_lse.mutable_data_ptr<A>(),
+                                 context.stream());
+    loss = cuda::reduced_rows<A>(context, losses, reduction);
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return {loss, teacher_lse, student_lse};
+}
+
+Tensor jensen_shannon_backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& other_logits,
+                                    const Tensor& lse, const Tensor& other_lse, double temperature,
+                                    Reduction reduction) {
+  const cuda::Context context(logits);
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  Tensor out = at::empty_like(logits);
+  cuda::dispatch_pixels(logits, [&](auto* z) {
+    using T = cuda::PixelOf<decltype(z)>;
+    using A = Accumulator<T>;
+    cuda::jensen_shannon_backward(grad.const_data_ptr<A>(), reduction == Reduction::none, z,
+                                  static_cast<const T*>(other_logits.const_data_ptr()), lse.const_data_ptr<A>(),
+                                  other_lse.const_data_ptr<A>(), rows, classes, static_cast<A>(1 / temperature),
+                                  static_cast<A>(row_share(reduction, rows) / temperature),
+                                  static_cast<T*>(out.mutable_data_ptr()), context.stream());
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
+
+}  // namespace exml
