@@ -70,5 +70,5 @@ def test_setup_names_a_bad_or_impossible_cuda_wish(value: str, message: str) -> 
 
 
 def test_the_ops_are_registered() -> None:
-    for name in ("bn_match", "image_prior", "soft_cross_entropy", "dirichlet_targets"):
+    for name in ("bn_match", "image_prior", "soft_cross_entropy", "jensen_shannon", "dirichlet_targets"):
         assert hasattr(torch.ops.exml, name)

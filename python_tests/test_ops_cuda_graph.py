@@ -17,7 +17,8 @@ def test_losses_in_a_graph() -> None:
 
     def loss() -> torch.Tensor:
         logits = x.mean((2, 3))
-        return ops.bn_match(x, mean, var) + sum(ops.image_prior(x)) + ops.soft_cross_entropy(logits, target, 2.0)
+        classification = ops.soft_cross_entropy(logits, target, 2.0) + ops.jensen_shannon(target, logits, 2.0)
+        return ops.bn_match(x, mean, var) + sum(ops.image_prior(x)) + classification
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

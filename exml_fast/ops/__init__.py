@@ -6,7 +6,7 @@ Each is a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.comp
 
 import exml_fast._native  # noqa: F401  registers the ops
 from exml_fast.ops.augmentation import jitter_flip
-from exml_fast.ops.losses import soft_cross_entropy
+from exml_fast.ops.losses import jensen_shannon, soft_cross_entropy
 from exml_fast.ops.normalization import frozen_bn_act
 from exml_fast.ops.optim import adam_clip_
 from exml_fast.ops.prior import image_prior
@@ -19,6 +19,7 @@ __all__ = [
     "dirichlet_targets",
     "frozen_bn_act",
     "image_prior",
+    "jensen_shannon",
     "jitter_flip",
     "match_statistics",
     "soft_cross_entropy",

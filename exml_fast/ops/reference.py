@@ -6,6 +6,7 @@ also specify the gradients. They favour clarity over speed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "dirichlet_targets",
     "frozen_bn_act",
     "image_prior",
+    "jensen_shannon",
     "jitter_flip",
     "match_statistics",
     "soft_cross_entropy",
@@ -158,11 +160,26 @@ def image_prior(
     return tv_l1, tv_l2, norm(residual), norm(x)
 
 
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
     """Cross-entropy of softmax(logits / temperature) with class indices or soft targets (Nayak 2021, Eq. 2)."""
     log_p = F.log_softmax(logits / temperature, dim=1)
     loss = -log_p.gather(1, target[:, None])[:, 0] if target.dtype == torch.int64 else -(target * log_p).sum(1)
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return _reduced(loss, reduction)
+
+
+def jensen_shannon(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    """1 − ½ KL(p ‖ m) − ½ KL(q ‖ m) of the softmaxes p, q of logits / temperature, m their mean (Yin 2020, Eq. 8)."""
+    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
+    log_q = F.log_softmax(student_logits / temperature, dim=1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return _reduced(1 - divergence.sum(1) / 2, reduction)
 
 
 def adam_clip_(
