@@ -187,6 +187,19 @@ def test_soft_cross_entropy(benchmark: Any, shape: tuple[int, int], target: str,
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(32, 10), (256, 10), (64, 1000), (256, 1000)], ids=str)
+def test_jensen_shannon(benchmark: Any, shape: tuple[int, int], device: str) -> None:
+    """Images under competition reach both networks: the gradients of both logits."""
+    teacher, student = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
+    contenders = {
+        "exml_fast": lambda: ops.jensen_shannon(teacher, student),
+        "pytorch": lambda: reference.jensen_shannon(teacher, student),
+        "compiled": compiled(reference.jensen_shannon, teacher, student),
+    }
+    run(benchmark, {"op": "jensen_shannon", "shape": list(shape)}, contenders, teacher, student)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
     """Beside torch.distributions, whose float32 draws are not exact where a concentration is small."""

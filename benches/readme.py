@@ -81,8 +81,9 @@ def ops(path: Path) -> str:
         )
     header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
     notes = (
-        "² `bn_match`: the published hook's formula; `image_prior`, `soft_cross_entropy`: the eager formula; "
-        "`dirichlet_targets`: torch.distributions.\n³ Of the op and of the contender that needs most."
+        "² `bn_match`: the published hook's formula; `image_prior`, `soft_cross_entropy`, `jensen_shannon`: "
+        "the eager formula; `dirichlet_targets`: torch.distributions.\n"
+        "³ Of the op and of the contender that needs most."
     )
     return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
 
