@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
+from exml_fast.inversion.pooling import AveragePool2d
 from exml_fast.inversion.statistics import LayerStatistics, StatisticsCapture
 
 __all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
@@ -129,6 +130,10 @@ class FrozenTeacher:
         self.bn_calls = len(self._tape)
         self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size, plans or {})
         self.precision = _name(self.dtype)
+        for name, module in list(self.model.named_modules()):
+            pool = AveragePool2d.of(module)
+            if pool is not None:
+                self.model.set_submodule(name, pool)
         self._cast_inputs_of_others()
         self._memory_format = torch.channels_last if self._has_convolutions else torch.contiguous_format
         if isinstance(statistics, Tensor):

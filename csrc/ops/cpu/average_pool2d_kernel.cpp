@@ -1,0 +1,61 @@
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/average_pool2d.h"
+#include "ops/cpu/dispatch.h"
+
+#define EXML_SIMD_SOURCE "ops/cpu/average_pool2d_simd.h"
+#include "ops/cpu/for_each_capability.h"
+
+namespace exml {
+namespace {
+
+using at::Tensor;
+
+// Values that one task of a parallel loop handles.
+constexpr int64_t kTask = 16384;
+
+}  // namespace
+
+void average_pool2d_forward_cpu(const Tensor& x, int64_t height, int64_t width, Tensor& out) {
+  const int64_t channels = x.size(1), rows = out.size(2), outputs = out.size(3), row = x.size(3) * channels;
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using A = Accumulator<T>;
+    T* result = static_cast<T*>(out.mutable_data_ptr());
+    const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
+    at::parallel_for(0, x.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
+      std::vector<A> line(row);
+      for (int64_t task = begin; task < end; ++task) {
+        const T* from = pixels + (task / rows * x.size(2) + task % rows * height) * row;
+        EXML_CPU_CALL(pool_row, from, line.data(), result + task * outputs * channels, height, row, width, channels,
+                      outputs);
+      }
+    });
+  });
+}
+
+void average_pool2d_backward_cpu(const Tensor& grad, int64_t height, int64_t width, Tensor& out) {
+  const int64_t channels = grad.size(1), rows = grad.size(2), outputs = grad.size(3);
+  const int64_t row = out.size(3) * channels, written = outputs * width * channels;
+  const int64_t rest = out.size(2) - rows * height;
+  dispatch_pixels(grad, [&](auto* pulls) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(pulls)>>;
+    T* result = static_cast<T*>(out.mutable_data_ptr());
+    const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
+    at::parallel_for(0, grad.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
+      std::vector<T> line(outputs * channels);
+      for (int64_t task = begin; task < end; ++task) {
+        T* to = result + (task / rows * out.size(2) + task % rows * height) * row;
+        EXML_CPU_CALL(spread_row, pulls + task * outputs * channels, line.data(), to, height, width, channels, outputs);
+        std::fill(to + written, to + row, T{});
+        for (int64_t r = 1; r < height; ++r) std::copy_n(to, row, to + r * row);
+        if (task % rows == rows - 1) std::fill_n(to + height * row, rest * row, T{});
+      }
+    });
+  });
+}
+
+}  // namespace exml
