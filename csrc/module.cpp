@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "ops/cpu/capability.h"
+#include "reused_memory.h"
 
 #define EXML_TEXT_(x) #x
 #define EXML_TEXT(x) EXML_TEXT_(x)
@@ -29,5 +30,7 @@ pybind11::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("begin_reused_memory", &exml::begin_reused_memory);
+  m.def("end_reused_memory", &exml::end_reused_memory);
   m.def("build_info", &build_info, "What this extension was built from and for, and the CPU kernels it chose.");
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,3 +37,13 @@ def build_info() -> dict[str, str | None]:
     from exml_fast._built_for import GIT_COMMIT
 
     return {**_extension.build_info(), "git_commit": GIT_COMMIT}
+
+
+@contextmanager
+def reused_memory() -> Iterator[None]:
+    """Inside the block, CPU tensors reuse the memory of earlier ones instead of asking the system for it anew."""
+    _extension.begin_reused_memory()
+    try:
+        yield
+    finally:
+        _extension.end_reused_memory()

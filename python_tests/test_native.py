@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import exml_fast
+from exml_fast._native import reused_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,3 +74,28 @@ def test_setup_names_a_bad_or_impossible_cuda_wish(value: str, message: str) -> 
 def test_the_ops_are_registered() -> None:
     for name in ("bn_match", "image_prior", "soft_cross_entropy", "jensen_shannon", "dirichlet_targets"):
         assert hasattr(torch.ops.exml, name)
+
+
+def test_reused_memory_gives_blocks_again() -> None:
+    before = torch.ones(1 << 20)
+    with reused_memory(), reused_memory():
+        first = torch.ones(1 << 20)
+        place = first.data_ptr()
+        del first
+        again, other = torch.empty((1 << 20) - 100), torch.empty(1 << 20)
+        assert again.data_ptr() == place != other.data_ptr()
+        del again
+        assert torch.empty(1 << 18).data_ptr() != place, "a quarter of the block is no use for it"
+        del before  # from another allocator
+        outliving = torch.full((1 << 20,), 3.0)
+    assert outliving.sum() == 3 << 20
+    del outliving
+
+
+def test_reused_memory_in_threads() -> None:
+    def work(number: int) -> bool:
+        with reused_memory():
+            return all(bool((torch.full((50_000 + 1000 * i,), number) == number).all()) for i in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(8)))

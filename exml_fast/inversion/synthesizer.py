@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
@@ -179,7 +180,8 @@ class Synthesizer:
             batches = _mixed_batches(positions, self.recipe.batch_size)
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
-            self._optimise(state, targets, wanted, batches, seed, progress, path, identity)
+            with reused_memory():
+                self._optimise(state, targets, wanted, batches, seed, progress, path, identity)
             with frozen(self.model, self.device):
                 probability, correct = self._judge(state.images, wanted)
         if path is not None:
