@@ -75,13 +75,7 @@ def sources(pattern: str) -> list[str]:
 def extension():
     toolkit = cuda_toolkit()
     cuda = wants_cuda(toolkit)
-    files = [
-        "csrc/module.cpp",
-        "csrc/reused_memory.cpp",
-        *sources("ops/*.cpp"),
-        *sources("ops/autograd/*.cpp"),
-        *sources("ops/cpu/*.cpp"),
-    ]
+    files = [name for folder in (".", "ops", "ops/autograd", "ops/cpu") for name in sources(f"{folder}/*.cpp")]
     macros = [("EXML_VERSION", VERSION), ("EXML_TORCH_VERSION", torch.__version__)]
     cxx = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
     cxx.append("-fno-math-errno")  # a std::sqrt that sets errno cannot be vectorised

@@ -20,7 +20,7 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import InputSpec
-from exml_fast.inversion import BNStatistics, FrozenTeacher, Recipe, Result, Synthesizer, invert, recipes
+from exml_fast.inversion import BNStatistics, FrozenTeacher, Recipe, Result, Synthesizer, invert, invert_many, recipes
 
 __version__ = str(build_info()["version"])
 
@@ -46,6 +46,7 @@ __all__ = [
     "data",
     "inversion",
     "invert",
+    "invert_many",
     "models",
     "ops",
     "recipes",

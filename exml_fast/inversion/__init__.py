@@ -1,6 +1,7 @@
 """Images out of trained classifiers: recipes, objective and loop (Yin 2020; Carta 2022; Nayak 2021)."""
 
 from exml_fast.inversion import recipes
+from exml_fast.inversion.many import invert_many
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import BNStatistics
@@ -18,5 +19,6 @@ __all__ = [
     "Synthesizer",
     "class_similarity",
     "invert",
+    "invert_many",
     "recipes",
 ]

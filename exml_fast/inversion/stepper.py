@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ __all__ = ["Stepper"]
 
 # Steps before one is captured: libraries choose algorithms and allocate workspaces in the first.
 WARM_UP = 3
+
+capturing = threading.Lock()
 
 
 class Stepper:
@@ -64,7 +67,8 @@ class Stepper:
             else:
                 if self._graph is None:
                     self._graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(self._graph):
+                    # Other threads invert other networks meanwhile, but one captures at a time.
+                    with capturing, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                         self._step()
                 self._graph.replay()
             self._taken += 1
