@@ -8,7 +8,8 @@
 - alternative: torch.compile of the same loss, the teacher frozen and channels_last, statistics by `torch.var_mean`; the
   better of float32 and bfloat16.
 - engine: `exml_fast.inversion.Synthesizer`, through its public interface.
-- floor: forward and input gradient of the frozen teacher alone, BatchNorm folded into the convolutions, channels_last.
+- floor: forward and input gradient of the frozen teacher alone, BatchNorm folded into the convolutions, channels_last;
+  on a CPU in memory that is reused as the engine's is.
 
 Reference, alternative and engine compute the same loss of the same images: cross-entropy, total variation, l2 norm and
 BatchNorm statistics of shifted and flipped images, then Adam and the clip (python_tests/test_benches.py).
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +35,7 @@ from measure import RESULTS, Timing, milliseconds, peak_rss_mb, rotating, write_
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
 from exml_fast.inversion import Recipe, Synthesizer, recipes
 from exml_fast.inversion.statistics import bn_layers
@@ -266,11 +267,10 @@ class Engine:
     """The Synthesizer, a block of steps at a time: a run of two blocks, timed between its reports of progress."""
 
     def __init__(self, problem: Problem, precision: str, block: int) -> None:
-        chosen = {"precision": precision} if has_precisions() else {}
         self.labels, self.block = problem.labels, block
         recipe = problem.recipe.replace(steps=2 * block)
         self.model = copy.deepcopy(problem.model)
-        self.synthesizer = Synthesizer(self.model, problem.spec, recipe, block=block, **chosen)
+        self.synthesizer = Synthesizer(self.model, problem.spec, recipe, block=block, precision=precision)
         self.first_block = 0.0
 
     def run(self) -> float:
@@ -281,14 +281,11 @@ class Engine:
         return (stamps[2] - stamps[1]) * 1e3 / self.block
 
 
-def has_precisions() -> bool:
-    return "precision" in inspect.signature(Synthesizer).parameters
-
-
 class Floor:
     """Forward and input gradient of the folded teacher, nothing else; one CUDA graph on a GPU."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+    def __init__(self, problem: Problem, dtype: torch.dtype, block: int) -> None:
+        self.device, self.block = problem.device, block
         self.model = folded(problem.model, problem.start).to(dtype=dtype, memory_format=torch.channels_last)
         self.x = problem.start.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
         with torch.no_grad():
@@ -308,8 +305,11 @@ class Floor:
     def _step(self) -> None:
         torch.autograd.grad(self.model(self.x), self.x, self.gradient)
 
-    def rest(self) -> None:
-        pass
+    def run(self) -> float:
+        """Milliseconds a step of a block, after a step that takes the memory."""
+        with reused_memory():
+            self.step()
+            return milliseconds(lambda: [self.step() for _ in range(self.block)], self.device) / self.block
 
 
 def folded(model: Any, example: Tensor) -> nn.Module:
@@ -383,10 +383,10 @@ class Race:
         for name in alternatives:
             torch._dynamo.reset()
             self._add(f"alternative {name}", partial(Compiled, problem, DTYPES[name]))
-        for name in precisions if has_precisions() else ["float32"]:
+        for name in precisions:
             self._add(f"engine {name}", partial(Engine, problem, name, block))
         for name in DTYPES if "auto" in precisions else precisions:
-            self._add(f"floor {name}", partial(Floor, problem, DTYPES[name]))
+            self._add(f"floor {name}", partial(Floor, problem, DTYPES[name], block))
 
     def _add(self, name: str, make: Callable[[], Any]) -> None:
         """Makes a contender, warm; its set-up is all that comes before a steady step, compilation included."""
@@ -414,7 +414,7 @@ class Race:
             steps = lambda: [contender.step() for _ in range(self.block)]  # noqa: E731
             return milliseconds(steps, self.problem.device) / self.block
 
-        measures = {n: c.run if isinstance(c, Engine) else partial(block_of, c) for n, c in self.contenders.items()}
+        measures = {n: getattr(c, "run", partial(block_of, c)) for n, c in self.contenders.items()}
         return rotating(measures, rounds)
 
     def peaks(self) -> dict[str, float]:
@@ -426,7 +426,7 @@ class Race:
             return self.cuda_peaks
         peaks = {}
         for name, contender in self.contenders.items():
-            if isinstance(contender, Engine):
+            if isinstance(contender, Engine | Floor):
                 peaks[name] = peak_rss_mb(contender.run)
             else:
                 contender.rest()
