@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from exml_fast.continual.expert import Expert
 from exml_fast.continual.scenarios import new_classes, train_stream
-from exml_fast.continual.strategies import balanced_labels
+from exml_fast.continual.strategies import Replay
 from exml_fast.data import ImageData, InputSpec, Split
 
 
@@ -39,19 +37,6 @@ def trained() -> tuple[Expert, Expert]:
     return first, second
 
 
-class RealImages:
-    """Replay of the training images (the paper's Replay ED): quick, and a good upper bound."""
-
-    def samples(
-        self, expert: Expert, count: int, generator: torch.Generator, progress: Any = None, checkpoint: Any = None
-    ) -> tuple[Tensor, Tensor]:
-        labels = balanced_labels(expert.classes, count)
-        split = quadrants().train
-        images = []
-        for label in labels.tolist():
-            members = torch.nonzero(split.labels == label)[:, 0]
-            images.append(members[torch.randint(len(members), (), generator=generator)])
-        return expert.input_spec.prepare(split.images[torch.stack(images)]), labels
-
-    def describe(self) -> dict[str, Any]:
-        return {"strategy": "replay"}
+def real_images() -> Replay:
+    """Quick, and a good upper bound."""
+    return Replay(quadrants())

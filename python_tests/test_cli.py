@@ -69,6 +69,27 @@ def learned(npz: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out, summary
 
 
+@pytest.mark.parametrize(
+    ("scenario", "rows"),
+    [
+        ("multi-task", ["Replay", "Oracle", "Param. Avg."]),
+        ("new-instances", ["Replay", "Ensemble Avg.", "Min. Entropy", "Param. Avg."]),
+    ],
+)
+def test_learn_with_tasks_and_with_new_instances(npz: Path, tmp_path: Path, scenario: str, rows: list[str]) -> None:
+    summary = as_json(
+        "learn", "--data", npz, "--scenario", scenario, "--classes-per-step", "3,1", "--parts", 2, "--epochs", 2,
+        "--strategy", "replay", *QUICK_LEARN, "--buffer", 40, "--iterations", 60, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert [row["name"] for row in summary["rows"]] == rows
+    assert all(0 <= row["ours"] <= 100 for row in summary["rows"])
+    replay = summary["rows"][0]
+    if scenario == "multi-task":
+        assert replay["per_experience"][1] == 100, "one class of one"
+    else:
+        assert len(replay["per_experience"]) == 1 and len(replay["after_each_expert"]) == 2
+
+
 def test_version_prints_build_info() -> None:
     lines = dict(line.split(maxsplit=1) for line in call("--version").stdout.splitlines())
     assert {"version", "torch", "compiler", "cpu_capability"} <= set(lines)

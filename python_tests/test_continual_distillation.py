@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_experts import RealImages, quadrants, trained
+from small_experts import quadrants, real_images, trained
 from torch import Tensor, nn
 
+from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.distillation import (
     Augmentation,
     DistillationConfig,
@@ -20,9 +22,10 @@ from exml_fast.continual.distillation import (
     distillation_loss,
     normalize,
 )
-from exml_fast.continual.expert import Expert
-from exml_fast.continual.scenarios import stream_accuracy
+from exml_fast.continual.expert import Expert, train_expert
+from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
+from exml_fast.data import InputSpec
 
 QUICK = DistillationConfig(iterations=150, batch_size=16, lr=0.05, buffer_size=60, augmentation=Augmentation(shift=2))
 
@@ -207,7 +210,7 @@ def change(**values: Any) -> DistillationConfig:
 )  # fmt: skip
 def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
     data = quadrants()
-    result = ExModelDistillation(RealImages(), change(**values)).run(
+    result = ExModelDistillation(real_images(), change(**values)).run(
         stream(), evaluate=lambda e: stream_accuracy(e, data)
     )
     assert result.evaluations[1] >= 0.9, result.evaluations
@@ -224,14 +227,14 @@ def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
 
 
 def test_the_result_is_an_expert_that_can_be_saved(tmp_path: Path) -> None:
-    result = ExModelDistillation(RealImages(), change(iterations=2)).run(stream())
+    result = ExModelDistillation(real_images(), change(iterations=2)).run(stream())
     result.expert.save(tmp_path)
     assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
 
 
 def test_units_nobody_has_seen_are_left_alone() -> None:
     one = ExpertStream(trained()[:1])
-    result = ExModelDistillation(RealImages(), QUICK, seed=1).run(one)
+    result = ExModelDistillation(real_images(), QUICK, seed=1).run(one)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         start = type(result.model)(4)
@@ -243,37 +246,70 @@ def test_units_nobody_has_seen_are_left_alone() -> None:
 
 def test_init_from_first_copies_and_does_not_train_on_it() -> None:
     one = ExpertStream(trained()[:1])
-    result = ExModelDistillation(RealImages(), change(init_from_first=True)).run(one)
+    result = ExModelDistillation(real_images(), change(init_from_first=True)).run(one)
     assert result.expert.fingerprint() == trained()[0].fingerprint()
     assert result.history[0]["step"] == [] and len(result.buffer) == 60
     other = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))
-    method = ExModelDistillation(RealImages(), change(init_from_first=True, lr=0.001), model=other, units=[0, 1, 2, 3])
+    method = ExModelDistillation(real_images(), change(init_from_first=True, lr=0.001), model=other, units=[0, 1, 2, 3])
     assert method.run(one).history[0]["step"] == [100, 150]
 
 
 def test_reset_starts_each_expert_from_the_same_weights() -> None:
     seen: list[int] = []
-    result = ExModelDistillation(RealImages(), change(reset=True)).run(stream(), evaluate=lambda e: seen.append(1))
+    result = ExModelDistillation(real_images(), change(reset=True)).run(stream(), evaluate=lambda e: seen.append(1))
     assert stream_accuracy(result.expert, quadrants()) >= 0.9 and len(seen) == 2
+
+
+def test_with_task_labels_each_image_trains_its_own_head() -> None:
+    result = ExModelDistillation(real_images(), change(task_labels=True)).run(stream())
+    heads = MultiHead(result.expert, [[0, 1], [2, 3]])
+    assert min(experience_accuracies(heads, quadrants(), [[0, 1], [2, 3]])) >= 0.95
+    logits, target = torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 4)
+    mask = torch.tensor([[True, True, False, False]])
+    _, ce = distillation_loss(
+        logits, target, mask, torch.tensor([1]), torch.arange(4), DistillationConfig(task_labels=True)
+    )
+    assert float(ce) == pytest.approx(math.log(2))
+    (gradient,) = torch.autograd.grad(ce, logits)
+    assert gradient[0].tolist() == pytest.approx([0.5, -0.5, 0.0, 0.0])
+    shared = ExpertStream([trained()[0], trained()[0]])
+    with pytest.raises(ValueError, match=r"expert 2 shares the classes \[0, 1\] with an earlier one"):
+        ExModelDistillation(real_images(), change(task_labels=True)).run(shared)
+
+
+def test_experts_of_other_architectures_and_inputs() -> None:
+    spec = InputSpec(3, (24, 24), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    other = train_expert(quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=15, arguments={"depth": 8})
+    mixed = ExpertStream([trained()[0], other])
+    result = ExModelDistillation(real_images(), QUICK).run(mixed)
+    assert result.expert.input_spec == trained()[0].input_spec
+    assert stream_accuracy(result.expert, quadrants()) >= 0.9
+    for baseline in (EnsembleAverage(mixed), MinEntropy(mixed)):
+        assert stream_accuracy(baseline, quadrants(), [[0, 1], [2, 3]]) > 0.3
+    assert stream_accuracy(Oracle(mixed), quadrants(), [[0, 1], [2, 3]]) >= 0.9
+    with pytest.raises(ValueError, match="parameters of different networks cannot be averaged: architecture"):
+        ParameterAverage(mixed)
+    wide = ExModelDistillation(real_images(), change(iterations=20), model=other.model, units=[0, 1, 2, 3], spec=spec)
+    assert wide.run(mixed).expert.input_spec == spec
 
 
 def test_other_unit_orders_own_models_and_heads() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 6))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config = change(lr=0.001)
-    result = ExModelDistillation(RealImages(), config, model=model, units=[9, 3, 2, 1, 0, 7]).run(stream())
+    result = ExModelDistillation(real_images(), config, model=model, units=[9, 3, 2, 1, 0, 7]).run(stream())
     assert stream_accuracy(result.expert, quadrants()) >= 0.9
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     with pytest.raises(ValueError, match=r"expert 2 was trained on classes \[2, 3\]"):
-        ExModelDistillation(RealImages(), config, model=model, units=[0, 1]).run(stream())
+        ExModelDistillation(real_images(), config, model=model, units=[0, 1]).run(stream())
     with pytest.raises(ValueError, match="units must be given with model"):
-        ExModelDistillation(RealImages(), config, model=model)
+        ExModelDistillation(real_images(), config, model=model)
 
 
 def test_a_run_is_reproducible_and_leaves_the_random_state_and_experts_alone() -> None:
     before, prints = torch.get_rng_state(), stream().fingerprints()
     one, two, other = (
-        ExModelDistillation(RealImages(), change(iterations=20), seed=s).run(stream()) for s in (1, 1, 2)
+        ExModelDistillation(real_images(), change(iterations=20), seed=s).run(stream()) for s in (1, 1, 2)
     )
     assert torch.equal(torch.get_rng_state(), before) and stream().fingerprints() == prints
     assert one.expert.fingerprint() == two.expert.fingerprint() != other.expert.fingerprint()
@@ -281,7 +317,7 @@ def test_a_run_is_reproducible_and_leaves_the_random_state_and_experts_alone() -
 
 def test_diverging_runs_say_so() -> None:
     with pytest.raises(RuntimeError, match=r"expert 1/2: distil: the loss is .* lower lr"):
-        ExModelDistillation(RealImages(), change(lr=1e6)).run(stream())
+        ExModelDistillation(real_images(), change(lr=1e6)).run(stream())
 
 
 # Checkpoints
@@ -318,7 +354,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Pat
     model = WithDropout()
 
     def method() -> ExModelDistillation:
-        return ExModelDistillation(RealImages(), config, model=model, units=[0, 1, 2, 3], seed=7)
+        return ExModelDistillation(real_images(), config, model=model, units=[0, 1, 2, 3], seed=7)
 
     def score(expert: Expert) -> float:
         return stream_accuracy(expert, quadrants())
@@ -344,25 +380,25 @@ def test_checkpoints_are_written_within_an_expert(tmp_path: Path) -> None:
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(
+        ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(
             stream(), progress=crash, checkpoint_dir=tmp_path, checkpoint_every=100
         )
     steps: list[int] = []
-    resumed = ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(
+    resumed = ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(
         stream(), progress=lambda stage, step, *_: steps.append(step), checkpoint_dir=tmp_path
     )
     assert steps[0] == 200
-    straight = ExModelDistillation(RealImages(), change(iterations=300, batch_size=4)).run(stream())
+    straight = ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(stream())
     assert straight.expert.fingerprint() == resumed.expert.fingerprint()
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     config = change(iterations=2)
-    ExModelDistillation(RealImages(), config).run(stream(), checkpoint_dir=tmp_path)
+    ExModelDistillation(real_images(), config).run(stream(), checkpoint_dir=tmp_path)
     for name, method, experts in (
-        ("config", ExModelDistillation(RealImages(), change(iterations=3)), stream()),
-        ("seed", ExModelDistillation(RealImages(), config, seed=1), stream()),
-        ("experts", ExModelDistillation(RealImages(), config), ExpertStream(trained()[::-1])),
+        ("config", ExModelDistillation(real_images(), change(iterations=3)), stream()),
+        ("seed", ExModelDistillation(real_images(), config, seed=1), stream()),
+        ("experts", ExModelDistillation(real_images(), config), ExpertStream(trained()[::-1])),
     ):
         with pytest.raises(ValueError, match=f"of another run: {name} was"):
             method.run(experts, checkpoint_dir=tmp_path)

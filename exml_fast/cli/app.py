@@ -16,7 +16,7 @@ from exml_fast import build_info
 from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
-from exml_fast.cli.study import RECIPES, STRATEGIES, Settings, Study, experiences_of, train_experts
+from exml_fast.cli.study import DATA_FREE, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import Expert, ExpertStream, confusion_matrix
@@ -48,8 +48,11 @@ Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a .npz fi
 DataRoot = Annotated[
     str | None, typer.Option(help="Where MNIST and Fashion-MNIST are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
 ]
-Scenario = Annotated[str, typer.Option(help="joint (one expert for all classes) or new-classes.")]
-PerStep = Annotated[int, typer.Option(min=1, help="Classes of each expert in new-classes.")]
+Scenario = Annotated[str, typer.Option(help="joint, new-classes, multi-task or new-instances.")]
+PerStep = Annotated[
+    str, typer.Option(help="Classes of each expert in new-classes and multi-task; 10,5: ten, then five each.")
+]
+Parts = Annotated[int, typer.Option(min=1, help="Experts in new-instances.")]
 Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
 Argument = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeatable.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 new classes; digits: 40; others: 20.")]
@@ -88,7 +91,8 @@ def train_experts_command(
     data: Data = "digits",
     data_root: DataRoot = None,
     scenario: Scenario = "new-classes",
-    classes_per_step: PerStep = 2,
+    classes_per_step: PerStep = "2",
+    parts: Parts = 8,
     architecture: Architecture = "lenet5",
     argument: Argument = None,
     epochs: Epochs = None,
@@ -104,17 +108,18 @@ def train_experts_command(
     with Guard(context) as guard:
         arguments = parse_pairs("--argument", argument)
         given = Settings(
-            data=data, data_root=data_root, scenario=scenario, classes_per_step=classes_per_step, seed=seed,
-            device=_device(device), architecture=architecture, arguments=arguments, epochs=epochs, expert_lr=lr,
+            data=data, data_root=data_root, scenario=scenario, parts=parts,
+            classes_per_step=_sizes(classes_per_step), seed=seed, device=_device(device), architecture=architecture,
+            arguments=arguments, epochs=epochs,
+            expert_lr=lr,
         )  # fmt: skip
         given.check()
         loaded = load(data, data_root) if not resume else None
         settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
         _use_threads(used_threads)
         loaded = loaded or load(settings.data, settings.data_root)
-        experiences = experiences_of(loaded, settings.scenario, settings.classes_per_step)
         with Reporter() as report:
-            stream = train_experts(loaded, experiences, out, settings, settings.seed, report)
+            stream = train_experts(loaded, out, settings, settings.seed, report)
         close_run(out)
         if as_json:
             cards = [{"folder": str(out / f"expert_{i + 1:02d}"), **c.to_dict()} for i, c in enumerate(stream.cards)]
@@ -208,12 +213,13 @@ def learn(
         Path | None, typer.Option(help="Folder of experts; trained first if not given.", show_default=False)
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(STRATEGIES)} or all; repeatable.", show_default=False)
+        list[str] | None, typer.Option(help=f"{', '.join(STRATEGIES)}; all: all but replay.", show_default=False)
     ] = None,
     data: Data = "digits",
     data_root: DataRoot = None,
     scenario: Scenario = "new-classes",
-    classes_per_step: PerStep = 2,
+    classes_per_step: PerStep = "2",
+    parts: Parts = 8,
     auxiliary: Annotated[str, typer.Option(help="Data set of auxiliary-data.")] = "fashion-mnist",
     variant: Annotated[str, typer.Option(help="Published variant of the recipes: mnist, cifar10 or core50.")] = "mnist",
     buffer: Annotated[int | None, typer.Option(min=1, help="Images kept; 5000, digits: 300.")] = None,
@@ -244,10 +250,11 @@ def learn(
         chosen = strategy or ["model-inversion"]
         usual = SMALL if data == "digits" else PUBLISHED
         given = Settings(
-            data=data, data_root=data_root, scenario=scenario, classes_per_step=classes_per_step, seed=seed,
-            seeds=seeds, device=_device(device), experts=None if experts is None else str(experts),
+            data=data, data_root=data_root, scenario=scenario, seed=seed,
+            classes_per_step=_sizes(classes_per_step), seeds=seeds, device=_device(device),
+            experts=None if experts is None else str(experts),
             architecture=architecture, arguments=parse_pairs("--argument", argument), epochs=epochs,
-            strategies=list(STRATEGIES) if "all" in chosen else list(dict.fromkeys(chosen)), auxiliary=auxiliary,
+            parts=parts, strategies=DATA_FREE if "all" in chosen else list(dict.fromkeys(chosen)), auxiliary=auxiliary,
             variant=variant,
             inversion=usual["inversion"] | _given(steps=steps) | parse_pairs("--inversion", inversion),
             distillation=usual["distillation"] | _given(buffer_size=buffer, iterations=iterations)
@@ -334,7 +341,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page, the results and the models.")] = Path("demo"),
     data: Data = "digits",
     data_root: DataRoot = None,
-    classes_per_step: PerStep = 2,
+    classes_per_step: PerStep = "2",
     steps: Annotated[int, typer.Option(min=1, help="Inversion steps.")] = SMALL["inversion"]["steps"],
     iterations: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL["distillation"][
         "iterations"
@@ -352,8 +359,9 @@ def demo(
     with Guard(context) as guard:
         _require_report()
         given = Settings(
-            data=data, data_root=data_root, classes_per_step=classes_per_step, seed=seed, device=_device(device),
-            epochs=epochs, strategies=list(RECIPES), inversion=SMALL["inversion"] | {"steps": steps},
+            data=data, data_root=data_root, classes_per_step=_sizes(classes_per_step), seed=seed,
+            device=_device(device), epochs=epochs, strategies=list(RECIPES),
+            inversion=SMALL["inversion"] | {"steps": steps},
             distillation=SMALL["distillation"] | {"buffer_size": buffer, "iterations": iterations},
         )  # fmt: skip
         given.check()
@@ -389,6 +397,13 @@ def _open(
     stored = open_run(context, guard, out, asdict(given) | {"threads": threads}, resume, overwrite)
     threads = stored.pop("threads", None)
     return Settings(**stored), threads
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--classes-per-step must be whole numbers with commas between, got {text!r}") from None
 
 
 def _given(**options: Any) -> dict[str, Any]:

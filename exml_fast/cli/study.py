@@ -37,13 +37,16 @@ from exml_fast.continual import (
     ExpertStream,
     MinEntropy,
     ModelInversion,
+    MultiHead,
     Oracle,
     ParameterAverage,
+    Replay,
     Strategy,
     confusion_matrix,
     experience_accuracies,
     joint,
     new_classes,
+    new_instances,
     train_stream,
 )
 from exml_fast.continual.expert import complete_arguments
@@ -59,7 +62,10 @@ STRATEGIES = {
     "model-inversion": "Model Inversion",
     "data-impression": "Data Impression",
     "auxiliary-data": "Auxiliary Data",
+    "replay": "Replay",
 }
+# Replay sees the real data: --strategy all means the others.
+DATA_FREE = [name for name in STRATEGIES if name != "replay"]
 RECIPES = {"model-inversion": "model_inversion", "data-impression": "data_impressions"}
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
@@ -67,14 +73,34 @@ BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Min. Entropy": MinEntropy,
     "Param. Avg.": ParameterAverage,
 }
-SCENARIOS = {"joint": "Joint", "new-classes": "NC"}
+SCENARIOS = {"joint": "Joint", "new-classes": "NC", "multi-task": "MT", "new-instances": "NI"}
+# What the paper asks in a scenario: who knows the task need not guess it, and no expert is the right one for an image
+# of a test set that all share.
+SHOWN_BASELINES = {
+    "joint": ["Oracle"],
+    "new-classes": list(BASELINES),
+    "multi-task": ["Oracle", "Param. Avg."],
+    "new-instances": ["Ensemble Avg.", "Min. Entropy", "Param. Avg."],
+}
 SAMPLES_PER_CLASS = 8
-# Carta 2022, Table 2, MNIST, in percent.
+# Carta 2022, Tables 2 and 3, in percent.
 PAPER = {
     "mnist/Joint/Oracle": 93.71, "mnist/Joint/Model Inversion": 93.09, "mnist/Joint/Data Impression": 92.12,
     "mnist/Joint/Auxiliary Data": 89.35, "mnist/NC/Oracle": 99.42, "mnist/NC/Ensemble Avg.": 33.40,
     "mnist/NC/Min. Entropy": 39.41, "mnist/NC/Param. Avg.": 20.11, "mnist/NC/Model Inversion": 43.23,
     "mnist/NC/Data Impression": 36.05, "mnist/NC/Auxiliary Data": 35.48,
+    "cifar10/Joint/Oracle": 87.37, "cifar10/Joint/Model Inversion": 64.55, "cifar10/Joint/Data Impression": 52.64,
+    "cifar10/Joint/Auxiliary Data": 76.94, "cifar10/NC/Oracle": 96.58, "cifar10/NC/Ensemble Avg.": 51.85,
+    "cifar10/NC/Min. Entropy": 52.03, "cifar10/NC/Param. Avg.": 10.00, "cifar10/NC/Model Inversion": 17.40,
+    "cifar10/NC/Data Impression": 24.70, "cifar10/NC/Auxiliary Data": 41.35, "cifar10/MT/Oracle": 96.58,
+    "cifar10/MT/Param. Avg.": 51.85, "cifar10/MT/Model Inversion": 61.71, "cifar10/MT/Data Impression": 61.15,
+    "cifar10/MT/Auxiliary Data": 60.72,
+    "core50/Joint/Oracle": 85.73, "core50/Joint/Model Inversion": 50.06, "core50/Joint/Data Impression": 52.91,
+    "core50/Joint/Auxiliary Data": 81.82, "core50/NC/Oracle": 96.04, "core50/NC/Ensemble Avg.": 26.30,
+    "core50/NC/Min. Entropy": 42.41, "core50/NC/Param. Avg.": 2.00, "core50/NC/Model Inversion": 33.10,
+    "core50/NC/Data Impression": 17.57, "core50/NC/Auxiliary Data": 34.87, "core50/NI/Ensemble Avg.": 69.92,
+    "core50/NI/Min. Entropy": 61.36, "core50/NI/Param. Avg.": 2.00, "core50/NI/Model Inversion": 44.38,
+    "core50/NI/Data Impression": 43.26, "core50/NI/Auxiliary Data": 44.51,
 }  # fmt: skip
 PAPER_ITERATIONS, PAPER_STEPS, PAPER_BUFFER = 30000, 3000, 5000
 
@@ -86,7 +112,8 @@ class Settings:
     data: str = "digits"
     data_root: str | None = None
     scenario: str = "new-classes"
-    classes_per_step: int = 2
+    classes_per_step: list[int] = field(default_factory=lambda: [2])
+    parts: int = 8
     seed: int = 0
     seeds: int = 1
     device: str = "cpu"
@@ -123,6 +150,10 @@ class Settings:
             raise ValueError(f"--scenario must be one of {list(SCENARIOS)}, got {self.scenario!r}")
         if unknown := [s for s in self.strategies if s not in STRATEGIES]:
             raise ValueError(f"--strategy must be one of {[*STRATEGIES, 'all']}, got {unknown[0]!r}")
+        if not self.classes_per_step or min(self.classes_per_step) < 1:
+            raise ValueError(f"--classes-per-step must be positive numbers, got {self.classes_per_step}")
+        if self.parts < 1:
+            raise ValueError(f"--parts must be at least 1, got {self.parts}")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         config(self.distillation)
@@ -138,22 +169,22 @@ def config(values: dict[str, Any]) -> DistillationConfig:
     return DistillationConfig.from_dict(values)
 
 
-def experiences_of(data: ImageData, scenario: str, classes_per_step: int) -> list[list[int]]:
-    """The classes of each experience."""
-    if scenario not in SCENARIOS:
-        raise ValueError(f"--scenario must be one of {list(SCENARIOS)}, got {scenario!r}")
-    return joint(data) if scenario == "joint" else new_classes(data, classes_per_step)
+def experiences_of(data: ImageData, settings: Settings) -> list[tuple[ImageData, list[int]]]:
+    """The training data and the classes of each experience."""
+    if settings.scenario == "new-instances":
+        return [(part, data.classes) for part in new_instances(data, settings.parts, settings.seed)]
+    experiences = joint(data) if settings.scenario == "joint" else new_classes(data, settings.classes_per_step)
+    return [(data, classes) for classes in experiences]
 
 
-def train_experts(
-    data: ImageData, experiences: Sequence[Sequence[int]], folder: Path, settings: Settings, seed: int, report: Reporter
-) -> ExpertStream:
+def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, report: Reporter) -> ExpertStream:
     """The stream of :func:`train_stream`, saved expert by expert; those already in ``folder`` are kept."""
+    experiences = experiences_of(data, settings)
     arguments = complete_arguments(settings.architecture, settings.arguments, len(data.classes), data.spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initial = create(settings.architecture, **arguments).state_dict()
-    for i, classes in enumerate(experiences):
+    for i, (part, classes) in enumerate(experiences):
         place = folder / f"expert_{i + 1:02d}"
         if (place / "card.json").is_file():
             continue
@@ -162,7 +193,7 @@ def train_experts(
             report(f"training expert {i + 1}/{len(experiences)}, epochs", step, total, terms)
 
         (expert,) = train_stream(
-            data, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
+            part, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
             arguments=settings.arguments, epochs=settings.expert_epochs(), lr=settings.expert_lr,
             device=settings.device,
         )  # fmt: skip
@@ -177,9 +208,10 @@ class Study:
         settings.check()
         self.settings, self.out, self.report, self.title = settings, out, report, title
         self.data = load(settings.data, settings.data_root)
-        self.experiences = experiences_of(self.data, settings.scenario, settings.classes_per_step)
+        self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
-        self.config = config(settings.distillation)
+        task_known = {"task_labels": True} if settings.scenario == "multi-task" else {}
+        self.config = config(task_known | settings.distillation)
         self._auxiliary: ImageData | None = None
         if "auxiliary-data" in settings.strategies:
             self._auxiliary = load(settings.auxiliary, settings.data_root)
@@ -209,7 +241,7 @@ class Study:
         if part.exists():
             return ExpertStream(folder, settings.device)
         with Meter(settings.device) as meter:
-            stream = train_experts(self.data, self.experiences, folder, settings, seed, self.report)
+            stream = train_experts(self.data, folder, settings, seed, self.report)
         save_json(part, {"seconds": {"train experts": meter.seconds}, "peak_mb": meter.peak_mb})
         return stream
 
@@ -217,8 +249,7 @@ class Study:
         """A row a method: mean over the seeds, in percent, with the standard deviation where there are several."""
         rows = []
         names = [(STRATEGIES[s], s, "strategy") for s in self.settings.strategies]
-        shown = list(BASELINES) if len(self.experiences) > 1 else ["Oracle"]
-        names += [(name, _slug(name), "baseline") for name in shown]
+        names += [(name, _slug(name), "baseline") for name in self._shown_baselines()]
         for name, slug, kind in names:
             parts = [load_json(self._part(slug, seed)) for seed in self.seeds]
             if any("accuracy" not in part for part in parts):
@@ -256,6 +287,8 @@ class Study:
 
     def seen(self) -> list[float]:
         """Percent of the test images whose class has occurred after each expert."""
+        if self.settings.scenario == "new-instances":
+            return [100.0] * len(self.experiences)
         sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
         return [100 * sum(sizes[: i + 1]) / max(sum(sizes), 1) for i in range(len(sizes))]
 
@@ -276,13 +309,12 @@ class Study:
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
         def evaluate(expert: Expert) -> list[float]:
-            return [-1.0 if math.isnan(a) else a for a in experience_accuracies(expert, self.data, self.experiences)]
+            return [-1.0 if math.isnan(a) else a for a in self._accuracies(self._asked(expert))]
 
         begun = time.perf_counter()
         with Meter(self.settings.device) as meter:
             result = method.run(stream, self.report, checkpoints, evaluate)
-        sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
-        after = [_weighted(accuracies, sizes) for accuracies in result.evaluations]
+        after = [self._weighted(accuracies) for accuracies in result.evaluations]
         result.expert.save(self.ex_model_folder(name, seed))
         pixels = stream.cards[0].input_spec.denormalize(result.buffer.images.cpu()).clamp(0, 1)
         labels = result.buffer.labels.cpu()
@@ -292,12 +324,12 @@ class Study:
             "accuracy": after[-1],
             "after": after,
             "experiences": [None if a < 0 else a for a in result.evaluations[-1]],
-            "confusion": confusion_matrix(result.expert, self.data, self.experiences).tolist(),
+            "confusion": confusion_matrix(self._asked(result.expert), self.data, self._tests()).tolist(),
             "seconds": {key: sum(part[key] for part in result.seconds) for key in ("generate", "distil")},
             "wall_seconds": time.perf_counter() - begun,
             "peak_mb": meter.peak_mb,
             "buffer": len(result.buffer),
-            "note": "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}",
+            "note": self._source(name),
         }
         save_json(part, value)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -310,27 +342,54 @@ class Study:
             "Min. Entropy": "all experts",
             "Param. Avg.": "one model of averaged weights",
         }
-        sizes = [len(self.data.test.of_classes(classes)) for classes in self.experiences]
-        for name, make in BASELINES.items():
-            if len(stream) == 1 and name != "Oracle":
-                continue
+        for name in self._shown_baselines():
             part = self._part(_slug(name), seed)
             if part.exists():
                 continue
             value: dict[str, Any]
             with Meter(self.settings.device) as meter:
                 try:
-                    accuracies = experience_accuracies(make(stream), self.data, self.experiences)
+                    accuracies = self._accuracies(self._asked(BASELINES[name](stream)))
                 except ValueError as error:
                     # As Param. Avg. of different architectures: no reason to lose the other rows.
                     self.report.say(f"{name} left out: {error}")
                     value = {"left_out": str(error)}
                 else:
-                    value = {"accuracy": _weighted(accuracies, sizes), "experiences": [_or_none(a) for a in accuracies]}
+                    value = {"accuracy": self._weighted(accuracies), "experiences": [_or_none(a) for a in accuracies]}
             value |= {"seconds": {"predict": meter.seconds}, "peak_mb": meter.peak_mb, "note": notes[name]}
             save_json(part, value)
 
+    def _shown_baselines(self) -> list[str]:
+        return SHOWN_BASELINES[self.settings.scenario if len(self.experiences) > 1 else "joint"]
+
+    def _tests(self) -> list[list[int]]:
+        """The classes of each part of the test set: an experience's, or all of them where all experiences have all."""
+        return self.experiences[:1] if self.settings.scenario == "new-instances" else self.experiences
+
+    def _asked(self, predictor: Predictor) -> Predictor:
+        """``predictor`` with the task given where the scenario gives it."""
+        if self.settings.scenario != "multi-task" or isinstance(predictor, Oracle):
+            return predictor
+        expert = predictor.expert if isinstance(predictor, ParameterAverage) else predictor
+        assert isinstance(expert, Expert)
+        return MultiHead(expert, self.experiences)
+
+    def _accuracies(self, predictor: Predictor) -> list[float]:
+        return experience_accuracies(predictor, self.data, self._tests())
+
+    def _weighted(self, accuracies: Sequence[float]) -> float:
+        """Accuracy over all test images from those of the experiences."""
+        sizes = [len(self.data.test.of_classes(classes)) for classes in self._tests()]
+        return sum(a * n for a, n in zip(accuracies, sizes, strict=True) if n) / max(sum(sizes), 1)
+
+    def _source(self, name: str) -> str:
+        if name == "replay":
+            return "real images of the experts' classes"
+        return "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
+
     def _strategy(self, name: str) -> Strategy:
+        if name == "replay":
+            return Replay(self.data)
         if name == "model-inversion":
             return ModelInversion(self.settings.recipe(name))
         if name == "data-impression":
@@ -364,11 +423,6 @@ class Study:
     def _prefix(self, name: str, seed: int) -> str:
         words = [self.title, name, f"seed {seed}" if self.settings.seeds > 1 else ""]
         return ", ".join(word for word in words if word)
-
-
-def _weighted(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
-    """Accuracy over all test images from those of the experiences."""
-    return sum(a * n for a, n in zip(accuracies, sizes, strict=True) if n) / max(sum(sizes), 1)
 
 
 def _or_none(value: float) -> float | None:

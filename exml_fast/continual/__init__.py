@@ -10,14 +10,16 @@ from exml_fast.continual.distillation import (
 )
 from exml_fast.continual.expert import Card, Expert, train_expert
 from exml_fast.continual.scenarios import (
+    MultiHead,
     confusion_matrix,
     experience_accuracies,
     joint,
     new_classes,
+    new_instances,
     stream_accuracy,
     train_stream,
 )
-from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Strategy
+from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Replay, Strategy
 from exml_fast.continual.stream import ExpertStream
 
 __all__ = [
@@ -34,13 +36,16 @@ __all__ = [
     "ImageBuffer",
     "MinEntropy",
     "ModelInversion",
+    "MultiHead",
     "Oracle",
     "ParameterAverage",
+    "Replay",
     "Strategy",
     "confusion_matrix",
     "experience_accuracies",
     "joint",
     "new_classes",
+    "new_instances",
     "stream_accuracy",
     "train_expert",
     "train_stream",

@@ -22,17 +22,14 @@ class _Ensemble:
         self.experts = list(experts)
         if not self.experts:
             raise ValueError("experts must hold at least one expert")
-        for i, expert in enumerate(self.experts):
-            if expert.input_spec != self.input_spec:
-                raise ValueError(
-                    f"all experts must expect the same input: expert {i + 1} {expert.input_spec}, "
-                    f"expert 1 {self.input_spec}"
-                )
 
     @property
     def input_spec(self) -> InputSpec:
-        """The input all experts share."""
+        """The first expert's input; the others see images converted from it."""
         return self.experts[0].input_spec
+
+    def _for(self, expert: Expert, images: Tensor) -> Tensor:
+        return expert.input_spec.convert(images, self.input_spec)
 
     @property
     def units(self) -> list[int]:
@@ -47,7 +44,7 @@ class Oracle(_Ensemble):
         """Global ids (N,) of images that all come from experience ``task`` (an index of ``experts``)."""
         if task is None or not 0 <= task < len(self.experts):
             raise ValueError(f"task must be an experience, 0 to {len(self.experts) - 1}, got {task!r}")
-        return self.experts[task].predict(images)
+        return self.experts[task].predict(self._for(self.experts[task], images))
 
 
 class EnsembleAverage(_Ensemble):
@@ -67,7 +64,7 @@ class EnsembleAverage(_Ensemble):
         total = torch.zeros(len(images), len(units))
         votes = torch.zeros(len(units))
         for expert in self.experts:
-            logits = expert.logits(images).cpu()
+            logits = expert.logits(self._for(expert, images)).cpu()
             at = torch.tensor([place[u] for u in expert.units])
             total[:, at] += torch.softmax(logits, 1) if self.probabilities else logits
             votes[at] += 1
@@ -85,7 +82,7 @@ class MinEntropy(_Ensemble):
         """Global ids (N,); ``task`` is ignored."""
         entropies, predictions = [], []
         for expert in self.experts:
-            log_p = torch.log_softmax(expert.logits(images).cpu(), 1)
+            log_p = torch.log_softmax(expert.logits(self._for(expert, images)).cpu(), 1)
             entropies.append(-(log_p.exp() * log_p).sum(1))
             predictions.append(torch.tensor(expert.units)[log_p.argmax(1)])
         best = torch.stack(entropies).argmin(0)

@@ -107,6 +107,8 @@ class DistillationConfig:
         augmentation: of the images in the distillation steps.
         live_targets: models see the augmented images; False takes the targets of the images as they are, computed
             once an expert.
+        task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
+            experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
             have the same architecture, arguments and units.
         reset: start each expert from the ex-model's initial weights.
@@ -128,6 +130,7 @@ class DistillationConfig:
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
     live_targets: bool = True
+    task_labels: bool = False
     init_from_first: bool = False
     reset: bool = False
 
@@ -257,7 +260,8 @@ def distillation_loss(
 
     Args:
         logits: (N, K) of the ex-model.
-        target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing.
+        target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing. With
+            ``config.task_labels`` the mask is the image's head, and the cross-entropy is over it alone.
         labels: (N,) positions among the units ``seen``, not among all K.
         seen: int64 positions of the units that any expert has been trained on so far.
     """
@@ -269,6 +273,8 @@ def distillation_loss(
         log_p = F.log_softmax(torch.where(mask, logits / config.temperature, lowest), 1)
         log_q = F.log_softmax(torch.where(mask, target / config.temperature, lowest), 1)
         term = (log_q.exp() * (log_q - log_p)).sum(1).mean() * config.temperature**2
+    if config.task_labels:
+        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
     return term, ops.soft_cross_entropy(logits if len(seen) == logits.shape[1] else logits[:, seen], labels)
 
 
@@ -280,6 +286,8 @@ class ExModelDistillation:
         config: the hyper-parameters.
         model, units: the ex-model and the global class id of each of its logits. By default the architecture of
             the first expert, with a unit for every unit that occurs in the stream.
+        spec: the ex-model's input, the first expert's by default. Experts may differ from it in architecture and
+            input: they see the images converted (:meth:`exml_fast.InputSpec.convert`).
         seed: of everything random in a run.
         device: where the networks, the buffer and the steps are.
     """
@@ -291,6 +299,7 @@ class ExModelDistillation:
         *,
         model: nn.Module | None = None,
         units: Sequence[int] | None = None,
+        spec: InputSpec | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -300,7 +309,7 @@ class ExModelDistillation:
         self.config = config or DistillationConfig()
         self.seed = seed
         self.device = torch.device(device)
-        self._model, self._units = model, units
+        self._model, self._units, self._spec = model, units, spec
 
     def run(
         self,
@@ -322,7 +331,8 @@ class ExModelDistillation:
                 learning); returns a number, or a dict or list of numbers.
 
         Raises:
-            ValueError: if experts differ in their input, or a class of theirs is not among ``units``.
+            ValueError: if a class of an expert is not among ``units``, or if two experts share a class although the
+                task decides the head (``task_labels``).
             RuntimeError: if the loss is not finite.
         """
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -350,7 +360,7 @@ class _Run:
         self.config, self.strategy, self.device = method.config, method.strategy, method.device
         self.stream, self.progress = stream, progress
         self.units = list(method._units) if method._units is not None else stream.units
-        self.spec = _common_spec(stream)
+        self.spec = method._spec or stream.cards[0].input_spec
         self.position = {unit: j for j, unit in enumerate(self.units)}
         for i, classes in enumerate(stream.experiences):
             if missing := [c for c in classes if c not in self.position]:
@@ -380,6 +390,7 @@ class _Run:
             "config": self.config.to_dict(),
             "strategy": self.strategy.describe(),
             "units": self.units,
+            "input": self.spec.to_dict(),
             "seed": method.seed,
             "architecture": self.architecture,
         }
@@ -420,7 +431,7 @@ class _Run:
         images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
         if self.expert_index > 0:
             self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
-        self.buffer.add(images.to(self.device), labels.to(self.device))
+        self.buffer.add(self.spec.convert(images, expert.input_spec).to(self.device), labels.to(self.device))
         self.generated, self.step = True, 0
         seconds = time.perf_counter() - started
         self.seconds.append({"generate": seconds, "distil": 0.0})
@@ -594,6 +605,8 @@ class _Teachers:
         self.previous_known[earlier] = True
         self.seen_mask = self.current_known | self.previous_known
         self.seen = torch.nonzero(self.seen_mask)[:, 0]
+        self._spec = run.spec
+        self._heads = _heads(run) if run.config.task_labels else None
         self._from = expert.positions(expert.classes)
         self._to = torch.tensor(current, device=device)
 
@@ -606,15 +619,17 @@ class _Teachers:
         every = self.config.combine == "per_unit"
         rows = self._rows(self.current_known, positions, every)
         mapped = images.new_zeros((len(rows), shape[1]))
-        mapped[:, self._to] = self.expert.logits(images[rows])[:, self._from]
+        seen = self.expert.input_spec.convert(images[rows], self._spec)
+        mapped[:, self._to] = self.expert.logits(seen)[:, self._from]
         current[rows] = normalize(mapped, self.current_known, how)
         if self.previous is not None:
             rows = self._rows(self.previous_known, positions, every)
             outputs = [self.previous(chunk) for chunk in images[rows].split(512)]
             previous[rows] = normalize(torch.cat(outputs), self.previous_known, how)
-        return combined_targets(
+        target, mask = combined_targets(
             previous, current, self.previous_known, self.current_known, positions, self.config.combine
         )
+        return (target, mask) if self._heads is None else (target, mask & self._heads[positions])
 
     def _rows(self, known: Tensor, positions: Tensor, every: bool) -> Tensor:
         if every:
@@ -622,14 +637,18 @@ class _Teachers:
         return torch.nonzero(known[positions])[:, 0]
 
 
-def _common_spec(stream: ExpertStream) -> InputSpec:
-    spec = stream.cards[0].input_spec
-    for i, card in enumerate(stream.cards):
-        if card.input_spec != spec:
+def _heads(run: _Run) -> Tensor:
+    """(K, K) bool: row j marks the units of the experience that class j belongs to."""
+    heads = torch.zeros(len(run.units), len(run.units), dtype=torch.bool, device=run.device)
+    for number, classes in enumerate(run.stream.experiences):
+        members = torch.tensor([run.position[c] for c in classes], device=run.device)
+        if shared := [run.units[j] for j in members.tolist() if heads[j].any()]:
             raise ValueError(
-                f"all experts must expect the same input: expert {i + 1} {card.input_spec}, expert 1 {spec}"
+                f"task_labels: expert {number + 1} shares the classes {shared} with an earlier one, and so they do "
+                "not tell the task"
             )
-    return spec
+        heads[members[:, None], members] = True
+    return heads
 
 
 def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

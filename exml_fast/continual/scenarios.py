@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,13 @@ from exml_fast.data import ImageData, InputSpec
 from exml_fast.models import create
 
 __all__ = [
+    "MultiHead",
     "Predictor",
     "confusion_matrix",
     "experience_accuracies",
     "joint",
     "new_classes",
+    "new_instances",
     "stream_accuracy",
     "train_stream",
 ]
@@ -43,18 +46,73 @@ def joint(data: ImageData) -> list[list[int]]:
     return [data.classes]
 
 
-def new_classes(data: ImageData, classes_per_step: int = 2, seed: int | None = None) -> list[list[int]]:
-    """Experiences of ``classes_per_step`` new classes, ascending or (with a seed) shuffled; the last may be smaller."""
-    if classes_per_step < 1:
+def new_classes(data: ImageData, classes_per_step: int | Sequence[int] = 2, seed: int | None = None) -> list[list[int]]:
+    """Experiences of new classes, ascending or (with a seed) shuffled; the last may be smaller.
+
+    ``classes_per_step``: how many in each; of a sequence the last number holds for all that follow ([10, 5]: CORe50).
+    """
+    sizes = [classes_per_step] if isinstance(classes_per_step, int) else list(classes_per_step)
+    if not sizes or min(sizes) < 1:
         raise ValueError(f"classes_per_step must be positive, got {classes_per_step}")
     order = data.classes
     if seed is not None:
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [order[i : i + classes_per_step] for i in range(0, len(order), classes_per_step)]
+    steps: list[list[int]] = []
+    while order:
+        size = sizes[min(len(steps), len(sizes) - 1)]
+        steps, order = [*steps, order[:size]], order[size:]
+    return steps
+
+
+def new_instances(data: ImageData, steps: int, seed: int = 0) -> list[ImageData]:
+    """``data`` in ``steps`` parts: all classes and all test images each, and another share of the training images.
+
+    Whole groups (:attr:`exml_fast.data.Split.groups`, as CORe50's sessions) where the data set has as many; else random
+    shares of each class. ValueError if a class has fewer images than parts.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be positive, got {steps}")
+    train = data.train
+    if train.groups is not None and len(train.groups.unique()) == steps:
+        place = torch.unique(train.groups, return_inverse=True)[1]
+    else:
+        place = torch.empty_like(train.labels)
+        generator = torch.Generator().manual_seed(seed)
+        for c in data.classes:
+            members = torch.nonzero(train.labels == c)[:, 0]
+            if len(members) < steps:
+                raise ValueError(f"steps must be at most {len(members)}, the images of class {c}, got {steps}")
+            place[members[torch.randperm(len(members), generator=generator)]] = torch.arange(len(members)) % steps
+    return [dataclasses.replace(data, train=train.subset(place == part)) for part in range(steps)]
+
+
+class MultiHead:
+    """A predictor that is told the task: the largest logit among the classes of the images' experience.
+
+    With a network whose last layer is linear, that layer's rows by experience are the heads of a multi-head model.
+    """
+
+    def __init__(self, expert: Expert, experiences: Sequence[Sequence[int]]) -> None:
+        self.expert, self.experiences = expert, [list(classes) for classes in experiences]
+        for classes in self.experiences:
+            expert.positions(classes)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """The network's."""
+        return self.expert.input_spec
+
+    def predict(self, images: Tensor, task: int | None = None) -> Tensor:
+        """Global ids (N,) of images that all come from experience ``task``."""
+        if task is None or not 0 <= task < len(self.experiences):
+            raise ValueError(f"task must be an experience, 0 to {len(self.experiences) - 1}, got {task!r}")
+        classes = self.experiences[task]
+        best = self.expert.logits(images)[:, self.expert.positions(classes)].argmax(1)
+        return torch.tensor(classes)[best.cpu()]
 
 
 def train_stream(
-    data: ImageData,
+    data: ImageData | Sequence[ImageData],
     experiences: Sequence[Sequence[int]],
     folder: str | Path | None = None,
     *,
@@ -66,12 +124,16 @@ def train_stream(
     """Train one expert an experience (:func:`train_expert`, which takes ``options``) and save it as it is done.
 
     Args:
+        data: a data set, or one for each experience (:func:`new_instances`) of the same classes.
         folder: experts go to ``folder/expert_01`` and so on, and the stream reads them from there; None keeps
             them in memory. Folders of an earlier run are overwritten.
         common_initialisation: all experts start from the same weights (needs ``head="all"``).
         seed: of the initialisation; expert i shuffles with seed + i.
     """
-    initial = None
+    parts = [data] * len(experiences) if isinstance(data, ImageData) else list(data)
+    if len(parts) != len(experiences):
+        raise ValueError(f"data must be one data set or {len(experiences)}, one an experience, got {len(parts)}")
+    data, initial = parts[0], None
     if common_initialisation and options.get("initial") is None:
         if options.get("head", "all") != "all":
             raise ValueError("common_initialisation needs head='all': own heads may differ in size")
@@ -89,7 +151,7 @@ def train_stream(
             if progress is not None:
                 progress(f"expert {i + 1}/{len(experiences)}: {stage}", step, total, terms)
 
-        expert = train_expert(data, classes, seed=seed + i, progress=report, **options)
+        expert = train_expert(parts[i], classes, seed=seed + i, progress=report, **options)
         expert.card.training["common_initialisation"] = common_initialisation
         if folder is None:
             items.append(expert)

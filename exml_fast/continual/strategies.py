@@ -9,10 +9,11 @@ from torch import Tensor
 
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
+from exml_fast.data import ImageData
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
 
-__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Strategy"]
+__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Replay", "Strategy"]
 
 
 class Strategy(Protocol):
@@ -140,3 +141,32 @@ class AuxiliaryData:
     def describe(self) -> dict[str, Any]:
         """Name and settings."""
         return {"strategy": "auxiliary", "name": self.name, "images": len(self.images), "pool": self.pool}
+
+
+class Replay:
+    """Replay ED: real training images of the expert's classes, as many of each as there are (Carta 2022, sec. 5).
+
+    No data-free method: it shows what the distillation would reach with the data.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def samples(
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Strategy`; ``checkpoint`` is not used; ValueError if there are fewer than ``count`` images."""
+        own = self.data.train.of_classes(expert.classes)
+        if count > len(own):
+            raise ValueError(f"count is {count}, but {self.data.name!r} has only {len(own)} images of the classes")
+        chosen = own.subset(balanced_indices(own.labels, count, generator))
+        return expert.input_spec.prepare(chosen.images), chosen.labels
+
+    def describe(self) -> dict[str, Any]:
+        """Name and data set."""
+        return {"strategy": "replay", "data": self.data.name, "images": len(self.data.train)}

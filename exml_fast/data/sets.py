@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exml_fast.data.core50 import CLASS_NAMES, is_core50, read_core50
 from exml_fast.data.spec import InputSpec
 
 __all__ = ["ImageData", "Split", "load"]
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_SHARE = 0.25
+# What networks that were pretrained on ImageNet expect, as those that CORe50 is learned with.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Published normalisations of the 28×28 images; the padding to 32 does not change them.
 TORCHVISION_SETS = {
     "mnist": ("MNIST", 0.1307, 0.3081),
@@ -27,10 +30,12 @@ TORCHVISION_SETS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W), uint8 or float32 in [0, 1], and labels (N,) int64."""
+    """Images (N, C, H, W), uint8 or float32 in [0, 1], labels (N,) int64, and what they were recorded in (N,) int64."""
 
     images: Tensor
     labels: Tensor
+    groups: Tensor | None = None
+    """The session, scene or source of each image, where the data set tells."""
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4:
@@ -41,13 +46,22 @@ class Split:
                 f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
 
+        if self.groups is not None and (self.groups.dtype != torch.int64 or self.groups.shape != self.labels.shape):
+            raise ValueError(
+                f"groups must be int64 of shape ({len(self.labels)},), "
+                f"got {self.groups.dtype} of shape {tuple(self.groups.shape)}"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, index: Tensor) -> Split:
+        """The samples at ``index`` (int64 positions, or bool (N,)), labels as they are."""
+        return Split(self.images[index], self.labels[index], None if self.groups is None else self.groups[index])
+
     def of_classes(self, classes: Sequence[int]) -> Split:
         """The samples whose label is in ``classes``, in their order; labels stay the global ids."""
-        keep = torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64))
-        return Split(self.images[keep], self.labels[keep])
+        return self.subset(torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64)))
 
     def normalized(self, spec: InputSpec, index: Tensor | slice | None = None) -> Tensor:
         """Network input for ``spec`` (float32) of the samples at ``index`` (default: all)."""
@@ -83,7 +97,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
         name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download), "mnist", "fashion-mnist" (padded to
             32×32, downloaded into ``root`` on first use), the path of a ``.npz`` file with x_train, y_train,
             x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
-            (or ``val/<class>/``).
+            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second).
         root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
         size: side to which the images of a folder are resized; needed when they differ in size.
 
@@ -98,6 +112,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".npz":
         return _npz(path)
+    if path.is_dir() and is_core50(path):
+        train, test = read_core50(path, size)
+        spec = InputSpec(3, (train.images.shape[2], train.images.shape[3]), *IMAGENET)
+        return ImageData("core50", train, test, CLASS_NAMES, spec)
     if path.is_dir():
         return _folder(path, size)
     names = ["digits", *TORCHVISION_SETS]
@@ -214,17 +232,23 @@ def _first_is_grey(samples: list[tuple[str, int]]) -> bool:
         return image.mode in ("1", "L", "I;16")
 
 
-def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -> Split:
+def read_image(file: str | os.PathLike[str], grey: bool, size: int | None) -> Tensor:
+    """uint8 (1 or 3, H, W), resized to ``size`` on both sides where that is given."""
     from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
+    with Image.open(file) as opened:
+        image = opened.convert("L" if grey else "RGB")
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    tensor: Tensor = pil_to_tensor(image)
+    return tensor
+
+
+def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -> Split:
     images: list[Tensor] = []
     for file, _ in samples:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if grey else "RGB")
-        if size is not None and image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        tensor = pil_to_tensor(image)
+        tensor = read_image(file, grey, size)
         if images and tensor.shape != images[0].shape:
             raise ValueError(
                 f"{file} is {tensor.shape[1]} x {tensor.shape[2]}, {samples[0][0]} is "

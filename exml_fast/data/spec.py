@@ -91,6 +91,13 @@ class InputSpec:
         """:meth:`fit`, then :meth:`normalize`."""
         return self.normalize(self.fit(images))
 
+    def convert(self, x: Tensor, source: InputSpec) -> Tensor:
+        """Normalised images of ``source`` (N, C, H, W) as normalised images of this specification.
+
+        As they are if both are the same; else through pixels, which :meth:`fit` clamps to [0, 1].
+        """
+        return x if source == self else self.prepare(source.denormalize(x))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of :meth:`from_dict`."""
         return {

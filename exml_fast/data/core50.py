@@ -1,0 +1,68 @@
+"""CORe50 as published: 50 objects filmed in 11 sessions, in folders ``s1/o1/C_01_01_000.png`` to ``s11/o50/…``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from exml_fast.data.sets import Split
+
+__all__ = ["is_core50", "read_core50"]
+
+TEST_SESSIONS = (3, 7, 10)
+OBJECTS_A_CATEGORY = 5
+CATEGORIES = (
+    "plug adapter", "mobile phone", "scissors", "light bulb", "can", "glasses", "ball", "marker", "cup",
+    "remote control",
+)  # fmt: skip
+CLASS_NAMES = [f"{category} {i + 1}" for category in CATEGORIES for i in range(OBJECTS_A_CATEGORY)]
+# Films of 20 frames a second: one image a second, as the data set's own small protocol takes them.
+EVERY = 20
+
+
+def is_core50(path: Path) -> bool:
+    """Whether ``path`` is laid out like CORe50."""
+    return (path / "s1" / "o1").is_dir()
+
+
+def read_core50(path: Path, size: int | None = None, every: int = EVERY) -> tuple[Split, Split]:
+    """Training and test images: uint8 (N, 3, size, size), labels the objects 0 to 49, groups the sessions.
+
+    Args:
+        path: of the extracted ``core50_128x128``.
+        size: side to which images are resized; as they are (128) when None.
+        every: one frame of so many; 1 takes all 165,000 (8 GB).
+
+    Raises:
+        ValueError: naming the folder or file that is missing or named otherwise.
+    """
+    train: list[tuple[Path, int, int]] = []
+    test: list[tuple[Path, int, int]] = []
+    for session in range(1, 12):
+        for number in range(1, len(CLASS_NAMES) + 1):
+            folder = path / f"s{session}" / f"o{number}"
+            if not folder.is_dir():
+                name = folder.relative_to(path)
+                raise ValueError(f"{path}: {name} is missing: CORe50 has the sessions s1 to s11 of o1 to o50")
+            frames = sorted(folder.glob("*.png"))[::every]
+            if not frames:
+                raise ValueError(f"{folder}: no frames C_<session>_<object>_<number>.png")
+            for frame in frames:
+                found = re.fullmatch(r"C_(\d+)_(\d+)_\d+", frame.stem)
+                if found is None or (int(found[1]), int(found[2])) != (session, number):
+                    raise ValueError(f"{frame}: expected a frame C_{session:02d}_{number:02d}_<number>.png")
+                (test if session in TEST_SESSIONS else train).append((frame, number - 1, session))
+    return _read(train, size), _read(test, size)
+
+
+def _read(frames: list[tuple[Path, int, int]], size: int | None) -> Split:
+    from exml_fast.data.sets import Split, read_image
+
+    images: list[Tensor] = [read_image(file, grey=False, size=size) for file, _, _ in frames]
+    labels = torch.tensor([label for _, label, _ in frames], dtype=torch.int64)
+    return Split(torch.stack(images), labels, torch.tensor([session for *_, session in frames], dtype=torch.int64))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from exml_fast.continual import new_classes, new_instances
+from exml_fast.data import load
+from exml_fast.data.core50 import read_core50
+
+
+@pytest.fixture(scope="module")
+def core50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All sessions and objects, 21 frames of 4×4 pixels whose colour tells session, object and frame."""
+    root = tmp_path_factory.mktemp("core50") / "core50_128x128"
+    for session in range(1, 12):
+        for number in range(1, 51):
+            folder = root / f"s{session}" / f"o{number}"
+            folder.mkdir(parents=True)
+            for frame in (0, 7, 20):
+                image = Image.new("RGB", (4, 4), (session, number, frame))
+                image.save(folder / f"C_{session:02d}_{number:02d}_{frame:03d}.png")
+    return root
+
+
+def test_sessions_objects_and_frames(core50: Path) -> None:
+    data = load(str(core50))
+    assert len(data.train) == 8 * 50 and len(data.test) == 3 * 50 and len(data.class_names) == 50
+    assert data.spec.size == (4, 4) and data.class_names[5] == "mobile phone 1"
+    for split, sessions in ((data.train, {1, 2, 4, 5, 6, 8, 9, 11}), (data.test, {3, 7, 10})):
+        assert split.groups is not None and set(split.groups.tolist()) == sessions
+        assert torch.equal(split.images[:, 0, 0, 0].long(), split.groups)
+        assert torch.equal(split.images[:, 1, 0, 0].long(), split.labels + 1)
+        assert split.images[:, 2].max() == 0  # of three frames the first
+    train, _ = read_core50(core50, size=2, every=2)
+    assert train.images.shape == (800, 3, 2, 2) and set(train.images[:, 2].unique().tolist()) == {0, 20}
+
+
+def test_the_paper_s_experiences(core50: Path) -> None:
+    data = load(str(core50))
+    assert [len(classes) for classes in new_classes(data, [10, 5])] == [10] + [5] * 8
+    parts = new_instances(data, 8)
+    assert [part.train.groups.unique().tolist() for part in parts if part.train.groups is not None] == [
+        [1], [2], [4], [5], [6], [8], [9], [11],
+    ]  # fmt: skip
+
+
+def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:
+    (tmp_path / "s1" / "o1").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no frames C_<session>_<object>_<number>\.png"):
+        load(str(tmp_path))
+    Image.new("RGB", (4, 4)).save(tmp_path / "s1" / "o1" / "C_02_01_000.png")
+    with pytest.raises(ValueError, match=r"expected a frame C_01_01_<number>\.png"):
+        load(str(tmp_path))
+    (tmp_path / "s1" / "o1" / "C_02_01_000.png").rename(tmp_path / "s1" / "o1" / "C_01_01_000.png")
+    with pytest.raises(ValueError, match="s1/o2 is missing"):
+        load(str(tmp_path))
