@@ -9,6 +9,7 @@ from torch import Tensor
 from exml_fast.inversion.objective import (
     L2,
     Blur,
+    Competition,
     CrossEntropy,
     Objective,
     Prior,
@@ -59,6 +60,23 @@ def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
         expected.append(((m - mean) ** 2).sum() ** power + ((a - b) ** 2).sum() ** power)
     assert torch.allclose(StatisticsDistance(1.0, distance, moment)(step), expected[0] + expected[1])
     assert torch.allclose(StatisticsDistance(1.0, distance, moment, 10.0)(step), 10 * expected[0] + expected[1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_competition_is_one_minus_jensen_shannon(step: Step, temperature: float) -> None:
+    student = torch.randn(N, K, dtype=torch.float64, requires_grad=True)
+    step.student_logits = student * 2
+    p, q = (step.logits / temperature).softmax(1), (step.student_logits / temperature).softmax(1)
+    m = (p + q) / 2
+    expected = 1 - ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)) / 2
+    value = Competition(1.0, temperature)(step)
+    assert torch.allclose(value, expected)
+    # Both networks' logits have a gradient: the images reach it through both.
+    grads = torch.autograd.grad(value.sum(), (step.images, student), retain_graph=True)
+    wanted = torch.autograd.grad(expected.sum(), (step.images, student))
+    assert all(torch.allclose(a, b) and a.any() for a, b in zip(grads, wanted, strict=True))
+    with pytest.raises(ValueError, match="needs a student"):
+        Competition(1.0)(Step(step.images, step.inputs, step.logits, step.targets))
 
 
 def differences(x: Tensor) -> list[Tensor]:
@@ -119,8 +137,8 @@ def test_gradient_of_an_image_does_not_depend_on_the_batch() -> None:
 
 
 def test_a_recipe_gives_the_terms_it_weighs() -> None:
-    recipe = Recipe("t", tv_l1=1.0, tv_l2=1.0, blur=1.0, l2=1.0, bn=1.0)
-    assert Objective.of(recipe, bn=True).names == ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "loss")
+    recipe = Recipe("t", tv_l1=1.0, tv_l2=1.0, blur=1.0, l2=1.0, bn=1.0, compete=1.0)
+    assert Objective.of(recipe, bn=True).names == ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "compete", "loss")
     assert Objective.of(recipe, bn=True).couples
     assert not Objective.of(recipe, bn=False).couples
     assert Objective.of(recipe.replace(tv_scope="batch"), bn=False).couples

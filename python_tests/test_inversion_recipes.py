@@ -24,6 +24,16 @@ def test_papers_numbers() -> None:
     assert (yin.lr, yin.steps, yin.batch_size, yin.tv_l2, yin.l2) == (0.05, 2000, 256, 2.5e-5, 3e-8)
     imagenet = recipes.get("deep_inversion/imagenet")
     assert (imagenet.lr, imagenet.steps, imagenet.tv_l2, imagenet.bn, imagenet.jitter) == (0.05, 20000, 1e-4, 1e-2, 30)
+    many, transfer = (
+        recipes.get("deep_inversion/imagenet-multiresolution"),
+        recipes.get("deep_inversion/imagenet-transfer"),
+    )
+    assert (many.coarse_steps, many.steps, many.batch_size, many.lr) == ((2000,), 1000, 84, 0.2)
+    assert (transfer.steps, transfer.lr, transfer.tv_l2, transfer.bn, transfer.clip) == (2000, 0.2, 1e-4, 1e-2, "valid")
+    assert [recipes.get(f"adaptive_deep_inversion/{name}").compete for name in ("cifar10", "imagenet")] == [10, 0.2]
+    assert recipes.get("adaptive_deep_inversion/cifar10").bn == yin.bn
+    dream = recipes.get("deep_dream/imagenet")
+    assert dream.bn == 0 and (dream.tv_l2, dream.l2, dream.steps) == (1e-4, 1e-2, 20000)
     assert recipes.get("class_impressions").targets == "hard"
     assert recipes.get("noise").bn == recipes.get("noise").tv_l2 == 0
 
@@ -34,6 +44,14 @@ def test_every_recipe_has_its_name_and_source_and_survives_json() -> None:
         assert recipe.name == name and recipe.source
         assert Recipe(**json.loads(json.dumps(recipe.to_dict()))) == recipe
         assert len(recipe.learning_rates()) == recipe.steps
+
+
+def test_coarser_recipes_halve_the_jitter_and_take_their_steps() -> None:
+    recipe = Recipe("r", steps=7, coarse_steps=(3, 5), jitter=30)
+    assert (recipe.coarser().steps, recipe.coarser().coarse_steps, recipe.coarser().jitter) == (5, (3,), 15)
+    assert (recipe.coarser().coarser().steps, recipe.coarser().coarser().coarse_steps) == (3, ())
+    with pytest.raises(ValueError, match="stop_confidence must be None with coarse_steps"):
+        recipe.replace(stop_confidence=0.9)
 
 
 def test_unknown_names_list_the_known() -> None:
@@ -77,6 +95,10 @@ def test_replace_names_unknown_fields() -> None:
         ("blur_kernel", 4),
         ("stop_confidence", 1.5),
         ("jitter", -1),
+        ("coarse_steps", (0,)),
+        ("coarse_steps", (2.5,)),
+        ("compete", -1.0),
+        ("compete_temperature", 0.0),
         ("flip", 1),
         ("bn_distance", "l3"),
         ("border", "reflect"),

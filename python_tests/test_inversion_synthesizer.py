@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from exml_fast.data import InputSpec, load
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert
+from exml_fast.inversion.memory import required_bytes
 from exml_fast.inversion.synthesizer import _mixed_batches
 from exml_fast.models import LeNet5
 
@@ -305,6 +308,148 @@ def test_outputs_other_than_logits_are_refused() -> None:
 def test_double_networks_and_networks_without_parameters() -> None:
     assert invert(network().double(), recipe=BN, spec=SPEC, steps=2).images.dtype == torch.float32
     assert len(invert(nn.Flatten(), [3, 4], 1, CE, SPEC, steps=2)) == 2
+
+
+ADAPTIVE = BN.replace(name="adi", compete=2.0, compete_temperature=2.0)
+
+
+def test_competition_makes_the_student_disagree(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    teacher, spec = digits_teacher
+    torch.manual_seed(1)
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[-1].weight += 0.15 * torch.randn_like(student[-1].weight)
+    results = [
+        invert(teacher, per_class=3, recipe="adaptive_deep_inversion", spec=spec, steps=150, student=student, compete=c)
+        for c in (1e-9, 3.0)
+    ]
+    wrong = [(student(r.images).argmax(1) != r.labels).double().mean().item() for r in results]
+    assert wrong[1] > wrong[0] + 0.3 and results[1].summary["teacher_accuracy"] > 0.9
+    final = results[1].history["compete"][-1]
+    assert final < results[0].history["compete"][-1] and final < results[1].history["compete"][0]
+
+
+def test_competition_is_in_the_gradient() -> None:
+    teacher, student, x = network(0), network(1), torch.randn(4, *SPEC.shape)
+    synthesizer = Synthesizer(teacher, SPEC, ADAPTIVE.replace(jitter=0, steps=1), precision="float32")
+    labels = torch.arange(4)
+    synthesizer._student = synthesizer._freeze_student(student)
+    draws = synthesizer.recipe.augmentation.draw(1, SPEC.size, torch.Generator())
+    gradient, values = synthesizer._gradient(labels, draws, x, torch.zeros(1, dtype=torch.int64))
+    leaf, (bn,) = x.clone().requires_grad_(), [teacher[1]]
+    teacher.eval(), student.eval()
+    z = teacher[0](leaf)
+    p, q = (teacher(leaf) / 2).softmax(1), (student(leaf) / 2).softmax(1)
+    m = (p + q) / 2
+    js = ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)) / 2
+    mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)
+    total = nn.functional.cross_entropy(teacher(leaf), labels, reduction="sum") + 1e-3 * leaf.square().sum()
+    total = total + 4 * ((mean - bn.running_mean).norm() + (var - bn.running_var).norm()) + 2.0 * (1 - js).sum()
+    assert torch.allclose(gradient, torch.autograd.grad(total, leaf)[0], rtol=1e-3, atol=1e-4)
+    assert torch.isclose(values[synthesizer.objective.names.index("compete")], (1 - js).mean())
+
+
+def test_engine_and_reference_compete_alike() -> None:
+    labels, options = torch.arange(5).repeat(2), {"seed": 1, "student": network(1)}
+    recipe = ADAPTIVE.replace(steps=5)
+    engine = Synthesizer(network(), SPEC, recipe, precision="float32").run(labels, **options)
+    eager = Synthesizer(network(), SPEC, recipe, engine=False).run(labels, **options)
+    assert torch.allclose(engine.images, eager.images, atol=1e-3)
+    assert torch.allclose(engine.history["compete"], eager.history["compete"], atol=1e-4)
+
+
+def test_a_student_must_be_there_and_fit() -> None:
+    synthesizer = Synthesizer(network(), SPEC, ADAPTIVE)
+    with pytest.raises(ValueError, match=r"competes with a student.*got NoneType"):
+        synthesizer.run([0])
+    other = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    with pytest.raises(ValueError, match=r"the teacher's 5 logits, Sequential gives 4"):
+        synthesizer.run([0], student=other)
+    with pytest.raises(ValueError, match="rejects images"):
+        synthesizer.run([0], student=nn.Linear(3, 5))
+
+
+SMALL = InputSpec(1, (6, 6), SPEC.mean, SPEC.std)
+
+
+def test_small_images_are_optimised_first_and_enlarged() -> None:
+    model, labels = network(), torch.arange(5)
+    recipe = BN.replace(steps=4, coarse_steps=(6,), jitter=3)
+    result = Synthesizer(model, SPEC, recipe, precision="float32").run(labels, seed=7)
+    small = Synthesizer(model, SMALL, recipe.coarser(), precision="float32").run(labels, seed=7)
+    assert recipe.coarser().jitter == 1 and small.images.shape == (5, 1, 6, 6)
+    start = small.images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    large = Synthesizer(model, SPEC, recipe.replace(coarse_steps=()), precision="float32")
+    expected = large.run(labels, seed=7, start=start)
+    assert torch.equal(result.images, expected.images)
+    assert result.summary["steps"] == 10 == len(result.history["bn"]) and result.summary["steps_per_image"] == 10
+    assert torch.equal(result.history["bn"], torch.cat([small.history["bn"], expected.history["bn"]]))
+    with pytest.raises(ValueError, match=r"start must be floating-point images \(5, 1, 12, 12\)"):
+        large.run(labels, start=small.images)
+
+
+def test_two_levels_of_smaller_images_and_progress() -> None:
+    seen: list[tuple[str, int, int]] = []
+    recipe = CE.replace(steps=2, coarse_steps=(3, 4))
+    spec = InputSpec(1, (24, 24), SPEC.mean, SPEC.std)
+    synthesizer = Synthesizer(network(batch_norm=False), spec, recipe)
+    assert len(synthesizer.run([0, 1], progress=lambda *a: seen.append(a[:3])).history["loss"]) == 9
+    assert seen == [("invert at 6×6", 3, 3), ("invert at 12×12", 4, 4), ("invert", 2, 2)]
+    with pytest.raises(ValueError, match="rejects images of shape"):
+        Synthesizer(network(), SPEC, recipe.replace(coarse_steps=(1, 1, 1)))
+
+
+@pytest.mark.parametrize("at", [1, 3, 5, 8])
+def test_an_interrupted_run_of_two_resolutions_continues_bit_for_bit(tmp_path: Path, at: int) -> None:
+    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    recipe = ADAPTIVE.replace(steps=10, coarse_steps=(10,), batch_size=8)
+    expected = Synthesizer(network(), SPEC, recipe, block=5).run(labels, seed=2, student=network(1))
+    calls = 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+
+    options = {"seed": 2, "checkpoint": path, "progress": interrupt}
+    with pytest.raises(KeyboardInterrupt):
+        Synthesizer(network(), SPEC, recipe, block=5).run(labels, student=network(1), **options)
+    assert list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="another run"):
+        Synthesizer(network(), SPEC, recipe, block=5).run(labels, student=network(2), **options)
+    result = Synthesizer(network(), SPEC, recipe, block=5).run(labels, student=network(1), **options)
+    assert torch.equal(result.images, expected.images) and not list(tmp_path.iterdir())
+    assert all(torch.equal(result.history[name], expected.history[name]) for name in expected.history)
+
+
+def test_statistics_from_images_pull_towards_them() -> None:
+    model = network(batch_norm=False)
+    real = 2 + 0.1 * torch.randn(10, *SPEC.shape)
+    recipe = BN.replace(ce=0.1, l2=0.0, steps=200, lr=0.05)
+    for engine in (True, False):
+        result = invert(model, recipe=recipe, spec=SPEC, statistics=real, layers="0", per_class=2)
+        assert result.history["bn"][-1] < 0.2 * result.history["bn"][0], engine
+        assert abs(result.images.mean() - 2) < 0.3
+    with pytest.raises(ValueError, match="give some real images as statistics and names of layers"):
+        invert(model, recipe=recipe, spec=SPEC)
+    priors_only = invert(model, recipe=recipe, spec=SPEC, bn=0.0, steps=2)
+    assert "bn" not in priors_only.history and priors_only.summary["absent"] == []
+
+
+def test_images_larger_than_memory_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    huge = InputSpec(1, (200_000, 200_000), SPEC.mean, SPEC.std)
+    with pytest.raises(ValueError, match=r"a batch of 1 images \(1, 200000, 200000\) needs at least [\d.]+ GB on cpu"):
+        invert(model, recipe=CE, spec=huge)
+    # 4 copies of the images in float32, the convolution's and the linear layer's inputs in two bytes.
+    assert required_bytes(model, SPEC, 8) == 16 * 8 * 144 + 2 * 8 * (144 + 54)
+    assert next(model.parameters()).device.type == "cpu"
+    assert required_bytes(nn.Sequential(nn.Linear(3, 5)), SPEC, 2) == 16 * 2 * 144
+    monkeypatch.setattr("exml_fast.inversion.memory.available_bytes", lambda _device: 19_000)
+    for count in (7, 8):
+        with pytest.raises(ValueError, match="8 images.*smaller batch_size") if count == 8 else nullcontext():
+            Synthesizer(model, SPEC, CE.replace(steps=1)).run([0] * count)
 
 
 @pytest.fixture

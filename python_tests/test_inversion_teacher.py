@@ -136,7 +136,7 @@ def test_it_computes_what_the_network_computes(name: str) -> None:
     model, line = network(name)
     images = torch.randn(4, *SPEC.shape)
     teacher, eager = FrozenTeacher(model, SPEC, precision="float32"), EagerTeacher(model, SPEC)
-    assert line in teacher.summary() and teacher.bn_calls == eager.bn_calls
+    assert line in teacher.summary() and teacher.matched_calls == eager.matched_calls
     assert teacher.num_classes == eager.num_classes == eager(images)[0].shape[1]
     found, expected = observed(teacher, images), observed(eager, images)
     assert len(found) == len(expected)
@@ -188,10 +188,92 @@ def test_statistics_of_images() -> None:
         FrozenTeacher(model, SPEC, statistics="batch")
 
 
+@pytest.mark.parametrize("make", [FrozenTeacher, EagerTeacher])
+def test_statistics_of_many_images_are_those_of_one_batch(make: type) -> None:
+    model, _ = network("residual by operator")
+    images = torch.randn(70, *SPEC.shape)
+    options = {} if make is EagerTeacher else {"precision": "float32"}
+    _, layers = make(model, SPEC, statistics=images, **options)(images)
+    assert len(layers) == 3
+    for layer in layers:
+        torch.testing.assert_close(layer.target_mean, layer.mean.detach(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(layer.target_var, layer.var.detach(), rtol=1e-3, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    """Patches as a sequence, LayerNorm over the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm, self.act = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.ReLU(inplace=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.norm(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+OBSERVED = {
+    "convolution before an activation in place": (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), *head(8)), ["0"], (0, 2, 3),
+    ),
+    "GroupNorm": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), *head(8)), ["1"], (0, 2, 3)),
+    "LayerNorm over tokens": (Tokens(), ["n*m"], (0, 1)),
+    "LayerNorm over channels_last images": (ChannelsLast(), ["norm"], (0, 1, 2)),
+    "linear": (nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 5)), ["1"], (0,)),
+    "instead of BatchNorm": (with_norm(nn.BatchNorm2d(8), nn.ReLU()), ["0"], (0, 2, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_statistics_of_named_layers(name: str) -> None:
+    model, layers, dims = OBSERVED[name]
+    real, images = torch.randn(6, *SPEC.shape) + 1, torch.randn(4, *SPEC.shape)
+    outputs: list[Tensor] = []
+    layer = dict(model.named_modules())[layers[0].replace("n*m", "norm")]
+    handle = layer.register_forward_hook(lambda *args: outputs.append(args[2].detach().clone()))
+    model.eval()(torch.cat([real, images]))
+    handle.remove()
+    wanted = [(x.mean(dims), x.var(dims, correction=0)) for x in (outputs[0][6:], outputs[0][:6])]
+    teachers = [
+        FrozenTeacher(model, SPEC, precision="float32", statistics=real, layers=layers),
+        EagerTeacher(model, SPEC, statistics=real, layers=layers),
+    ]
+    for teacher in teachers:
+        assert teacher.matched_calls == 1
+        _, (found,) = teacher(images)
+        for a, b in zip(found[1:], [t for pair in wanted for t in pair], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    for a, b in zip(*(observed(teacher, images) for teacher in teachers), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert not any("Observer" in type(m).__name__ for m in model.modules())
+
+
+def test_statistics_that_do_not_fit_are_named() -> None:
+    model, images = network("residual by operator")[0], torch.randn(4, *SPEC.shape)
+    for wrong in (images[:0], images[:, :1], images[..., :8]):
+        with pytest.raises(ValueError, match=r"statistics must be images \(N, 3, 16, 16\)"):
+            FrozenTeacher(model, SPEC, statistics=wrong)
+    with pytest.raises(ValueError, match="normalised images, floating point and finite"):
+        EagerTeacher(model, SPEC, statistics=images * float("nan"))
+    with pytest.raises(ValueError, match="layers remember no statistics"):
+        FrozenTeacher(model, SPEC, layers=["conv1"])
+    with pytest.raises(ValueError, match="'conv9' matches no layer of Residual, which has conv1"):
+        FrozenTeacher(model, SPEC, statistics=images, layers=["conv9"])
+
+
 def test_a_layer_without_running_statistics_stays_as_it_is() -> None:
     model = with_norm(nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU())
     teacher, images = FrozenTeacher(model, SPEC, precision="float32"), torch.randn(4, *SPEC.shape)
-    assert teacher.bn_calls == 0
+    assert teacher.matched_calls == 0
     torch.testing.assert_close(teacher(images)[0], model.eval()(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="without running statistics"):
         Synthesizer(model, SPEC, "deep_inversion")

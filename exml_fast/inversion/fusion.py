@@ -18,7 +18,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from exml_fast import ops
 from exml_fast.inversion.convolution import FrozenConv2d
-from exml_fast.inversion.statistics import LayerStatistics, bn_layers, is_batch_norm
+from exml_fast.inversion.statistics import LayerStatistics, Observer, bn_layers, is_batch_norm
 
 __all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
 
@@ -108,7 +108,8 @@ def _line(counts: Counter[str]) -> str:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return _freezable(module) or FrozenConv2d.takes(module) or super().is_leaf_module(module, name)
+        own = _freezable(module) or FrozenConv2d.takes(module) or isinstance(module, Observer)
+        return own or super().is_leaf_module(module, name)
 
 
 def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:

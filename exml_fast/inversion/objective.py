@@ -22,7 +22,18 @@ from exml_fast.inversion.statistics import LayerStatistics
 if TYPE_CHECKING:
     from exml_fast.inversion.recipes import Recipe
 
-__all__ = ["L2", "StatisticsDistance", "Blur", "CrossEntropy", "Objective", "Prior", "Step", "Term", "TotalVariation"]
+__all__ = [
+    "L2",
+    "Blur",
+    "Competition",
+    "CrossEntropy",
+    "Objective",
+    "Prior",
+    "StatisticsDistance",
+    "Step",
+    "Term",
+    "TotalVariation",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ class Step:
     targets: Tensor
     """Logit positions (N,) int64, or soft targets (N, K)."""
     layers: Sequence[LayerStatistics] = ()
+    student_logits: Tensor | None = None
+    """(N, K), of the student that the images compete with."""
     _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def prior(self, prior: Prior) -> tuple[Tensor, ...]:
@@ -95,6 +108,22 @@ class CrossEntropy:
     def __call__(self, step: Step) -> Tensor:
         """(N,)."""
         return ops.soft_cross_entropy(step.logits, step.targets, self.temperature, "none")
+
+
+@dataclass(frozen=True)
+class Competition:
+    """1 − JS(teacher, student): low for images on which the student disagrees with its teacher (Yin 2020, Eq. 8)."""
+
+    weight: float
+    temperature: float = 1.0
+    name: str = "compete"
+    couples: bool = False
+
+    def __call__(self, step: Step) -> Tensor:
+        """(N,). ValueError without a student."""
+        if step.student_logits is None:
+            raise ValueError("the competition term needs a student")
+        return ops.jensen_shannon(step.logits, step.student_logits, self.temperature, "none")
 
 
 @dataclass(frozen=True)
@@ -221,5 +250,6 @@ class Objective:
             Blur(recipe.blur, norm, recipe.norm_squared),
             L2(recipe.l2, norm, recipe.norm_squared),
             StatisticsDistance(recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first),
+            Competition(recipe.compete, recipe.compete_temperature),
         ]
         return cls([term for term in candidates if term.weight > 0])

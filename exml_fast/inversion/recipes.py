@@ -28,8 +28,8 @@ CHOICES = {
     "border": ("wrap", "zero"),
 }
 COUNTS = {"steps": 1, "batch_size": 1, "warmup": 0, "jitter": 0, "blur_kernel": 1}
-NOT_NEGATIVE = ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "rotate")
-POSITIVE = ("lr", "temperature", "blur_sigma")
+NOT_NEGATIVE = ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "compete", "rotate")
+POSITIVE = ("lr", "temperature", "blur_sigma", "compete_temperature")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Recipe:
     """The publication, and what was taken from elsewhere."""
 
     steps: int = 2000
+    coarse_steps: tuple[int, ...] = ()
+    """Steps on smaller images first, the smallest first, each half as high and wide as the next (Yin 2020, 4.4)."""
     batch_size: int = 256
     """Images optimised together. Without terms that couple images the results do not depend on it."""
     lr: float = 0.05
@@ -91,6 +93,9 @@ class Recipe:
     """Further factor of the first BatchNorm layer."""
     bn_optional: bool = False
     """Leave the BatchNorm term out, instead of an error, where the network has none."""
+    compete: float = 0.0
+    """Weight of the competition 1 − JS with a student (Yin 2020, Eq. 8)."""
+    compete_temperature: float = 1.0
 
     jitter: int = 0
     border: str = "wrap"
@@ -103,14 +108,16 @@ class Recipe:
     """Stop an image once the network's probability (temperature 1) of its class is at least this (0.99)."""
 
     def __post_init__(self) -> None:
-        for field in ("adam_betas", "betas", "crop"):
+        for field in ("adam_betas", "betas", "crop", "coarse_steps"):
             value = getattr(self, field)
             if isinstance(value, list):
                 object.__setattr__(self, field, tuple(value))
             elif not isinstance(value, tuple):
                 raise self._error(field, "a tuple of numbers")
-            if not getattr(self, field) or not all(_is_number(v) for v in getattr(self, field)):
+            if not all(_is_number(v) for v in getattr(self, field)):
                 raise self._error(field, "a tuple of numbers")
+        if not all(isinstance(steps, int) and steps > 0 for steps in self.coarse_steps):
+            raise self._error("coarse_steps", "a tuple of positive integers")
         for field, least in COUNTS.items():
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -127,8 +134,8 @@ class Recipe:
                 raise self._error(flag, "True or False")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise self._error("adam_betas", "two numbers in [0, 1)")
-        if not all(beta > 0 for beta in self.betas):
-            raise self._error("betas", "positive numbers")
+        if not self.betas or not all(beta > 0 for beta in self.betas):
+            raise self._error("betas", "a tuple of positive numbers")
         if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise self._error("crop", "(low, high) with 0 < low <= high <= 1")
         if self.blur_kernel % 2 == 0 or self.blur_kernel > 15:
@@ -137,8 +144,11 @@ class Recipe:
             raise self._error("clip", "None, 'valid' or a positive number")
         if self.stop_confidence is not None and not (_is_number(self.stop_confidence) and 0 < self.stop_confidence < 1):
             raise self._error("stop_confidence", "None or a number between 0 and 1")
-        if not any((self.ce, self.tv_l1, self.tv_l2, self.blur, self.l2, self.bn)):
-            raise ValueError(f"recipe {self.name!r}: at least one of ce, tv_l1, tv_l2, blur, l2, bn must be positive")
+        if self.coarse_steps and self.stop_confidence is not None:
+            raise self._error("stop_confidence", "None with coarse_steps")
+        if not any((self.ce, self.tv_l1, self.tv_l2, self.blur, self.l2, self.bn, self.compete)):
+            weights = "ce, tv_l1, tv_l2, blur, l2, bn, compete"
+            raise ValueError(f"recipe {self.name!r}: at least one of {weights} must be positive")
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed; ValueError naming a field that does not exist."""
@@ -156,6 +166,11 @@ class Recipe:
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
         }
+
+    def coarser(self) -> Recipe:
+        """The recipe of the images half as high and wide, from which this one goes on; ``coarse_steps`` not empty."""
+        *before, steps = self.coarse_steps
+        return self.replace(steps=steps, coarse_steps=tuple(before), jitter=self.jitter // 2)
 
     @property
     def augmentation(self) -> Augmentation:
@@ -193,6 +208,10 @@ def get(recipe: str | Recipe) -> Recipe:
     if recipe not in _RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}: expected one of {', '.join(names())}")
     return _RECIPES[recipe]
+
+
+# Found by a search in which only the share of images that an independent network recognises decided.
+TRANSFERABLE: dict[str, Any] = {"lr": 0.1, "decay": "cosine", "flip": True, "clip": "valid"}
 
 
 def _published() -> dict[str, Recipe]:
@@ -240,10 +259,41 @@ def _published() -> dict[str, Recipe]:
             clip="valid",
         ),
         yin.replace(
-            name="deep_dream", source="Mordvintsev 2015 as in Yin 2020, Eqs. 2 and 3, sec. 4.1: no statistics", bn=0.0
+            name="deep_inversion/cifar10-transferable",
+            source="ours: as deep_inversion/cifar10, with the settings whose images an independent network recognised "
+            "most often (benches/deep_inversion.py)",
+            **TRANSFERABLE,
         ),
-        yin.replace(
-            name="noise", source="Yin 2020, Table 1, Noise (L): cross-entropy alone", bn=0.0, tv_l2=0.0, l2=0.0
+        yin_imagenet.replace(
+            name="deep_inversion/imagenet-transfer",
+            source="Yin 2020, App. D (ResNet50v1.5): 2000 steps at full resolution, learning rate 0.2, no l2",
+            steps=2000, lr=0.2, l2=0.0,
+        ),
+        yin_imagenet.replace(
+            name="deep_inversion/imagenet-multiresolution",
+            source="Yin 2020, 4.4 b and App. D: 2000 steps at 112, nearest-neighbour upsampling, 1000 steps at 224",
+            coarse_steps=(2000,), steps=1000, batch_size=84, lr=0.2, l2=0.0,
+        ),
+        *(
+            recipe.replace(
+                name=recipe.name.replace("deep_inversion", "deep_dream"),
+                source=f"Mordvintsev 2015 as in Yin 2020, Eqs. 2 and 3, {section}: no statistics", bn=0.0,
+            )
+            for recipe, section in ((yin, "sec. 4.1"), (yin_imagenet, "sec. 4.2"))
+        ),
+        *(
+            recipe.replace(
+                name=recipe.name.replace("deep_inversion", "noise"),
+                source="Yin 2020, Table 1, Noise (L): cross-entropy alone", bn=0.0, tv_l2=0.0, l2=0.0,
+            )
+            for recipe in (yin, yin_imagenet)
+        ),
+        *(
+            recipe.replace(
+                name=f"adaptive_{recipe.name}",
+                source=f"{recipe.source}; competition with a student, Eqs. 8 and 9, {section}", compete=weight,
+            )
+            for recipe, section, weight in ((yin, "sec. 4.1", 10.0), (yin_imagenet, "sec. 4.2", 0.2))
         ),
         carta.replace(
             name="model_inversion", source="Carta 2022 as model_inversion/mnist, to the end of all steps",
@@ -268,6 +318,10 @@ def _published() -> dict[str, Recipe]:
         ),
     ]  # fmt: skip
     found = {recipe.name: recipe for recipe in recipes}
+    for name, as_where in (("deep_dream", "cifar10"), ("noise", "cifar10"), ("adaptive_deep_inversion", "cifar10")):
+        full = found[f"{name}/{as_where}"]
+        found[name] = full.replace(name=name, source=f"{full.source}; as {full.name}")
+    found["adaptive_deep_inversion"] = found["adaptive_deep_inversion"].replace(clip="valid")
     found["data_impressions"] = found["data_impressions/mnist"].replace(
         name="data_impressions",
         source="Carta 2022 as data_impressions/mnist, to the end of all steps",

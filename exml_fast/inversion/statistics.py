@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -16,10 +18,13 @@ __all__ = [
     "BNStatistics",
     "LayerInput",
     "LayerStatistics",
+    "Observer",
     "StatisticsCapture",
     "bn_layers",
     "is_batch_norm",
     "match_running",
+    "observe",
+    "pooled_statistics",
     "require_running_statistics",
 ]
 
@@ -95,6 +100,80 @@ class StatisticsCapture:
 
     def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls.append(LayerInput(_input(args, kwargs), module.running_mean, module.running_var))
+
+
+class Observer(nn.Module):
+    """Identity that appends the statistics of what passes, without targets, to ``tape``.
+
+    ``norm``: the layer before it is an ``nn.LayerNorm`` over so many features, which may be the last dimension.
+    """
+
+    def __init__(self, name: str, tape: list[LayerStatistics], norm: int | None = None) -> None:
+        super().__init__()
+        self.name, self.tape, self.norm = name, tape, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C), (N, tokens, C), (N, C, ...), or (N, ..., C) after a LayerNorm, to the same."""
+        if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"layer {self.name!r} must give a floating-point tensor (N, ...), got {found}")
+        last = x.dim() == 3 or (x.shape[1] != self.norm and x.shape[-1] == self.norm)
+        channel = x.dim() - 1 if last else 1
+        wide = x if x.dtype == torch.float64 else x.float()
+        var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != channel], correction=0)
+        self.tape.append(LayerStatistics(self.name, mean, var, mean.detach(), var.detach()))
+        # What follows may work in place on what var_mean needs again.
+        return x.clone()
+
+
+class _Observed(nn.Module):
+    def __init__(self, layer: nn.Module, observer: Observer) -> None:
+        super().__init__()
+        self.layer, self.observer = layer, observer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = self.observer(self.layer(*args, **kwargs))
+        return output
+
+
+def observe(model: nn.Module, layers: Sequence[str], tape: list[LayerStatistics]) -> None:
+    """Put an :class:`Observer` behind each layer of ``model`` whose name is, or matches, one of ``layers``.
+
+    Names as ``model.named_modules()`` gives them; ``*`` stands for anything, as in ``"blocks.*.norm1"``. ValueError
+    naming a pattern that matches no layer.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    found: dict[str, nn.Module] = {}
+    for pattern in layers:
+        matching = [name for name in modules if fnmatchcase(name, pattern)]
+        if not matching:
+            known = ", ".join(list(modules)[:12])
+            raise ValueError(f"layers: {pattern!r} matches no layer of {type(model).__name__}, which has {known} …")
+        found |= {name: modules[name] for name in matching}
+    for name in sorted(found, key=lambda name: -name.count(".")):  # inner layers first: outer names stay valid
+        layer = found[name]
+        norm = layer.normalized_shape[-1] if isinstance(layer, nn.LayerNorm) else None
+        model.set_submodule(name, _Observed(layer, Observer(name, tape, norm)))
+
+
+@torch.no_grad()
+def pooled_statistics(layers_of: Any, images: Tensor, batch_size: int = 64) -> list[tuple[Tensor, Tensor]]:
+    """Mean and biased variance (C,) of each call over all ``images``, which are looked at a few at a time.
+
+    ``layers_of``: images to the LayerStatistics of their calls.
+    """
+    sums: list[tuple[Tensor, Tensor]] = []
+    dtypes: list[torch.dtype] = []
+    for part in images.split(batch_size):
+        share, layers = len(part) / len(images), layers_of(part)
+        dtypes = [x.mean.dtype for x in layers]
+        moments = [(x.mean.double(), x.var.double()) for x in layers]
+        new = [(share * mean, share * (var + mean.square())) for mean, var in moments]
+        sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, new, strict=True)] if sums else new
+    return [
+        (mean.to(dtype), (second - mean.square()).clamp_min(0).to(dtype))
+        for (mean, second), dtype in zip(sums, dtypes, strict=True)
+    ]
 
 
 class BNStatistics:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
@@ -21,6 +22,7 @@ from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.convolution import Plan
+from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
@@ -36,6 +38,9 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 """``progress(stage, step, total, terms)``."""
 
 CHECKPOINT_SECONDS = 60.0
+
+Network = FrozenTeacher | EagerTeacher
+SavedPlans = dict[str, tuple[str, tuple[Any, ...]]]
 
 
 @dataclass
@@ -60,6 +65,10 @@ class _State:
     counted: Tensor
     """(steps,) float64, CPU: how many images."""
     seconds: float
+    start: Tensor | None = None
+    """(N, C, H, W), CPU: what the images begin with; noise when None."""
+    earlier: Tensor | None = None
+    """(steps, T) float64, CPU: history, means an image, of smaller images that these began as."""
 
     def snapshot(self) -> _State:
         """A copy to continue from, which further steps leave alone.
@@ -83,14 +92,20 @@ class Synthesizer:
         device: where to run; where the model is when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
         engine: False looks at the network as it is, in plain PyTorch (:class:`EagerTeacher`): the reference.
+        statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W) to take the statistics
+            of instead (Yin 2020, A.2 and Table 8).
+        layers: names or patterns of the layers whose outputs are matched, for a network without BatchNorm
+            (:class:`FrozenTeacher`); ``statistics`` must then be images.
         compact: drop stopped images from the batch, where no term couples the images.
         block: steps between two looks at the losses: progress, NaN check, early stop, checkpoint.
 
     Raises:
         ValueError: if the network does not take the specification's images or does not return logits; if ``units``
             does not fit; if the recipe matches BatchNorm statistics and the network has none (unless the recipe's
-            ``bn_optional``) or a layer keeps none.
+            ``bn_optional``) or a layer keeps none; if an image needs more memory than there is.
     """
+
+    _stage = "invert"
 
     def __init__(
         self,
@@ -102,6 +117,8 @@ class Synthesizer:
         device: torch.device | str | None = None,
         precision: str = "auto",
         engine: bool = True,
+        statistics: str | Tensor = "running",
+        layers: Sequence[str] = (),
         compact: bool = True,
         block: int = 50,
     ) -> None:
@@ -114,24 +131,27 @@ class Synthesizer:
         self.recipe = recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
-        self.precision = precision
-        if self.recipe.bn > 0:
+        self.precision, self.engine = precision, engine
+        self.statistics, self.layers = statistics, (layers,) if isinstance(layers, str) else tuple(layers)
+        if self.recipe.bn > 0 and not self.layers:
             require_running_statistics(model)
-        self.teacher: FrozenTeacher | EagerTeacher = (
-            self._freeze() if engine else EagerTeacher(model, self.spec, device=self.device)
-        )
+        require_memory(model, self.spec, 1, self.device)
+        self.teacher = self._freeze()
         self.num_classes = self.teacher.num_classes
-        if self.recipe.bn > 0 and self.teacher.bn_calls == 0 and not self.recipe.bn_optional:
+        if self.recipe.bn > 0 and self.teacher.matched_calls == 0 and not self.recipe.bn_optional:
             raise ValueError(
                 f"recipe {self.recipe.name!r} matches BatchNorm statistics (bn={self.recipe.bn}), but "
-                f"{type(model).__name__} runs no BatchNorm layer: set bn=0 or bn_optional=True"
+                f"{type(model).__name__} runs no BatchNorm layer: give some real images as statistics and names of "
+                "layers as layers, or set bn=0 (or bn_optional=True) to rely on the image priors alone"
             )
         self.units = tuple(range(self.num_classes)) if units is None else tuple(int(u) for u in units)
         if len(self.units) != self.num_classes or len(set(self.units)) != len(self.units):
             raise ValueError(f"units must be {self.num_classes} distinct class ids, one a logit, got {self.units}")
-        self.objective = Objective.of(self.recipe, bn=self.teacher.bn_calls > 0)
+        self.objective = Objective.of(self.recipe, bn=self.teacher.matched_calls > 0)
         self.compact = compact and not self.objective.couples
         self._bounds = self._clip_bounds()
+        self._student: FrozenTeacher | EagerTeacher | None = None
+        self._coarse = self._coarser() if self.recipe.coarse_steps else None
 
     def run(
         self,
@@ -139,6 +159,8 @@ class Synthesizer:
         *,
         seed: int = 0,
         classes: Sequence[int] | None = None,
+        student: nn.Module | None = None,
+        start: Tensor | None = None,
         progress: Progress | None = None,
         checkpoint: PathLike | None = None,
     ) -> Result:
@@ -150,13 +172,17 @@ class Synthesizer:
                 it does not depend on N or the batch size, up to rounding.
             classes: the class ids a soft target's argmax may give as label, and to which ``dirichlet_over="classes"``
                 restricts it; those in ``labels`` when None.
+            student: a classifier with the teacher's K logits, as it is now, that the images compete with; a recipe
+                with ``compete`` needs it, others do not look at it (Yin 2020, 3.3).
+            start: normalised images (N, C, H, W) to begin with instead of noise.
             progress: called after each block as ``progress("invert", step, total, terms)``; the steps of all
-                batches count.
+                batches count. Smaller images (``coarse_steps``) are a stage of their own, "invert at 112×112".
             checkpoint: a file written every minute, and when the run is interrupted (KeyboardInterrupt, which goes
                 on); a run with the same arguments that finds it continues from there, bit for bit. Removed at the end.
 
         Raises:
-            ValueError: for a class id without a logit, no labels, or a checkpoint of another run.
+            ValueError: for a class id without a logit, no labels, a student that is missing or does not fit, images
+                to start with that do not, a batch that needs more memory than there is, or a checkpoint of another run.
             RuntimeError: if a term or the pixels become NaN or infinite, naming term, recipe and step.
         """
         with torch.inference_mode(False), torch.enable_grad():
@@ -174,9 +200,18 @@ class Synthesizer:
                 asked = torch.tensor(self.units, dtype=torch.int64)[wanted]
             elif soft is not None:
                 wanted = soft.argmax(1)
+            require_memory(self.model, self.spec, min(self.recipe.batch_size, len(asked)), self.device)
+            start = self._checked_start(start, len(asked))
+            self._student = self._freeze_student(student)
             path = None if checkpoint is None else Path(checkpoint)
-            identity = "" if path is None else self._identity(positions, among, seed)
-            state = self._begin(len(asked)) if path is None or not path.exists() else self._resume(path, identity)
+            identity = "" if path is None else self._identity(positions, among, seed, student, start)
+            if path is not None and path.exists():
+                state = self._resume(path, identity, student)
+            else:
+                state = self._begin(len(asked), start)
+                if self._coarse is not None:
+                    options = {"seed": seed, "classes": distinct, "student": student, "progress": progress}
+                    self._begin_coarse(state, torch.as_tensor(labels), path, identity, options)
             batches = _mixed_batches(positions, self.recipe.batch_size)
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
@@ -215,7 +250,7 @@ class Synthesizer:
                 if progress is not None:
                     done = state.batch * self.recipe.steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
-                    progress("invert", done, len(batches) * self.recipe.steps, terms)
+                    progress(self._stage, done, len(batches) * self.recipe.steps, terms)
                 if path is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save_checkpoint(path, self._saved(identity, state))
                     saved = time.monotonic()
@@ -233,7 +268,8 @@ class Synthesizer:
         inputs = self.recipe.augmentation(leaf, draws, index)
         logits, layers = self.teacher(inputs)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
-        total, values = self.objective(Step(leaf, inputs, logits, soft, layers))
+        student = None if self._student is None else self._student(inputs)[0].to(logits.dtype)
+        total, values = self.objective(Step(leaf, inputs, logits, soft, layers, student))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
 
@@ -285,21 +321,74 @@ class Synthesizer:
 
     # Around the loop.
 
-    def _begin(self, count: int) -> _State:
+    def _begin(self, count: int, start: Tensor | None) -> _State:
         shape, terms = self.spec.shape, len(self.objective.names)
         none = torch.empty(0, *shape, device=self.device)
         return _State(
             0, 0, none, none, none, torch.empty(0, dtype=torch.int64),
             torch.ones(0, dtype=torch.bool, device=self.device), torch.zeros(count, *shape),
             torch.full((count,), self.recipe.steps), torch.zeros(self.recipe.steps, terms, dtype=torch.float64),
-            torch.zeros(self.recipe.steps, dtype=torch.float64), 0.0,
+            torch.zeros(self.recipe.steps, dtype=torch.float64), 0.0, start,
         )  # fmt: skip
+
+    def _begin_coarse(
+        self, state: _State, labels: Tensor, path: Path | None, identity: str, options: dict[str, Any]
+    ) -> None:
+        """Optimise the smaller images and begin with them, enlarged by nearest neighbours (Yin 2020, 4.4 b)."""
+        assert self._coarse is not None
+        small = None if state.start is None else F.interpolate(state.start, self._coarse.spec.size, mode="area")
+        below = None if path is None else path.with_name(f"{path.name}.coarse")
+        result = self._coarse.run(labels, start=small, checkpoint=below, **options)
+        state.start = F.interpolate(result.images, self.spec.size, mode="nearest")
+        state.earlier = torch.stack([result.history[name] for name in self.objective.names], 1)
+        state.seconds = result.seconds
+        if path is not None:
+            save_checkpoint(path, self._saved(identity, state))
+
+    def _coarser(self) -> Synthesizer:
+        height, width = (side // 2 for side in self.spec.size)
+        spec = dataclasses.replace(self.spec, size=(height, width))
+        statistics = self.statistics
+        if isinstance(statistics, Tensor):
+            statistics = F.interpolate(statistics, spec.size, mode="bilinear", align_corners=False, antialias=True)
+        coarse = Synthesizer(
+            self.model, spec, self.recipe.coarser(), units=self.units, device=self.device, precision=self.precision,
+            engine=self.engine, statistics=statistics, layers=self.layers, compact=self.compact, block=self.block,
+        )  # fmt: skip
+        coarse._stage = f"invert at {height}×{width}"
+        return coarse
+
+    def _checked_start(self, start: Tensor | None, count: int) -> Tensor | None:
+        if start is None:
+            return None
+        shape = (count, *self.spec.shape)
+        if tuple(start.shape) != shape or not start.is_floating_point():
+            raise ValueError(f"start must be floating-point images {shape}, got {start.dtype} {tuple(start.shape)}")
+        return start.detach().to("cpu", torch.float32).clone()
+
+    def _freeze_student(self, student: nn.Module | None, plans: Plans | None = None) -> Network | None:
+        """A frozen copy of the student as it is now, where the recipe looks at it."""
+        if self.recipe.compete == 0:
+            return None
+        if not isinstance(student, nn.Module):
+            raise ValueError(
+                f"recipe {self.recipe.name!r} competes with a student (compete={self.recipe.compete}): student must be "
+                f"a torch.nn.Module, got {type(student).__name__}"
+            )
+        frozen_student = self._frozen(student, plans)
+        if frozen_student.num_classes != self.num_classes:
+            raise ValueError(
+                f"student must give the teacher's {self.num_classes} logits, {type(student).__name__} gives "
+                f"{frozen_student.num_classes}"
+            )
+        return frozen_student
 
     def _start(self, state: _State, rows: Tensor, seed: int) -> None:
         make = torch.randn if self.recipe.init == "normal" else torch.rand
         noise = [make(self.spec.shape, generator=_generator(seed, f"image {n}")) for n in rows.tolist()]
         x = torch.stack(noise)
         x = x if self.recipe.init == "normal" else self.spec.normalize(x)
+        x = x if state.start is None else state.start[rows]
         state.x = x.to(self.device, torch.float32).contiguous()
         state.exp_avg, state.exp_avg_sq = torch.zeros_like(state.x), torch.zeros_like(state.x)
         state.rows = rows.clone()
@@ -358,14 +447,17 @@ class Synthesizer:
     ) -> Result:
         steps = int((state.counted > 0).sum())
         history = state.history[:steps] / state.counted[:steps, None]
-        absent = ["bn"] if self.recipe.bn > 0 and self.teacher.bn_calls == 0 else []
+        earlier = 0 if state.earlier is None else len(state.earlier)
+        if state.earlier is not None:
+            history = torch.cat([state.earlier, history])
+        absent = ["bn"] if self.recipe.bn > 0 and self.teacher.matched_calls == 0 else []
         stop = self.recipe.stop_confidence
         summary = {
             "recipe": self.recipe.to_dict(),
             "seed": seed,
             "images": len(labels),
-            "steps": steps,
-            "steps_per_image": float(state.stopped_at.double().mean()),
+            "steps": earlier + steps,
+            "steps_per_image": earlier + float(state.stopped_at.double().mean()),
             "images_per_second": len(labels) / max(state.seconds, 1e-9),
             "teacher_accuracy": float(correct.double().mean()),
             "confidence": float(probability.double().mean()),
@@ -377,40 +469,50 @@ class Synthesizer:
         named = {name: history[:, i].clone() for i, name in enumerate(self.objective.names)}
         return Result(state.images, labels, soft, self.spec, named, state.seconds, summary)
 
-    def _identity(self, labels: Tensor, among: Tensor, seed: int) -> str:
+    def _identity(
+        self, labels: Tensor, among: Tensor, seed: int, student: nn.Module | None, start: Tensor | None
+    ) -> str:
         """Fingerprint of what a run computes, weights included."""
         digest = hashlib.sha256()
-        for tensor in (labels, among, *self.model.state_dict().values()):
+        given = [tensor for tensor in (start, self.statistics) if isinstance(tensor, Tensor)]
+        if self._student is not None and student is not None:
+            given += student.state_dict().values()
+        for tensor in (labels, among, *self.model.state_dict().values(), *given):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
-        settings += [self.precision, isinstance(self.teacher, FrozenTeacher)]
+        settings += [self.precision, self.engine, self.layers, start is None]
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()
 
-    def _freeze(self, plans: Plans | None = None) -> FrozenTeacher:
+    def _freeze(self, plans: Plans | None = None) -> Network:
+        return self._frozen(self.model, plans, statistics=self.statistics, layers=self.layers)
+
+    def _frozen(self, model: nn.Module, plans: Plans | None, **statistics: Any) -> Network:
+        if not self.engine:
+            return EagerTeacher(model, self.spec, device=self.device, **statistics)
         return FrozenTeacher(
-            self.model, self.spec, device=self.device, precision=self.precision, batch_size=self.recipe.batch_size,
-            plans=plans,
+            model, self.spec, device=self.device, precision=self.precision, batch_size=self.recipe.batch_size,
+            plans=plans, **statistics,
         )  # fmt: skip
 
     def _saved(self, identity: str, state: _State) -> dict[str, Any]:
-        saved = {"identity": identity, "state": vars(state)}
-        if isinstance(self.teacher, FrozenTeacher):
-            plans = self.teacher.plans.items()
-            saved["plans"] = {name: (dtype, dataclasses.astuple(plan)) for name, (dtype, plan) in plans}
-        return saved
+        return {
+            "identity": identity, "state": vars(state), "plans": _plans_of(self.teacher),
+            "student_plans": _plans_of(self._student),
+        }  # fmt: skip
 
-    def _resume(self, path: Path, identity: str) -> _State:
+    def _resume(self, path: Path, identity: str, student: nn.Module | None) -> _State:
         saved = load_checkpoint(path, "cpu")
         if not isinstance(saved, dict) or saved.get("identity") != identity:
             raise ValueError(
                 f"checkpoint {path} belongs to another run (labels, seed, recipe, specification or weights differ); "
                 "remove it or give another path"
             )
-        if isinstance(self.teacher, FrozenTeacher):
-            plans = {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved["plans"].items()}
-            if plans != self.teacher.plans:  # measured anew, they may differ, and with them the rounding
-                self.teacher = self._freeze(plans)
+        # Measured anew, plans may differ, and with them the rounding.
+        if saved["plans"] != _plans_of(self.teacher):
+            self.teacher = self._freeze(_plans(saved["plans"]))
+        if saved["student_plans"] != _plans_of(self._student):
+            self._student = self._freeze_student(student, _plans(saved["student_plans"]))
         state = _State(**saved["state"])
         for name in ("x", "exp_avg", "exp_avg_sq", "active"):
             setattr(state, name, getattr(state, name).to(self.device))
@@ -427,6 +529,9 @@ def invert(
     device: torch.device | str | None = None,
     precision: str = "auto",
     units: Sequence[int] | None = None,
+    student: nn.Module | None = None,
+    statistics: str | Tensor = "running",
+    layers: Sequence[str] = (),
     progress: Progress | None = None,
     checkpoint: PathLike | None = None,
     **overrides: Any,
@@ -444,6 +549,9 @@ def invert(
         device: where to run; where the model is when None.
         precision: of the network inside, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
+        student: whom the images compete with, for the recipes ``adaptive_deep_inversion``.
+        statistics, layers: normalised real images whose statistics are matched instead of what BatchNorms remember,
+            and names of other layers to match (:class:`Synthesizer`).
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint: a file that lets an interrupted run continue (:meth:`Synthesizer.run`).
         overrides: fields of the recipe, as ``steps=500``.
@@ -459,12 +567,24 @@ def invert(
         units = getattr(model, "units", None) if units is None else units
         classes = getattr(model, "classes", None) if classes is None else classes
         model = model.model
-    synthesizer = Synthesizer(model, source, chosen, units=units, device=device, precision=precision)
+    synthesizer = Synthesizer(
+        model, source, chosen, units=units, device=device, precision=precision, statistics=statistics, layers=layers
+    )
     ids = list(synthesizer.units if classes is None else classes)
     if not ids:
         raise ValueError("classes must hold at least one class id")
     labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)
-    return synthesizer.run(labels, seed=seed, progress=progress, checkpoint=checkpoint)
+    return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint=checkpoint)
+
+
+def _plans_of(network: Network | None) -> SavedPlans:
+    """Plain values for a checkpoint; the inverse of :func:`_plans`."""
+    plans = network.plans.items() if isinstance(network, FrozenTeacher) else ()
+    return {name: (dtype, dataclasses.astuple(plan)) for name, (dtype, plan) in plans}
+
+
+def _plans(saved: SavedPlans) -> Plans:
+    return {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved.items()}
 
 
 def _generator(seed: int, stream: str) -> torch.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from exml_fast.data import InputSpec
 from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.inversion.pooling import AveragePool2d
-from exml_fast.inversion.statistics import LayerStatistics, StatisticsCapture
+from exml_fast.inversion.statistics import LayerStatistics, StatisticsCapture, observe, pooled_statistics
 
 __all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
 
@@ -35,13 +35,13 @@ class Teacher(Protocol):
     """What an objective looks at."""
 
     num_classes: int
-    bn_calls: int
-    """BatchNorm calls of a forward pass."""
+    matched_calls: int
+    """Calls of a forward pass that have statistics: of BatchNorms, or of the layers that were named."""
     precision: str
     """The dtype inside."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
-        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each BatchNorm call."""
+        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each such call."""
         ...
 
 
@@ -52,18 +52,37 @@ class EagerTeacher:
     """
 
     @torch.inference_mode(False)
-    def __init__(self, model: nn.Module, spec: InputSpec, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        *,
+        device: torch.device | str | None = None,
+        statistics: str | Tensor = "running",
+        layers: Sequence[str] = (),
+    ) -> None:
+        _check_statistics(statistics, layers, spec)
         self.model = _frozen_copy(model, device)
         self.dtype = dtype_of(self.model)
         self.precision = _name(self.dtype)
+        self._observed: list[LayerStatistics] | None = [] if layers else None
+        if self._observed is not None:
+            observe(self.model, layers, self._observed)
         self._capture = StatisticsCapture(self.model)
-        with self._capture as capture:
-            example = torch.zeros(2, *spec.shape, dtype=self.dtype, device=device_of(self.model))
-            self.num_classes = probe(self.model, example, spec).shape[1]
-            self.bn_calls = len(capture.calls)
+        self._targets: list[tuple[Tensor, Tensor]] | None = None
+        device = device_of(self.model)
+        self.num_classes = probe(self.model, torch.zeros(2, *spec.shape, dtype=self.dtype, device=device), spec).shape[
+            1
+        ]
+        with torch.no_grad():
+            self.matched_calls = len(self(torch.zeros(2, *spec.shape, device=device))[1])
+        if isinstance(statistics, Tensor):
+            self._targets = pooled_statistics(lambda images: self(images.to(device))[1], statistics)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
         """Logits (N, K) and statistics."""
+        if self._observed is not None:
+            self._observed.clear()
         with self._capture as capture:
             logits = self.model(images.to(self.dtype))
             layers = []
@@ -71,7 +90,7 @@ class EagerTeacher:
                 dims = [d for d in range(call.x.dim()) if d != 1]
                 var, mean = torch.var_mean(call.x, dims, correction=0)
                 layers.append(LayerStatistics("", mean, var, call.mean, call.var))
-        return logits, layers
+        return logits, _with_targets(layers if self._observed is None else list(self._observed), self._targets)
 
 
 class FrozenTeacher:
@@ -94,12 +113,14 @@ class FrozenTeacher:
         batch_size: of the images to come, for which weights are packed; others work.
         statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
             are taken instead (Yin 2020, A.2).
+        layers: names or patterns (:func:`exml_fast.inversion.statistics.observe`) of the layers whose outputs
+            are matched instead of the BatchNorms' inputs; ``statistics`` must then be images.
         plans: :attr:`plans` of another teacher of the same network, to compute bit for bit as it does, instead of
             measuring.
 
     Raises:
-        ValueError: if the network does not take the specification's images or does not return logits, if a
-            BatchNorm keeps no running statistics, or for an unknown ``precision``.
+        ValueError: if the network does not take the specification's images or does not return logits, if
+            ``statistics`` does not fit, if a pattern of ``layers`` matches none, or for an unknown ``precision``.
     """
 
     @torch.inference_mode(False)
@@ -112,22 +133,26 @@ class FrozenTeacher:
         precision: str = "auto",
         batch_size: int = 8,
         statistics: str | Tensor = "running",
+        layers: Sequence[str] = (),
         plans: Plans | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
-        if isinstance(statistics, str) and statistics != "running":
-            raise ValueError(f"statistics must be 'running' or images (N, C, H, W), got {statistics!r}")
+        _check_statistics(statistics, layers, spec)
         self.device = device_of(model) if device is None else torch.device(device)
         self._tape: list[LayerStatistics] = []
+        self._observed: list[LayerStatistics] | None = [] if layers else None
+        self._targets: list[tuple[Tensor, Tensor]] | None = None
         own = dtype_of(model)
         example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
         original = _frozen_copy(model, self.device)
+        if self._observed is not None:
+            observe(original, layers, self._observed)
         with torch.no_grad(), _recorded_inputs(original) as inputs:
             expected = probe(original, example, spec)
         self.num_classes = expected.shape[1]
         self.model, self._notes = self._fuse(original, example, expected)
-        self.bn_calls = len(self._tape)
+        self.matched_calls = len(self._tape if self._observed is None else self._observed)
         self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size, plans or {})
         self.precision = _name(self.dtype)
         for name, module in list(self.model.named_modules()):
@@ -137,15 +162,15 @@ class FrozenTeacher:
         self._cast_inputs_of_others()
         self._memory_format = torch.channels_last if self._has_convolutions else torch.contiguous_format
         if isinstance(statistics, Tensor):
-            self._take_statistics(statistics)
+            self._targets = pooled_statistics(lambda images: self(images.to(self.device))[1], statistics)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
         """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls."""
-        self._tape.clear()
+        self._clear()
         logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
-        layers = list(self._tape)
-        self._tape.clear()
-        return logits if logits.dtype == torch.float64 else logits.float(), layers
+        layers = list(self._tape if self._observed is None else self._observed)
+        self._clear()
+        return logits if logits.dtype == torch.float64 else logits.float(), _with_targets(layers, self._targets)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -171,6 +196,11 @@ class FrozenTeacher:
             )
         return "\n".join([*lines, *self._notes])
 
+    def _clear(self) -> None:
+        self._tape.clear()
+        if self._observed is not None:
+            self._observed.clear()
+
     @torch.no_grad()
     def _fuse(self, original: nn.Module, example: Tensor, expected: Tensor) -> tuple[nn.Module, list[str]]:
         """The first way that gives the network's own logits; one entry of the tape a BatchNorm call."""
@@ -178,7 +208,7 @@ class FrozenTeacher:
         for way in (fuse, replace_modules):
             try:
                 model, line = way(original, example, self._tape)
-                self._tape.clear()
+                self._clear()
                 logits = model(example)
             except Exception as failure:  # whatever the network's own code raises when it meets a proxy
                 message = str(failure).strip() or type(failure).__name__
@@ -237,15 +267,26 @@ class FrozenTeacher:
             if has_own and not isinstance(module, FrozenConv2d | FrozenBatchNorm) and not list(module.children()):
                 module.register_forward_pre_hook(cast)
 
-    def _take_statistics(self, images: Tensor) -> None:
-        with torch.no_grad():
-            _, layers = self(images.to(self.device))
-        seen = iter(layers)
-        # A layer that runs twice is two modules of a traced network; of one that could not be traced the last counts.
-        by_name = {layer.name: layer for layer in seen}
-        for module in self.model.modules():
-            if isinstance(module, FrozenBatchNorm):
-                module.target_mean, module.target_var = by_name[module.name].mean, by_name[module.name].var
+
+def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: InputSpec) -> None:
+    if isinstance(statistics, str):
+        if statistics != "running":
+            raise ValueError(f"statistics must be 'running' or images (N, C, H, W), got {statistics!r}")
+        if layers:
+            raise ValueError("layers remember no statistics: statistics must be images (N, C, H, W), got 'running'")
+    elif statistics.dim() != 4 or tuple(statistics.shape[1:]) != spec.shape or len(statistics) == 0:
+        raise ValueError(
+            f"statistics must be images (N, {', '.join(map(str, spec.shape))}), got {tuple(statistics.shape)}"
+        )
+    elif not statistics.is_floating_point() or not bool(statistics.isfinite().all()):
+        raise ValueError("statistics must be normalised images, floating point and finite (InputSpec.prepare)")
+
+
+def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:
+    """``layers`` with ``targets`` in the order of the calls; as they are without."""
+    if targets is None:
+        return layers
+    return [x._replace(target_mean=mean, target_var=var) for x, (mean, var) in zip(layers, targets, strict=True)]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,0 +1,77 @@
+"""Whether a batch of images fits, known before anything is computed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.data import InputSpec
+
+__all__ = ["available_bytes", "require_memory", "required_bytes"]
+
+# Images, their gradient and Adam's two moments, all float32.
+COPIES = 4
+
+
+def require_memory(model: nn.Module, spec: InputSpec, batch_size: int, device: torch.device) -> None:
+    """ValueError if :func:`required_bytes` is more than ``device`` has free."""
+    needed, free = required_bytes(model, spec, batch_size), available_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"a batch of {batch_size} images {spec.shape} needs at least {needed / 1e9:.1f} GB on {device}, which has "
+            f"{free / 1e9:.1f} GB free: give a smaller batch_size or image size"
+        )
+
+
+def required_bytes(model: nn.Module, spec: InputSpec, batch_size: int) -> int:
+    """The least that a step needs: the images' state, and the input of every convolution and linear layer.
+
+    The network runs without data or memory (device "meta"); one that cannot counts for its images alone.
+    """
+    pixels = batch_size * math.prod(spec.shape)
+    saved: list[int] = []
+    try:
+        # A deep copy whose weights are shapes: nothing is allocated.
+        skeleton = copy.deepcopy(model, {id(t): _shape_of(t) for t in (*model.parameters(), *model.buffers())})
+        for module in skeleton.eval().modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_pre_hook(lambda _, args: saved.append(args[0].numel()))
+        with torch.no_grad():
+            skeleton(torch.empty(1, *spec.shape, device="meta", dtype=torch.float32))
+    except Exception:  # whatever a network's own code raises without data; if something is wrong, the probe says it
+        saved.clear()
+    # Inputs may be kept in bfloat16.
+    return 4 * COPIES * pixels + 2 * batch_size * sum(saved)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of ``device``; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    try:
+        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (OSError, ValueError):
+            return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - used, 0))
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    shape = tensor.detach().to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+    return nn.Parameter(shape, requires_grad=False) if isinstance(tensor, nn.Parameter) else shape
