@@ -4,9 +4,10 @@ A trained classifier goes in; synthetic images, and models that learned from not
 
     result = exml_fast.invert(model, classes=[1, 933], per_class=32, recipe="deep_inversion")
     result.save_grid("dream.png")
+    taught = exml_fast.distill(model, student, result).student
 """
 
-from exml_fast import compat, continual, data, inversion, models, ops
+from exml_fast import compat, continual, data, distillation, evaluation, inversion, models, ops
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -20,6 +21,7 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import InputSpec
+from exml_fast.distillation import Transfer, TransferConfig, distill
 from exml_fast.inversion import BNStatistics, FrozenTeacher, Recipe, Result, Synthesizer, invert, invert_many, recipes
 
 __version__ = str(build_info()["version"])
@@ -39,11 +41,16 @@ __all__ = [
     "Recipe",
     "Result",
     "Synthesizer",
+    "Transfer",
+    "TransferConfig",
     "__version__",
     "build_info",
     "compat",
     "continual",
     "data",
+    "distill",
+    "distillation",
+    "evaluation",
     "inversion",
     "invert",
     "invert_many",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec, load
+from exml_fast.data import InputSpec
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert
 from exml_fast.inversion.memory import required_bytes
 from exml_fast.inversion.synthesizer import _mixed_batches
@@ -28,25 +28,6 @@ def network(seed: int = 0, batch_norm: bool = True) -> nn.Sequential:
     )
     nn.init.normal_(model[-1].weight)
     return model
-
-
-@pytest.fixture(scope="session")
-def digits_teacher() -> tuple[nn.Module, InputSpec]:
-    data = load("digits")
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10),
-    )  # fmt: skip
-    x, y = data.spec.normalize(data.train.images), data.train.labels
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(6):
-        for index in torch.randperm(len(x)).split(64):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
-            optimiser.step()
-    return model.eval(), data.spec
 
 
 def state_of(model: nn.Module) -> list[object]:
@@ -448,7 +429,7 @@ def test_images_larger_than_memory_are_refused_at_once(monkeypatch: pytest.Monke
     assert required_bytes(nn.Sequential(nn.Linear(3, 5)), SPEC, 2) == 16 * 2 * 144
     monkeypatch.setattr("exml_fast.inversion.memory.available_bytes", lambda _device: 19_000)
     for count in (7, 8):
-        with pytest.raises(ValueError, match="8 images.*smaller batch_size") if count == 8 else nullcontext():
+        with pytest.raises(ValueError, match=r"8 images.*smaller batch_size") if count == 8 else nullcontext():
             Synthesizer(model, SPEC, CE.replace(steps=1)).run([0] * count)
 
 

@@ -1,0 +1,8 @@
+"""Knowledge of one network into another by images alone (Yin 2020, secs. 3.1, 4.1 and 4.4)."""
+
+from exml_fast.distillation.config import TransferConfig
+from exml_fast.distillation.logging import TensorBoard
+from exml_fast.distillation.loss import divergence, mixup
+from exml_fast.distillation.transfer import Transfer, distill
+
+__all__ = ["TensorBoard", "Transfer", "TransferConfig", "distill", "divergence", "mixup"]

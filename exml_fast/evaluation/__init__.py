@@ -1,0 +1,22 @@
+"""What synthetic images are worth: recognised by other networks, varied, and not memorised (Yin 2020, 4.2 and C.5)."""
+
+from exml_fast.evaluation.features import features
+from exml_fast.evaluation.images import Evaluation, evaluate
+from exml_fast.evaluation.scores import (
+    Neighbours,
+    agreement,
+    diversity,
+    inception_score,
+    nearest_neighbours,
+)
+
+__all__ = [
+    "Evaluation",
+    "Neighbours",
+    "agreement",
+    "diversity",
+    "evaluate",
+    "features",
+    "inception_score",
+    "nearest_neighbours",
+]

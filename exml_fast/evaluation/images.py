@@ -1,0 +1,121 @@
+"""All scores of a set of synthetic images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.data import InputSpec
+from exml_fast.evaluation.features import features, logits
+from exml_fast.evaluation.scores import Neighbours, agreement, diversity, inception_score, nearest_neighbours
+from exml_fast.inversion import Result
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass
+class Evaluation:
+    """What :func:`evaluate` found."""
+
+    judges: dict[str, dict[str, Any]]
+    """By name: "top1" and "top5" (of no more logits than there are), "by_class", "inception_score" and its
+    "inception_score_std"."""
+    confusion: dict[str, Tensor]
+    """By name: (C, C) counts, wanted class by the class that the judge names, both of ``classes``; images that it takes
+    for another class count nowhere."""
+    classes: list[int]
+    diversity: dict[int, float]
+    """By class, in the first judge's feature space."""
+    neighbours: Neighbours | None = None
+    """Among the real images, in the first judge's feature space."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        found: dict[str, Any] = {"judges": self.judges, "diversity": {str(c): d for c, d in self.diversity.items()}}
+        if self.neighbours is not None:
+            nearest = self.neighbours.distance[:, 0]
+            found["memorisation"] = {
+                "median_distance": float(nearest.median()),
+                "smallest_distance": float(nearest.min()),
+                "usual_distance_among_real": self.neighbours.usual,
+                "memorised": self.neighbours.memorised,
+                "nearest": self.neighbours.index[:, 0].tolist(),
+            }
+        return found
+
+
+def evaluate(
+    images: Result,
+    judges: Mapping[str, Any],
+    real: Tensor | None = None,
+    splits: int = 1,
+) -> Evaluation:
+    """Ask independent networks about synthetic images.
+
+    Args:
+        images: an inversion.
+        judges: by name, a classifier of the same input and classes, anything that holds one as ``.model`` with its own
+            ``.input_spec`` and ``.units`` (an Expert), or a pair of a classifier and its InputSpec. The images are
+            fitted to a judge's own input. Class ids are logit positions where there are no units.
+        real: pixels (M, c, h, w), uint8 or float in [0, 1], to look for copies among.
+        splits: of the Inception score.
+
+    Raises:
+        ValueError: naming the judge, without any, or if a class has no logit of it.
+    """
+    if not judges:
+        raise ValueError("judges must hold at least one network")
+    names = sorted(set(images.labels.tolist()))
+    rows = torch.tensor([names.index(label) for label in images.labels.tolist()])
+    found: dict[str, dict[str, Any]] = {}
+    confusion: dict[str, Tensor] = {}
+    space: tuple[nn.Module, InputSpec] | None = None
+    for name, judge in judges.items():
+        network, spec, units = _opened(name, judge, images.spec)
+        space = space or (network, spec)
+        says = logits(network, _for(spec, images))
+        known = list(range(says.shape[1])) if units is None else units
+        if missing := [label for label in names if label not in known]:
+            raise ValueError(f"judge {name!r} has no logit for the classes {missing[:8]}")
+        place = {unit: j for j, unit in enumerate(known)}
+        wanted = torch.tensor([place[label] for label in images.labels.tolist()])
+        right = agreement(says, wanted)
+        score, deviation = inception_score(says, splits)
+        found[name] = {
+            "top1": float(right.double().mean()),
+            "top5": float(agreement(says, wanted, min(5, says.shape[1])).double().mean()),
+            "by_class": {str(c): float(right[images.labels == c].double().mean()) for c in names},
+            "inception_score": score,
+            "inception_score_std": deviation,
+        }
+        among = says[:, [place[label] for label in names]].argmax(1)
+        inside = torch.isin(says.argmax(1), torch.tensor([place[label] for label in names]))
+        counts = torch.zeros(len(names), len(names), dtype=torch.int64)
+        counts.index_put_((rows[inside], among[inside]), torch.ones(int(inside.sum()), dtype=torch.int64), True)
+        confusion[name] = counts
+    assert space is not None
+    network, spec = space
+    seen = features(network, _for(spec, images))
+    neighbours = None if real is None else nearest_neighbours(seen, features(network, spec.prepare(real)))
+    return Evaluation(found, confusion, names, diversity(seen, images.labels), neighbours)
+
+
+def _for(spec: InputSpec, images: Result) -> Tensor:
+    return images.images if spec == images.spec else spec.prepare(images.pixels())
+
+
+def _opened(name: str, judge: Any, spec: InputSpec) -> tuple[nn.Module, InputSpec, list[int] | None]:
+    units = getattr(judge, "units", None)
+    if isinstance(judge, tuple):
+        network, spec = judge[0], InputSpec.of(judge[1])
+    elif not isinstance(judge, nn.Module) and isinstance(getattr(judge, "model", None), nn.Module):
+        network, spec = judge.model, InputSpec.of(getattr(judge, "spec", judge))
+    else:
+        network = judge
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"judge {name!r} must be a torch.nn.Module, got {type(network).__name__}")
+    return network, spec, None if units is None or isinstance(judge, nn.Module) else list(units)
