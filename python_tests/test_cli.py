@@ -96,7 +96,7 @@ def test_version_prints_build_info() -> None:
     assert lines["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("command", ["train-experts", "invert", "learn", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["train-experts", "invert", "distill", "learn", "evaluate", "demo"])
 def test_help_names_the_common_options(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "160", "TERM": "dumb"}).output
     assert all(option in text for option in ("--seed", "--device", "--out", "--json"))
@@ -145,6 +145,78 @@ def test_invert_takes_torchvision_weights_from_a_file(tmp_path: Path) -> None:
         "invert", *source, "--classes", "goldfish, 3", "--per-class", 1, "--steps", 1, "--out", tmp_path / "out"
     )
     assert summary["classes"] == [1, 3] and summary["recipe"]["name"] == "deep_inversion"
+
+
+def test_invert_asks_judges_and_looks_for_copies(experts: Path, npz: Path, tmp_path: Path) -> None:
+    other = experts / "expert_02"
+    arguments = ("--classes", "0,1", "--per-class", 2, "--steps", 3, "--judge", other, "--real", npz, "--report")
+    summary = as_json("invert", experts / "expert_01", *arguments, "--out", tmp_path)
+    report = load_json(tmp_path / "report.json")
+    assert list(report["judges"]) == [str(experts / "expert_01"), str(other)] and "command" in report
+    assert report["judges"] == summary["judges"] and set(report["diversity"]) == {"0", "1"}
+    assert len(report["memorisation"]["nearest"]) == 4 and report["settings"]["model"] == "expert_01"
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Recognised, %" in page and "Nearest real images" in page and "An <em>expert</em>" not in page
+    assert Inverted.load(tmp_path).soft_labels().sum(1).allclose(torch.ones(4))
+
+
+def test_invert_competes_and_takes_statistics_from_images(experts: Path, npz: Path, tmp_path: Path) -> None:
+    images = ("--statistics", npz, "--statistics-count", 20, "--layer", "features.0", "--layer", "features.3")
+    student = ("--recipe", "adaptive_deep_inversion", "--student", experts / "expert_02")
+    short = ("--classes", 0, "--per-class", 2, "--steps", 2, "--out", tmp_path)
+    summary = as_json("invert", experts / "expert_01", *images, *student, *short)
+    assert summary["absent"] == [] and {"bn", "compete"} <= set(Inverted.load(tmp_path).history)
+    refused = call("invert", experts / "expert_01", *student[:2], *images, *short[:-2], "--out", tmp_path / "b", code=2)
+    assert "student must be" in refused.output
+
+
+def test_networks_of_ours_need_weights_and_input(tmp_path: Path) -> None:
+    from exml_fast.models import CifarResNet
+
+    state = {f"module.{name}": value for name, value in CifarResNet(8, 3).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "weights.th")
+    spec = json.dumps({"channels": 3, "size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3})
+    own = ("cifar_resnet", "--weights", tmp_path / "weights.th", "--argument", "depth=8", "--argument", "num_classes=3")
+    short = ("--classes", 2, "--per-class", 1, "--steps", 1, "--out", tmp_path / "out")
+    assert as_json("invert", *own, "--input", spec, *short)["classes"] == [2]
+    for arguments, message in (
+        ((*own, *short), "--input is missing"),
+        ((*own, "--input", '{"channels": 3}', *short), "--input must be like"),
+        (("cifar_resnet", "--input", spec, *short), "--weights must be a local file"),
+        ((*own[:-2], "--input", spec, *short), "does not fit this model"),
+        ((*own, "--input", spec, "--classes", 3, "--out", tmp_path / "c"), "has no classes [3], only 0 to 2"),
+        ((*own, "--input", spec.replace("3, ", "4, ", 1), *short), "mean must have one number a channel (4)"),
+    ):
+        assert message in " ".join(call("invert", *arguments, code=2).output.split()), message
+    assert not (tmp_path / "c").exists()
+
+
+def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_path: Path) -> None:
+    first = ("--classes", "0,1", "--per-class", 4, "--steps", 3, "--out", tmp_path / "images")
+    call("invert", experts / "expert_01", *first)
+    arguments = [
+        "distill", experts / "expert_01", "--images", tmp_path / "images", "--recipe", "adaptive_deep_inversion",
+        "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5", "--student-argument",
+        "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4", "--transfer", "per_round=6",
+        "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report", "--out", tmp_path / "out",
+    ]  # fmt: skip
+    summary = as_json(*arguments)
+    student = Expert.load(tmp_path / "out" / "student")
+    assert student.card.arguments["activation"] == "relu" and student.units == Expert.load(experts / "expert_01").units
+    assert summary["images"] == 8 + 12 and [r["step"] for r in summary["rounds"]] == [0, 4]
+    assert student.card.training["accuracy"] == summary["accuracy"] and 0 <= summary["accuracy"] <= 1
+    assert len(Inverted.load(tmp_path / "out" / "images")) == 20 and not (tmp_path / "out" / "checkpoints").exists()
+    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    stored = load_json(tmp_path / "out" / "results.json")
+    assert stored["settings"]["inversion"] == {"bn": 0, "steps": 3} and "images" not in stored["settings"]
+    for wrong, message in (
+        (("--student", "lenet6"), "unknown architecture 'lenet6'"),
+        (("--transfer", "temperature=0"), "temperature must be positive"),
+        (("--images", tmp_path / "nowhere"), "nowhere"),
+        (("--classes", "7"), "has no classes [7]"),
+    ):
+        refused = call(*arguments[:2], *wrong, "--out", tmp_path / "wrong", code=2)
+        assert message in refused.output and not (tmp_path / "wrong").exists()
 
 
 def test_learn_writes_rows_as_designed(learned: tuple[Path, dict[str, Any]]) -> None:

@@ -444,11 +444,15 @@ def test_result_survives_its_folder(tmp_path: Path, result: Result) -> None:
     again = Result.load(tmp_path / "run")
     assert torch.equal(again.images, result.images) and torch.equal(again.labels, result.labels)
     assert result.targets is not None and again.targets is not None and torch.equal(again.targets, result.targets)
+    assert result.logits is not None and again.logits is not None and torch.equal(again.logits, result.logits)
+    assert torch.allclose(again.soft_labels(2.0), (result.logits / 2).softmax(1))
     assert again.spec == SPEC and again.summary == result.summary and again.seconds == result.seconds
     assert {k: v.tolist() for k, v in again.history.items()} == {k: v.tolist() for k, v in result.history.items()}
-    result.targets = None
+    result.targets = result.logits = None
     result.save(tmp_path / "run")
     assert Result.load(tmp_path / "run").targets is None
+    with pytest.raises(ValueError, match="logits were not kept"):
+        Result.load(tmp_path / "run").soft_labels()
 
 
 def test_damaged_results_are_named(tmp_path: Path, result: Result) -> None:

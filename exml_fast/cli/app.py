@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +20,17 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.study import DATA_FREE, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
-from exml_fast.cli.teachers import open_teacher
-from exml_fast.continual import Expert, ExpertStream, confusion_matrix
+from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
+from exml_fast.cli.teachers import Teacher, open_teacher
+from exml_fast.continual import Augmentation, Card, Expert, ExpertStream, confusion_matrix
+from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import load
-from exml_fast.inversion import PRECISIONS, recipes
+from exml_fast.distillation import TensorBoard, TransferConfig
+from exml_fast.distillation import distill as distill_model
+from exml_fast.inversion import PRECISIONS, Result, recipes
 from exml_fast.inversion import invert as invert_model
-from exml_fast.storage import atomic_path, save_json
+from exml_fast.models import create
+from exml_fast.storage import save_json
 
 __all__ = ["app"]
 
@@ -54,6 +61,38 @@ PerStep = Annotated[
 ]
 Parts = Annotated[int, typer.Option(min=1, help="Experts in new-instances.")]
 Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
+Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="JSON", help="channels, size, mean, std, if not what the network carries.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Judge = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SOURCE[=WEIGHTS]", help="An independent network to ask about the images; repeatable.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Real = Annotated[
+    str | None,
+    typer.Option(help="Data set or folder of real images to look for copies among.", show_default=False),
+]
+Statistics = Annotated[
+    str | None,
+    typer.Option(
+        help="Data set or folder of real images whose statistics are matched instead of BatchNorm's.",
+        show_default=False,
+    ),
+]  # fmt: skip
+StatisticsCount = Annotated[int, typer.Option(min=1, help="How many of them.")]
+Layer = Annotated[
+    list[str] | None,
+    typer.Option(help="Layer to match there, * for anything; repeatable. For networks without BatchNorm."),
+]
+Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
 Argument = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeatable.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 new classes; digits: 40; others: 20.")]
 
@@ -132,10 +171,15 @@ def train_experts_command(
 def invert(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="An expert's folder, torchvision/<name> or timm/<name>.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="An expert's folder, torchvision/<name>, timm/<name>, cifar_resnet or lenet5.", show_default=False
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("inverted"),
-    weights: Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")] = "DEFAULT",
+    weights: Weights = "DEFAULT",
+    argument: Argument = None,
+    input_spec: Input = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -151,7 +195,19 @@ def invert(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of the network inside: auto, float32 or bfloat16.")] = "auto",
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE[=WEIGHTS]", help="Whom adaptive_deep_inversion competes with.", show_default=False
+        ),
+    ] = None,
+    statistics: Statistics = None,
+    statistics_count: StatisticsCount = 100,
+    layer: Layer = None,
+    judge: Judge = None,
+    real: Real = None,
     png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")] = False,
+    report: Page = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -163,45 +219,196 @@ def invert(
     with Guard(context) as guard:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        if report:
+            _require_report()
         overrides = parse_pairs("--set", override)
         overrides |= _given(steps=steps, lr=lr, batch_size=batch_size)
         if precision not in PRECISIONS:
             raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
         given: dict[str, Any] = {
-            "model": model, "weights": weights, "recipe": recipe, "classes": classes, "per_class": per_class,
-            "overrides": overrides, "precision": precision, "png": png, "seed": seed,
-            "device": _device(device), "threads": threads,
+            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
+            "input": parse_input(input_spec), "recipe": recipe, "classes": classes, "per_class": per_class,
+            "overrides": overrides, "precision": precision, "student": student, "statistics": statistics,
+            "statistics_count": statistics_count, "layers": layer or [], "judges": judge or [], "real": real,
+            "png": png, "report": report, "seed": seed, "device": _device(device), "threads": threads,
         }  # fmt: skip
         if not resume:
             # Whatever is wrong with the options shows before an earlier run in the folder is touched.
-            open_teacher(str(model), weights)
+            _classes_of(_teacher_of(given), classes)
             recipes.get(recipe or "model_inversion").replace(**overrides)
+            for source in (*given["judges"], *([student] if student else [])):
+                _open_named(source)
         run = open_run(context, guard, out, given, resume, overwrite)
         _use_threads(run["threads"])
-        teacher = open_teacher(run["model"], run["weights"], run["device"])
-        name = run["recipe"] or ("deep_inversion" if _has_batch_norm(teacher.model) else "model_inversion")
-        ids = teacher.class_ids([c.strip() for c in run["classes"].split(",") if c.strip()])
-        with Reporter() as report:
+        teacher = _teacher_of(run)
+        bn = run["layers"] or _has_batch_norm(teacher.model)
+        name = run["recipe"] or ("deep_inversion" if bn else "model_inversion")
+        with Reporter() as reporter:
             result = invert_model(
-                teacher.model, ids, run["per_class"], name, teacher.spec, run["seed"], run["device"],
-                run["precision"], units=teacher.units, progress=report, checkpoint=out / "inversion.pt",
-                **run["overrides"],
+                teacher.model, _classes_of(teacher, run["classes"]), run["per_class"], name, teacher.spec, run["seed"],
+                run["device"], run["precision"], units=teacher.units, progress=reporter,
+                student=_open_named(run["student"]).model if run["student"] else None,
+                statistics=real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
+                layers=run["layers"], checkpoint=out / "inversion.pt", **run["overrides"],
             )  # fmt: skip
-        result.save(out)
-        result.save_grid(out / "grid.png", columns=len(result) // run["per_class"] if len(result) <= 400 else None)
-        if run["png"]:
-            _write_pngs(result.pixels(), result.labels.tolist(), out / "png")
+        save_images(result, out, run["per_class"], run["png"])
+        found = ask(result, teacher, run["judges"], run["real"], run["device"])
+        origin = provenance(run["device"])
+        save_report(out, result, teacher, found, origin, _published(run), run["report"])
         close_run(out)
         summary = {
             "out": str(out), "model": run["model"], "classes": sorted(set(result.labels.tolist())),
-            "seconds": round(result.seconds, 3), **result.summary, **provenance(run["device"]),
+            "seconds": round(result.seconds, 3), **result.summary, **found.to_dict(), **origin,
         }  # fmt: skip
         if as_json:
             _print_json(summary)
         else:
+            asked = "".join(
+                f", {100 * found.judges[judge]['top1']:.1f} % by {judge}" for judge in list(found.judges)[1:]
+            )
             typer.echo(
                 f"{len(result)} images in {result.seconds:.1f} s ({result.summary['images_per_second']:.1f} a second), "
-                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network: {out / 'grid.png'}"
+                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network{asked}: {out / 'grid.png'}"
+            )
+
+
+@app.command()
+def distill(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="The teacher; as for invert.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the student, its images and the results.")] = Path("distilled"),
+    weights: Weights = "DEFAULT",
+    argument: Argument = None,
+    input_spec: Input = None,
+    student: Annotated[
+        str,
+        typer.Option(help="Architecture, freshly initialised: torchvision/<name>, timm/<name>, cifar_resnet, lenet5."),
+    ] = "lenet5",
+    student_argument: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the student's architecture; repeatable.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of an inversion to learn from.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Of images made meanwhile; adaptive_deep_inversion without --images.", show_default=False),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the student's training; 48750.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds of generation; as many as the steps allow.")] = None,
+    inversion: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    ] = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any setting of the transfer, as temperature=3; repeatable."),
+    ] = None,
+    statistics: Statistics = None,
+    statistics_count: StatisticsCount = 100,
+    layer: Layer = None,
+    judge: Judge = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set to test the student on; it never learns from it.", show_default=False)
+    ] = None,
+    data_root: DataRoot = None,
+    precision: Annotated[str, typer.Option(help="As for invert.")] = "auto",
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard's files.", show_default=False)
+    ] = None,
+    report: Page = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach a fresh network what a classifier knows, on images made from the classifier alone."""
+    with Guard(context) as guard:
+        if model is None and not resume:
+            raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        if report:
+            _require_report()
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        given: dict[str, Any] = {
+            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
+            "input": parse_input(input_spec), "student": student,
+            "student_arguments": parse_pairs("--student-argument", student_argument),
+            "images": None if images is None else str(images),
+            "recipe": recipe or (None if images else "adaptive_deep_inversion"), "classes": classes,
+            "inversion": parse_pairs("--set", inversion),
+            "transfer": _given(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
+            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
+            "judges": judge or [], "data": data, "data_root": data_root, "precision": precision,
+            "tensorboard": None if tensorboard is None else str(tensorboard), "report": report, "seed": seed,
+            "device": _device(device), "threads": threads,
+        }  # fmt: skip
+        if not resume:
+            _prepared_transfer(given)
+            for source in given["judges"]:
+                _open_named(source)
+        run = open_run(context, guard, out, given, resume, overwrite)
+        _use_threads(run["threads"])
+        teacher, fresh, arguments, first, chosen, config = _prepared_transfer(run)
+        test = None if run["data"] is None else load(run["data"], run["data_root"]).test
+
+        def accuracy(network: torch.nn.Module) -> float:
+            assert test is not None
+            with torch.no_grad():
+                right = [
+                    (network(x.to(run["device"])).argmax(1).cpu() == y).sum() for x, y in test.batches(teacher.spec)
+                ]
+            return float(sum(right)) / len(test)
+
+        with contextlib.ExitStack() as stack:
+            progress: Any = stack.enter_context(Reporter())
+            if run["tensorboard"]:
+                progress = stack.enter_context(TensorBoard(run["tensorboard"], progress))
+            taught = distill_model(
+                teacher.model, fresh, first, recipe=chosen, config=config, spec=teacher.spec,
+                classes=_classes_of(teacher, run["classes"]), units=teacher.units,
+                statistics=real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
+                layers=run["layers"], seed=run["seed"], device=run["device"], precision=run["precision"],
+                evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
+            )  # fmt: skip
+        units = teacher.units or tuple(range(int(teacher.model(taught.images[:1].to(run["device"])).shape[1])))
+        known = tuple(_classes_of(teacher, run["classes"]) or units)
+        origin = provenance(run["device"])
+        test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
+        training = {
+            "method": "distillation", "teacher": run["model"], "recipe": None if chosen is None else chosen.to_dict(),
+            "config": config.to_dict(), "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
+        }  # fmt: skip
+        names = tuple(teacher.class_names.get(u, str(u)) for u in units)
+        card = Card(run["student"], arguments, units, known, names, teacher.spec, training=training)
+        Expert(taught.student.cpu(), card).save(out / "student")
+        seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
+        pool = Result(
+            taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
+            {"recipe": {"name": None} if chosen is None else chosen.to_dict()},
+        )  # fmt: skip
+        save_images(pool, out / "images", None, False)
+        found = ask(pool, teacher, run["judges"], None, run["device"])
+        save_report(out, pool, teacher, found, origin, _published(run), run["report"])
+        summary = {
+            "out": str(out), "student": str(out / "student"), "images": len(pool), "rounds": taught.rounds,
+            "seconds": seconds, "agreement": taught.history["agreement"][-1], "accuracy": test_accuracy,
+            **found.to_dict(), **origin,
+        }  # fmt: skip
+        save_json(out / "results.json", {**summary, "history": taught.history, "settings": _published(run)})
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        close_run(out)
+        if as_json:
+            _print_json(summary)
+        else:
+            tested = (
+                "" if test_accuracy is None else f", {100 * test_accuracy:.2f} % of the test images of {run['data']}"
+            )
+            typer.echo(
+                f"student in {out / 'student'}: agrees with its teacher on {100 * summary['agreement']:.1f} % of the "
+                f"last images{tested} ({sum(seconds.values()):.0f} s, {len(pool)} images)"
             )
 
 
@@ -437,12 +644,51 @@ def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def _write_pngs(pixels: torch.Tensor, labels: list[int], folder: Path) -> None:
-    from torchvision.utils import save_image
+def _teacher_of(run: dict[str, Any]) -> Teacher:
+    return open_teacher(run["model"], run["weights"], run["device"], run["arguments"], run["input"])
 
-    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        with atomic_path(folder / f"{i:05d}_class_{label}.png") as temporary:
-            save_image(image, temporary)
+
+def _open_named(source: str) -> Teacher:
+    name, _, weights = source.partition("=")
+    return open_teacher(name, weights or "DEFAULT")
+
+
+def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
+    return teacher.class_ids([c.strip() for c in wanted.split(",") if c.strip()])
+
+
+def _prepared_transfer(
+    run: dict[str, Any],
+) -> tuple[Teacher, torch.nn.Module, dict[str, Any], Result | None, recipes.Recipe | None, TransferConfig]:
+    """Teacher, fresh student and its arguments, first images, recipe, settings: all that can be wrong."""
+    teacher = _teacher_of(run)
+    _classes_of(teacher, run["classes"])
+    settings = dict(run["transfer"])
+    if isinstance(settings.get("augmentation"), dict):
+        settings["augmentation"] = Augmentation(**settings["augmentation"])
+    config = TransferConfig().replace(**settings)
+    recipe = None if run["recipe"] is None else recipes.get(run["recipe"]).replace(**run["inversion"])
+    if recipe is None and run["inversion"]:
+        raise ValueError("--set changes a recipe: give --recipe too")
+    first = None if run["images"] is None else Result.load(run["images"])
+    if first is not None and first.spec != teacher.spec:
+        raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
+    with torch.no_grad():
+        example = torch.zeros(2, *teacher.spec.shape, device=run["device"])
+        outputs = teacher.model.eval()(example).shape[1]
+    arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run["seed"])
+        student = create(run["student"], **arguments)
+    return teacher, student.to(run["device"]), arguments, first, recipe, config
+
+
+def _published(run: dict[str, Any]) -> dict[str, Any]:
+    """Settings for results: names of networks, no folders of this machine."""
+    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "student"}
+    shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
+    model = str(run["model"])
+    return shown | {"model": Path(model).name if Path(model).exists() else model}
 
 
 def _summary(study: Study) -> str:

@@ -17,7 +17,22 @@ __all__ = ["Guard", "open_run", "parse_pairs"]
 RUN_FILE = "run.json"
 ERROR, INTERRUPTED = 2, 130
 # What a run may leave in its folder, and so what --overwrite may remove.
-PRODUCTS = ("experts", "checkpoints", "parts", "ex-model", "joint", "report", "results.json", "inversion.pt", RUN_FILE)
+PRODUCTS = (
+    "experts",
+    "checkpoints",
+    "parts",
+    "ex-model",
+    "joint",
+    "report",
+    "results.json",
+    "report.json",
+    "student",
+    "images",
+    "png",
+    "inversion.pt",
+    "inversion.pt.coarse",
+    RUN_FILE,
+)
 
 
 class Guard:

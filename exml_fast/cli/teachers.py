@@ -1,8 +1,10 @@
-"""What `exml-fast invert` can take a network from: an expert's folder, torchvision or timm."""
+"""What the commands can take a network from: an expert's folder, torchvision, timm, or an architecture of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import nn
 
 from exml_fast.continual import Expert
 from exml_fast.data import InputSpec
-from exml_fast.models import create
+from exml_fast.models import OWN, create, final_linear
 from exml_fast.storage import load_checkpoint, load_tensors
 
 __all__ = ["Teacher", "open_teacher"]
@@ -45,31 +47,67 @@ class Teacher:
                 raise ValueError(
                     f"--classes: {item!r} is neither a class id nor a class name of {self.name} ({known} …)"
                 )
+        units = self.units
+        if units is None:
+            with contextlib.suppress(ValueError):
+                units = tuple(range(final_linear(self.model).out_features))
+        if units is not None and (missing := [i for i in ids if i not in units]):
+            raise ValueError(f"--classes: {self.name} has no classes {missing}, only {units[0]} to {units[-1]}")
         return ids
 
 
-def open_teacher(source: str, weights: str = "DEFAULT", device: str = "cpu") -> Teacher:
-    """Open an expert's folder, ``torchvision/<name>`` or ``timm/<name>``.
+def open_teacher(
+    source: str,
+    weights: str = "DEFAULT",
+    device: str = "cpu",
+    arguments: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> Teacher:
+    """Open an expert's folder, ``torchvision/<name>``, ``timm/<name>``, or an architecture of ours with its weights.
 
-    ``weights``: for the latter two "DEFAULT" (downloaded), a member of torchvision's weights enum, or a local file
-    (.safetensors, or a torch file of tensors only). ValueError naming what is wrong.
+    Args:
+        weights: "DEFAULT" (downloaded), a member of torchvision's weights enum, or a local file (.safetensors, or a
+            torch file of tensors only), which architectures of ours need.
+        arguments: of the architecture, with a local file.
+        spec: the input, with channels, size, mean and std, where it is not the one that the network carries.
+
+    ValueError naming what is wrong.
     """
     library, _, name = source.partition("/")
-    if library in ("torchvision", "timm") and not Path(source).exists():
+    if not Path(source).exists() and (library in ("torchvision", "timm") or source in OWN):
+        if arguments and not Path(weights).is_file():
+            raise ValueError(f"--argument needs --weights with a local file for {source}, got {weights!r}")
+        if source in OWN:
+            return _own(source, weights, device, arguments or {}, spec)
         loader = _torchvision if library == "torchvision" else _timm
-        return loader(source, name, weights, device)
+        teacher = loader(source, name, weights, device, arguments or {})
+        return teacher if spec is None else dataclasses.replace(teacher, spec=InputSpec.from_dict(spec))
     if not Path(source).is_dir():
-        raise ValueError(f"{source!r} is neither an expert's folder nor torchvision/<name> or timm/<name>")
+        raise ValueError(
+            f"{source!r} is neither an expert's folder nor torchvision/<name>, timm/<name> or one of {sorted(OWN)}"
+        )
     expert = Expert.load(source, device)
     names = dict(zip(expert.units, expert.card.class_names, strict=True))
     return Teacher(source, expert.model, expert.input_spec, expert.units, expert.classes, names)
 
 
-def _torchvision(source: str, name: str, weights: str, device: str) -> Teacher:
+def _own(
+    source: str, weights: str, device: str, arguments: Mapping[str, Any], spec: Mapping[str, Any] | None
+) -> Teacher:
+    if not Path(weights).is_file():
+        raise ValueError(f"--weights must be a local file for {source}, got {weights!r}")
+    if spec is None:
+        raise ValueError(f"--input is missing: {source} carries no channels, size, mean and std of its input")
+    model = create(source, **arguments)
+    _load_file(model, Path(weights))
+    return Teacher(source, model.to(device), InputSpec.from_dict(spec), None, None, {})
+
+
+def _torchvision(source: str, name: str, weights: str, device: str, arguments: Mapping[str, Any]) -> Teacher:
     import torchvision
 
     file = Path(weights)
-    model = create(source) if file.is_file() else None
+    model = create(source, **arguments) if file.is_file() else None
     try:
         enum: Any = torchvision.models.get_model_weights(name)
     except ValueError:
@@ -87,7 +125,7 @@ def _torchvision(source: str, name: str, weights: str, device: str) -> Teacher:
     return Teacher(source, model.to(device), InputSpec.of(chosen), None, None, names)
 
 
-def _timm(source: str, name: str, weights: str, device: str) -> Teacher:
+def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[str, Any]) -> Teacher:
     try:
         import timm
     except ImportError as error:
@@ -96,7 +134,7 @@ def _timm(source: str, name: str, weights: str, device: str) -> Teacher:
     if weights != "DEFAULT" and not file.is_file():
         raise ValueError(f"--weights must be DEFAULT or a local file for {source}, got {weights!r}")
     if file.is_file():
-        model = create(source)
+        model = create(source, **arguments)
         _load_file(model, file)
     else:
         if not timm.is_model(name):
@@ -110,6 +148,8 @@ def _load_file(model: nn.Module, file: Path) -> None:
         state = load_tensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
+        if state and all(str(key).startswith("module.") for key in state):  # saved from nn.DataParallel
+            state = {key.removeprefix("module."): value for key, value in state.items()}
         with torch.no_grad():
             model.load_state_dict(state)
     except Exception as error:

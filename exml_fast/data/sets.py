@@ -15,12 +15,13 @@ from torch import Tensor
 from exml_fast.data.core50 import CLASS_NAMES, is_core50, read_core50
 from exml_fast.data.spec import InputSpec
 
-__all__ = ["ImageData", "Split", "load"]
+__all__ = ["ImageData", "Split", "load", "some_images"]
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_SHARE = 0.25
 # What networks that were pretrained on ImageNet expect, as those that CORe50 is learned with.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # Published normalisations of the 28×28 images; the padding to 32 does not change them.
 TORCHVISION_SETS = {
     "mnist": ("MNIST", 0.1307, 0.3081),
@@ -120,6 +121,30 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
         return _folder(path, size)
     names = ["digits", *TORCHVISION_SETS]
     raise ValueError(f"no data set {name!r}: expected one of {names}, an existing .npz file or an image folder")
+
+
+def some_images(source: str | os.PathLike[str], size: tuple[int, int], count: int = 100) -> Tensor:
+    """At most ``count`` images, (N, 3 or 1, *size) uint8 or float in [0, 1], for statistics or as a comparison.
+
+    ``source``: a data set that :func:`load` knows (its training images), or a folder in which images lie, at any depth.
+    They are taken evenly from all there are, and resized to ``size`` (height, width). ValueError where there is none.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        images = load(str(source)).train.images
+        return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"{path} holds no images: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    found = []
+    for i in torch.linspace(0, len(files) - 1, min(count, len(files))).long().tolist():
+        with Image.open(files[i]) as opened:
+            image = opened.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+        found.append(pil_to_tensor(image))
+    return torch.stack(found)
 
 
 def _digits() -> ImageData:

@@ -37,9 +37,17 @@ class Result:
     """JSON values: recipe, seed, images, steps (and steps_per_image), images_per_second, teacher_accuracy and
     confidence (of the label, or of a soft target's argmax; without augmentation), stopped, absent (terms left out for
     want of BatchNorm), device."""
+    logits: Tensor | None = None
+    """(N, K) float32: what the network says of the images, without augmentation."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def soft_labels(self, temperature: float = 1.0) -> Tensor:
+        """softmax(logits / τ), (N, K). ValueError where the logits were not kept."""
+        if self.logits is None:
+            raise ValueError("the network's logits were not kept with these images")
+        return (self.logits / temperature).softmax(1)
 
     def pixels(self) -> Tensor:
         """(N, C, H, W) float32 in [0, 1]: denormalised and clamped."""
@@ -58,8 +66,7 @@ class Result:
     def save(self, folder: PathLike) -> None:
         """Write ``images.safetensors`` and ``result.json`` into ``folder``, which is made if need be."""
         tensors = {"images": self.images, "labels": self.labels}
-        if self.targets is not None:
-            tensors["targets"] = self.targets
+        tensors |= {name: t for name in ("targets", "logits") if (t := getattr(self, name)) is not None}
         tensors |= {f"history.{name}": values for name, values in self.history.items()}
         save_tensors(Path(folder) / TENSORS, tensors)
         save_json(
@@ -80,7 +87,7 @@ class Result:
             history = {name: tensors[f"history.{name}"] for name in card["terms"]}
             result = cls(
                 tensors["images"], tensors["labels"], tensors.get("targets"), InputSpec.from_dict(card["spec"]),
-                history, card["seconds"], card["summary"],
+                history, card["seconds"], card["summary"], tensors.get("logits"),
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{folder} is not a saved inversion: {error} is missing") from error

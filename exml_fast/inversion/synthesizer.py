@@ -218,10 +218,10 @@ class Synthesizer:
             with reused_memory():
                 self._optimise(state, targets, wanted, batches, seed, progress, path, identity)
             with frozen(self.model, self.device):
-                probability, correct = self._judge(state.images, wanted)
+                logits = self._judge(state.images)
         if path is not None:
             path.unlink(missing_ok=True)
-        return self._result(state, asked, soft, seed, probability, correct)
+        return self._result(state, asked, soft, seed, logits, wanted.cpu())
 
     def _optimise(
         self,
@@ -430,20 +430,15 @@ class Synthesizer:
             f"than {self.recipe.lr} or other weights may help, and the network's weights should be finite"
         )
 
-    def _judge(self, images: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each image's class (N,), and whether it is the largest logit; without augmentation."""
-        probability, correct = [], []
+    def _judge(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of the network as it is, without augmentation."""
+        dtype = dtype_of(self.model)
         with torch.no_grad():
-            for part, target in zip(
-                images.split(self.recipe.batch_size), wanted.split(self.recipe.batch_size), strict=True
-            ):
-                logits = self.model(part.to(self.device, dtype_of(self.model))).float()
-                probability.append(logits.softmax(1).gather(1, target[:, None])[:, 0].cpu())
-                correct.append((logits.argmax(1) == target).cpu())
-        return torch.cat(probability), torch.cat(correct)
+            parts = images.split(self.recipe.batch_size)
+            return torch.cat([self.model(part.to(self.device, dtype)).float().cpu() for part in parts])
 
     def _result(
-        self, state: _State, labels: Tensor, soft: Tensor | None, seed: int, probability: Tensor, correct: Tensor
+        self, state: _State, labels: Tensor, soft: Tensor | None, seed: int, logits: Tensor, wanted: Tensor
     ) -> Result:
         steps = int((state.counted > 0).sum())
         history = state.history[:steps] / state.counted[:steps, None]
@@ -459,15 +454,15 @@ class Synthesizer:
             "steps": earlier + steps,
             "steps_per_image": earlier + float(state.stopped_at.double().mean()),
             "images_per_second": len(labels) / max(state.seconds, 1e-9),
-            "teacher_accuracy": float(correct.double().mean()),
-            "confidence": float(probability.double().mean()),
+            "teacher_accuracy": float((logits.argmax(1) == wanted).double().mean()),
+            "confidence": float(logits.softmax(1).gather(1, wanted[:, None]).double().mean()),
             "stopped": int((state.stopped_at < self.recipe.steps).sum()) if stop is not None else 0,
             "absent": absent,
             "device": str(self.device),
             "precision": self.teacher.precision,
         }
         named = {name: history[:, i].clone() for i, name in enumerate(self.objective.names)}
-        return Result(state.images, labels, soft, self.spec, named, state.seconds, summary)
+        return Result(state.images, labels, soft, self.spec, named, state.seconds, summary, logits)
 
     def _identity(
         self, labels: Tensor, among: Tensor, seed: int, student: nn.Module | None, start: Tensor | None

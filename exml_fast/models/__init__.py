@@ -2,6 +2,6 @@
 
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5
-from exml_fast.models.registry import create, final_linear
+from exml_fast.models.registry import OWN, create, final_linear
 
-__all__ = ["CifarResNet", "LeNet5", "create", "final_linear"]
+__all__ = ["OWN", "CifarResNet", "LeNet5", "create", "final_linear"]

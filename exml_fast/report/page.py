@@ -79,6 +79,8 @@ class Report:
         settings, machine: tables of names and JSON values.
         class_names: of the global class ids.
         rows: results.
+        reading: paragraphs that explain the page, instead of those on experts.
+        tables: further tables by heading, a mapping of column to value each row, all with the same columns.
         samples: a group each; put the real images first.
         accuracies: accuracy in percent after each expert, by strategy.
         references: accuracies drawn across that plot.
@@ -94,7 +96,9 @@ class Report:
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     class_names: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[Row] = ()
+    reading: Sequence[str] = ()
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     samples: Sequence[Samples] = ()
     accuracies: Mapping[str, Sequence[float]] = field(default_factory=dict)
     references: Mapping[str, float] = field(default_factory=dict)
