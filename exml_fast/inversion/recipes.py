@@ -210,8 +210,8 @@ def get(recipe: str | Recipe) -> Recipe:
     return _RECIPES[recipe]
 
 
-# Found by a search in which the share of images that an independent network recognises decided: the distance of Gaussians
-# weighs every channel alike, the crop makes what shows of an object hold at several sizes.
+# Found by a short search in which the share of images that an independent network recognises decided: the distance of
+# Gaussians weighs every channel alike, and the crop asks for objects that hold at several sizes.
 TRANSFERABLE: dict[str, Any] = {
     "steps": 400, "lr": 0.1, "decay": "cosine", "flip": True, "clip": "valid", "jitter": 4, "crop": (0.7, 1.0),
     "bn": 0.1, "bn_distance": "gaussian_kl",
