@@ -58,12 +58,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def recognised(args: argparse.Namespace, teacher: nn.Module, judge: nn.Module) -> list[dict[str, Any]]:
     """Table 2's question for CIFAR-10: does a network that was not asked agree?"""
     rows = []
-    for name, recipe, changes in (
-        ("DeepDream", "deep_dream/cifar10", {}),
-        ("DeepInversion, the paper's terms", "deep_inversion/cifar10", {}),
-        ("DeepInversion, ours", "deep_inversion/cifar10-transferable", {}),
+    for name, recipe in (
+        ("DeepDream", "deep_dream/cifar10"),
+        ("DeepInversion, the paper's terms", "deep_inversion/cifar10"),
+        ("DeepInversion, ours", "deep_inversion/cifar10-transferable"),
     ):
-        chosen = recipes.get(recipe).replace(steps=args.steps, batch_size=min(256, 10 * args.per_class), **changes)
+        chosen = recipes.get(recipe).replace(steps=args.steps, batch_size=min(256, 10 * args.per_class))
         result = xf.invert(teacher, None, args.per_class, chosen, SPEC, args.seed, args.device)
         found = evaluate(result, {"ResNet-56": judge, "ResNet-20 (teacher)": teacher})
         rows.append(
@@ -71,8 +71,9 @@ def recognised(args: argparse.Namespace, teacher: nn.Module, judge: nn.Module) -
                 "cell": f"agreement/{name}", "ours": 100 * found.judges["ResNet-56"]["top1"],
                 "teacher": 100 * result.summary["teacher_accuracy"], "paper": None, "images": len(result),
                 "inception_score": found.judges["ResNet-56"]["inception_score"],
-                "diversity": sum(found.diversity.values()) / len(found.diversity), "recipe": recipe, "steps": args.steps,
-                "seconds": result.seconds, "images_per_second": result.summary["images_per_second"],
+                "diversity": sum(found.diversity.values()) / len(found.diversity),
+                "recipe": recipe, "steps": args.steps, "seconds": result.seconds,
+                "images_per_second": result.summary["images_per_second"],
                 "reduced": args.steps < 2000, "note": f"{args.steps} steps; the paper takes 2000",
             }
         )  # fmt: skip
@@ -86,8 +87,8 @@ def taught(args: argparse.Namespace, teacher: nn.Module, test: tuple[Tensor, Ten
     """Table 1's question: a fresh student, images alone."""
     rows = []
     config = xf.TransferConfig(
-        steps=args.student_steps, batch_size=64, lr=0.1, schedule="cosine", generate_every=args.student_steps // args.rounds,
-        per_round=args.per_round, rounds=args.rounds,
+        steps=args.student_steps, batch_size=64, lr=0.1, schedule="cosine", rounds=args.rounds,
+        generate_every=max(1, args.student_steps // args.rounds), per_round=args.per_round,
     )  # fmt: skip
     for name, terms in TERMS.items():
         if name not in args.methods:
@@ -97,11 +98,12 @@ def taught(args: argparse.Namespace, teacher: nn.Module, test: tuple[Tensor, Ten
         started = time.perf_counter()
         result = xf.distill(
             teacher, CifarResNet(20), recipe=chosen, config=config, spec=SPEC, seed=args.seed, device=args.device,
-            evaluate=lambda student: accuracy(student, *test), progress=args.report,
+            evaluate=lambda student: accuracy(student, *test),
         )  # fmt: skip
         rows.append(
             {
-                "cell": f"student/{name}", "ours": result.evaluations[-1][1], "paper": None, "images": len(result.images),
+                "cell": f"student/{name}", "ours": result.evaluations[-1][1], "paper": None,
+                "images": len(result.images),
                 "agreement_on_images": 100 * result.history["agreement"][-1], "rounds": result.rounds,
                 "seconds": time.perf_counter() - started, "reduced": True,
                 "note": f"{args.student_steps} steps of the student, {len(result.images)} images of "
@@ -137,7 +139,6 @@ def main() -> None:
     for path in (args.cifar10, *(args.weights / name for name in FILES.values())):
         if not path.is_file():
             parser.error(f"{path} is missing")
-    args.report = None
     data = xf.data.load(str(args.cifar10)).test
     chosen = torch.linspace(0, len(data) - 1, min(args.test_images, len(data))).long()
     test = data.images[chosen], data.labels[chosen]

@@ -53,6 +53,7 @@ def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
     expected = []
     for _, m, v, mean, var in step.layers:
         if distance == "gaussian_kl":
+            v, var = v + 1e-5, var + 1e-5
             expected.append(((v / var + (m - mean) ** 2 / var - 1 - (v / var).log()) / 2).sum())
             continue
         a, b = (v, var) if moment == "var" else (v**0.5, var**0.5)
@@ -86,6 +87,15 @@ def differences(x: Tensor) -> list[Tensor]:
         x[..., 1:, 1:] - x[..., :-1, :-1],
         x[..., 1:, :-1] - x[..., :-1, 1:],
     ]
+
+
+def test_dead_channels_are_matched_too(step: Step) -> None:
+    name, mean, var, _, _ = step.layers[0]
+    dead = torch.tensor([0.0, 1, 1], dtype=torch.float64)
+    step.layers = [LayerStatistics(name, mean * dead, var * dead, torch.ones(3).double() * dead, dead)]
+    value = StatisticsDistance(1.0, "gaussian_kl")(step)
+    (gradient,) = torch.autograd.grad(value, step.images)
+    assert value.isfinite() and gradient.isfinite().all() and gradient.any()
 
 
 @pytest.mark.parametrize("augmented", [False, True])

@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 
+EPSILON = 1e-5
+
+
 @dataclass(frozen=True)
 class Prior:
     """How a natural-image prior reads the images."""
@@ -131,7 +134,8 @@ class StatisticsDistance:
     """Σ over the calls of BatchNorm layers of the distance to their running statistics (Yin 2020, Eq. 4).
 
     ``distance`` and ``moment`` as in :func:`exml_fast.ops.bn_match`: Yin's norms are "l2" of the "var", Carta's
-    squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first.
+    squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first. For "gaussian_kl"
+    1e-5 is added to the variances, as BatchNorm does: real networks have dead channels, whose variance is zero.
     """
 
     weight: float
@@ -144,6 +148,8 @@ class StatisticsDistance:
     def __call__(self, step: Step) -> Tensor:
         """Scalar."""
         _, means, variances, target_means, target_variances = map(list, zip(*step.layers, strict=True))
+        if self.distance == "gaussian_kl":
+            variances, target_variances = ([v + EPSILON for v in vs] for vs in (variances, target_variances))
         weights = [self.first] + [1.0] * (len(means) - 1)
         return ops.match_statistics(
             means, variances, target_means, target_variances, weights, self.distance, self.moment
