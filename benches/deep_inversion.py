@@ -1,7 +1,7 @@
 """DeepInversion on CIFAR-10: what an independent network says of the images, and what students learn from them alone.
 
     python benches/deep_inversion.py --cifar10 cifar10.npz --weights FOLDER
-    python benches/deep_inversion.py --cifar10 cifar10.npz --weights FOLDER --quick
+    python benches/deep_inversion.py --cifar10 cifar10.npz --weights FOLDER --quick --only agreement
 
 The teacher is the published ResNet-20 (91.7 %), the judge the published ResNet-56, both from the files of
 github.com/akamaster/pytorch_resnet_cifar10 in --weights. Real images only measure: no method sees any. The defaults are
@@ -26,6 +26,7 @@ from exml_fast.inversion import recipes
 from exml_fast.models import CifarResNet
 from exml_fast.storage import load_checkpoint
 
+FILES_OF = {"agreement": "yin2020-cifar10-agreement.json", "students": "yin2020-cifar10-students.json"}
 SPEC = xf.InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 # From the recipe whose images other networks recognise, each method leaves out or adds its terms.
@@ -131,7 +132,8 @@ def main() -> None:
     parser.add_argument("--grids", type=Path, help="folder for pictures of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, default=RESULTS / "yin2020-cifar10-resnet20.json")
+    parser.add_argument("--only", choices=list(FILES_OF), help="one of the two questions")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     if args.quick:
         args.steps, args.per_class, args.test_images = min(args.steps, 200), min(args.per_class, 10), 2000
@@ -143,16 +145,16 @@ def main() -> None:
     chosen = torch.linspace(0, len(data) - 1, min(args.test_images, len(data))).long()
     test = data.images[chosen], data.labels[chosen]
     teacher, judge = network(20, args.weights), network(56, args.weights)
-    rows: list[dict[str, Any]] = [
+    networks: list[dict[str, Any]] = [
         {"cell": f"network/{name}", "ours": accuracy(model, *test), "paper": None, "reduced": False,
          "note": f"on {len(chosen)} real test images"}
         for name, model in (("ResNet-20 (teacher)", teacher), ("ResNet-56 (judge)", judge))
     ]  # fmt: skip
-    print(", ".join(f"{row['cell']}: {row['ours']:.2f} %" for row in rows), flush=True)
-    rows += recognised(args, teacher, judge)
-    write_results(args.json, rows, args.device)
-    rows += taught(args, teacher, test)
-    write_results(args.json, rows, args.device)
+    print(", ".join(f"{row['cell']}: {row['ours']:.2f} %" for row in networks), flush=True)
+    if args.only != "students":
+        write_results(args.results / FILES_OF["agreement"], networks + recognised(args, teacher, judge), args.device)
+    if args.only != "agreement":
+        write_results(args.results / FILES_OF["students"], networks + taught(args, teacher, test), args.device)
 
 
 if __name__ == "__main__":
