@@ -183,3 +183,33 @@ def test_roofline_takes_the_larger_of_the_two_times(roofline: Any) -> None:
     found = roofline.ideal(layers, 0, machine, "bfloat16")
     assert found["ideal_ms"] == pytest.approx(1e3 * (8 + 2))
     assert (found["compute_ms"], found["memory_ms"]) == (pytest.approx(8e3), pytest.approx(2.2e3))
+
+
+def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import numpy as np
+
+    from exml_fast.models import CifarResNet
+
+    monkeypatch.syspath_prepend(BENCHES)
+    bench = importlib.import_module("deep_inversion")
+    for depth, file in bench.FILES.items():
+        state = {f"module.{name}": value for name, value in CifarResNet(depth).state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / file)
+    pixels, labels = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8), np.arange(20) % 10
+    np.savez(tmp_path / "cifar10.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    options = (
+        f"--cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} --results {tmp_path} --steps 2 --per-class 2 "
+        "--student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 --methods DeepInversion"
+    ).split()
+    monkeypatch.setattr(sys, "argv", ["deep_inversion.py", *options, "--methods", "Adaptive DeepInversion"])
+    bench.main()
+    found = {name: load_json(tmp_path / file)["rows"] for name, file in bench.FILES_OF.items()}
+    cells = [row["cell"] for row in found["agreement"]]
+    assert len(cells) == 5 and cells[-1] == "agreement/DeepInversion, ours" and found["agreement"][-1]["reduced"]
+    (row,) = found["students"][2:]
+    assert row["cell"] == "student/Adaptive DeepInversion" and row["images"] == 4 and 0 <= row["ours"] <= 100
+    assert "48750" in row["note"]
+    tables = importlib.import_module("readme")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF["agreement"])
+    assert "| Adaptive DeepInversion |" in tables.students(tmp_path / bench.FILES_OF["students"])

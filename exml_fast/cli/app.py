@@ -685,10 +685,10 @@ def _prepared_transfer(
 
 def _published(run: dict[str, Any]) -> dict[str, Any]:
     """Settings for results: names of networks, no folders of this machine."""
-    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "student"}
+    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges"}
     shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
-    model = str(run["model"])
-    return shown | {"model": Path(model).name if Path(model).exists() else model}
+    networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
+    return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}
 
 
 def _summary(study: Study) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models import ResNet18_Weights
 
 from exml_fast.continual import Expert
 from exml_fast.data import InputSpec
@@ -140,7 +141,8 @@ def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}")
         model = timm.create_model(name, pretrained=True)
-    return Teacher(source, model.to(device), InputSpec.of(model), None, None, {})
+    names = ResNet18_Weights.DEFAULT.meta["categories"] if model.num_classes == 1000 else []
+    return Teacher(source, model.to(device), InputSpec.of(model), None, None, dict(enumerate(names)))
 
 
 def _load_file(model: nn.Module, file: Path) -> None:
