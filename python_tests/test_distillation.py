@@ -148,7 +148,7 @@ def test_the_student_in_the_loop_is_the_one_that_learns(monkeypatch: pytest.Monk
 def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int) -> None:
     def run(**options: Any) -> Any:
         return distill(
-            network(1), network(0), spec=SPEC, recipe=RECIPE, config=SHORT, evaluate=lambda s: float(s[5].weight.sum()),
+            network(1), network(0), spec=SPEC, recipe=RECIPE, config=SHORT, evaluate=lambda s: s[5].weight.sum().item(),
             evaluate_every=7, **options,
         )  # fmt: skip
 

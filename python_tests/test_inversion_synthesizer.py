@@ -106,7 +106,7 @@ def test_images_do_not_depend_on_the_batch_size_without_coupling() -> None:
 def test_adam_and_clip_are_those_of_torch() -> None:
     model = network().eval()
     recipe = CE.replace(jitter=0, l2=0.0, steps=30, clip="valid", lr=0.1)
-    result = Synthesizer(model, SPEC, recipe).run([0, 1, 2], seed=5)
+    result = Synthesizer(model, SPEC, recipe, precision="float32").run([0, 1, 2], seed=5)
     start = Synthesizer(model, SPEC, recipe.replace(steps=1, lr=1e-30, clip=None)).run([0, 1, 2], seed=5)
     x = start.images.clone().requires_grad_()
     optimiser = torch.optim.Adam([x], lr=0.1)

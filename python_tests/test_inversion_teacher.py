@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -312,3 +313,22 @@ def test_engine_and_reference_take_the_same_way(name: str) -> None:
     # Adam divides by the gradient's size: where it is all but zero, rounding decides its sign.
     assert float((engine.images - eager.images).abs().mean()) < 2e-3
     assert abs(float(half.history["loss"][-1] / eager.history["loss"][-1]) - 1) < 0.02
+
+
+def test_networks_are_frozen_while_others_run() -> None:
+    model, images = network("residual by operator")[0].eval(), torch.randn(2, *SPEC.shape)
+    expected = model(images)
+
+    def freeze(_: int) -> None:
+        for _ in range(5):
+            FrozenTeacher(network("residual by operator")[0], SPEC, precision="float32")
+
+    def run(_: int) -> None:
+        for _ in range(200):
+            assert torch.equal(model(images), expected)
+
+    call = nn.Module.__call__
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(job, i) for i in range(2) for job in (freeze, run)]:
+            done.result()
+    assert nn.Module.__call__ is call

@@ -7,6 +7,7 @@ network; where it cannot, BatchNorm modules are replaced in the copied module tr
 from __future__ import annotations
 
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -106,14 +107,30 @@ def _line(counts: Counter[str]) -> str:
     return f"{counts.total()} BatchNorm calls" + (f": {parts}" if parts else "")
 
 
+# torch.fx replaces nn.Module.__call__ of the whole process while it traces.
+_tracing = threading.Lock()
+
+
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:  # another thread runs a network of its own
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         own = _freezable(module) or FrozenConv2d.takes(module) or isinstance(module, Observer)
         return own or super().is_leaf_module(module, name)
 
 
 def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    graph = _Tracer().trace(model)
+    with _tracing:
+        graph = _Tracer().trace(model)
     traced = fx.GraphModule(model, graph, type(model).__name__)
     with torch.no_grad():
         ShapeProp(traced).propagate(example)
