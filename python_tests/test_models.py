@@ -4,14 +4,37 @@ import pytest
 import torch
 from torch import nn
 
-from exml_fast.models import LeNet5, create, final_linear
+from exml_fast.models import AlexNetCifar, AlexNetCifarHalf, LeNet5, LeNet5Half, create, final_linear, takes
 
 
-def test_lenet5_has_the_published_size() -> None:
-    model = create("lenet5")
-    assert sum(p.numel() for p in model.parameters()) == 61_706
-    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
-    assert any(isinstance(m, nn.Tanh) for m in model.modules())
+@pytest.mark.parametrize(
+    ("name", "arguments", "channels", "size"),
+    [
+        ("lenet5", {}, 1, 61_706),
+        ("lenet5_half", {}, 1, 35_820),
+        ("alexnet_cifar", {}, 3, 1_657_642),
+        ("alexnet_cifar_half", {}, 3, 722_906),
+        ("alexnet_cifar_half", {"hidden": [256, 128]}, 3, 416_666),
+    ],
+)
+def test_networks_have_the_published_sizes(name: str, arguments: dict[str, object], channels: int, size: int) -> None:
+    model = create(name, **arguments)
+    assert sum(p.numel() for p in model.parameters()) == size
+    assert model.eval()(torch.zeros(2, channels, 32, 32)).shape == (2, 10)
+
+
+def test_lenets_are_tanh_and_alexnets_have_five_convolutions_with_batch_norm() -> None:
+    assert any(isinstance(m, nn.Tanh) for m in LeNet5Half().modules())
+    for model in (AlexNetCifar(), AlexNetCifarHalf(num_classes=3, in_channels=1)):
+        for kind in (nn.Conv2d, nn.BatchNorm2d):
+            assert sum(isinstance(m, kind) for m in model.modules()) == 5
+        assert sum(isinstance(m, nn.MaxPool2d) for m in model.modules()) == 3
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+
+
+def test_takes() -> None:
+    assert takes("alexnet_cifar", "in_channels") and not takes("cifar_resnet", "in_channels")
+    assert not takes("torchvision/resnet18", "num_classes")
 
 
 def test_lenet5_options() -> None:

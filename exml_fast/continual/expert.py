@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import ImageData, InputSpec
-from exml_fast.models import create, final_linear
+from exml_fast.models import create, final_linear, takes
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
 
 __all__ = ["Card", "Expert", "train_expert"]
@@ -319,7 +319,7 @@ def complete_arguments(
 ) -> dict[str, Any]:
     """``arguments`` with the number of classes and channels filled in where they are not given."""
     complete: dict[str, Any] = {"num_classes": outputs}
-    if architecture == "lenet5":
+    if takes(architecture, "in_channels"):
         complete["in_channels"] = spec.channels
     elif architecture.startswith("timm/"):
         complete["in_chans"] = spec.channels

@@ -1,7 +1,18 @@
 """The papers' architectures under their usual names, and any torchvision or timm classifier."""
 
+from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
-from exml_fast.models.lenet import LeNet5
-from exml_fast.models.registry import OWN, create, final_linear
+from exml_fast.models.lenet import LeNet5, LeNet5Half
+from exml_fast.models.registry import OWN, create, final_linear, takes
 
-__all__ = ["OWN", "CifarResNet", "LeNet5", "create", "final_linear"]
+__all__ = [
+    "OWN",
+    "AlexNetCifar",
+    "AlexNetCifarHalf",
+    "CifarResNet",
+    "LeNet5",
+    "LeNet5Half",
+    "create",
+    "final_linear",
+    "takes",
+]

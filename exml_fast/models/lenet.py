@@ -1,10 +1,10 @@
-"""LeNet-5, the paper's network for MNIST (Carta 2022, Table 1)."""
+"""LeNet-5 for MNIST (Carta 2022, Table 1), and the student with half of its filters (Nayak 2021, 4.1.2.1)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["LeNet5"]
+__all__ = ["LeNet5", "LeNet5Half"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -15,6 +15,8 @@ class LeNet5(nn.Module):
     Input (N, in_channels, 32, 32), output logits (N, num_classes); 61,706 parameters at the defaults.
     ``batch_norm`` puts a BatchNorm2d after each convolution; ``activation`` is "tanh" (as published) or "relu".
     """
+
+    filters = (6, 16)
 
     def __init__(
         self,
@@ -32,11 +34,18 @@ class LeNet5(nn.Module):
             norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
             return [nn.Conv2d(inputs, outputs, 5), *norm, act(), nn.AvgPool2d(2)]
 
-        self.features = nn.Sequential(*stage(in_channels, 6), *stage(6, 16), nn.Flatten())
+        first, second = self.filters
+        self.features = nn.Sequential(*stage(in_channels, first), *stage(first, second), nn.Flatten())
         self.classifier = nn.Sequential(
-            nn.Linear(400, 120), act(), nn.Linear(120, 84), act(), nn.Linear(84, num_classes)
+            nn.Linear(25 * second, 120), act(), nn.Linear(120, 84), act(), nn.Linear(84, num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, 32, 32)."""
         return self.classifier(self.features(x))
+
+
+class LeNet5Half(LeNet5):
+    """LeNet-5 with half of the convolutional filters, otherwise the same; 35,820 parameters at the defaults."""
+
+    filters = (3, 8)

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
-from exml_fast.models.lenet import LeNet5
+from exml_fast.models.lenet import LeNet5, LeNet5Half
 
-__all__ = ["create", "final_linear"]
+__all__ = ["create", "final_linear", "takes"]
 
-OWN: dict[str, type[nn.Module]] = {"cifar_resnet": CifarResNet, "lenet5": LeNet5}
+OWN: dict[str, type[nn.Module]] = {
+    "alexnet_cifar": AlexNetCifar,
+    "alexnet_cifar_half": AlexNetCifarHalf,
+    "cifar_resnet": CifarResNet,
+    "lenet5": LeNet5,
+    "lenet5_half": LeNet5Half,
+}
 # Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
 
@@ -23,7 +30,8 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        architecture: "lenet5", "cifar_resnet", "torchvision/<name>" (classification models) or "timm/<name>".
+        architecture: one of our own (``lenet5``, ``lenet5_half``, ``alexnet_cifar``, ``alexnet_cifar_half``,
+            ``cifar_resnet``), "torchvision/<name>" (classification models) or "timm/<name>".
         arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
             the library read or download weights.
 
@@ -63,6 +71,11 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     raise ValueError(
         f"unknown architecture {architecture!r}: expected one of {sorted(OWN)}, 'torchvision/<name>' or 'timm/<name>'"
     )
+
+
+def takes(architecture: str, argument: str) -> bool:
+    """Whether one of our own architectures has this argument."""
+    return architecture in OWN and argument in inspect.signature(OWN[architecture]).parameters
 
 
 def final_linear(model: nn.Module, example: Tensor | None = None) -> nn.Linear:
