@@ -23,7 +23,7 @@ def test_similarity_takes_the_last_linear_layer_of_a_model() -> None:
 
 
 def test_similarity_is_positive_in_degenerate_cases() -> None:
-    for weight in (torch.zeros(3, 4), torch.ones(3, 4), torch.randn(1, 4), -torch.eye(3)):
+    for weight in (torch.zeros(3, 4), torch.ones(3, 4), -torch.eye(3)):
         for normalize in (True, False):
             similarity = class_similarity(weight, normalize)
             assert similarity.isfinite().all() and (similarity > 0).all()
@@ -34,8 +34,45 @@ def test_similarity_refuses_what_is_no_weight() -> None:
         class_similarity(torch.randn(3))
     with pytest.raises(ValueError, match="NaN"):
         class_similarity(torch.full((2, 2), float("nan")))
-    with pytest.raises(ValueError, match="Linear"):
+    with pytest.raises(ValueError, match=r"classes \[2\]"):
+        class_similarity(torch.tensor([[1.0, 0], [0, 1], [0, float("inf")]]))
+    with pytest.raises(ValueError, match=r"no final linear layer: name the layer.*class_impressions"):
         class_similarity(nn.Sequential(nn.Conv2d(1, 1, 1)))
+    with pytest.raises(ValueError, match=r"one class only.*targets='hard'"):
+        class_similarity(torch.randn(1, 4))
+
+
+def test_similarity_of_a_named_or_of_the_last_executed_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 5), nn.Linear(5, 3))
+    assert torch.equal(class_similarity(model, layer="2"), class_similarity(model[2].weight))
+    assert torch.equal(class_similarity(model, layer="0"), class_similarity(model[0].weight.flatten(1)))
+    with pytest.raises(ValueError, match=r"layer must name.*'1' is Flatten.*\['2', '3'\]"):
+        class_similarity(model, layer="1")
+    with pytest.raises(ValueError, match="'head' is nothing"):
+        class_similarity(model, layer="head")
+
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(4, 2), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    backwards = Backwards()
+    traced = class_similarity(backwards, example=torch.zeros(1, 6))
+    assert torch.equal(traced, class_similarity(backwards.head.weight)) and len(traced) == 2
+
+
+def test_bad_betas_and_similarities_say_what_to_do() -> None:
+    for betas in ((), (0.0,), (1.0, -0.1), (float("nan"),), (float("inf"),)):
+        with pytest.raises(ValueError, match=r"betas must hold positive.*targets='hard'"):
+            beta_shares(torch.tensor([0]), betas)
+    similarity = torch.ones(3, 3)
+    similarity[1, 2] = float("nan")
+    similarity[2, 0] = 0
+    with pytest.raises(ValueError, match=r"rows \[1, 2\] are not: make it by class_similarity"):
+        dirichlet_mixture(similarity, torch.tensor([0]), [1.0])
 
 
 def test_hard_targets_are_positions_of_class_ids() -> None:

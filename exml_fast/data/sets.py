@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,14 @@ DIGITS_TEST_SHARE = 0.25
 # What networks that were pretrained on ImageNet expect, as those that CORe50 is learned with.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-# Published normalisations of the 28×28 images; the padding to 32 does not change them.
+# Published normalisations, where there are any; those of the 28×28 images are kept when they are padded to 32.
 TORCHVISION_SETS = {
-    "mnist": ("MNIST", 0.1307, 0.3081),
-    "fashion-mnist": ("FashionMNIST", 0.2860, 0.3530),
+    "mnist": ("MNIST", (0.1307,), (0.3081,)),
+    "fashion-mnist": ("FashionMNIST", (0.2860,), (0.3530,)),
+    "usps": ("USPS", None, None),
+    "svhn": ("SVHN", None, None),
+    "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
@@ -95,8 +100,9 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
     """Load a data set.
 
     Args:
-        name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download), "mnist", "fashion-mnist" (padded to
-            32×32, downloaded into ``root`` on first use), the path of a ``.npz`` file with x_train, y_train,
+        name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download); "mnist", "fashion-mnist" (padded to
+            32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32), all
+            downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
             x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
             (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second).
         root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
@@ -173,10 +179,30 @@ def _torchvision(name: str, root: Path) -> ImageData:
 
     class_name, mean, std = TORCHVISION_SETS[name]
     constructor = getattr(torchvision.datasets, class_name)
-    parts = [constructor(root, train=train, download=True) for train in (True, False)]
-    splits = [Split(F.pad(part.data[:, None], (2, 2, 2, 2)), part.targets.long()) for part in parts]
-    class_names = [c.split(" - ")[0] if name == "mnist" else c for c in parts[0].classes]
-    return ImageData(name, splits[0], splits[1], class_names, InputSpec(1, (32, 32), (mean,), (std,)))
+    given: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+    if name == "svhn":
+        given = [{"split": "train"}, {"split": "test"}]
+    parts = [constructor(root, download=True, **which) for which in given]
+    train, test = (
+        Split(_as_32(part.data), torch.as_tensor(part.labels if name == "svhn" else part.targets).long())
+        for part in parts
+    )
+    class_names = list(getattr(parts[0], "classes", map(str, range(10))))
+    class_names = [c.split(" - ")[0] if name in ("mnist", "usps") else c for c in class_names]
+    spec = _measured_spec(train.images) if mean is None or std is None else InputSpec(len(mean), (32, 32), mean, std)
+    return ImageData(name, train, test, class_names, spec)
+
+
+def _as_32(data: Any) -> Tensor:
+    """torchvision's arrays, uint8 (N, 28, 28), (N, 16, 16), (N, 3, 32, 32) or (N, 32, 32, 3), as (N, C, 32, 32)."""
+    images = torch.as_tensor(data)
+    if images.dim() == 3:
+        images = images[:, None]
+        if images.shape[-1] != 28:
+            enlarged = F.interpolate(images.float(), (28, 28), mode="bilinear", align_corners=False)
+            images = enlarged.round().to(torch.uint8)
+        return F.pad(images, (2, 2, 2, 2))
+    return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
 def _npz(path: Path) -> ImageData:

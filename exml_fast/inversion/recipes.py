@@ -65,6 +65,8 @@ class Recipe:
     """Scaling factors of the Dirichlet concentrations, in equal shares within each class."""
     similarity_minmax: bool = True
     """Stretch each row of the class similarities to [0, 1] (Nayak 2021) or not (Carta 2022)."""
+    similarity_layer: str | None = None
+    """Name of the layer whose weight rows are the classes; None: the last Linear that the network runs."""
     dirichlet_over: str = "units"
     """Spread soft targets over all "units" of the head or only over the "classes" that are asked for."""
     label: str = "class"
@@ -132,6 +134,8 @@ class Recipe:
         for flag in (f.name for f in dataclasses.fields(self) if f.type == "bool"):
             if not isinstance(getattr(self, flag), bool):
                 raise self._error(flag, "True or False")
+        if not (self.similarity_layer is None or isinstance(self.similarity_layer, str)):
+            raise self._error("similarity_layer", "None or the name of a layer")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise self._error("adam_betas", "two numbers in [0, 1)")
         if not self.betas or not all(beta > 0 for beta in self.betas):

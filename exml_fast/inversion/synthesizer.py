@@ -396,14 +396,20 @@ class Synthesizer:
 
     def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
         """(N, K) float32, drawn around the logit positions (N,)."""
-        similarity = class_similarity(self.model, self.recipe.similarity_minmax)
+        with frozen(self.model, self.device) as model:
+            example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
+            similarity = class_similarity(
+                model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
+            ).to(self.device)
         if len(similarity) != self.num_classes:
             raise ValueError(
                 f"the last linear layer of {type(self.model).__name__} has {len(similarity)} rows and the network "
-                f"{self.num_classes} logits: it is not the classifier whose rows the soft targets are drawn from"
+                f"{self.num_classes} logits: it is not the classifier whose rows the soft targets are drawn from; name "
+                "that one with similarity_layer=..."
             )
         within = among if self.recipe.dirichlet_over == "classes" else None
-        return dirichlet_mixture(similarity, positions, self.recipe.betas, _generator(seed, "targets"), within)
+        generator = _generator(seed, "targets", self.device)
+        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator, within).cpu()
 
     def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
         clip, channels = self.recipe.clip, self.spec.channels
@@ -582,10 +588,10 @@ def _plans(saved: SavedPlans) -> Plans:
     return {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved.items()}
 
 
-def _generator(seed: int, stream: str) -> torch.Generator:
+def _generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for each purpose; the global random state is neither read nor changed."""
     digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _mixed_batches(positions: Tensor, size: int) -> list[Tensor]:

@@ -1,0 +1,158 @@
+"""Universal adversarial perturbations from impressions of the network alone (Nayak 2021, 4.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exml_fast.data import InputSpec, Split
+from exml_fast.inversion import Progress
+from exml_fast.inversion.teacher import frozen
+from exml_fast.models import final_linear
+from exml_fast.transfer.training import Training, logits_of, train
+
+__all__ = [
+    "EPSILON",
+    "PerturbationGenerator",
+    "diversity_loss",
+    "fooling_loss",
+    "fooling_rate",
+    "universal_perturbations",
+]
+
+EPSILON = 10 / 255
+LATENT = 10
+
+
+class PerturbationGenerator(nn.Module):
+    """z (N, 10) from U[−1, 1] to perturbations (N, C, H, W) within ±ε: four transposed convolutions, ε·tanh.
+
+    After the generator of Salimans 2016, reduced as Nayak 2021, 4.4 says; widths 256, 128, 64 are ours. The first
+    layer makes (H/8, W/8), each other doubles: height and width must be multiples of 8.
+
+    Args:
+        spec: the network's input.
+        epsilon: bound in pixel units [0, 1]; the output is in the network's units, ε/std a channel.
+    """
+
+    scale: Tensor
+
+    def __init__(self, spec: InputSpec, epsilon: float = EPSILON, width: int = 64) -> None:
+        super().__init__()
+        height, breadth = spec.size
+        if height % 8 or breadth % 8:
+            raise ValueError(f"spec.size must be multiples of 8, got {spec.size}")
+        if not 0 < epsilon <= 1:
+            raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {epsilon!r}")
+        layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, 4 * width, (height // 8, breadth // 8))]
+        for inputs, outputs in ((4 * width, 2 * width), (2 * width, width), (width, spec.channels)):
+            layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("scale", epsilon / torch.tensor(spec.std)[:, None, None])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, C, H, W), to be added to network input."""
+        return self.scale * torch.tanh(self.layers(z[:, :, None, None]))
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int = 0) -> Tensor:
+        """``count`` perturbations (count, C, H, W) on the generator's device."""
+        z = 2 * torch.rand(count, LATENT, generator=torch.Generator().manual_seed(seed)) - 1
+        return self(z.to(self.scale.device))
+
+
+def fooling_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log(1 − p_label), mean over the rows of logits (N, K): the label's probability is driven to zero (Mopuri 2018).
+
+    ``labels`` (N,) are what the network said before. Computed from the other classes' logits, so that it stays finite
+    and has a gradient where p_label rounds to one.
+    """
+    mine = F.one_hot(labels, logits.shape[1]).bool()
+    others = logits.masked_fill(mine, -torch.inf)
+    return (logits.logsumexp(1) - others.logsumexp(1)).mean()
+
+
+def diversity_loss(features: Tensor) -> Tensor:
+    """Mean cosine similarity of each row (N, H) with the next one's: different z are to act differently (Mopuri 2018).
+
+    The paper subtracts the cosine distance, 1 − this; the constant does not matter.
+    """
+    return F.cosine_similarity(features, features.roll(1, 0), dim=1).mean()
+
+
+@dataclass(frozen=True)
+class Perturber:
+    """A trained generator, in evaluation mode, and its loss at every step (steps,) float64."""
+
+    generator: PerturbationGenerator
+    history: Tensor
+
+
+def universal_perturbations(
+    model: nn.Module,
+    impressions: Tensor,
+    spec: InputSpec,
+    *,
+    epsilon: float = EPSILON,
+    config: Training | None = None,
+    diversity: float = 1.0,
+    clamp: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Perturber:
+    """Train a generator of perturbations that change what ``model`` says of any image (Nayak 2021, 4.4).
+
+    Args:
+        model: returns logits (N, K) and has a final linear layer, whose input the diversity loss reads. Left as it was.
+        impressions: network input (N, C, H, W) on which the generator is trained; images are never needed.
+        epsilon: bound in pixel units [0, 1].
+        config: by default 2000 batches of 32 (the paper's).
+        diversity: weight of the diversity loss.
+        clamp: perturbed images are cut to the range of pixels.
+    """
+    config = config or Training(steps=2000, batch_size=32)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        generator = PerturbationGenerator(spec, epsilon).to(device)
+    latent = torch.Generator().manual_seed(seed)
+    head = final_linear(model, impressions[:1].to(device))
+    seen: list[Tensor] = []
+    with frozen(model, device) as fixed:
+        handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
+
+        def loss(x: Tensor, _index: Tensor) -> Tensor:
+            with torch.no_grad():
+                labels = fixed(x).argmax(1)
+            seen.clear()
+            z = 2 * torch.rand(len(x), LATENT, generator=latent) - 1
+            logits = fixed(perturbed(x, generator(z.to(device)), spec, clamp))
+            return fooling_loss(logits, labels) + diversity * diversity_loss(seen[0])
+
+        try:
+            history = train(generator, impressions, loss, config, spec, seed=seed, progress=progress, stage="perturb")
+        finally:
+            handle.remove()
+    return Perturber(generator, history)
+
+
+def perturbed(x: Tensor, perturbation: Tensor, spec: InputSpec, clamp: bool = True) -> Tensor:
+    """x + v, cut to the range of pixels if ``clamp``."""
+    low, high = spec.bounds(x.device)
+    x = x + perturbation
+    return torch.minimum(torch.maximum(x, low), high) if clamp else x
+
+
+def fooling_rate(
+    model: nn.Module, perturbations: Tensor, split: Split, spec: InputSpec, *, clamp: bool = True
+) -> Tensor:
+    """For each perturbation (M, C, H, W) the share of images whose predicted class it changes, (M,) float64."""
+    changed = torch.zeros(len(perturbations), dtype=torch.float64)
+    for x, _ in split.batches(spec):
+        before = logits_of(model, x).argmax(1)
+        for i, perturbation in enumerate(perturbations.cpu()):
+            changed[i] += (logits_of(model, perturbed(x, perturbation, spec, clamp)).argmax(1) != before).sum()
+    return changed / len(split)

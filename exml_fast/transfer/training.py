@@ -1,0 +1,171 @@
+"""The loop in which students, robust teachers and baselines are trained, and how they are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast import ops
+from exml_fast.continual import Augmentation
+from exml_fast.data import InputSpec, Split
+from exml_fast.inversion import Progress
+from exml_fast.models import final_linear
+
+__all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
+
+ATTACKED = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Adam with a cosine to zero, over ``steps`` batches of shuffled images.
+
+    The papers give no optimiser but Adam at 0.001 (published code of Nayak 2021). ``augmentation`` is applied anew to
+    each batch. ValueError naming the field that leaves its range.
+    """
+
+    steps: int = 5000
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(shift=0))
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a positive number, got {self.lr!r}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    config: Training,
+    spec: InputSpec,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stage: str = "train",
+) -> Tensor:
+    """Minimise ``loss(x, index)`` over the model's parameters, in place; the model is left in evaluation mode.
+
+    ``x`` are augmented rows ``images[index]``, network input on the model's device. The caller's random state is left
+    alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no number.
+    """
+    if len(images) == 0:
+        raise ValueError("images must hold at least one image")
+    device = next(model.parameters()).device
+    images = images.to(device)
+    low = spec.bounds(device)[0]
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    generator = torch.Generator().manual_seed(seed)
+    history = torch.zeros(config.steps, dtype=torch.float64)
+    batches = _endless_batches(len(images), config.batch_size, generator)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # dropout
+        model.train()
+        for step in range(config.steps):
+            index = next(batches).to(device)
+            x = images[index]
+            if config.augmentation.active:
+                x = config.augmentation(x, low, generator)
+            value = loss(x, index)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            history[step] = value.detach()
+            if (step + 1) % 50 == 0 or step + 1 == config.steps:
+                last = float(history[step])
+                if not math.isfinite(last):
+                    raise RuntimeError(
+                        f"{stage}: the loss became {last} by step {step + 1}; lr {config.lr} may be high"
+                    )
+                if progress is not None:
+                    progress(stage, step + 1, config.steps, {"loss": last})
+    model.eval()
+    return history
+
+
+def train_classifier(
+    model: nn.Module,
+    split: Split,
+    spec: InputSpec,
+    config: Training,
+    *,
+    attack: ATTACKED | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Cross-entropy on real images, or on what ``attack(x, labels)`` makes of each batch; history as :func:`train`."""
+    labels = split.labels.to(next(model.parameters()).device)
+
+    def loss(x: Tensor, index: Tensor) -> Tensor:
+        x = x if attack is None else attack(x, labels[index])
+        return ops.soft_cross_entropy(model(x), labels[index])
+
+    return train(model, spec.prepare(split.images), loss, config, spec, seed=seed, progress=progress)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits (N, K) on the CPU of network input (N, C, H, W), in evaluation mode; flags are restored."""
+    device = next(model.parameters()).device
+    with _evaluating(model):
+        return torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
+
+
+def accuracy(model: nn.Module, split: Split, spec: InputSpec) -> float:
+    """Share of the images whose largest logit is their label's."""
+    right = sum(int((logits_of(model, x).argmax(1) == y).sum()) for x, y in split.batches(spec))
+    return right / len(split)
+
+
+def class_accuracies(model: nn.Module, split: Split, spec: InputSpec, classes: int) -> Tensor:
+    """(classes,) float64: the share of each class's images that are recognised; NaN for a class without images."""
+    found = torch.cat([logits_of(model, x).argmax(1) for x, _ in split.batches(spec)])
+    right = torch.bincount(split.labels[found == split.labels], minlength=classes).double()
+    return right / torch.bincount(split.labels, minlength=classes)
+
+
+@torch.no_grad()
+def features(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+    """What enters the final linear layer, (N, H) on the CPU."""
+    device = next(model.parameters()).device
+    head = final_linear(model, images[:1].to(device))
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].float().cpu()))
+    try:
+        logits_of(model, images, batch_size)
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _endless_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices, every image once an epoch; the incomplete batch at an epoch's end is left out if there is another."""
+    size = min(size, count)
+    while True:
+        yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
