@@ -1,0 +1,193 @@
+"""Tables of papers by name: presets (TOML), the tasks that run them, and rows with the paper's figure beside ours.
+
+A preset names its task; every other table is read by that task. ``[paper]`` holds the published figures by cell, and
+``[published]`` the published lengths, as ``"impressions.count" = 24000``: a run below one of them is labelled reduced.
+Another paper joins with TOML files of its own and, where no task here does what it needs, ``@task("name")``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from exml_fast.inversion import Progress
+from exml_fast.storage import PathLike, load_json, save_json
+
+__all__ = ["TASKS", "Context", "Outcome", "load_preset", "names", "run", "task"]
+
+Preset = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a task works: ``folder`` is its own and outlives an interruption."""
+
+    folder: Path
+    seed: int
+    data_root: str | None
+    device: str
+    progress: Progress | None
+
+
+@dataclass
+class Outcome:
+    """What a task found with one seed.
+
+    Attributes:
+        values: figures in percent by cell.
+        seconds: by stage.
+        settings: JSON values beside the preset's.
+        samples: images in [0, 1] (N, C, H, W) and labels (N,) by title.
+        lines: by title, points (x, y) of each line.
+        points: by title, points (N, 2) of each group.
+        matrices: by title, (K, K) numbers from 0 upwards.
+        class_names: of the labels.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    points: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+
+
+Task = Callable[[Preset, Context], Outcome]
+TASKS: dict[str, Task] = {}
+
+
+def task(name: str) -> Callable[[Task], Task]:
+    """Register a task under the name that presets give."""
+
+    def register(function: Task) -> Task:
+        if name in TASKS:
+            raise ValueError(f"task {name!r} is registered already")
+        TASKS[name] = function
+        return function
+
+    return register
+
+
+def names() -> list[str]:
+    """Of the presets that come with the package, as "nayak2021/table1"."""
+    root = files("exml_fast").joinpath("presets")
+    return sorted(
+        f"{folder.name}/{file.name.removesuffix('.toml')}"
+        for folder in root.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".toml")
+    )
+
+
+def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Preset:
+    """A preset by name or from a ``.toml`` file, with ``changes`` as ``{"impressions.count": 2000}``.
+
+    ValueError for an unknown name, a file that is not TOML, an unknown task, or a change of what is not there.
+    """
+    _load_tasks()
+    path = Path(name)
+    if path.suffix == ".toml":
+        text = path.read_text(encoding="utf-8")
+    elif str(name) in names():
+        text = files("exml_fast").joinpath(f"presets/{name}.toml").read_text("utf-8")
+    else:
+        raise ValueError(f"no preset {str(name)!r}: expected a .toml file or one of {', '.join(names())}")
+    try:
+        preset = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"preset {name}: {error}") from error
+    if preset.get("task") not in TASKS:
+        raise ValueError(f"preset {name}: task must be one of {sorted(TASKS)}, got {preset.get('task')!r}")
+    for key, value in (changes or {}).items():
+        _change(preset, key, value)
+    return preset
+
+
+def run(
+    preset: Preset,
+    out: PathLike,
+    *,
+    seeds: Sequence[int] = (0,),
+    data_root: str | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[list[dict[str, Any]], Outcome | None]:
+    """Run a preset with each seed; its rows, and the outcome of the first seed that was computed now.
+
+    What a seed found is kept in ``out/parts/seed_<k>/values.json`` with its preset; a later run with the same preset
+    takes it from there.
+    """
+    _load_tasks()
+    first: Outcome | None = None
+    found: list[dict[str, Any]] = []
+    for seed in seeds:
+        folder = Path(out) / "parts" / f"seed_{seed}"
+        file = folder / "values.json"
+        stored = load_json(file) if file.is_file() else None
+        if stored is None or stored["preset"] != json.loads(json.dumps(preset)):
+            outcome = TASKS[preset["task"]](copy.deepcopy(preset), Context(folder, seed, data_root, device, progress))
+            first = first or outcome
+            stored = {
+                "preset": preset, "values": outcome.values, "seconds": outcome.seconds, "settings": outcome.settings
+            }  # fmt: skip
+            save_json(file, stored)
+        found.append(stored)
+    return rows_of(preset, found), first
+
+
+def rows_of(preset: Preset, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a cell: the paper's figure, our mean, deviation and values over the seeds, and whether it was reduced."""
+    paper, shorter = preset.get("paper", {}), shortened(preset)
+    rows = []
+    for cell in found[0]["values"]:
+        values = [run["values"][cell] for run in found]
+        rows.append(
+            {
+                "cell": cell, "paper": paper.get(cell), "ours": round(statistics.mean(values), 3),
+                "std": round(statistics.stdev(values), 3) if len(values) > 1 else None, "seeds": len(values),
+                "values": [round(value, 3) for value in values], "reduced": bool(shorter), "note": "; ".join(shorter),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def shortened(preset: Preset) -> list[str]:
+    """Where the preset is shorter than published, as "impressions.count 2000 instead of 24000"."""
+    return [
+        f"{key} {_look_up(preset, key)} instead of {published}"
+        for key, published in preset.get("published", {}).items()
+        if _look_up(preset, key) < published
+    ]
+
+
+def _look_up(preset: Preset, key: str) -> Any:
+    value: Any = preset
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _change(preset: Preset, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    table: Any = preset
+    for part in path:
+        table = table.get(part) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or (not path and last not in table):
+        raise ValueError(f"preset has no table {'.'.join(path) or last!r} to set {key!r} in; it has {list(preset)}")
+    table[last] = value
+
+
+def _load_tasks() -> None:
+    import exml_fast.transfer.experiments  # noqa: F401  (registers its tasks)

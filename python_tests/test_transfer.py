@@ -1,0 +1,326 @@
+"""Each method against its formula computed another way, bad inputs, and small runs on the quadrants."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_experts import quadrants
+from torch import nn
+
+from exml_fast import invert
+from exml_fast.continual import Augmentation
+from exml_fast.data import ImageData, InputSpec
+from exml_fast.models import create
+from exml_fast.transfer import (
+    Attack,
+    DomainDiscriminator,
+    PerturbationGenerator,
+    Training,
+    accuracy,
+    adapt,
+    adversarial_training,
+    attack_accuracies,
+    class_accuracies,
+    distillation_loss,
+    diversity_loss,
+    features,
+    fooling_loss,
+    fooling_rate,
+    pgd,
+    train_classifier,
+    transfer_set_sweep,
+    tsne,
+    universal_perturbations,
+    zskd,
+)
+from exml_fast.transfer.training import logits_of
+
+SPEC = InputSpec(1, (32, 32), (0.2,), (0.5,))
+QUICK = Training(steps=60, batch_size=32, lr=3e-3)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return quadrants()
+
+
+@pytest.fixture(scope="module")
+def teacher(data: ImageData) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = create("lenet5", num_classes=4, activation="relu")
+    train_classifier(model, data.train, SPEC, QUICK)
+    return model
+
+
+def test_training_lowers_the_loss_and_is_reproducible(data: ImageData, teacher: nn.Module) -> None:
+    assert accuracy(teacher, data.test, SPEC) > 0.9 and not teacher.training
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        model = create("lenet5", num_classes=4)
+        torch.rand(7)  # the caller's random state plays no part
+        history = train_classifier(model, data.train, SPEC, QUICK, seed=5)
+        runs.append((state(model), history))
+    assert torch.equal(runs[0][1], runs[1][1]) and same(runs[0][0], runs[1][0])
+    assert history.shape == (60,) and history[-10:].mean() < 0.5 * history[:10].mean()
+
+
+def test_the_last_step_has_a_rate_near_zero_and_progress_is_told(data: ImageData) -> None:
+    torch.manual_seed(1)
+    model, told = create("lenet5", num_classes=4), []
+    train_classifier(model, data.train, SPEC, QUICK, progress=lambda *a: told.append(a[:3]))
+    assert told == [("train", 50, 60), ("train", 60, 60)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", 0), ("batch_size", 1.5), ("lr", 0.0), ("lr", float("nan")), ("weight_decay", -1.0)]
+)
+def test_bad_training_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        Training(**{field: value})
+
+
+def test_divergence_is_an_error(data: ImageData) -> None:
+    model = create("lenet5", num_classes=4, activation="relu")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="the loss became nan"):
+        train_classifier(model, data.train, SPEC, Training(steps=2, batch_size=8))
+
+
+def test_accuracies(data: ImageData, teacher: nn.Module) -> None:
+    teacher.train()
+    predicted = logits_of(teacher, data.test.normalized(SPEC)).argmax(1)
+    assert teacher.training
+    teacher.eval()
+    assert torch.equal(predicted, teacher(data.test.normalized(SPEC)).argmax(1))
+    right = predicted == data.test.labels
+    assert accuracy(teacher, data.test, SPEC) == pytest.approx(float(right.double().mean()))
+    by_class = class_accuracies(teacher, data.test, SPEC, 5)
+    for c in range(4):
+        assert by_class[c] == pytest.approx(float(right[data.test.labels == c].double().mean()))
+    assert by_class[4].isnan()
+
+
+def test_features_enter_the_final_layer(data: ImageData, teacher: nn.Module) -> None:
+    x = data.test.normalized(SPEC, slice(0, 5))
+    found = features(teacher, x, batch_size=2)
+    head = teacher.classifier[-1]
+    torch.testing.assert_close(found @ head.weight.T + head.bias, teacher(x))
+
+
+def test_scale_enlarges_and_shrinks() -> None:
+    square = torch.zeros(200, 1, 32, 32)
+    square[:, :, 8:24, 8:24] = 1
+    scaled = Augmentation(shift=0, scale=0.5)(square, torch.zeros(1, 1, 1), torch.Generator().manual_seed(0))
+    side = scaled.sum((1, 2, 3)).sqrt()
+    assert 7 < side.min() < 9.5 and 22.5 < side.max() < 25
+    with pytest.raises(ValueError, match="scale must be"):
+        Augmentation(scale=1.0)
+
+
+# Zero-shot distillation.
+
+
+def test_distillation_loss_is_the_scaled_divergence() -> None:
+    student, teacher = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.randn(6, 5).double()
+    found = distillation_loss(student, teacher, 20.0)
+    p, q = (teacher / 20).softmax(1), (student / 20).softmax(1)
+    assert float(found.detach()) == pytest.approx(400 * float((p * (p / q).log()).sum(1).mean().detach()))
+    (gradient,) = torch.autograd.grad(found, student)
+    torch.testing.assert_close(gradient, 20 * (q - p) / 6)
+    assert distillation_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_a_student_learns_from_impressions_alone(data: ImageData, teacher: nn.Module) -> None:
+    before = state(teacher)
+    teacher.train()
+    impressions = invert(
+        teacher, per_class=40, recipe="data_impressions/nayak", spec=SPEC, steps=60, lr=0.05, batch_size=160
+    )
+    torch.manual_seed(0)
+    student = create("lenet5_half", num_classes=4, activation="relu")
+    untaught = accuracy(student, data.test, SPEC)
+    done = zskd(teacher, student, impressions, config=Training(steps=150, batch_size=32, lr=3e-3))
+    assert done.student is student and done.history[-20:].mean() < 0.3 * done.history[:20].mean()
+    assert accuracy(student, data.test, SPEC) > max(untaught + 0.2, 0.6)
+    assert same(before, state(teacher)) and teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+    teacher.eval()
+
+
+def test_sweep_takes_the_first_images(data: ImageData, teacher: nn.Module) -> None:
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return create("lenet5_half", num_classes=4)
+
+    images = data.train.normalized(SPEC)
+    config = Training(steps=5, batch_size=16)
+    found = transfer_set_sweep(teacher, make, {"real": images}, [8, 60], data.test, SPEC, config=config, seed=2)
+    alone = make(2)
+    zskd(teacher, alone, images[:60], SPEC, config=config, seed=2)
+    assert len(found["real"]) == 2 and found["real"][1] == accuracy(alone, data.test, SPEC)
+    with pytest.raises(ValueError, match=r"sizes \[100000\].*'real'"):
+        transfer_set_sweep(teacher, make, {"real": images}, [100000], data.test, SPEC, config=config)
+
+
+def test_bad_distillation_is_named(teacher: nn.Module) -> None:
+    student, images = create("lenet5_half", num_classes=4), torch.zeros(4, 1, 32, 32)
+    with pytest.raises(ValueError, match="spec must be given"):
+        zskd(teacher, student, images)
+    with pytest.raises(ValueError, match=r"impressions must be \(N, 1, 32, 32\), got \(4, 1, 28, 28\)"):
+        zskd(teacher, student, images[..., :28, :28], SPEC)
+    with pytest.raises(ValueError, match="student must have the teacher's 4 outputs, got 10"):
+        zskd(teacher, create("lenet5_half"), images, SPEC)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        zskd(teacher, student, images, SPEC, temperature=0)
+
+
+# Perturbations.
+
+
+def test_generator_stays_within_its_bound() -> None:
+    spec = InputSpec(3, (32, 16), (0.5, 0.4, 0.3), (0.5, 0.25, 0.125))
+    generator = PerturbationGenerator(spec, 0.1)
+    assert sum(isinstance(m, nn.ConvTranspose2d) for m in generator.modules()) == 4
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(50)
+    v = generator.sample(6, seed=1)
+    assert v.shape == (6, 3, 32, 16) and torch.equal(v, generator.sample(6, seed=1))
+    torch.testing.assert_close(v.abs().amax((0, 2, 3)), 0.1 / torch.tensor(spec.std), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        PerturbationGenerator(InputSpec(1, (28, 30), (0.0,), (1.0,)))
+    with pytest.raises(ValueError, match="epsilon must be in"):
+        PerturbationGenerator(spec, 10)
+
+
+def test_fooling_loss_is_the_log_of_the_rest() -> None:
+    logits, labels = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    p = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    assert fooling_loss(logits, labels).item() == pytest.approx(float(-(1 - p).log().mean()))
+    sure = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    value = fooling_loss(sure, torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(value, sure)
+    assert value.item() == pytest.approx(200 - torch.tensor(2.0).log().item()) and gradient[0, 0] == 1
+
+
+def test_diversity_is_the_cosine_with_another() -> None:
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    expected = sum(float(unit[i] @ unit[(i - 1) % 5]) for i in range(5)) / 5
+    assert diversity_loss(rows).item() == pytest.approx(expected)
+
+
+def test_perturbations_fool_and_leave_the_network_alone(data: ImageData, teacher: nn.Module) -> None:
+    before, images = state(teacher), data.train.normalized(SPEC)
+    made = universal_perturbations(
+        teacher, images, SPEC, epsilon=0.5, config=Training(steps=60, batch_size=32, lr=3e-3), diversity=0.1
+    )
+    assert same(before, state(teacher)) and not any(m._forward_pre_hooks for m in teacher.modules())
+    v = made.generator.sample(3)
+    rates = fooling_rate(teacher, v, data.test, SPEC)
+    random = fooling_rate(teacher, 0.5 / SPEC.std[0] * torch.randn_like(v).sign(), data.test, SPEC)
+    assert rates.mean() > 0.4 and rates.mean() > random.mean()
+    x = data.test.normalized(SPEC)
+    low, high = SPEC.bounds()
+    expected = (teacher((x + v[1]).clamp(low.item(), high.item())).argmax(1) != teacher(x).argmax(1)).double().mean()
+    assert rates[1] == pytest.approx(float(expected))
+    assert fooling_rate(teacher, torch.zeros(1, 1, 32, 32), data.test, SPEC).tolist() == [0.0]
+
+
+# Robustness.
+
+
+def test_pgd_of_one_step_is_fgsm() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 3))
+    x, labels = SPEC.normalize(torch.rand(4, 1, 32, 32)), torch.tensor([0, 1, 2, 0])
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), labels, reduction="sum"), leaf)
+    low, high = (bound.item() for bound in SPEC.bounds())
+    expected = (x + 0.1 / 0.5 * gradient.sign()).clamp(low, high)
+    found = pgd(model, x, labels, Attack(0.1, 0.1, 1), SPEC)
+    torch.testing.assert_close(found, expected)
+    started = pgd(model, x, labels, Attack(0.1, 0.05, 5), SPEC, start=2 * torch.rand_like(x) - 1)
+    assert (started - x).abs().max() <= 0.2 + 1e-6 and low - 1e-6 <= started.min() and started.max() <= high + 1e-6
+    assert F.cross_entropy(model(started), labels) > F.cross_entropy(model(x), labels)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_adversarial_training_makes_robust(data: ImageData) -> None:
+    pytest.importorskip("art", reason="needs the extra attacks")
+    attack = Attack(0.15, 0.05, 4)
+    found = []
+    for robust in (False, True):
+        torch.manual_seed(0)
+        model = create("lenet5", num_classes=4, activation="relu")
+        config = Training(steps=100, batch_size=32, lr=3e-3)
+        if robust:
+            adversarial_training(model, data.train, SPEC, config, attack)
+        else:
+            train_classifier(model, data.train, SPEC, config)
+        found.append(attack_accuracies(model, data.test, SPEC, attack))
+        assert found[-1].natural == pytest.approx(accuracy(model, data.test, SPEC))
+    x, y = data.test.normalized(SPEC), data.test.labels
+    ours = pgd(model, x, y, attack, SPEC)
+    assert float((model(ours).argmax(1) == y).double().mean()) == pytest.approx(found[1].adversarial["ifgsm"], abs=0.03)
+    assert set(found[1].adversarial) == {"fgsm", "ifgsm", "pgd"}
+    assert found[1].adversarial["pgd"] > found[0].adversarial["pgd"]
+    for row in found:
+        assert row.adversarial["pgd"] <= row.natural
+        assert row.fooling["pgd"] >= row.natural - row.adversarial["pgd"] - 1e-9
+
+
+def test_bad_attacks_are_named(data: ImageData, teacher: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"epsilon must be in \(0, 1\]"):
+        Attack(8.0)
+    with pytest.raises(ValueError, match="step must be in"):
+        Attack(0.1, 0.2)
+    with pytest.raises(ValueError, match="attacks must be among"):
+        attack_accuracies(teacher, data.test, SPEC, Attack(), ["deepfool"])
+
+
+# Adaptation.
+
+
+def test_discriminator_is_the_papers() -> None:
+    layers = list(DomainDiscriminator(10).layers)
+    shapes = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)]
+    assert shapes == [(500, 10), (500, 500), (2, 500)]
+    assert sum(isinstance(layer, nn.LeakyReLU) for layer in layers) == 2
+
+
+def test_adaptation_to_inverted_contrast(data: ImageData, teacher: nn.Module) -> None:
+    """The target domain is the source's with less contrast, and brighter: what a network adapts to without labels."""
+    before = state(teacher)
+    x = data.train.normalized(SPEC)
+    moved = 0.35 * x + 0.9
+    test = 0.35 * data.test.normalized(SPEC) + 0.9
+    unadapted = float((logits_of(teacher, test).argmax(1) == data.test.labels).double().mean())
+    done = adapt(teacher, x, moved, SPEC, config=Training(steps=250, batch_size=32, lr=1e-3))
+    adapted = float((logits_of(done.model, test).argmax(1) == data.test.labels).double().mean())
+    assert same(before, state(teacher)) and done.model is not teacher
+    assert unadapted < 0.8 and adapted > unadapted + 0.1
+    with pytest.raises(ValueError, match=r"target must be \(N, 1, 32, 32\)"):
+        adapt(teacher, x, moved[:, :, :16], SPEC)
+
+
+def test_tsne_separates_what_is_apart() -> None:
+    pytest.importorskip("sklearn", reason="needs the extra eval")
+    a, b = torch.randn(20, 5), torch.randn(15, 5) + 50
+    flat = tsne([a, b])
+    assert [f.shape for f in flat] == [(20, 2), (15, 2)]
+    assert torch.cdist(flat[0], flat[1]).min() > 0.2 * torch.cdist(flat[0], flat[0]).mean()
