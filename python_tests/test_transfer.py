@@ -303,17 +303,17 @@ def test_discriminator_is_the_papers() -> None:
     assert sum(isinstance(layer, nn.LeakyReLU) for layer in layers) == 2
 
 
-def test_adaptation_to_inverted_contrast(data: ImageData, teacher: nn.Module) -> None:
+def test_adaptation_to_less_contrast(data: ImageData, teacher: nn.Module) -> None:
     """The target domain is the source's with less contrast, and brighter: what a network adapts to without labels."""
     before = state(teacher)
     x = data.train.normalized(SPEC)
-    moved = 0.35 * x + 0.9
-    test = 0.35 * data.test.normalized(SPEC) + 0.9
+    moved = 0.5 * x + 0.5
+    test = 0.5 * data.test.normalized(SPEC) + 0.5
     unadapted = float((logits_of(teacher, test).argmax(1) == data.test.labels).double().mean())
-    done = adapt(teacher, x, moved, SPEC, config=Training(steps=250, batch_size=32, lr=1e-3))
+    done = adapt(teacher, x, moved, SPEC, config=Training(steps=150, batch_size=32, lr=3e-4), discriminator_lr=1e-3)
     adapted = float((logits_of(done.model, test).argmax(1) == data.test.labels).double().mean())
     assert same(before, state(teacher)) and done.model is not teacher
-    assert unadapted < 0.8 and adapted > unadapted + 0.1
+    assert unadapted < 0.8 and adapted > unadapted + 0.2
     with pytest.raises(ValueError, match=r"target must be \(N, 1, 32, 32\)"):
         adapt(teacher, x, moved[:, :, :16], SPEC)
 

@@ -18,6 +18,7 @@ from exml_fast import build_info
 from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
+from exml_fast.cli.reproduce import reproduce_command, transfer
 from exml_fast.cli.study import DATA_FREE, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
@@ -41,6 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(transfer, name="transfer")
+app.command("reproduce")(reproduce_command)
 
 Seed = Annotated[int, typer.Option(help="Decides everything random.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
@@ -162,7 +166,7 @@ def train_experts_command(
         close_run(out)
         if as_json:
             cards = [{"folder": str(out / f"expert_{i + 1:02d}"), **c.to_dict()} for i, c in enumerate(stream.cards)]
-            _print_json({"out": str(out), **provenance(settings.device), "experts": cards})
+            print_json({"out": str(out), **provenance(settings.device), "experts": cards})
         else:
             _print_cards(stream, out)
 
@@ -261,7 +265,7 @@ def invert(
             "seconds": round(result.seconds, 3), **result.summary, **found.to_dict(), **origin,
         }  # fmt: skip
         if as_json:
-            _print_json(summary)
+            print_json(summary)
         else:
             asked = "".join(
                 f", {100 * found.judges[judge]['top1']:.1f} % by {judge}" for judge in list(found.judges)[1:]
@@ -401,7 +405,7 @@ def distill(
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         close_run(out)
         if as_json:
-            _print_json(summary)
+            print_json(summary)
         else:
             tested = (
                 "" if test_accuracy is None else f", {100 * test_accuracy:.2f} % of the test images of {run['data']}"
@@ -489,7 +493,7 @@ def learn(
             )  # fmt: skip
         close_run(out)
         if as_json:
-            _print_json({"out": str(out), "report": page and str(page), **origin, "rows": rows})
+            print_json({"out": str(out), "report": page and str(page), **origin, "rows": rows})
         else:
             print_rows(rows, f"{settings.data}, {settings.scenario}, {len(study.experiences)} experts")
             typer.echo(f"ex-model and results: {out}" + (f", page: {page}" if page else ""))
@@ -537,7 +541,7 @@ def evaluate(
         if out is not None:
             save_json(out, {**provenance(_device(device)), **summary})
         if as_json:
-            _print_json(summary)
+            print_json(summary)
         else:
             _print_evaluation(summary, loaded.class_names)
 
@@ -592,7 +596,7 @@ def demo(
         )  # fmt: skip
         close_run(out)
         if as_json:
-            _print_json({"out": str(out), "report": str(page), **origin, "rows": rows})
+            print_json({"out": str(out), "report": str(page), **origin, "rows": rows})
         else:
             print_rows(rows, f"{study.data.name}: {len(study.experiences)} experts, and one joint expert")
             typer.echo(f"page: {page}")
@@ -723,7 +727,7 @@ def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
     return shown
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 

@@ -68,8 +68,8 @@ def open_run(
     ValueError if there is nothing to resume, if options are given beside --resume, or if ``out`` holds an
     unfinished run. A finished run in ``out`` is replaced.
     """
-    command, file = str(context.info_name), out / RUN_FILE
-    again = shlex.join(["exml-fast", command, "--out", str(out), "--resume"])
+    command, file = _command(context), out / RUN_FILE
+    again = shlex.join(["exml-fast", *command.split(), "--out", str(out), "--resume"])
     stored = load_json(file) if file.is_file() else None
     if resume:
         if stored is None or stored.get("command") != command:
@@ -117,6 +117,12 @@ def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:
         except json.JSONDecodeError:
             values[name] = text
     return values
+
+
+def _command(context: typer.Context) -> str:
+    """As typed, without the program's name: "learn", "transfer zskd"."""
+    above = context.parent
+    return str(context.info_name) if above is None or above.parent is None else f"{above.info_name} {context.info_name}"
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:

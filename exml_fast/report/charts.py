@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from exml_fast.storage import PathLike, atomic_path
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["accuracy_lines", "class_strips", "group_rows", "heatmap", "stage_bars"]
+__all__ = [
+    "accuracy_lines",
+    "class_strips",
+    "curves",
+    "group_rows",
+    "heatmap",
+    "save_similarity",
+    "scatter",
+    "stage_bars",
+]
 
 # Matplotlib draws in these colours; in the SVG they become the page's CSS variables.
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
@@ -79,6 +90,46 @@ def heatmap(
     matrix: Tensor, names: Sequence[str], alt: str, axes_labels: tuple[str, str] = ("", ""), written: str = "{:.0f}"
 ) -> str:
     """A matrix (K, K) of numbers from 0 upwards, darker for more; small ones with their numbers in the cells."""
+    return _svg(_heatmap(matrix, names, axes_labels, written), alt)
+
+
+def save_similarity(path: PathLike, similarity: Tensor, names: Sequence[str]) -> None:
+    """Write class similarities (K, K) as a picture, PNG, SVG or PDF by the path's suffix (Nayak 2021, Fig. 1)."""
+    if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or len(names) != len(similarity):
+        raise ValueError(
+            f"similarity must be (K, K) with K names, got {tuple(similarity.shape)} and {len(names)} names"
+        )
+    if bad := (~similarity.isfinite()).any(1).nonzero()[:, 0].tolist():
+        raise ValueError(f"similarity: rows {bad} hold NaN or infinity; make it by class_similarity")
+    figure = _heatmap(similarity, names, ("", ""), "{:.2f}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], alt: str, axes_labels: tuple[str, str]) -> str:
+    """Points (x, y) of each line, joined."""
+    figure, axes = _figure(5.2, 3.1)
+    for (name, points), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=colour, lw=2, marker="o", ms=4.5, label=name)
+    axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
+    axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
+    axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
+    return _svg(figure, alt)
+
+
+def scatter(groups: Mapping[str, Tensor], alt: str) -> str:
+    """Points (N, 2) of each group in a plane without units."""
+    figure, axes = _figure(4.4, 4.4)
+    for (name, points), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        x, y = points.double().T.tolist()
+        axes.scatter(x, y, s=6, color=colour, label=name, linewidths=0)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
+    return _svg(figure, alt)
+
+
+def _heatmap(matrix: Tensor, names: Sequence[str], axes_labels: tuple[str, str], written: str) -> Figure:
     import numpy as np
     from matplotlib.colors import to_rgb
 
@@ -108,7 +159,7 @@ def heatmap(
                     axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
     for spine in axes.spines.values():
         spine.set_visible(True)
-    return _svg(figure, alt)
+    return figure
 
 
 def _image_strip(images: Tensor) -> str:

@@ -110,28 +110,10 @@ class Report:
 
 def render(report: Report) -> str:
     """The page as HTML. ImportError saying what to install if jinja2 or matplotlib is missing."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError("the report needs jinja2: pip install 'exml_fast[report]'") from error
     names = list(report.class_names)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["cell"] = _cell
-    template = environment.from_string(files("exml_fast.report").joinpath("templates/page.html").read_text("utf-8"))
+    template = load_template("page.html")
     classes = sorted({int(c) for group in report.samples for c in group.labels.tolist()})[:STRIP_CLASSES]
-    groups = [
-        {
-            "name": group.name,
-            "stretched": group.stretch,
-            "strips": [
-                {"name": names[c], "picture": picture, "alt": f"{group.name}: images of class {names[c]}"}
-                for c, picture in charts.class_strips(group.shown(), group.labels, classes, STRIP_IMAGES)
-            ],
-        }
-        for group in report.samples
-    ]
+    groups = strips_of(report.samples, names, classes)
     return template.render(
         report=report,
         kinds=KINDS,
@@ -158,6 +140,39 @@ def render(report: Report) -> str:
         },
         bars=charts.stage_bars(report.seconds, _bars_alt(report)) if report.seconds else "",
     )
+
+
+def load_template(name: str) -> Any:
+    """A page's template; ImportError saying what to install if jinja2 is missing."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report needs jinja2: pip install 'exml_fast[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read_template),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["cell"] = _cell
+    return environment.get_template(name)
+
+
+def _read_template(name: str) -> str:
+    return files("exml_fast.report").joinpath(f"templates/{name}").read_text("utf-8")
+
+
+def strips_of(samples: Sequence[Samples], names: Sequence[str], classes: Sequence[int]) -> list[dict[str, Any]]:
+    """What the template shows of each group."""
+    return [
+        {
+            "name": group.name,
+            "stretched": group.stretch,
+            "strips": [
+                {"name": names[c], "picture": picture, "alt": f"{group.name}: images of class {names[c]}"}
+                for c, picture in charts.class_strips(group.shown(), group.labels, classes, STRIP_IMAGES)
+            ],
+        }
+        for group in samples
+    ]
 
 
 def write_report(path: PathLike, report: Report) -> Path:

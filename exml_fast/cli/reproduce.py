@@ -1,0 +1,204 @@
+"""`exml-fast transfer …` and `exml-fast reproduce …`: presets of published experiments, with changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from exml_fast import reproduce
+from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.provenance import provenance
+from exml_fast.storage import save_json
+
+__all__ = ["reproduce_command", "transfer"]
+
+transfer = typer.Typer(help="What impressions of a network are good for (Nayak 2021).", no_args_is_help=True)
+
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")]
+Seed = Annotated[int, typer.Option(help="The first seed.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as impressions.count=2000; repeatable."),
+]
+Data = Annotated[str | None, typer.Option(help="Another data set than the preset's.", show_default=False)]
+DataRoot = Annotated[
+    str | None, typer.Option(help="Where downloaded data are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
+]
+Impressions = Annotated[int | None, typer.Option(min=1, help="Impressions of all classes.", show_default=False)]
+Steps = Annotated[int | None, typer.Option(min=1, help="Updates of each impression.", show_default=False)]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
+Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of a table.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
+FromPreset = Annotated[str, typer.Option(help="A name, as nayak2021/table1, or a .toml file.")]
+Out = Annotated[Path, typer.Option(help="Folder for results, networks and images.")]
+
+
+def _command(task: str, usual: str, about: str) -> None:
+    def command(
+        context: typer.Context,
+        preset: FromPreset = usual,
+        out: Out = Path(task),
+        data: Data = None,
+        data_root: DataRoot = None,
+        impressions: Impressions = None,
+        steps: Steps = None,
+        changes: Set = None,
+        seeds: Seeds = 1,
+        seed: Seed = 0,
+        device: Device = "cpu",
+        threads: Threads = 1,
+        report: Page = False,
+        as_json: Json = False,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+    ) -> None:
+        with Guard(context) as guard:
+            given = _pairs(changes)
+            short = {"data": data, "impressions.count": impressions, "impressions.steps": steps}
+            given |= {name: value for name, value in short.items() if value is not None}
+            found = reproduce.load_preset(preset, given)
+            if found["task"] != task:
+                raise ValueError(f"--preset {preset} is for `exml-fast transfer {found['task']}`")
+            _run(
+                context, guard, found, preset, out, data_root, seeds, seed, device, threads, report, as_json, resume,
+                overwrite,
+            )  # fmt: skip
+
+    command.__doc__ = about
+    transfer.command(task)(command)
+
+
+_command("zskd", "digits/zskd", "Zero-shot distillation: a student learns from impressions of its teacher alone.")
+_command("robustness", "digits/robustness", "Does a student of impressions inherit its teacher's robustness?")
+_command("adapt", "nayak2021/table5-usps-mnist", "Adapt a network to unlabelled images of another domain, source-free.")
+_command("perturb", "digits/perturb", "Perturbations that fool a network on any image, from its impressions.")
+
+
+def reproduce_command(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(help="As nayak2021/table1; all names if not given.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; reproduced/<name> if not given.", show_default=False)
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Also write the rows to this JSON file.", show_default=False)
+    ] = None,
+    data_root: DataRoot = None,
+    changes: Set = None,
+    seeds: Seeds = 3,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    report: Page = False,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compute a published table again, the paper's figures beside ours; shorter runs are labelled reduced."""
+    with Guard(context) as guard:
+        if name is None and not (resume and out):
+            typer.echo("\n".join(reproduce.names()))
+            return
+        preset = {} if name is None else reproduce.load_preset(name, _pairs(changes))
+        out = out or Path("reproduced") / str(name)
+        rows = _run(
+            context, guard, preset, str(name), out, data_root, seeds, seed, device, threads, report, as_json, resume,
+            overwrite,
+        )  # fmt: skip
+        if results is not None:
+            save_json(results, rows)
+
+
+def _run(
+    context: typer.Context,
+    guard: Guard,
+    preset: dict[str, Any],
+    name: str,
+    out: Path,
+    data_root: str | None,
+    seeds: int,
+    seed: int,
+    device: str,
+    threads: int,
+    report: bool,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Run, write ``results.json`` and the page, print; what ``results.json`` holds."""
+    given = {"preset": preset, "seeds": seeds, "seed": seed, "device": device, "threads": threads, "report": report}
+    given |= {"name": name, "data_root": data_root}
+    stored = open_run(context, guard, out, given, resume, overwrite)
+    if resume:
+        preset, seeds, seed, device = (stored[key] for key in ("preset", "seeds", "seed", "device"))
+        name, data_root, report, threads = (stored[key] for key in ("name", "data_root", "report", "threads"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no CUDA device is available here")
+    torch.set_num_threads(threads)
+    with Reporter() as reporter:
+        rows, outcome = reproduce.run(
+            preset, out, seeds=range(seed, seed + seeds), data_root=data_root, device=device, progress=reporter
+        )
+    seconds = outcome.seconds if outcome is not None else {}
+    whole = {**provenance(device), "settings": preset, "seconds": seconds, "rows": rows}
+    if outcome is not None:
+        whole["details"] = outcome.settings
+    save_json(out / "results.json", whole)
+    page = out / "report" / "index.html"
+    if report:
+        _write_page(page, name, preset, whole, outcome)
+    close_run(out)
+    if as_json:
+        from exml_fast.cli.app import print_json
+
+        print_json({"out": str(out), "report": str(page) if report else None, **whole})
+    else:
+        _print(rows, name)
+        typer.echo(f"results: {out / 'results.json'}" + (f", page: {page}" if report else ""))
+    return whole
+
+
+def _write_page(
+    path: Path, name: str, preset: dict[str, Any], whole: dict[str, Any], outcome: reproduce.Outcome | None
+) -> None:
+    from exml_fast.report.experiment import ExperimentPage, write_experiment
+
+    settings = {key: value for key, value in preset.items() if key not in ("paper", "published")}
+    machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
+    summary = "What learned from impressions has not seen the teacher's training images; figures are on test images."
+    page = ExperimentPage(name, summary, whole["command"], settings, machine, whole["rows"])
+    write_experiment(path, page, outcome)
+
+
+def _print(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("cell", "paper, %", "ours, %"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for row in rows:
+        spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+        paper = "" if row["paper"] is None else f"{row['paper']:.2f}"
+        table.add_row(row["cell"], paper, f"{row['ours']:.2f}{spread}" + (" *" if row["reduced"] else ""))
+    console = Console(highlight=False)
+    console.print(table)
+    if rows and rows[0]["note"]:
+        console.print(f"* shorter than published: {rows[0]['note']}", soft_wrap=True)
+
+
+def _pairs(changes: list[str] | None) -> dict[str, Any]:
+    # A dotted name is no identifier, which is what the other commands' options ask for.
+    values: dict[str, Any] = {}
+    for change in changes or []:
+        name, equals, text = change.partition("=")
+        (values[name],) = parse_pairs("--set", [name.replace(".", "_") + equals + text]).values()
+    return values

@@ -1,0 +1,52 @@
+"""The page of a reproduced table: our figures beside the paper's, images, curves and similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exml_fast.report import charts
+from exml_fast.report.page import STRIP_CLASSES, Samples, load_template, strips_of
+from exml_fast.reproduce import Outcome
+from exml_fast.storage import PathLike, atomic_path
+
+__all__ = ["ExperimentPage", "write_experiment"]
+
+
+@dataclass(frozen=True)
+class ExperimentPage:
+    """Title, a sentence, the command, tables of settings and machine, and rows of :func:`exml_fast.reproduce.run`."""
+
+    title: str
+    summary: str
+    command: str
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+
+def write_experiment(path: PathLike, page: ExperimentPage, outcome: Outcome | None = None) -> Path:
+    """Write the page, with the pictures of an outcome, to ``path`` and return it."""
+    names = outcome.class_names if outcome is not None else []
+    pictures: dict[str, str] = {}
+    groups: list[dict[str, Any]] = []
+    if outcome is not None:
+        samples = [Samples(name, *images) for name, images in outcome.samples.items()]
+        groups = strips_of(samples, names, range(min(len(names), STRIP_CLASSES)))
+        for title, lines in outcome.lines.items():
+            pictures[title] = charts.curves(
+                lines, title, ("transfer set, % of the training images", "test accuracy, %")
+            )
+        for title, points in outcome.points.items():
+            pictures[title] = charts.scatter(points, title)
+        for title, matrix in outcome.matrices.items():
+            pictures[title] = charts.heatmap(matrix, names, title, written="{:.2f}")
+    html = load_template("experiment.html").render(
+        report=page, rows=page.rows, groups=groups, pictures=pictures, columns=max(min(len(names), STRIP_CLASSES), 1),
+        note=page.rows[0]["note"] if page.rows else "",
+    )  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(path)
