@@ -7,7 +7,7 @@ A trained classifier goes in; synthetic images, and models that learned from not
     taught = exml_fast.distill(model, student, result).student
 """
 
-from exml_fast import compat, continual, data, distillation, evaluation, inversion, models, ops
+from exml_fast import compat, continual, data, distillation, evaluation, inversion, models, ops, transfer
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -58,4 +58,5 @@ __all__ = [
     "ops",
     "recipes",
     "train_stream",
+    "transfer",
 ]
