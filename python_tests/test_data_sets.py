@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from exml_fast.data import ImageData, InputSpec, Split, load
+from exml_fast.data.sets import _as_32
 
 
 def check(data: ImageData) -> None:
@@ -41,6 +42,26 @@ def test_torchvision_sets(name: str) -> None:
     check(data)
     assert len(data.train) == 60000 and len(data.test) == 10000 and data.spec.shape == (1, 32, 32)
     assert data.class_names[1] == {"mnist": "1", "fashion-mnist": "Trouser"}[name]
+
+
+def test_usps() -> None:
+    root = os.environ.get("EXML_FAST_DATA", "")
+    if not (Path(root) / "usps.bz2").is_file():
+        pytest.skip("set EXML_FAST_DATA to a folder that holds usps.bz2 and usps.t.bz2")
+    data = load("usps")
+    check(data)
+    assert len(data.train) == 7291 and len(data.test) == 2007
+    assert data.class_names == [str(c) for c in range(10)]
+
+
+def test_torchvision_arrays_become_32_pixels() -> None:
+    mnist = torch.randint(0, 255, (2, 28, 28), dtype=torch.uint8)
+    assert torch.equal(_as_32(mnist)[:, 0, 2:30, 2:30], mnist) and int(_as_32(mnist)[:, :, :2].max()) == 0
+    usps = np.full((3, 16, 16), 200, dtype=np.uint8)
+    assert _as_32(usps).shape == (3, 1, 32, 32) and _as_32(usps)[0, 0, 2:30, 2:30].unique().tolist() == [200]
+    svhn = np.arange(2 * 3 * 32 * 32, dtype=np.uint8).reshape(2, 3, 32, 32)
+    assert torch.equal(_as_32(svhn), torch.from_numpy(svhn))
+    assert torch.equal(_as_32(svhn.transpose(0, 2, 3, 1)), torch.from_numpy(svhn))
 
 
 def test_split_selects_classes_and_batches() -> None:
