@@ -45,6 +45,7 @@ class Lab:
         _known(preset, {"task", "data", "teacher", "impressions", "paper", "published", *TASK_TABLES[preset["task"]]})
         # Whatever is wrong with the settings shows before anything is computed.
         self.recipe, self.count = self._recipe()
+        self.precision = preset["impressions"].get("precision", "auto")
         for name in ("teacher", "student", "distillation", "adaptation", "perturbation"):
             if name in preset:
                 training(preset[name])
@@ -101,7 +102,7 @@ class Lab:
         with self.stage(name):
             result = invert(
                 teacher, per_class=self.count // self.classes, recipe=self.recipe.replace(**changes), spec=self.spec,
-                seed=self.context.seed, device=self.context.device, progress=self.context.progress,
+                seed=self.context.seed, device=self.context.device, precision=self.precision, progress=self.context.progress,
                 checkpoint=folder.with_suffix(".pt"),
             )  # fmt: skip
         result.save(folder)
@@ -147,6 +148,7 @@ class Lab:
     def _recipe(self) -> tuple[Recipe, int]:
         table = dict(self.preset["impressions"])
         count = table.pop("count")
+        table.pop("precision", None)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"impressions.count must be a positive integer, got {count!r}")
         return recipes.get(table.pop("recipe", "data_impressions/nayak")).replace(**table), count
