@@ -11,6 +11,7 @@ from exml_fast import compat, continual, data, distillation, evaluation, inversi
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
+    Catalogue,
     DataImpression,
     DistillationConfig,
     ExModelDistillation,
@@ -29,6 +30,7 @@ __version__ = str(build_info()["version"])
 __all__ = [
     "AuxiliaryData",
     "BNStatistics",
+    "Catalogue",
     "DataImpression",
     "DistillationConfig",
     "ExModelDistillation",

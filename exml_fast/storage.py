@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: JSON, tensors and checkpoints.
+"""Files and folders that are either whole or absent: JSON, tensors and checkpoints.
 
 Everything is written under a temporary name in the same folder and then renamed, so that a killed process never
 leaves half a file under the final name. Nothing here runs code from a file: tensors are safetensors, checkpoints
@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 __all__ = [
+    "atomic_folder",
     "atomic_path",
     "load_checkpoint",
     "load_json",
@@ -30,6 +32,7 @@ __all__ = [
     "save_json",
     "save_tensors",
     "sha256",
+    "tensor_header",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -53,6 +56,39 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, with a hidden name; rename it to ``path`` if the block succeeds.
+
+    FileExistsError if ``path`` is there, unless ``overwrite``: then the old one goes once the new one is whole. If the
+    block raises, the new folder goes and ``path`` stays as it was.
+    """
+    path = Path(path)
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{secrets.token_hex(6)}.{path.name}") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if overwrite and path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
+        if old.exists():
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def save_json(path: PathLike, value: Any) -> None:
     """Write ``value`` as indented JSON; NaN and infinity, which are not JSON, raise ValueError."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
@@ -63,8 +99,8 @@ def save_json(path: PathLike, value: Any) -> None:
 def load_json(path: PathLike) -> Any:
     """Read a JSON file; ValueError naming the file if it is not valid JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -91,6 +127,21 @@ def load_tensors(path: PathLike, device: str | torch.device = "cpu") -> dict[str
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
+def tensor_header(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype (as safetensors calls it: F32, BF16, I64) and shape of each tensor in a file, without reading them.
+
+    ValueError naming the file if it is damaged.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
+
+
 def sha256(path: PathLike) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -106,3 +157,7 @@ def save_checkpoint(path: PathLike, value: Any) -> None:
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
     """Read what :func:`save_checkpoint` wrote; objects that would run code are refused (``weights_only=True``)."""
     return torch.load(path, map_location=device, weights_only=True)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -23,6 +23,46 @@ def test_atomic_path_replaces_only_on_success(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["file.txt"]
 
 
+def test_atomic_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder"
+
+    def write(text: str, overwrite: bool = False, fail: bool = False) -> None:
+        with storage.atomic_folder(target, overwrite) as temporary:
+            (temporary / text).write_text(text)
+            assert temporary.parent == target.parent and temporary.name.startswith(".")
+            if fail:
+                raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        write("one", fail=True)
+    assert os.listdir(target.parent) == []
+    write("one")
+    with pytest.raises(FileExistsError, match="folder exists already"):
+        write("two")
+    with pytest.raises(RuntimeError, match="halfway"):
+        write("two", overwrite=True, fail=True)
+    assert os.listdir(target) == ["one"]
+    write("two", overwrite=True)
+    assert os.listdir(target) == ["two"] and os.listdir(target.parent) == ["folder"]
+
+
+def test_atomic_folder_brings_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    rename, calls = os.rename, []
+
+    def second_fails(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("not now")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", second_fails)
+    with pytest.raises(OSError, match="not now"), storage.atomic_folder(tmp_path / "a", overwrite=True):
+        pass
+    assert os.listdir(tmp_path) == ["a"] and os.listdir(tmp_path / "a") == ["old"] and len(calls) == 3
+
+
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, None, True], "ü": "ж"}
     storage.save_json(tmp_path / "a.json", value)
@@ -32,6 +72,9 @@ def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     assert storage.load_json(tmp_path / "a.json") == value
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(ValueError, match=r"b\.json is not valid JSON"):
+        storage.load_json(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text('{"a": [NaN]}')
+    with pytest.raises(ValueError, match=r"b\.json is not valid JSON: NaN"):
         storage.load_json(tmp_path / "b.json")
 
 
@@ -48,6 +91,21 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
         storage.load_tensors(tmp_path / "bad.safetensors")
     with pytest.raises(FileNotFoundError, match="none"):
         storage.load_tensors(tmp_path / "none")
+
+
+def test_tensor_header(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "c": torch.tensor(1)}
+    storage.save_tensors(tmp_path / "t.safetensors", tensors)
+    assert storage.tensor_header(tmp_path / "t.safetensors") == {
+        "a": ("F32", (2, 3)),
+        "b": ("BF16", (4,)),
+        "c": ("I64", ()),
+    }
+    (tmp_path / "bad").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="bad is not a valid safetensors file"):
+        storage.tensor_header(tmp_path / "bad")
+    with pytest.raises(FileNotFoundError, match="none"):
+        storage.tensor_header(tmp_path / "none")
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast import build_info
-from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
+from exml_fast.cli import catalogue
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
@@ -42,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(catalogue.app, name="catalogue")
 
 app.add_typer(transfer, name="transfer")
 app.command("reproduce")(reproduce_command)
@@ -52,7 +53,6 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's
 OneThread = Annotated[
     int, typer.Option(min=1, help="CPU threads. One suits small networks: on a busy machine more wait for each other.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
 Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a .npz file or an image folder.")]
@@ -725,10 +725,6 @@ def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
     shown["Distillation"] = {field: getattr(study.config, field) for field in fields}
     shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
     return shown
-
-
-def print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _print_cards(stream: ExpertStream, out: Path) -> None:

@@ -1,18 +1,21 @@
-"""How commands end: errors as one line, Ctrl-C with the command that goes on, runs that can be resumed."""
+"""How commands end: a summary as JSON, errors as one line, Ctrl-C with the command that resumes what can be resumed."""
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import typer
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["Guard", "open_run", "parse_pairs"]
+__all__ = ["Guard", "Json", "close_run", "open_run", "parse_pairs", "print_json"]
+
+Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 
 RUN_FILE = "run.json"
 ERROR, INTERRUPTED = 2, 130
@@ -105,8 +108,6 @@ def close_run(out: Path) -> None:
 
 def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:
     """``["lr=0.1", "flip=true"]`` to JSON values (what is no JSON is a string); ValueError naming the option."""
-    import json
-
     values: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
@@ -123,6 +124,11 @@ def _command(context: typer.Context) -> str:
     """As typed, without the program's name: "learn", "transfer zskd"."""
     above = context.parent
     return str(context.info_name) if above is None or above.parent is None else f"{above.info_name} {context.info_name}"
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """The summary of ``--json`` on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.buffer import ImageBuffer
+from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.distillation import (
     Augmentation,
     DistillationConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "Augmentation",
     "AuxiliaryData",
     "Card",
+    "Catalogue",
     "DataImpression",
     "DistillationConfig",
     "DistillationResult",

@@ -10,15 +10,20 @@ from pathlib import Path
 import torch
 
 from exml_fast.continual.expert import CARD_FILE, Card, Expert, read_card
+from exml_fast.storage import load_json, save_json, sha256
 
 __all__ = ["ExpertStream"]
+
+STREAM_FILE = "stream.json"
+STREAM_VERSION = 1
 
 
 class ExpertStream:
     """Experts in order: a parent folder of expert folders, a list of expert folders, or experts in memory.
 
     Folders are read when an expert is asked for and not kept; cards are read (and checked) at once. A parent's
-    subfolders come in natural order (``expert_2`` before ``expert_10``). ValueError if there is none.
+    subfolders come in the order of its ``stream.json`` (see :meth:`exml_fast.continual.Catalogue.export`), or without
+    one in natural order (``expert_2`` before ``expert_10``). ValueError if there is none.
     """
 
     def __init__(
@@ -27,12 +32,7 @@ class ExpertStream:
         device: str | torch.device = "cpu",
     ) -> None:
         if isinstance(source, str | os.PathLike):
-            parent = Path(source)
-            if not parent.is_dir():
-                raise ValueError(f"no such folder: {parent}")
-            self._items: list[Path | Expert] = [
-                p for p in sorted(parent.iterdir(), key=_natural) if (p / CARD_FILE).is_file()
-            ]
+            self._items: list[Path | Expert] = [*stream_folders(source)]
         else:
             self._items = [item if isinstance(item, Expert) else Path(item) for item in source]
         if not self._items:
@@ -78,5 +78,55 @@ class ExpertStream:
         ]
 
 
+def subfolders(parent: str | os.PathLike[str]) -> list[Path]:
+    """Folders in ``parent`` in natural order, but for hidden ones: copies that are not finished."""
+    if not Path(parent).is_dir():
+        raise ValueError(f"no such folder: {parent}")
+    found = (p for p in Path(parent).iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(found, key=_natural)
+
+
+def stream_folders(parent: str | os.PathLike[str]) -> list[Path]:
+    """The experts' folders of a stream, in its order.
+
+    Where there is a ``stream.json``, they are those that it lists, and ValueError names the first whose card is missing
+    or another than when the stream was written; the card holds the hash of the weights.
+    """
+    file = Path(parent) / STREAM_FILE
+    if not file.is_file():
+        return [folder for folder in subfolders(parent) if (folder / CARD_FILE).is_file()]
+    listed = load_json(file)
+    if not isinstance(listed, dict) or listed.get("format_version") != STREAM_VERSION:
+        raise ValueError(f"{file}: format_version must be {STREAM_VERSION}")
+    entries = listed.get("experts")
+    wanted = {"name", "card_sha256"}
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() == wanted for e in entries):
+        raise ValueError(f"{file}: experts must list objects with name and card_sha256")
+    folders = []
+    for entry in entries:
+        folder = Path(parent) / check_name(entry["name"])
+        if not (folder / CARD_FILE).is_file():
+            raise ValueError(f"{folder}: {CARD_FILE} is missing, {STREAM_FILE} lists the expert")
+        if (found := sha256(folder / CARD_FILE)) != entry["card_sha256"]:
+            raise ValueError(f"{folder / CARD_FILE}: sha256 is {found}, {STREAM_FILE} says {entry['card_sha256']!r}")
+        folders.append(folder)
+    if len(set(folders)) != len(folders):
+        raise ValueError(f"{file}: experts must not repeat a name")
+    return folders
+
+
+def write_order(parent: Path, names: Sequence[str]) -> None:
+    """Write ``stream.json`` for these subfolders of ``parent``, in this order."""
+    experts = [{"name": name, "card_sha256": sha256(parent / name / CARD_FILE)} for name in names]
+    save_json(parent / STREAM_FILE, {"format_version": STREAM_VERSION, "experts": experts})
+
+
+def check_name(name: object) -> str:
+    """``name`` if it can name an expert's folder; ValueError for a path, a hidden name or unprintable characters."""
+    if not isinstance(name, str) or not name.isprintable() or not re.fullmatch(r"[^./\\:][^/\\:]*", name):
+        raise ValueError(f"an expert's name must be a plain, visible folder name, got {name!r}")
+    return name
+
+
 def _natural(path: Path) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name)]

@@ -115,7 +115,7 @@ def final_linear(model: nn.Module, example: Tensor | None = None) -> nn.Linear:
 def _build(architecture: str, make: Any) -> nn.Module:
     try:
         model = make()
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError, AssertionError) as error:
         raise ValueError(f"{architecture!r} does not accept these arguments: {error}") from error
     assert isinstance(model, nn.Module)
     return model

@@ -1,0 +1,352 @@
+"""A folder of experts to choose from: the "neural skills catalogue" that Carta 2022, sec. 7 asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exml_fast.continual.expert import CARD_FILE, MODEL_FILE, Card, Expert, read_card
+from exml_fast.continual.stream import STREAM_FILE, ExpertStream, check_name, stream_folders, subfolders, write_order
+from exml_fast.storage import atomic_folder, save_json, sha256, tensor_header
+
+__all__ = ["Catalogue", "Entry", "check_target", "copy_expert", "export_stream"]
+
+# What reading a damaged expert, or one whose library is not installed, can raise.
+DAMAGE = (ValueError, RuntimeError, OSError, ImportError)
+RUNNING_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An expert on disk. Usable wherever its folder is: ``ExpertStream(catalogue.find(classes=["cat"]))``.
+
+    Attributes:
+        folder: with ``model.safetensors`` and ``card.json``.
+        card: as read; the weights are not.
+        parameters: floating-point values in the weights file, BatchNorm's running statistics left out.
+        bytes: size of the weights file.
+    """
+
+    folder: Path
+    card: Card
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Entry:
+        """Read the card and the header of the weights; ValueError or FileNotFoundError naming what is wrong."""
+        path = Path(folder)
+        card, header = read_card(path), tensor_header(path / MODEL_FILE)
+        counted = [
+            math.prod(shape)
+            for name, (dtype, shape) in header.items()
+            if "F" in dtype and name.rpartition(".")[2] not in RUNNING_STATISTICS
+        ]
+        return cls(path, card, sum(counted), (path / MODEL_FILE).stat().st_size)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes it was trained on."""
+        names = dict(zip(self.card.units, self.card.class_names, strict=True))
+        return [names[c] for c in self.card.classes]
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test images of its own classes, in [0, 1], as the card says; None if it does not."""
+        value = self.card.training.get("accuracy")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            return None
+        return float(value)
+
+    def load(self, device: str | torch.device = "cpu") -> Expert:
+        """The expert, checked as :meth:`Expert.load` does."""
+        return Expert.load(self.folder, device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, folder, size and the fields of the card, as JSON values."""
+        size = {"parameters": self.parameters, "bytes": self.bytes}
+        return {"name": self.name, "folder": str(self.folder), **size, **self.card.to_dict()}
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+class Catalogue:
+    """Experts in the subfolders of one folder, which is read anew at every question.
+
+    The folder that ``exml-fast train-experts`` writes is one. Hidden subfolders, and those with neither a
+    ``model.safetensors`` nor a ``card.json``, are passed over. Everything that is added is checked first, arrives whole
+    or not at all, and takes nobody's place unless ``overwrite`` is given. An exported stream can be asked and verified
+    like any other catalogue, but nothing is added to it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all experts, readable or not, in natural order."""
+        return [folder.name for folder in self._folders()]
+
+    @property
+    def experts(self) -> list[Entry]:
+        """All whose card and weights' header can be read, by name in natural order; :meth:`unreadable` has the rest."""
+        return self._scan()[0]
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """What is wrong with each expert that :attr:`experts` leaves out, by name."""
+        return self._scan()[1]
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.experts)
+
+    def __getitem__(self, name: str) -> Entry:
+        folder = self.folder / check_name(name)
+        if not folder.is_dir():
+            raise ValueError(f"no expert {name!r} in {self.folder}, which has {', '.join(self.names) or 'none'}")
+        return Entry.read(folder)
+
+    def find(
+        self,
+        classes: Sequence[str] = (),
+        *,
+        match: str = "all",
+        architecture: str | None = None,
+        licence: str | None = None,
+        min_accuracy: float | None = None,
+        min_parameters: int | None = None,
+        max_parameters: int | None = None,
+        min_bytes: int | None = None,
+        max_bytes: int | None = None,
+    ) -> list[Entry]:
+        """Experts that meet every condition given, in the order of :attr:`experts`.
+
+        Texts are compared without regard to case, and ``*`` and ``?`` stand for any characters and any one.
+
+        Args:
+            classes: names of classes it was trained on (units that it never saw do not count).
+            match: "all" of the classes, or "any".
+            architecture: as on the card: "lenet5", "torchvision/*".
+            licence: of the weights; an expert that names none does not match, whatever is asked.
+            min_accuracy: in [0, 1], on the test images of its own classes; as licence.
+            min_parameters, max_parameters, min_bytes, max_bytes: inclusive; see :class:`Entry`.
+
+        Raises:
+            ValueError: naming the condition that cannot be one.
+        """
+        if isinstance(classes, str):
+            raise ValueError(f"classes must be a list of names, got the string {classes!r}")
+        if match not in ("all", "any"):
+            raise ValueError(f"match must be 'all' or 'any', got {match!r}")
+        if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+            raise ValueError(f"min_accuracy must be between 0 and 1, got {min_accuracy!r}")
+        for name, low, high in (("parameters", min_parameters, max_parameters), ("bytes", min_bytes, max_bytes)):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"min_{name} ({low}) must not be above max_{name} ({high})")
+
+        def fits(entry: Entry) -> bool:
+            known = [any(_matches(name, wanted) for name in entry.classes) for wanted in classes]
+            accuracy, card = entry.accuracy, entry.card
+            return (
+                (not known or (all(known) if match == "all" else any(known)))
+                and (architecture is None or _matches(card.architecture, architecture))
+                and (licence is None or (card.licence is not None and _matches(card.licence, licence)))
+                and (min_accuracy is None or (accuracy is not None and accuracy >= min_accuracy))
+                and _within(entry.parameters, min_parameters, max_parameters)
+                and _within(entry.bytes, min_bytes, max_bytes)
+            )
+
+        return [entry for entry in self.experts if fits(entry)]
+
+    def add(
+        self,
+        expert: Expert | str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        licence: str | None = None,
+        overwrite: bool = False,
+    ) -> Entry:
+        """Check an expert and copy it in.
+
+        Args:
+            expert: its folder, or one in memory.
+            name: its name here; that of its folder if not given.
+            licence: written on the copy's card in place of what is there.
+            overwrite: replace an expert of the same name.
+
+        Raises:
+            ValueError: for what :meth:`Expert.load` refuses, or a name that cannot be a folder's.
+            FileExistsError: if the name is taken.
+        """
+        if name is None:
+            if isinstance(expert, Expert):
+                raise ValueError("name must be given for an expert in memory")
+            name = Path(expert).resolve().name
+        target = self._target(name, overwrite)
+        with atomic_folder(target, overwrite) as temporary:
+            if isinstance(expert, Expert):
+                Expert(expert.model, expert.card).save(temporary)
+                Expert.load(temporary)
+            else:
+                copy_expert(expert, temporary)
+            if licence is not None:
+                card = dataclasses.replace(read_card(temporary), licence=licence)
+                save_json(temporary / CARD_FILE, card.to_dict())
+        return Entry.read(target)
+
+    def verify(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """Load every expert (or those named), one at a time; what is wrong with each damaged one, by name.
+
+        Checked are, as in :meth:`Expert.load`, the card's fields, the hash, the names, shapes and dtypes of the
+        weights, that they are finite, and the number of outputs; and ``stream.json`` where the folder has one.
+        """
+        wanted = None if names is None else [self.folder / check_name(name) for name in names]
+        problems = {}
+        for folder in self._folders() if wanted is None else wanted:
+            try:
+                Expert.load(folder)
+            except DAMAGE as error:
+                problems[folder.name] = _reason(error)
+        if wanted is None and self._is_stream:
+            try:
+                stream_folders(self.folder)
+            except DAMAGE as error:
+                problems[STREAM_FILE] = _reason(error)
+        return problems
+
+    def export(
+        self,
+        destination: str | os.PathLike[str],
+        experts: Iterable[str | Entry] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> ExpertStream:
+        """Write experts as a stream: one folder, in the order given, under their names.
+
+        ``stream.json`` keeps the order and the hash of every card, which in turn holds that of the weights;
+        ``ExpertStream(destination)`` and :meth:`import_` read it.
+
+        Args:
+            experts: names or entries; all if not given: by name, or as a stream's own ``stream.json`` has them.
+            overwrite: replace a stream that was exported to ``destination`` before, and nothing else.
+
+        Raises:
+            ValueError: for what :meth:`Expert.load` refuses, an unknown or repeated name, no expert at all.
+            FileExistsError: if there is something at ``destination``.
+        """
+        if experts is not None:
+            folders = [self[expert.name if isinstance(expert, Entry) else expert].folder for expert in experts]
+        else:
+            folders = stream_folders(self.folder) if self._is_stream else self._folders()
+        return export_stream(folders, destination, overwrite=overwrite)
+
+    def import_(self, source: str | os.PathLike[str], *, prefix: str = "", overwrite: bool = False) -> list[Entry]:
+        """Check all experts of a stream's folder and copy them in: all of them or, if one is damaged, none.
+
+        ``source`` is what :meth:`export` writes, or any folder that :class:`ExpertStream` reads. Entries come in the
+        stream's order and under its names, each with ``prefix`` before it. Errors are those of :meth:`add`.
+        """
+        folders = stream_folders(source)
+        if not folders:
+            raise ValueError(f"no expert in {source}: expected folders with {CARD_FILE}")
+        targets = [self._target(prefix + folder.name, overwrite) for folder in folders]
+        with ExitStack() as stack:
+            for folder, target in zip(folders, targets, strict=True):
+                copy_expert(folder, stack.enter_context(atomic_folder(target, overwrite)))
+        return [Entry.read(target) for target in targets]
+
+    @property
+    def _is_stream(self) -> bool:
+        return (self.folder / STREAM_FILE).is_file()
+
+    def _target(self, name: str, overwrite: bool) -> Path:
+        if self._is_stream:
+            raise ValueError(f"{self.folder} is an exported stream and stays as it is: import it into a catalogue")
+        target = self.folder / check_name(name)
+        check_target(target, (CARD_FILE, MODEL_FILE), overwrite)
+        return target
+
+    def _folders(self) -> list[Path]:
+        return [f for f in subfolders(self.folder) if any((f / file).is_file() for file in (CARD_FILE, MODEL_FILE))]
+
+    def _scan(self) -> tuple[list[Entry], dict[str, str]]:
+        entries, unreadable = [], {}
+        for folder in self._folders():
+            try:
+                entries.append(Entry.read(folder))
+            except DAMAGE as error:
+                unreadable[folder.name] = _reason(error)
+        return entries, unreadable
+
+
+def copy_expert(source: str | os.PathLike[str], target: Path) -> None:
+    """Check the expert in ``source`` as :meth:`Expert.load` does, copy its two files, and check what arrived."""
+    card = Expert.load(source).card
+    for file in (MODEL_FILE, CARD_FILE):
+        shutil.copyfile(Path(source) / file, target / file)
+    if read_card(target) != card or sha256(target / MODEL_FILE) != card.sha256:
+        raise RuntimeError(f"{source} changed while it was copied")
+
+
+def export_stream(
+    folders: Sequence[Path], destination: str | os.PathLike[str], *, overwrite: bool = False
+) -> ExpertStream:
+    """Write the experts in ``folders`` as a stream; see :meth:`Catalogue.export`."""
+    names = [check_name(folder.name) for folder in folders]
+    if not names:
+        raise ValueError(f"there is no expert to write to {destination}")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"experts must not repeat a name, got {', '.join(repeated)} more than once")
+    if any(folder.resolve().is_relative_to(Path(destination).resolve()) for folder in folders):
+        raise ValueError(f"destination must not hold the experts themselves, got {destination}")
+    check_target(Path(destination), (STREAM_FILE,), overwrite)
+    with atomic_folder(destination, overwrite) as temporary:
+        for folder, name in zip(folders, names, strict=True):
+            (temporary / name).mkdir()
+            copy_expert(folder, temporary / name)
+        write_order(temporary, names)
+    return ExpertStream(destination)
+
+
+def check_target(target: Path, marks: Sequence[str], overwrite: bool) -> None:
+    """That ``target`` is free, or may be replaced: a folder with one of ``marks`` and no file but those we write."""
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists already: give another name or overwrite it")
+    if target.is_symlink() or not any((target / mark).is_file() for mark in marks):
+        raise FileExistsError(f"{target} is not overwritten: it is no folder with {' or '.join(marks)}")
+    ours = (MODEL_FILE, CARD_FILE, STREAM_FILE)
+    if other := next((p for p in sorted(target.rglob("*")) if not p.is_dir() and p.name not in ours), None):
+        raise FileExistsError(f"{target} is not overwritten: it also holds {other.relative_to(target)}")
+
+
+def _matches(text: str, pattern: str) -> bool:
+    return fnmatchcase(text.casefold(), pattern.casefold())
+
+
+def _within(value: int, low: int | None, high: int | None) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,102 @@
+"""Experts and streams on the Hugging Face Hub. Needs the extra ``hub``.
+
+Only ``model.safetensors``, ``card.json`` and ``stream.json`` go either way, and everything is checked on both ends as
+:meth:`Expert.load` does: nothing that was pulled runs code here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from exml_fast.continual.catalogue import check_target, copy_expert, export_stream
+from exml_fast.continual.expert import CARD_FILE, MODEL_FILE, Card, read_card
+from exml_fast.continual.stream import STREAM_FILE, stream_folders
+from exml_fast.storage import atomic_folder
+
+__all__ = ["pull", "push"]
+
+PATTERNS = [MODEL_FILE, CARD_FILE, STREAM_FILE, f"*/{MODEL_FILE}", f"*/{CARD_FILE}"]
+
+
+def push(
+    source: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    message: str | None = None,
+) -> str:
+    """Check and upload an expert's folder, or a stream's with its order; returns the address of the commit.
+
+    What is uploaded is a copy that holds nothing else of the folder. Other files of the repository stay.
+
+    Args:
+        repo_id: "owner/name"; made if it is not there, and then private if so asked.
+        revision: an existing branch; the main one if not given.
+
+    Raises:
+        ValueError: for what :meth:`Expert.load` refuses, or no expert in ``source``.
+        ImportError: naming the extra.
+        OSError: from the hub: no such branch, not logged in, no connection.
+    """
+    hub, source = _hub(), Path(source)
+    with tempfile.TemporaryDirectory() as folder:
+        staged = Path(folder) / "upload"
+        if (source / CARD_FILE).is_file():
+            staged.mkdir()
+            copy_expert(source, staged)
+        else:
+            export_stream(stream_folders(source), staged)
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repo_id, folder_path=staged, revision=revision, allow_patterns=PATTERNS,
+            commit_message=message or f"Upload {source.resolve().name} with exml_fast",
+        )  # fmt: skip
+    return str(getattr(commit, "commit_url", commit))
+
+
+def pull(
+    repo_id: str, destination: str | os.PathLike[str], *, revision: str | None = None, overwrite: bool = False
+) -> list[Card]:
+    """Download an expert or a stream, check it, and write it to ``destination``, whole or not at all.
+
+    Args:
+        revision: a branch, tag or commit; a commit is the only one that cannot change.
+        overwrite: replace an expert by an expert, or a stream by a stream.
+
+    Returns:
+        The cards, in the stream's order. ``destination`` is then an expert's folder or a stream's.
+
+    Raises:
+        ValueError: for what :meth:`Expert.load` refuses, a repository without experts, or with an expert and a stream.
+        FileExistsError: if there is something at ``destination``.
+        ImportError: naming the extra.
+        OSError: from the hub: no such repository or revision, no connection.
+    """
+    hub, destination = _hub(), Path(destination)
+    check_target(destination, (CARD_FILE, STREAM_FILE), overwrite)
+    found = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    # Where nothing fits the patterns, the hub's client makes no folder.
+    lone, folders = (found / CARD_FILE).is_file(), stream_folders(found) if found.is_dir() else []
+    if lone and folders:
+        raise ValueError(f"{repo_id} holds an expert and a stream of {len(folders)}: expected one of them")
+    if not lone and not folders:
+        raise ValueError(f"{repo_id} holds no expert: {CARD_FILE} is missing")
+    if not lone:
+        return export_stream(folders, destination, overwrite=overwrite).cards
+    check_target(destination, (CARD_FILE,), overwrite)
+    with atomic_folder(destination, overwrite) as temporary:
+        copy_expert(found, temporary)
+    return [read_card(destination)]
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError("the hub needs huggingface_hub: pip install 'exml_fast[hub]'") from error
+    module: ModuleType = huggingface_hub
+    return module

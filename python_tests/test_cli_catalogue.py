@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_experts import trained
+from typer.testing import CliRunner, Result
+
+from exml_fast.cli.app import app
+from exml_fast.continual import Catalogue, Expert, ExpertStream, hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    catalogue = Catalogue(tmp_path / "catalogue")
+    for name, expert in zip(("b", "a"), trained(), strict=True):
+        catalogue.add(expert, name)
+    return catalogue.folder
+
+
+def call(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["catalogue", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def as_json(*arguments: object, code: int = 0) -> dict[str, Any]:
+    return json.loads(call(*arguments, "--json", code=code).stdout)
+
+
+def test_list_shows_the_cards(folder: Path) -> None:
+    card = json.loads((folder / "b" / "card.json").read_text())
+    card |= {"class_names": ["[red]no\x1b[2Jrth", *card["class_names"][1:]], "licence": "MIT"}
+    (folder / "b" / "card.json").write_text(json.dumps(card))
+    text = call("list", folder).stdout
+    for cell in ("2 experts", "lenet5", "quadrants", "100.00", "1×32×32", card["sha256"][:8], "MIT", "south-west"):
+        assert cell in text
+    assert "[red]no�[2Jrth, north-east" in text and "\x1b" not in text
+    experts = as_json("list", folder)["experts"]
+    assert [e["name"] for e in experts] == ["a", "b"] and experts[1]["sha256"] == card["sha256"]
+    assert experts[0]["parameters"] == sum(p.numel() for p in trained()[0].model.parameters())
+
+
+def test_find_passes_every_condition_on(folder: Path) -> None:
+    def found(*conditions: object) -> list[str]:
+        return [e["name"] for e in as_json("find", folder, *conditions)["experts"]]
+
+    assert found("--class", "north-*") == ["b"]
+    assert found("--class", "north-west", "--class", "south-west") == []
+    assert found("--class", "north-west", "--class", "south-west", "--any") == ["a", "b"]
+    assert found("--architecture", "timm/*") == found("--licence", "MIT") == []
+    assert found("--min-accuracy", 0.5, "--min-parameters", 5, "--min-bytes", 5) == ["a", "b"]
+    assert found("--max-parameters", 5) == found("--max-bytes", 5) == []
+    error = call("find", folder, "--min-accuracy", 90, code=2).stderr
+    assert error == "error: min_accuracy must be between 0 and 1, got 90.0\n"
+
+
+def test_add_verify_and_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+    assert "no problems" in call("verify", folder).stdout
+    Expert(trained()[0].model, trained()[0].card).save(tmp_path / "c")
+    assert as_json("add", folder, tmp_path / "c", "--licence", "MIT")["experts"][0]["licence"] == "MIT"
+    assert "exists already" in call("add", folder, tmp_path / "c", code=2).stderr
+    call("add", folder, tmp_path / "c", "--overwrite")
+    call("add", tmp_path / "new", tmp_path / "c", "--name", "d")
+    assert "--name takes one expert" in call("add", folder, tmp_path, folder / "a", "--name", "x", code=2).stderr
+
+    (folder / "a" / "model.safetensors").write_bytes(b"")
+    (folder / "b" / "card.json").write_text("{")
+    result = call("verify", folder, code=1)
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("a: ") and "sha256 is" in lines[0] and lines[1].startswith("b: ")
+    assert lines[2] == "3 experts checked, 2 problems"
+    assert list(as_json("verify", folder, code=1)["problems"]) == ["a", "b"]
+    assert as_json("verify", folder, "c") == {"catalogue": str(folder), "checked": ["c"], "problems": {}}
+    listed = call("list", folder)
+    assert "1 experts" in listed.stdout and listed.stderr.count("not readable: ") == 2
+    assert list(as_json("list", folder)["unreadable"]) == ["a", "b"]
+    assert "no such folder" in call("verify", tmp_path / "nowhere", code=2).stderr
+
+
+def test_export_and_import(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stream"
+    assert [e["name"] for e in as_json("export", folder, out, "--expert", "b", "--expert", "a")["experts"]] == [
+        "b",
+        "a",
+    ]
+    assert ExpertStream(out).experiences == [[0, 1], [2, 3]]
+    assert "exists already" in call("export", folder, out, code=2).stderr
+    assert [e["name"] for e in as_json("export", folder, out, "--overwrite")["experts"]] == ["a", "b"]
+    assert "exists already" in call("import", folder, out, code=2).stderr
+    assert "x_a" in call("import", folder, out, "--prefix", "x_").stdout
+    call("import", folder, out, "--overwrite")
+    assert Catalogue(folder).names == ["a", "b", "x_a", "x_b"]
+
+
+def test_push_and_pull(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(hub, "push", lambda *a, **k: calls.append((a, k)) or "address")
+    assert call("push", folder / "a", "me/one", "--private", "--message", "m").stdout == "address\n"
+    assert calls.pop() == ((folder / "a", "me/one"), {"revision": None, "private": True, "message": "m"})
+    monkeypatch.setattr(hub, "pull", lambda *a, **k: calls.append((a, k)) or [trained()[0].card])
+    assert as_json("pull", "me/one", tmp_path / "x", "--revision", "v1")["experts"][0]["classes"] == [0, 1]
+    assert calls.pop() == (("me/one", tmp_path / "x"), {"revision": "v1", "overwrite": False})
+    assert "lenet5: north-west, north-east" in call("pull", "me/one", tmp_path / "x").stdout
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr(hub, "push", refuse)
+    assert call("push", folder / "a", "me/one", code=2).stderr == "error: 401 Client Error\n"
