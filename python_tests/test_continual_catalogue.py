@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -324,3 +325,10 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     for ask in (Catalogue.find, Catalogue.verify, len):
         with pytest.raises(ValueError, match="no such folder"):
             ask(Catalogue(tmp_path / "x"))
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "examples" / "catalogue.py"))
+    printed = capsys.readouterr().out
+    assert "high-digits: 61706 parameters" in printed and "2 experts, problems: {}" in printed

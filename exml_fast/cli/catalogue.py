@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,8 @@ app = typer.Typer(help="Choose among experts in a folder, check them, and hand t
 
 DAMAGED = 1
 SHOWN_CLASSES = 6
+# A pipe has no width: one line an expert.
+PIPED_WIDTH = 1000
 
 Folder = Annotated[Path, typer.Argument(help="The catalogue: a folder of experts' folders.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what was written there before.")]
@@ -194,23 +197,26 @@ def _show(catalogue: Catalogue, entries: Sequence[Entry], as_json: bool) -> None
 
 
 def _print_table(entries: Sequence[Entry], title: str) -> None:
-    table = Table(title=Text(_plain(title)), title_justify="left")
+    table = Table(title=Text(_plain(title)), title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name in ("name", "classes", "architecture", "input"):
-        table.add_column(name)
-    for name in ("parameters", "MB", "own test, %"):
-        table.add_column(name, justify="right")
-    for name in ("data", "licence", "sha256"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
+    for name in ("params", "MB", "test, %"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in ("data", "licence"):
+        table.add_column(name, overflow="fold")
     for entry in entries:
         card, accuracy = entry.card, entry.accuracy
         shown = (
             entry.name, _classes(card), card.architecture, "×".join(map(str, card.input_spec.shape)),
             f"{entry.parameters:,}", f"{entry.bytes / 1e6:.2f}", "-" if accuracy is None else f"{100 * accuracy:.2f}",
-            card.training.get("data", "-"), card.licence or "-", card.sha256[:8],
+            card.training.get("data", "-"), card.licence or "-",
         )  # fmt: skip
         # Cards come from anywhere: no markup, no escape sequences.
         table.add_row(*(Text(_plain(cell)) for cell in shown))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
 
 
 def _classes(card: Card) -> str:
