@@ -160,7 +160,7 @@ def _run(
         _write_page(page, name, preset, whole, outcome)
     close_run(out)
     if as_json:
-        from exml_fast.cli.app import print_json
+        from exml_fast.cli.guard import print_json
 
         print_json({"out": str(out), "report": str(page) if report else None, **whole})
     else:

@@ -101,8 +101,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
 
     Args:
         name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download); "mnist", "fashion-mnist" (padded to
-            32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32), all
-            downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
+            32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32),
+            all downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
             x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
             (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second).
         root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.

@@ -102,8 +102,8 @@ class Lab:
         with self.stage(name):
             result = invert(
                 teacher, per_class=self.count // self.classes, recipe=self.recipe.replace(**changes), spec=self.spec,
-                seed=self.context.seed, device=self.context.device, precision=self.precision, progress=self.context.progress,
-                checkpoint=folder.with_suffix(".pt"),
+                seed=self.context.seed, device=self.context.device, precision=self.precision,
+                progress=self.context.progress, checkpoint=folder.with_suffix(".pt"),
             )  # fmt: skip
         result.save(folder)
         keys = ("images", "steps", "images_per_second", "teacher_accuracy", "confidence", "precision")
