@@ -3,12 +3,14 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <mutex>
 
 #ifdef __GLIBC__
 #include <malloc.h>
+#include <pthread.h>
 #endif
 
 namespace exml {
@@ -20,8 +22,6 @@ namespace {
 constexpr size_t kLeast = 64 << 10;
 // A block serves for tensors of at least this share of its size.
 constexpr double kShare = 0.8;
-// A block that nothing asked for while so many others were found or made goes back to the system.
-constexpr uint64_t kPatience = 10000;
 
 class ReusedMemory final : public c10::Allocator {
  public:
@@ -49,8 +49,8 @@ class ReusedMemory final : public c10::Allocator {
     const std::lock_guard lock(mutex_);
     if (--users_ > 0) return;
     if (c10::GetCPUAllocator() == this) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
-    for (const auto& [_, block] : free_) c10::free_cpu(block.data);
-    free_.clear();
+    keep_at_most(0);
+    used_ = most_used_ = 0;
   }
 
  private:
@@ -59,23 +59,33 @@ class ReusedMemory final : public c10::Allocator {
     uint64_t freed_at;
   };
 
+  ReusedMemory() {
+    // A child process has one thread, and nobody in it asked for reuse.
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] {
+                     auto& self = instance();
+                     self.users_ = 0;
+                     if (c10::GetCPUAllocator() == &self) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
+                     self.mutex_.unlock();
+                   });
+  }
+
   void* take(size_t size) {
     {
       const std::lock_guard lock(mutex_);
-      ++taken_;
       const auto found = free_.lower_bound(size);
       if (found != free_.end() && static_cast<double>(size) >= kShare * static_cast<double>(found->first)) {
         void* data = found->second.data;
+        count(found->first);
+        kept_ -= found->first;
         free_.erase(found);
         return data;
       }
-      std::erase_if(free_, [this](const auto& entry) {
-        const bool idle = taken_ - entry.second.freed_at > kPatience;
-        if (idle) c10::free_cpu(entry.second.data);
-        return idle;
-      });
     }
-    return c10::alloc_cpu(size);
+    void* data = c10::alloc_cpu(size);
+    const std::lock_guard lock(mutex_);
+    count(malloc_usable_size(data));
+    return data;
   }
 
   // Any block of alloc_cpu, also one that was taken before begin().
@@ -85,16 +95,38 @@ class ReusedMemory final : public c10::Allocator {
     if (size >= kLeast) {
       const std::lock_guard lock(self.mutex_);
       if (self.users_ > 0) {
-        self.free_.emplace(size, Block{data, self.taken_});
+        self.used_ -= std::min(self.used_, size);
+        self.kept_ += size;
+        self.free_.emplace(size, Block{data, ++self.time_});
+        self.keep_at_most(self.most_used_);
         return;
       }
     }
     c10::free_cpu(data);
   }
 
+  void count(size_t size) {
+    used_ += size;
+    most_used_ = std::max(most_used_, used_);
+  }
+
+  // Gives the blocks that lay there longest back to the system.
+  void keep_at_most(size_t bytes) {
+    while (kept_ > bytes) {
+      const auto oldest = std::min_element(free_.begin(), free_.end(), [](const auto& a, const auto& b) {
+        return a.second.freed_at < b.second.freed_at;
+      });
+      kept_ -= oldest->first;
+      c10::free_cpu(oldest->second.data);
+      free_.erase(oldest);
+    }
+  }
+
   std::mutex mutex_;
   int users_ = 0;
-  uint64_t taken_ = 0;
+  uint64_t time_ = 0;
+  // Bytes of the blocks in use that were taken here, their maximum, and bytes of the free ones.
+  size_t used_ = 0, most_used_ = 0, kept_ = 0;
   std::multimap<size_t, Block> free_;  // by usable size
 };
 

@@ -5,8 +5,9 @@
 
 namespace exml {
 
-// From the first begin to the last end PyTorch's CPU tensors are allocated this way, in all threads. Does nothing where
-// another allocator than PyTorch's own is set, or without glibc.
+// From the first begin to the last end PyTorch's CPU tensors are allocated this way, in all threads. At most as many
+// bytes are kept as were in use at a time. Does nothing where another allocator than PyTorch's own is set, or without
+// glibc.
 void begin_reused_memory();
 void end_reused_memory();
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -156,7 +157,10 @@ def save_checkpoint(path: PathLike, value: Any) -> None:
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
     """Read what :func:`save_checkpoint` wrote; objects that would run code are refused (``weights_only=True``)."""
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, KeyError, IndexError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a checkpoint of exml_fast: {type(error).__name__}: {error}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exml_fast import InputSpec, Synthesizer, recipes
-from exml_fast.inversion.convolution import FrozenConv2d
+from exml_fast import BNStatistics, InputSpec, Synthesizer, recipes
+from exml_fast.compat.deep_inversion import DeepInversionFeatureHook
+from exml_fast.inversion.convolution import FrozenConv2d, Plan
 from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher
 from exml_fast.models import CifarResNet, LeNet5
 
@@ -332,3 +333,96 @@ def test_networks_are_frozen_while_others_run() -> None:
         for done in [pool.submit(job, i) for i in range(2) for job in (freeze, run)]:
             done.result()
     assert nn.Module.__call__ is call
+
+
+# What is put on modules, mixed dtypes, order.
+
+
+class Swapped(nn.Module):
+    """Two BatchNorms of which the first in time is added last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+        for bn in (self.first, self.second):
+            nn.init.normal_(bn.running_mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.first(self.conv1(x))
+        b = self.second(self.conv2(a))
+        return self.fc((b.sigmoid() + a.relu()).mean((2, 3)))
+
+
+def test_layers_come_in_the_order_of_the_calls() -> None:
+    torch.manual_seed(0)
+    model, x = Swapped().eval(), torch.randn(4, 3, 16, 16)
+    layers = FrozenTeacher(model, SPEC, precision="float32")(x)[1]
+    assert [layer.name for layer in layers] == ["first", "second"]
+    torch.testing.assert_close(layers[0].mean, model.conv1(x).mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_of_another_dtype() -> None:
+    class Block(Swapped):
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.first(self.conv1(x)).relu()
+            return self.fc((self.second(self.conv2(a)) + a).relu().mean((2, 3)))
+
+    model = Block().eval()
+    for mixed in ("conv1", "conv2"):
+        plans = {name: ("float32" if name == mixed else "bfloat16", Plan()) for name in ("conv1", "conv2")}
+        logits, _ = FrozenTeacher(model, SPEC, plans=plans)(x := torch.randn(2, 3, 16, 16))
+        torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.1)
+
+
+def test_a_network_that_cannot_run_in_bfloat16_runs_in_float32() -> None:
+    class OwnWeight(Swapped):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(self.conv1(x)).mean((2, 3)) @ self.weight
+
+    model = OwnWeight().eval()
+    teacher = FrozenTeacher(model, SPEC, precision="bfloat16")
+    assert teacher.precision == "float32" and "does not run in bfloat16" in teacher.summary()
+    torch.testing.assert_close(teacher(x := torch.randn(2, 3, 16, 16))[0], model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_and_patched_methods_are_kept() -> None:
+    model, x = Swapped().eval(), torch.randn(2, 3, 16, 16)
+    model.conv1.register_forward_hook(lambda module, args, output: output * 2)
+    model.conv2.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    torch.testing.assert_close(FrozenTeacher(model, SPEC, precision="float32")(x)[0], model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_norm_under_two_names_without_tracing() -> None:
+    class Twice(Swapped):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.sum()) > 1e9:  # torch.fx cannot follow
+                x = -x
+            return super().forward(x)
+
+    teacher = FrozenTeacher(Twice().eval(), SPEC, precision="float32")
+    assert teacher.matched_calls == 2 and len(teacher(torch.randn(2, 3, 16, 16))[1]) == 2
+
+
+def test_our_own_hooks_do_not_hinder_a_copy() -> None:
+    model = Swapped().eval()
+    hook = DeepInversionFeatureHook(model.first)
+    with BNStatistics(model) as statistics:
+        model(torch.randn(2, 3, 16, 16, requires_grad=True))
+        value, loss = hook.r_feature, statistics.loss()
+        FrozenTeacher(model, SPEC)
+        assert hook.r_feature is value and statistics.loss() == loss
+    pruned = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    model.conv1 = pruned
+    model.extra = pruned.weight  # a tensor with a graph
+    with pytest.raises(ValueError, match="Swapped cannot be copied"):
+        FrozenTeacher(model, SPEC)

@@ -99,3 +99,27 @@ def test_reused_memory_in_threads() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(8)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_reused_memory_is_bounded_by_what_was_in_use() -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    with reused_memory():
+        before = resident_mb()
+        for megabytes in range(20, 80, 3):
+            torch.ones(megabytes << 18)
+        assert resident_mb() - before < 200, "1,000 MB passed, one tensor of at most 77 MB at a time"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_can_allocate() -> None:
+    with reused_memory():
+        kept = torch.ones(1 << 20)
+        child = os.fork()
+        if child == 0:
+            ok = bool((torch.ones(1 << 20) + kept == 2).all())
+            os._exit(0 if ok else 1)
+        assert os.waitpid(child, 0)[1] == 0

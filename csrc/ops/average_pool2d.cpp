@@ -22,6 +22,7 @@ bool own(const Tensor& x) { return x.device().is_cpu() && x.is_contiguous(kChann
 Tensor forward(const Tensor& x, IntArrayRef kernel) {
   check_pixels("average_pool2d", "x", x);
   TORCH_CHECK_VALUE(x.dim() == 4, "average_pool2d: x must have shape (N, C, H, W), got ", x.sizes());
+  TORCH_CHECK_VALUE(kernel.size() == 2, "average_pool2d: kernel must be two numbers, got ", kernel);
   TORCH_CHECK_VALUE(kernel[0] > 0 && kernel[1] > 0 && kernel[0] <= x.size(2) && kernel[1] <= x.size(3),
                     "average_pool2d: kernel must be from 1 to x's height and width, got ", kernel, " for ", x.sizes());
   if (!own(x) || x.size(1) >= kManyChannels) return at::avg_pool2d(x, kernel, kernel);

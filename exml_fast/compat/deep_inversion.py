@@ -5,6 +5,7 @@ from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -47,6 +48,12 @@ class DeepInversionFeatureHook:
         if self._r_feature is None:
             raise RuntimeError("r_feature is there after a forward pass of the network, and none was made yet")
         return self._r_feature
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DeepInversionFeatureHook:
+        """For copies of a network with hooks: one that holds no value of an earlier pass."""
+        other = copy.copy(self)
+        other._r_feature = None
+        return other
 
     def close(self) -> None:
         """Remove the hook from the module."""

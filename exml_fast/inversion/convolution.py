@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -107,8 +108,9 @@ class FrozenConv2d(nn.Module):
 
     @staticmethod
     def takes(conv: nn.Module) -> bool:
-        """Whether ``conv`` is a convolution that this class can stand for."""
-        return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        """Whether ``conv`` is a convolution that this class can stand for, and nothing was put on it."""
+        plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return plain and is_untouched(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H', W') in ``dtype``."""
@@ -128,7 +130,16 @@ class FrozenConv2d(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.dtype}, {self.plan}"
 
 
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs its class's own code alone: no hooks, no methods of the instance."""
+    return not (
+        module._forward_hooks or module._forward_pre_hooks or {"forward", "_conv_forward"}.intersection(vars(module))
+    )
+
+
 _measured: dict[str, tuple[Plan, float]] = {}
+# Two measurements at a time would both be of a loaded machine.
+_measuring = threading.Lock()
 
 
 def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
@@ -140,28 +151,38 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     small = ConvShape((min(shape.input[0], MEASURED_BATCH), *shape.input[1:]), *_rest(shape))
     machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
-    if key not in _measured:
-        _measured.update(_remembered())
-    if key not in _measured:
-        _measured[key] = _measure(small, dtype)
-        _remember(key)
-    return _measured[key]
+    with _measuring:
+        if key not in _measured and _fits(found := _remembered().get(key), small, dtype):
+            _measured[key] = found  # type: ignore[assignment]
+        if key not in _measured:
+            _measured[key] = _measure(small, dtype)
+            _remember(key)
+        return _measured[key]
+
+
+def _fits(found: tuple[Plan, float] | None, shape: ConvShape, dtype: torch.dtype) -> bool:
+    """Whether what a file says could have been measured for such a layer."""
+    if found is None or not isinstance(found[1], float) or not found[1] > 0:
+        return False
+    plan, choices = found[0], list(_candidates(shape, dtype))
+    ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
+    return plan.packed in {choice.packed for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
 
 
 def _cache_file() -> Path:
-    return Path(os.environ.get("EXML_FAST_CACHE", "~/.cache/exml_fast")).expanduser() / "convolutions.json"
+    return Path(os.environ.get("EXML_FAST_CACHE") or "~/.cache/exml_fast").expanduser() / "convolutions.json"
 
 
 def _remembered() -> dict[str, tuple[Plan, float]]:
     try:
         return {key: (Plan(*plan), seconds) for key, (plan, seconds) in load_json(_cache_file()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours: measuring helps
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # none, not ours, no home: measuring helps
         return {}
 
 
 def _remember(key: str) -> None:
     entries = {**_remembered(), key: _measured[key]}
-    with contextlib.suppress(OSError):  # a machine where nothing can be written measures each time
+    with contextlib.suppress(OSError, RuntimeError):  # a machine where nothing can be written measures each time
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         save_json(_cache_file(), {key: [dataclasses.astuple(plan), time] for key, (plan, time) in entries.items()})
 
@@ -173,10 +194,11 @@ def _rest(
 
 
 def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
-    conv = nn.Conv2d(
-        shape.input[1], shape.weight[0], shape.weight[2:], shape.stride, shape.padding, shape.dilation, shape.groups,
-        bias=False,
+    conv = nn.utils.skip_init(  # leaves the random state alone
+        nn.Conv2d, shape.input[1], shape.weight[0], shape.weight[2:], shape.stride, shape.padding, shape.dilation,
+        shape.groups, bias=False,
     )  # fmt: skip
+    conv.weight.data.fill_(0.01)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_()
     forward: dict[bool, float] = {}

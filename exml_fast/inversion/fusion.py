@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from exml_fast import ops
 from exml_fast.inversion.convolution import FrozenConv2d
-from exml_fast.inversion.statistics import LayerStatistics, Observer, bn_layers, is_batch_norm
+from exml_fast.inversion.statistics import LayerStatistics, Observer, is_batch_norm
 
 __all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
 
@@ -56,7 +56,8 @@ class FrozenBatchNorm(nn.Module):
         self.shift = -self.target_mean * self.scale + (0 if bias is None else bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(N, C, ...) to the same."""
+        """(N, C, ...) to the same, in x's dtype."""
+        residual = None if residual is None else residual.to(x.dtype)
         y, mean, var = ops.frozen_bn_act(x, self.scale, self.shift, residual, *self.activation)
         self.tape.append(LayerStatistics(self.name, mean, var, self.target_mean, self.target_var))
         return y
@@ -81,13 +82,18 @@ def fuse(model: nn.Module, example: Tensor, tape: list[LayerStatistics]) -> tupl
 
 
 def replace_modules(model: nn.Module, _example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:
-    """The same without tracing: ``model`` itself, each BatchNorm by itself."""
-    layers = [(name, layer) for name, layer in bn_layers(model) if _freezable(layer)]
-    for name, layer in layers:
+    """The same without tracing: ``model`` itself, each BatchNorm by itself, under all names that it has."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if _freezable(module):
+            names.setdefault(module, []).append(name)
+    for layer, aliases in names.items():
         inner = _built_in(layer)
-        frozen = FrozenBatchNorm(layer, name, tape, inner)
-        model.set_submodule(name, frozen if inner is not None else nn.Sequential(frozen, _act(layer)))
-    return model, _line(Counter({"alone": len(layers)}))
+        frozen = FrozenBatchNorm(layer, aliases[0], tape, inner)
+        replacement = frozen if inner is not None else nn.Sequential(frozen, _act(layer))
+        for name in aliases:
+            model.set_submodule(name, replacement)
+    return model, _line(Counter({"alone": len(names)}))
 
 
 def _act(layer: nn.Module) -> nn.Module:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from exml_fast.inversion.convolution import is_untouched
+
 __all__ = ["AveragePool2d"]
 
 
 class AveragePool2d(nn.Module):
-    """``nn.AvgPool2d`` over windows that do not overlap, by a kernel of ours on the CPU (channels_last)."""
+    """``nn.AvgPool2d`` over windows that do not overlap, by our own op (csrc/ops/average_pool2d.h)."""
 
     def __init__(self, kernel: tuple[int, int]) -> None:
         super().__init__()
@@ -18,13 +20,17 @@ class AveragePool2d(nn.Module):
     @classmethod
     def of(cls, pool: nn.Module) -> AveragePool2d | None:
         """The same as ``pool``, or None where it is something else."""
-        if type(pool) is not nn.AvgPool2d or pool.ceil_mode or pool.divisor_override is not None:
+        if type(pool) is not nn.AvgPool2d or not is_untouched(pool):
+            return None
+        if pool.ceil_mode or pool.divisor_override is not None:
             return None
         kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
         return cls(kernel) if stride == kernel and padding == (0, 0) else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H // height, W // width)."""
+        if x.dim() != 4:
+            return nn.functional.avg_pool2d(x, self.kernel)
         result: Tensor = torch.ops.exml._average_pool2d(x, self.kernel)
         return result
 
@@ -33,5 +39,5 @@ class AveragePool2d(nn.Module):
         return str(self.kernel)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -231,7 +232,7 @@ class BNStatistics:
     def __enter__(self) -> BNStatistics:
         self._calls = []
         # Before the layers' own hooks: the model may itself be a BatchNorm.
-        self._handles = [self._model.register_forward_pre_hook(lambda *_: self._calls.clear())]
+        self._handles = [self._model.register_forward_pre_hook(self._begin)]
         self._handles += [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in self._names]
         return self
 
@@ -242,7 +243,19 @@ class BNStatistics:
             handle.remove()
         self._handles = []
 
+    def _begin(self, module: Any, args: tuple[Any, ...]) -> None:
+        self._calls.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BNStatistics:
+        """For copies of a network inside the block: these tell nobody."""
+        other = copy.copy(self)
+        other._calls, other._handles = [], []
+        other._names = {}
+        return other
+
     def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module not in self._names:  # a copy's
+            return
         # Now, not when asked: what follows may change the input in place, and the pass the running statistics.
         loss = match_running(_input(args, kwargs), module, self.distance, self.moment)
         self._calls.append((self._names[module], loss))

@@ -29,7 +29,7 @@ from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import require_running_statistics
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
-from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen
+from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen_copy
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 
 __all__ = ["Progress", "Synthesizer", "invert"]
@@ -126,12 +126,12 @@ class Synthesizer:
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
-        self.model = model
         self.spec = InputSpec.of(model if spec is None else spec)
         self.recipe = recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
         self.precision, self.engine = precision, engine
+        self.model = frozen_copy(model, self.device)
         self.statistics, self.layers = statistics, (layers,) if isinstance(layers, str) else tuple(layers)
         if self.recipe.bn > 0 and not self.layers:
             require_running_statistics(model)
@@ -217,8 +217,7 @@ class Synthesizer:
             targets = wanted if soft is None else soft.to(self.device)
             with reused_memory():
                 self._optimise(state, targets, wanted, batches, seed, progress, path, identity)
-            with frozen(self.model, self.device):
-                logits = self._judge(state.images)
+            logits = self._judge(state.images)
         if path is not None:
             path.unlink(missing_ok=True)
         return self._result(state, asked, soft, seed, logits, wanted.cpu())
@@ -396,10 +395,10 @@ class Synthesizer:
 
     def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
         """(N, K) float32, drawn around the logit positions (N,)."""
-        with frozen(self.model, self.device) as model:
-            example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
+        with torch.no_grad():
+            example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(self.model))
             similarity = class_similarity(
-                model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
+                self.model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
             ).to(self.device)
         if len(similarity) != self.num_classes:
             raise ValueError(
@@ -481,7 +480,7 @@ class Synthesizer:
         for tensor in (labels, among, *self.model.state_dict().values(), *given):
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
-        settings += [self.precision, self.engine, self.layers, start is None]
+        settings += [self.precision, self.engine, self.layers, start is None, repr(self.model)]
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()
 

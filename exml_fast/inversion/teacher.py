@@ -15,7 +15,13 @@ from exml_fast.data import InputSpec
 from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.inversion.pooling import AveragePool2d
-from exml_fast.inversion.statistics import LayerStatistics, StatisticsCapture, observe, pooled_statistics
+from exml_fast.inversion.statistics import (
+    LayerStatistics,
+    StatisticsCapture,
+    bn_layers,
+    observe,
+    pooled_statistics,
+)
 
 __all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
 
@@ -25,6 +31,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 WORTH_IT, CAST_PAYS = 1.2, 1.5
 # Relative; a fused network whose logits differ by more is not the network.
 TRACING_ERROR = 1e-3
+# The same of bfloat16: far beyond its rounding, so that only what is broken is refused.
+HALF_ERROR = 0.5
 
 
 Plans = dict[str, tuple[str, Plan]]
@@ -62,7 +70,7 @@ class EagerTeacher:
         layers: Sequence[str] = (),
     ) -> None:
         _check_statistics(statistics, layers, spec)
-        self.model = _frozen_copy(model, device)
+        self.model = frozen_copy(model, device)
         self.dtype = dtype_of(self.model)
         self.precision = _name(self.dtype)
         self._observed: list[LayerStatistics] | None = [] if layers else None
@@ -145,22 +153,31 @@ class FrozenTeacher:
         self._targets: list[tuple[Tensor, Tensor]] | None = None
         own = dtype_of(model)
         example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
-        original = _frozen_copy(model, self.device)
+        original = frozen_copy(model, self.device)
         if self._observed is not None:
             observe(original, layers, self._observed)
-        with torch.no_grad(), _recorded_inputs(original) as inputs:
+        with torch.no_grad(), _recorded_inputs(original) as inputs, _recorded_calls(original) as calls:
             expected = probe(original, example, spec)
         self.num_classes = expected.shape[1]
         self.model, self._notes = self._fuse(original, example, expected)
+        self._order = _order_of(calls, [layer.name for layer in self._tape])
         self.matched_calls = len(self._tape if self._observed is None else self._observed)
-        self.dtype = self._freeze_convolutions(inputs, own, precision, batch_size, plans or {})
-        self.precision = _name(self.dtype)
         for name, module in list(self.model.named_modules()):
             pool = AveragePool2d.of(module)
             if pool is not None:
                 self.model.set_submodule(name, pool)
+        self._convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
+        self._memory_format = torch.channels_last if self._convolutions else torch.contiguous_format
         self._cast_inputs_of_others()
-        self._memory_format = torch.channels_last if self._has_convolutions else torch.contiguous_format
+        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in self._convolutions.items()}
+        self.plans: Plans = {}
+        self._freeze_convolutions(shapes, plans or self._choose(shapes, own, precision), own)
+        if self.dtype != own and plans is None and (failure := self._fails(example, expected)):
+            self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
+            self._freeze_convolutions(shapes, self._choose(shapes, own, "float32"), own)
+        if failure := self._fails(example, expected):
+            raise ValueError(f"{type(model).__name__} cannot be frozen: {failure}")
+        del self._convolutions
         if isinstance(statistics, Tensor):
             self._targets = pooled_statistics(lambda images: self(images.to(self.device))[1], statistics)
 
@@ -168,7 +185,7 @@ class FrozenTeacher:
         """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls."""
         self._clear()
         logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
-        layers = list(self._tape if self._observed is None else self._observed)
+        layers = [self._tape[i] for i in self._order] if self._observed is None else list(self._observed)
         self._clear()
         return logits if logits.dtype == torch.float64 else logits.float(), _with_targets(layers, self._targets)
 
@@ -221,19 +238,32 @@ class FrozenTeacher:
             notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
         raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
 
-    def _freeze_convolutions(
-        self, inputs: dict[str, Tensor], own: torch.dtype, precision: str, batch_size: int, given: Plans
-    ) -> torch.dtype:
-        """Replace them in ``self.model``; the dtype of the network's inside."""
-        convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
-        self._has_convolutions = bool(convolutions)
-        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
-        chosen = given or self._choose(shapes, own, precision)
-        self.plans: Plans = {name: chosen[name] for name in convolutions}
+    def _freeze_convolutions(self, shapes: dict[str, ConvShape], chosen: Plans, own: torch.dtype) -> None:
+        """Replace them in ``self.model``; sets the dtype of the network's inside."""
+        self.plans = {name: chosen[name] for name in shapes}
         for name, (dtype, plan) in self.plans.items():
-            self.model.set_submodule(name, FrozenConv2d(convolutions[name], getattr(torch, dtype), shapes[name], plan))
+            conv = self._convolutions[name]
+            self.model.set_submodule(name, FrozenConv2d(conv, getattr(torch, dtype), shapes[name], plan))
         half = any(dtype == "bfloat16" for dtype, _ in self.plans.values())
-        return torch.bfloat16 if half else own
+        self.dtype = torch.bfloat16 if half else own
+        self.precision = _name(self.dtype)
+
+    @torch.enable_grad()
+    def _fails(self, example: Tensor, expected: Tensor) -> str:
+        """What goes wrong in a forward and backward pass as it will be taken, or that gives other logits; ""."""
+        x = example.float() if example.dtype == torch.bfloat16 else example
+        x = x.detach().clone().requires_grad_()
+        try:
+            logits, _ = self(x)
+            torch.autograd.grad(logits.sum(), x, allow_unused=True)
+        except Exception as failure:  # whatever the network's own code raises when dtypes are mixed
+            self._clear()
+            return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
+        largest = float(expected.abs().nan_to_num().max())
+        allowed = largest * (TRACING_ERROR if self.dtype == example.dtype else HALF_ERROR)
+        if torch.allclose(logits.to(expected.dtype), expected, rtol=0, atol=allowed, equal_nan=True):
+            return ""
+        return f"its logits differ by {float((logits.detach() - expected).abs().max()):.3g} of {largest:.3g}"
 
     def _choose(self, shapes: dict[str, ConvShape], own: torch.dtype, precision: str) -> Plans:
         single = {name: self._plan(shape, own) for name, shape in shapes.items()}
@@ -315,10 +345,41 @@ def _recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+@contextmanager
+def _recorded_calls(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the BatchNorms that run inside the block, in the order of the calls."""
+    calls: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, module in bn_layers(model)
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _order_of(calls: list[str], tape: list[str]) -> list[int]:
+    """Where on the tape each of ``calls`` is: fusing moves a BatchNorm to the addition or activation after it."""
+    if sorted(calls) != sorted(tape):
+        return list(range(len(tape)))
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(tape):
+        places.setdefault(name, []).append(place)
+    return [places[name].pop(0) for name in calls]
+
+
+def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    try:
+        return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {error}. Remove what holds tensors of a graph first: hooks, "
+            "pruning (torch.nn.utils.prune.remove), parametrizations"
+        ) from error
 
 
 @contextmanager
