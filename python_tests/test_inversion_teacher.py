@@ -391,6 +391,21 @@ def test_a_network_that_cannot_run_in_bfloat16_runs_in_float32() -> None:
     torch.testing.assert_close(teacher(x := torch.randn(2, 3, 16, 16))[0], model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_classes_derived_from_conv2d_are_frozen_too() -> None:
+    class SamePadding(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    model = Swapped().eval()
+    model.conv1, model.conv2 = SamePadding(3, 8, 3, 2), SamePadding(8, 8, 3, groups=8, bias=False)
+    teacher, x = FrozenTeacher(model, SPEC, precision="float32"), torch.randn(2, 3, 16, 16, requires_grad=True)
+    assert sum(isinstance(module, FrozenConv2d) for module in teacher.model.modules()) == 2
+    torch.testing.assert_close(teacher(x)[0], model(x), rtol=1e-4, atol=1e-4)
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    (gradient,) = torch.autograd.grad(teacher(x)[0].square().sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_hooks_and_patched_methods_are_kept() -> None:
     model, x = Swapped().eval(), torch.randn(2, 3, 16, 16)
     model.conv1.register_forward_hook(lambda module, args, output: output * 2)

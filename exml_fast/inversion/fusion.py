@@ -78,7 +78,54 @@ def fuse(model: nn.Module, example: Tensor, tape: list[LayerStatistics]) -> tupl
         Exception: whatever the network's own code raises when torch.fx traces it.
     """
     traced = _trace(model, example)
+    _make_modules_of_convolutions(traced)
     return traced, _line(_rewrite(traced, tape))
+
+
+def _make_modules_of_convolutions(traced: fx.GraphModule) -> None:
+    """``F.conv2d`` with constant weights, as classes derived from nn.Conv2d call it, becomes an nn.Conv2d."""
+    for number, node in enumerate(list(traced.graph.nodes)):
+        found = _conv_of(node, traced)
+        if found is None:
+            continue
+        name = f"convolution_{number}"
+        traced.add_submodule(name, found)
+        with traced.graph.inserting_before(node):
+            call = traced.graph.call_module(name, (node.args[0],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _conv_of(node: fx.Node, traced: fx.GraphModule) -> nn.Conv2d | None:
+    if node.op != "call_function" or node.target not in (F.conv2d, torch.conv2d) or len(node.args) < 2:
+        return None
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    weight, bias = _constant(given["weight"], traced), _constant(given.get("bias"), traced)
+    if weight is None or weight.dim() != 4 or (bias is None and given.get("bias") is not None):
+        return None
+    geometry = {name: given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
+    groups = given.get("groups", 1)
+    if isinstance(geometry["padding"], str) or any(isinstance(v, fx.Node) for v in (*geometry.values(), groups)):
+        return None
+    shape = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+    conv = nn.utils.skip_init(nn.Conv2d, *shape, **geometry, groups=groups, bias=bias is not None)
+    conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return conv.eval()
+
+
+def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:
+    """The parameter or buffer that ``node`` reads."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Any = traced
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Tensor) else None
 
 
 def replace_modules(model: nn.Module, _example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:

@@ -156,10 +156,10 @@ class FrozenTeacher:
         original = frozen_copy(model, self.device)
         if self._observed is not None:
             observe(original, layers, self._observed)
-        with torch.no_grad(), _recorded_inputs(original) as inputs, _recorded_calls(original) as calls:
+        with torch.no_grad(), _recorded_calls(original) as calls:
             expected = probe(original, example, spec)
         self.num_classes = expected.shape[1]
-        self.model, self._notes = self._fuse(original, example, expected)
+        self.model, self._notes, inputs = self._fuse(original, example, expected)
         self._order = _order_of(calls, [layer.name for layer in self._tape])
         self.matched_calls = len(self._tape if self._observed is None else self._observed)
         for name, module in list(self.model.named_modules()):
@@ -219,21 +219,27 @@ class FrozenTeacher:
             self._observed.clear()
 
     @torch.no_grad()
-    def _fuse(self, original: nn.Module, example: Tensor, expected: Tensor) -> tuple[nn.Module, list[str]]:
-        """The first way that gives the network's own logits; one entry of the tape a BatchNorm call."""
+    def _fuse(
+        self, original: nn.Module, example: Tensor, expected: Tensor
+    ) -> tuple[nn.Module, list[str], dict[str, Tensor]]:
+        """By the first way that gives the network's own logits: the network, notes, and its convolutions' inputs.
+
+        One entry of the tape is left for each BatchNorm call.
+        """
         notes = []
         for way in (fuse, replace_modules):
             try:
                 model, line = way(original, example, self._tape)
                 self._clear()
-                logits = model(example)
+                with _recorded_inputs(model) as inputs:
+                    logits = model(example)
             except Exception as failure:  # whatever the network's own code raises when it meets a proxy
                 message = str(failure).strip() or type(failure).__name__
                 notes.append(f"{way.__name__} failed on {type(original).__name__}: {message.splitlines()[0][:200]}")
                 continue
             allowed = TRACING_ERROR * float(expected.abs().nan_to_num().max())
             if torch.allclose(logits, expected, rtol=0, atol=allowed, equal_nan=True):
-                return model, [line, *notes]
+                return model, [line, *notes], inputs
             error = float((logits - expected).abs().max())
             notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
         raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
