@@ -1,7 +1,8 @@
-"""The examples of DeepInversion: one runs, the other's settings are valid without its weights."""
+"""The examples run, or where that needs weights, their settings are valid."""
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -26,3 +27,31 @@ def test_a_student_learns_digits(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("student: ") and float(last.split()[1].rstrip("%")) > 80
     assert (tmp_path / "dreamed_digits.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("zero_shot_distillation", 80),
+        ("universal_perturbation", 40),
+        ("source_free_adaptation", 65),
+    ],
+)
+def test_impressions_of_digits_are_enough(
+    name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert float(re.search(r"([\d.]+)%", last)[1]) > least
+
+
+@pytest.mark.slow
+def test_adversarial_training_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("art", reason="needs the extra attacks")
+    runpy.run_path(str(EXAMPLES / "robustness.py"))
+    plain, robust = (
+        float(line.split("pgd ")[1].rstrip("%")) for line in capsys.readouterr().out.splitlines() if "pgd" in line
+    )
+    assert robust > plain + 10
