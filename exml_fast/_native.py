@@ -41,7 +41,10 @@ def build_info() -> dict[str, str | None]:
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Inside the block, CPU tensors reuse the memory of earlier ones instead of asking the system for it anew."""
+    """Inside the block, CPU tensors of 64 KiB and more reuse the memory of earlier ones (csrc/reused_memory.h).
+
+    It holds for all threads of the process; blocks may be nested.
+    """
     _extension.begin_reused_memory()
     try:
         yield
