@@ -159,8 +159,10 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
     """Read what :func:`save_checkpoint` wrote; objects that would run code are refused (``weights_only=True``)."""
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, KeyError, IndexError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a checkpoint of exml_fast: {type(error).__name__}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds something else than tensors and plain values, or is damaged") from error
+    except (RuntimeError, EOFError, KeyError, IndexError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint: {type(error).__name__}: {error}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

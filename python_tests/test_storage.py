@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -126,5 +125,9 @@ def test_checkpoints_hold_data_and_no_code(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(loaded["model"]["w"], state["model"]["w"])
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     storage.save_checkpoint(tmp_path / "h.pt", {"x": Hostile()})
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"h\.pt holds something else than tensors and plain values"):
         storage.load_checkpoint(tmp_path / "h.pt")
+    for content in (b"", b"garbage", b"PK\x03\x04"):
+        (tmp_path / "g.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"g\.pt (holds something else|is damaged)"):
+            storage.load_checkpoint(tmp_path / "g.pt")
