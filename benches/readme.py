@@ -1,7 +1,7 @@
-"""Writes the tables of README.md from the JSON files under benches/results/: figures are never typed by hand.
+"""Writes the tables of README.md and docs/ from the JSON files under benches/results/: figures are never typed by hand.
 
 python benches/readme.py            # rewrites the tables
-python benches/readme.py --check    # exits with 1 if README.md is not what this command would write
+python benches/readme.py --check    # exits with 1 if a file is not what this command would write
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def source(path: Path, results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    return (
-        f"`{results['command']}` on {where}, torch {machine['torch']} "
-        f"([{path.name}]({path.relative_to(ROOT).as_posix()}))."
-    )
+    return f"`{results['command']}` on {where}, torch {machine['torch']} ([{path.name}](benches/results/{path.name}))."
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
@@ -149,6 +146,19 @@ def inversion(path: Path) -> str:
     return table([*header, "set-up ⁸"], rows) + "\n\n" + "\n".join(notes) + "\n\n" + source(path, results)
 
 
+def nayak(path: Path) -> str:
+    """Averages and totals; the file has the single classes too."""
+    results = load_json(path)
+    rows = [
+        [row["cell"], number(row["paper"], 2), number(row["ours"], 2)]
+        for row in results["rows"]
+        if not re.search(r"/C\d+$", row["cell"])
+    ]
+    reduced = "" if not results["rows"][0]["reduced"] else f"Reduced: {results['rows'][0]['note']}. "
+    header = [f"{path.stem.removeprefix('nayak2021-')}, in %", "Nayak 2021", "ours"]
+    return table(header, rows) + "\n\n" + reduced + source(path, results)
+
+
 TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "results": [
         ("demo-digits.json", demo),
@@ -158,16 +168,23 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "images": [("yin2020-cifar10-agreement.json", agreement), ("yin2020-cifar10-students.json", students)],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
+    "nayak": [
+        (f"nayak2021-{name}.json", nayak)
+        for name in ("table1", "table5-mnist-usps", "table5-usps-mnist", "table7-mnist")
+    ],
 }
+FILES = {"README.md": ["results", "images", "inversion", "ops"], "docs/transfer.md": ["nayak"]}
 
 
-def render(text: str) -> str:
-    for name, parts in TABLES.items():
-        body = "\n\n".join(make(RESULTS / file) for file, make in parts if (RESULTS / file).exists())
+def render(file: str, text: str) -> str:
+    for name in FILES[file]:
+        parts = TABLES[name]
+        body = "\n\n".join(make(RESULTS / result) for result, make in parts if (RESULTS / result).exists())
+        body = body.replace("](benches/", "](" + "../" * file.count("/") + "benches/")
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, lambda m, body=body: f"{m[1]}\n{body}\n\n{m[2]}", text, flags=re.S)
         if count != 1:
-            raise ValueError(f"README.md must hold the markers of table {name!r} once, found {count}")
+            raise ValueError(f"{file} must hold the markers of table {name!r} once, found {count}")
     return text
 
 
@@ -184,13 +201,16 @@ def take_demo(folder: Path) -> None:
 def main() -> None:
     if "--demo" in sys.argv[1:]:
         take_demo(Path(sys.argv[sys.argv.index("--demo") + 1]))
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = render(old)
-    if "--check" in sys.argv[1:]:
-        sys.exit("README.md's tables are stale: run python benches/readme.py" if old != new else 0)
-    with atomic_path(path) as temporary:
-        Path(temporary).write_text(new)
+    for file in FILES:
+        path = ROOT / file
+        old = path.read_text()
+        new = render(file, old)
+        if old == new:
+            continue
+        if "--check" in sys.argv[1:]:
+            sys.exit(f"{file}'s tables are stale: run python benches/readme.py")
+        with atomic_path(path) as temporary:
+            Path(temporary).write_text(new)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from exml_fast.continual.expert import Expert
@@ -28,6 +30,18 @@ def quadrants() -> ImageData:
     """Four classes of 40 training and 10 test images, 1×32×32."""
     names = ["north-west", "north-east", "south-west", "south-east"]
     return ImageData("quadrants", make_split(40, 0), make_split(10, 1), names, InputSpec(1, (32, 32), (0.3,), (0.3,)))
+
+
+def save_npz(path: Path) -> Path:
+    """:func:`quadrants` as a file that `exml-fast --data` reads."""
+    data = quadrants()
+    arrays = {
+        f"{letter}_{part}": tensor.numpy()
+        for part, split in (("train", data.train), ("test", data.test))
+        for letter, tensor in (("x", split.images[:, 0]), ("y", split.labels))
+    }
+    np.savez(path, **arrays)
+    return path
 
 
 @cache

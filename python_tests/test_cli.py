@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small_experts import quadrants
+from small_experts import save_npz
 from typer.testing import CliRunner, Result
 
 from exml_fast.cli.app import app
@@ -42,14 +41,7 @@ def as_json(*arguments: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The quadrants as a file: four classes, quick to learn."""
-    data, path = quadrants(), tmp_path_factory.mktemp("data") / "quadrants.npz"
-    arrays = {
-        f"{letter}_{part}": tensor.numpy()
-        for part, split in (("train", data.train), ("test", data.test))
-        for letter, tensor in (("x", split.images[:, 0]), ("y", split.labels))
-    }
-    np.savez(path, **arrays)
-    return path
+    return save_npz(tmp_path_factory.mktemp("data") / "quadrants.npz")
 
 
 @pytest.fixture(scope="module")

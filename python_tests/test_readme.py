@@ -1,4 +1,4 @@
-"""The README's tables are what the committed results say."""
+"""The tables of README and docs are what the committed results say."""
 
 from __future__ import annotations
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from small_experts import quadrants
+from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
 from exml_fast import reproduce
@@ -26,14 +25,7 @@ STUDENT = {"distillation.steps": 3, "distillation.batch_size": 8}
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> str:
-    data, path = quadrants(), tmp_path_factory.mktemp("data") / "quadrants.npz"
-    arrays = {
-        f"{letter}_{part}": tensor.numpy()
-        for part, split in (("train", data.train), ("test", data.test))
-        for letter, tensor in (("x", split.images[:, 0]), ("y", split.labels))
-    }
-    np.savez(path, **arrays)
-    return str(path)
+    return str(save_npz(tmp_path_factory.mktemp("data") / "quadrants.npz"))
 
 
 def call(*arguments: object, code: int = 0) -> Any:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast import reproduce
-from exml_fast.cli.guard import Guard, close_run, open_run, parse_pairs
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.storage import save_json
@@ -35,7 +35,6 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Updates of each impressi
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
-Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of a table.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
 FromPreset = Annotated[str, typer.Option(help="A name, as nayak2021/table1, or a .toml file.")]
@@ -160,8 +159,6 @@ def _run(
         _write_page(page, name, preset, whole, outcome)
     close_run(out)
     if as_json:
-        from exml_fast.cli.guard import print_json
-
         print_json({"out": str(out), "report": str(page) if report else None, **whole})
     else:
         _print(rows, name)

@@ -90,7 +90,6 @@ class FrozenConv2d(nn.Module):
         dtype: float32, bfloat16 or float64.
         shape: of the input (N, C, H, W) that the plan is for; other sizes are computed correctly.
         plan: see :class:`Plan`.
-        channels_last: memory format of weights and of the input.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, shape: ConvShape, plan: Plan) -> None:
@@ -148,23 +147,25 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     Measured at the first call for a shape, dtype and number of threads on this machine and remembered in
     ``convolutions.json`` of the folder $EXML_FAST_CACHE (~/.cache/exml_fast), so that later runs compute the same bits.
     """
-    small = ConvShape((min(shape.input[0], MEASURED_BATCH), *shape.input[1:]), *_rest(shape))
+    small = dataclasses.replace(shape, input=(min(shape.input[0], MEASURED_BATCH), *shape.input[1:]))
     machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
     with _measuring:
-        if key not in _measured and _fits(found := _remembered().get(key), small, dtype):
-            _measured[key] = found  # type: ignore[assignment]
         if key not in _measured:
-            _measured[key] = _measure(small, dtype)
-            _remember(key)
+            found = _remembered().get(key)
+            if found is not None and _fits(*found, small, dtype):
+                _measured[key] = found
+            else:
+                _measured[key] = _measure(small, dtype)
+                _remember(key)
         return _measured[key]
 
 
-def _fits(found: tuple[Plan, float] | None, shape: ConvShape, dtype: torch.dtype) -> bool:
+def _fits(plan: Plan, seconds: float, shape: ConvShape, dtype: torch.dtype) -> bool:
     """Whether what a file says could have been measured for such a layer."""
-    if found is None or not isinstance(found[1], float) or not found[1] > 0:
+    if not isinstance(seconds, float) or not seconds > 0:
         return False
-    plan, choices = found[0], list(_candidates(shape, dtype))
+    choices = list(_candidates(shape, dtype))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
     return plan.packed in {choice.packed for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
 
@@ -185,12 +186,6 @@ def _remember(key: str) -> None:
     with contextlib.suppress(OSError, RuntimeError):  # a machine where nothing can be written measures each time
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         save_json(_cache_file(), {key: [dataclasses.astuple(plan), time] for key, (plan, time) in entries.items()})
-
-
-def _rest(
-    s: ConvShape,
-) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int], tuple[int, int], int, bool]:
-    return s.weight, s.stride, s.padding, s.dilation, s.groups, s.channels_last
 
 
 def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:

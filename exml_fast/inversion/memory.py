@@ -57,12 +57,16 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     try:
-        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
+        meminfo = Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux: all memory counts as free
+        meminfo = ""
+    found = re.search(r"MemAvailable:\s+(\d+)", meminfo)
+    if found is None:
         try:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (OSError, ValueError):
             return None
+    free = int(found[1]) * 1024
     try:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text().strip()

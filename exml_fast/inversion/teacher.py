@@ -166,18 +166,17 @@ class FrozenTeacher:
             pool = AveragePool2d.of(module)
             if pool is not None:
                 self.model.set_submodule(name, pool)
-        self._convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
-        self._memory_format = torch.channels_last if self._convolutions else torch.contiguous_format
+        convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
+        self._memory_format = torch.channels_last if convolutions else torch.contiguous_format
         self._cast_inputs_of_others()
-        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in self._convolutions.items()}
+        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
         self.plans: Plans = {}
-        self._freeze_convolutions(shapes, plans or self._choose(shapes, own, precision), own)
+        self._freeze_convolutions(convolutions, shapes, plans or self._choose(shapes, own, precision), own)
         if self.dtype != own and plans is None and (failure := self._fails(example, expected)):
             self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
-            self._freeze_convolutions(shapes, self._choose(shapes, own, "float32"), own)
+            self._freeze_convolutions(convolutions, shapes, self._choose(shapes, own, "float32"), own)
         if failure := self._fails(example, expected):
             raise ValueError(f"{type(model).__name__} cannot be frozen: {failure}")
-        del self._convolutions
         if isinstance(statistics, Tensor):
             self._targets = pooled_statistics(lambda images: self(images.to(self.device))[1], statistics)
 
@@ -188,11 +187,6 @@ class FrozenTeacher:
         layers = [self._tape[i] for i in self._order] if self._observed is None else list(self._observed)
         self._clear()
         return logits if logits.dtype == torch.float64 else logits.float(), _with_targets(layers, self._targets)
-
-    @property
-    def input_dtype(self) -> torch.dtype:
-        """In which images are cheapest to give."""
-        return self.dtype
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -244,11 +238,14 @@ class FrozenTeacher:
             notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
         raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
 
-    def _freeze_convolutions(self, shapes: dict[str, ConvShape], chosen: Plans, own: torch.dtype) -> None:
+    def _freeze_convolutions(
+        self, convolutions: dict[str, nn.Module], shapes: dict[str, ConvShape], chosen: Plans, own: torch.dtype
+    ) -> None:
         """Replace them in ``self.model``; sets the dtype of the network's inside."""
         self.plans = {name: chosen[name] for name in shapes}
         for name, (dtype, plan) in self.plans.items():
-            conv = self._convolutions[name]
+            conv = convolutions[name]
+            assert isinstance(conv, nn.Conv2d)
             self.model.set_submodule(name, FrozenConv2d(conv, getattr(torch, dtype), shapes[name], plan))
         half = any(dtype == "bfloat16" for dtype, _ in self.plans.values())
         self.dtype = torch.bfloat16 if half else own
