@@ -7,6 +7,7 @@ Another paper joins with TOML files of its own and, where no task here does what
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import statistics
@@ -22,7 +23,18 @@ from torch import Tensor
 from exml_fast.inversion import Progress
 from exml_fast.storage import PathLike, load_json, save_json
 
-__all__ = ["TASKS", "Context", "Outcome", "load_preset", "names", "run", "task"]
+__all__ = [
+    "TASKS",
+    "WHOLE",
+    "Context",
+    "Outcome",
+    "Whole",
+    "load_preset",
+    "names",
+    "run",
+    "task",
+    "whole_task",
+]
 
 Preset = dict[str, Any]
 
@@ -48,6 +60,8 @@ class Outcome:
         settings: JSON values beside the preset's.
         samples: images in [0, 1] (N, C, H, W) and labels (N,) by title.
         lines: by title, points (x, y) of each line.
+        axes: by title of lines, the names of x and y.
+        logarithmic: titles of lines whose x is logarithmic.
         points: by title, points (N, 2) of each group.
         matrices: by title, (K, K) numbers from 0 upwards.
         class_names: of the labels.
@@ -58,13 +72,28 @@ class Outcome:
     settings: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     lines: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    axes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    logarithmic: set[str] = field(default_factory=set)
     points: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     matrices: dict[str, Tensor] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Where a task that sees to all seeds itself works, and keeps what is finished."""
+
+    folder: Path
+    seeds: Sequence[int]
+    data_root: str | None
+    device: str
+    progress: Progress | None
+
+
 Task = Callable[[Preset, Context], Outcome]
 TASKS: dict[str, Task] = {}
+WholeTask = Callable[[Preset, Whole], tuple[list[dict[str, Any]], Outcome]]
+WHOLE: dict[str, WholeTask] = {}
 
 
 def task(name: str) -> Callable[[Task], Task]:
@@ -74,6 +103,16 @@ def task(name: str) -> Callable[[Task], Task]:
         if name in TASKS:
             raise ValueError(f"task {name!r} is registered already")
         TASKS[name] = function
+        return function
+
+    return register
+
+
+def whole_task(name: str) -> Callable[[WholeTask], WholeTask]:
+    """Register a task that returns rows as :func:`rows_of` does, of all seeds."""
+
+    def register(function: WholeTask) -> WholeTask:
+        WHOLE[name] = function
         return function
 
     return register
@@ -108,8 +147,8 @@ def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Pre
         preset = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"preset {name}: {error}") from error
-    if preset.get("task") not in TASKS:
-        raise ValueError(f"preset {name}: task must be one of {sorted(TASKS)}, got {preset.get('task')!r}")
+    if preset.get("task") not in {*TASKS, *WHOLE}:
+        raise ValueError(f"preset {name}: task must be one of {sorted({*TASKS, *WHOLE})}, got {preset.get('task')!r}")
     for key, value in (changes or {}).items():
         _change(preset, key, value)
     return preset
@@ -130,6 +169,9 @@ def run(
     takes it from there.
     """
     _load_tasks()
+    if preset["task"] in WHOLE:
+        whole = Whole(Path(out), list(seeds), data_root, device, progress)
+        return WHOLE[preset["task"]](copy.deepcopy(preset), whole)
     first: Outcome | None = None
     found: list[dict[str, Any]] = []
     for seed in seeds:
@@ -182,6 +224,11 @@ def _look_up(preset: Preset, key: str) -> Any:
 def _change(preset: Preset, key: str, value: Any) -> None:
     *path, last = key.split(".")
     table: Any = preset
+    if preset["task"] in WHOLE and path:
+        # Settings are checked by the task, and a preset need not name a table to have it.
+        table.setdefault(path[0], {})
+    elif preset["task"] in WHOLE:
+        table.setdefault(last, None)
     for part in path:
         table = table.get(part) if isinstance(table, dict) else None
     if not isinstance(table, dict) or (not path and last not in table):
@@ -190,4 +237,7 @@ def _change(preset: Preset, key: str, value: Any) -> None:
 
 
 def _load_tasks() -> None:
-    import exml_fast.transfer.experiments  # noqa: F401  (registers its tasks)
+    import exml_fast.transfer.experiments
+
+    with contextlib.suppress(ImportError):  # those of streams report their progress, which takes the extra cli
+        import exml_fast.cli.tables  # noqa: F401

@@ -14,6 +14,7 @@ from exml_fast.models import AlexNetCifar, AlexNetCifarHalf, LeNet5, LeNet5Half,
         ("lenet5_half", {}, 1, 35_820),
         ("alexnet_cifar", {}, 3, 1_657_642),
         ("alexnet_cifar_half", {}, 3, 722_906),
+        ("slim_resnet18", {}, 3, 1_094_750),
         ("alexnet_cifar_half", {"hidden": [256, 128]}, 3, 416_666),
     ],
 )

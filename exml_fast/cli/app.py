@@ -15,13 +15,14 @@ from rich.table import Table
 
 from exml_fast import build_info
 from exml_fast.cli import catalogue
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json, was_typed
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
 from exml_fast.cli.study import DATA_FREE, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
+from exml_fast.cli.tables import learn_preset
 from exml_fast.cli.teachers import Teacher, open_teacher
 from exml_fast.continual import Augmentation, Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.expert import complete_arguments
@@ -420,6 +421,13 @@ def distill(
 def learn(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the ex-model, results and checkpoints.")] = Path("learned"),
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings by name, as carta2022/mnist-nc, or of a .toml file; other options go before them.",
+            show_default=False,
+        ),
+    ] = None,
     experts: Annotated[
         Path | None, typer.Option(help="Folder of experts; trained first if not given.", show_default=False)
     ] = None,
@@ -447,6 +455,7 @@ def learn(
     architecture: Architecture = "lenet5",
     argument: Argument = None,
     epochs: Epochs = None,
+    expert_lr: Annotated[float, typer.Option(help="Learning rate of the experts.")] = 0.01,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -458,18 +467,28 @@ def learn(
 ) -> None:
     """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
     with Guard(context) as guard:
-        chosen = strategy or ["model-inversion"]
-        usual = SMALL if data == "digits" else PUBLISHED
+        usual: dict[str, Any] = SMALL if data == "digits" else PUBLISHED
+        values: dict[str, Any] = {
+            "data": data, "scenario": scenario, "classes_per_step": _sizes(classes_per_step), "parts": parts,
+            "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs,
+            "expert_lr": expert_lr, "auxiliary": auxiliary, "variant": variant,
+            "strategies": list(dict.fromkeys(strategy or ["model-inversion"])),
+        }  # fmt: skip
+        if preset is not None:
+            options = {"argument": "arguments", "strategy": "strategies"}
+            typed = {options.get(name, name) for name in context.params if was_typed(context, name)}
+            usual = learn_preset(preset)
+            values = usual | {name: value for name, value in values.items() if name in typed}
+        if "all" in values["strategies"]:
+            values["strategies"] = DATA_FREE
+        values["inversion"] = usual.get("inversion", {}) | _given(steps=steps) | parse_pairs("--inversion", inversion)
+        values["distillation"] = (
+            usual.get("distillation", {}) | _given(buffer_size=buffer, iterations=iterations)
+            | parse_pairs("--distillation", distillation)
+        )  # fmt: skip
         given = Settings(
-            data=data, data_root=data_root, scenario=scenario, seed=seed,
-            classes_per_step=_sizes(classes_per_step), seeds=seeds, device=_device(device),
+            **values, data_root=data_root, seed=seed, seeds=seeds, device=_device(device),
             experts=None if experts is None else str(experts),
-            architecture=architecture, arguments=parse_pairs("--argument", argument), epochs=epochs,
-            parts=parts, strategies=DATA_FREE if "all" in chosen else list(dict.fromkeys(chosen)), auxiliary=auxiliary,
-            variant=variant,
-            inversion=usual["inversion"] | _given(steps=steps) | parse_pairs("--inversion", inversion),
-            distillation=usual["distillation"] | _given(buffer_size=buffer, iterations=iterations)
-            | parse_pairs("--distillation", distillation),
         )  # fmt: skip
         given.check()
         if not resume:
@@ -718,7 +737,7 @@ def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
     for strategy in settings.strategies:
         if strategy == "auxiliary-data":
             shown[STRATEGIES[strategy]] = settings.auxiliary
-        else:
+        elif strategy in RECIPES:
             recipe = settings.recipe(strategy)
             shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
     fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")

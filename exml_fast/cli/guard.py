@@ -13,7 +13,7 @@ import typer
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["Guard", "Json", "close_run", "open_run", "parse_pairs", "print_json"]
+__all__ = ["Guard", "Json", "close_run", "open_run", "parse_pairs", "print_json", "was_typed"]
 
 Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 
@@ -79,7 +79,7 @@ def open_run(
             found = f"it holds a run of {stored['command']!r}" if stored else f"{RUN_FILE} is missing"
             raise ValueError(f"--resume: no run of {command!r} in {out}: {found}")
         free = {"out", "resume", "as_json"}
-        given = [p for p in context.params if _was_typed(context, p) and p not in free]
+        given = [p for p in context.params if was_typed(context, p) and p not in free]
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(f"--resume takes all settings from {file}: leave out {names}")
@@ -131,6 +131,7 @@ def print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def _was_typed(context: typer.Context, name: str) -> bool:
+def was_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stood on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

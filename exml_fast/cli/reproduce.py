@@ -14,6 +14,7 @@ from exml_fast import reproduce
 from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
+from exml_fast.cli.tables import choose
 from exml_fast.storage import save_json
 
 __all__ = ["reproduce_command", "transfer"]
@@ -94,6 +95,12 @@ def reproduce_command(
         Path | None, typer.Option(help="Also write the rows to this JSON file.", show_default=False)
     ] = None,
     data_root: DataRoot = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Of a table, with commas between, as mnist/NC,mnist/Joint.", show_default=False)
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="Of streams, with commas between; the preset's if not given.", show_default=False)
+    ] = None,
     changes: Set = None,
     seeds: Seeds = 3,
     seed: Seed = 0,
@@ -110,13 +117,14 @@ def reproduce_command(
             typer.echo("\n".join(reproduce.names()))
             return
         preset = {} if name is None else reproduce.load_preset(name, _pairs(changes))
+        choose(preset, _words(rows), _words(strategies))
         out = out or Path("reproduced") / str(name)
-        rows = _run(
+        whole = _run(
             context, guard, preset, str(name), out, data_root, seeds, seed, device, threads, report, as_json, resume,
             overwrite,
         )  # fmt: skip
         if results is not None:
-            save_json(results, rows)
+            save_json(results, whole)
 
 
 def _run(
@@ -173,7 +181,7 @@ def _write_page(
 
     settings = {key: value for key, value in preset.items() if key not in ("paper", "published")}
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
-    summary = "What learned from impressions has not seen the teacher's training images; figures are on test images."
+    summary = "What learned from synthetic images has not seen the training images; figures are on test images."
     page = ExperimentPage(name, summary, whole["command"], settings, machine, whole["rows"])
     write_experiment(path, page, outcome)
 
@@ -188,8 +196,12 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         table.add_row(row["cell"], paper, f"{row['ours']:.2f}{spread}" + (" *" if row["reduced"] else ""))
     console = Console(highlight=False)
     console.print(table)
-    if rows and rows[0]["note"]:
-        console.print(f"* shorter than published: {rows[0]['note']}", soft_wrap=True)
+    for note in dict.fromkeys(row["note"] for row in rows if row["reduced"]):
+        console.print(f"* shorter than published: {note}", soft_wrap=True)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _pairs(changes: list[str] | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import Meter
+from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import (
     AuxiliaryData,
     DataImpression,
@@ -102,7 +103,24 @@ PAPER = {
     "core50/NI/Min. Entropy": 61.36, "core50/NI/Param. Avg.": 2.00, "core50/NI/Model Inversion": 44.38,
     "core50/NI/Data Impression": 43.26, "core50/NI/Auxiliary Data": 44.51,
 }  # fmt: skip
-PAPER_ITERATIONS, PAPER_STEPS, PAPER_BUFFER = 30000, 3000, 5000
+
+
+@dataclass(frozen=True)
+class Published:
+    """Carta 2022's lengths for a data set (App. A and B); a run below one of them is labelled reduced."""
+
+    iterations: int
+    steps: int
+    epochs: Mapping[str, int]
+    """Of the experts, by scenario."""
+    buffer: int = 5000
+
+
+PUBLISHED = {
+    "mnist": Published(30000, 3000, {"joint": 100, "new-classes": 20}),
+    "cifar10": Published(50000, 500, {"joint": 100, "new-classes": 100, "multi-task": 100}),
+    "core50": Published(20000, 500, {"joint": 40, "new-classes": 4, "new-instances": 10}),
+}
 
 
 @dataclass
@@ -122,6 +140,8 @@ class Settings:
     arguments: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     expert_lr: float = 0.01
+    expert_batch_size: int = 32
+    pretrained: str | None = None
     strategies: list[str] = field(default_factory=lambda: ["model-inversion"])
     auxiliary: str = "fashion-mnist"
     variant: str = "mnist"
@@ -129,12 +149,12 @@ class Settings:
     distillation: dict[str, Any] = field(default_factory=dict)
 
     def expert_epochs(self) -> int:
-        """As given, or the paper's for MNIST (Carta 2022, App. A: 100 joint, 20 new classes), or 40 (digits) or 20."""
+        """As given, or the paper's for the data and scenario (Carta 2022, App. A), or 40 (digits) or 20."""
         if self.epochs is not None:
             return self.epochs
-        if self.data == "mnist":
-            return 100 if self.scenario == "joint" else 20
-        return 40 if self.data == "digits" else 20
+        published = PUBLISHED.get(Path(self.data).stem)
+        usual = 40 if self.data == "digits" else 20
+        return usual if published is None else published.epochs.get(self.scenario, usual)
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
@@ -156,6 +176,8 @@ class Settings:
             raise ValueError(f"--parts must be at least 1, got {self.parts}")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        if not self.expert_lr > 0:
+            raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
         config(self.distillation)
         for strategy in set(self.strategies) & set(RECIPES):
             self.recipe(strategy)
@@ -184,6 +206,8 @@ def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initial = create(settings.architecture, **arguments).state_dict()
+    if settings.pretrained is not None:
+        initial |= _pretrained(settings.architecture, settings.pretrained, initial)
     for i, (part, classes) in enumerate(experiences):
         place = folder / f"expert_{i + 1:02d}"
         if (place / "card.json").is_file():
@@ -195,18 +219,30 @@ def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, 
         (expert,) = train_stream(
             part, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
             arguments=settings.arguments, epochs=settings.expert_epochs(), lr=settings.expert_lr,
-            device=settings.device,
+            batch_size=settings.expert_batch_size, device=settings.device,
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, settings.device)
 
 
-class Study:
-    """Runs what :class:`Settings` ask for; finished parts found in ``out`` are not run again."""
+def _pretrained(architecture: str, weights: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights, but for the layers of other shapes: the head."""
+    found = open_teacher(architecture, weights).model.state_dict()
+    return {name: value for name, value in found.items() if name in like and value.shape == like[name].shape}
 
-    def __init__(self, settings: Settings, out: Path, report: Reporter, title: str = "") -> None:
+
+class Study:
+    """Runs what :class:`Settings` ask for; finished parts found in ``out`` are not run again.
+
+    ``trained``: where its experts go and are looked for, ``out/experts`` if None; studies can share them.
+    """
+
+    def __init__(
+        self, settings: Settings, out: Path, report: Reporter, title: str = "", trained: Path | None = None
+    ) -> None:
         settings.check()
         self.settings, self.out, self.report, self.title = settings, out, report, title
+        self.trained = trained or out / "experts"
         self.data = load(settings.data, settings.data_root)
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
@@ -235,7 +271,7 @@ class Study:
             if extra := sorted({c for e in stream.experiences for c in e} - set(self.data.classes)):
                 raise ValueError(f"{settings.experts}: the experts know classes {extra}, {self.data.name!r} has not")
             return stream
-        folder = self.out / "experts" / (f"seed_{seed}" if settings.seeds > 1 else "")
+        folder = self.trained / (f"seed_{seed}" if settings.seeds > 1 else "")
         self.report.prefix = self._prefix("", seed)
         part = self._part("experts", seed)
         if part.exists():
@@ -256,19 +292,21 @@ class Study:
                 continue
             values = [100 * part["accuracy"] for part in parts]
             key = f"{SCENARIOS[self.settings.scenario]}/{name}"
+            shorter = self.shorter(slug if kind == "strategy" else None)
             row = {
                 "cell": f"{_shown(self.data.name)}/{key}{' ED' if kind == 'strategy' else ''}",
                 "name": name,
+                "slug": slug,
                 "kind": kind,
-                "paper": PAPER.get(f"{self.settings.data}/{key}"),
+                "paper": PAPER.get(f"{self.data.name}/{key}"),
                 "ours": round(statistics.mean(values), 3),
                 "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
                 "seeds": len(values),
                 "values": [round(v, 3) for v in values],
-                "reduced": self._reduced(kind),
+                "reduced": bool(shorter),
                 "seconds": round(statistics.mean(sum(part["seconds"].values()) for part in parts), 3),
                 "peak_mb": round(max(part["peak_mb"] for part in parts), 1),
-                "note": parts[0].get("note", "") + (f"; {self._shorter()}" if self._reduced(kind) else ""),
+                "note": "; ".join(filter(None, [parts[0].get("note", ""), ", ".join(shorter)])),
             }
             if kind == "strategy":
                 row["after_each_expert"] = _mean_columns([part["after"] for part in parts])
@@ -397,25 +435,19 @@ class Study:
         assert self._auxiliary is not None
         return AuxiliaryData(self._auxiliary.train.images, self._auxiliary.name)
 
-    def _shorter(self) -> str:
-        """Where a reduced run fell short of the paper's settings for MNIST."""
-        steps = [self.settings.recipe(s).steps for s in self.settings.strategies if s in RECIPES]
-        taken = {
-            "distillation steps": (self.config.iterations, PAPER_ITERATIONS),
-            "images": (self.config.buffer_size, PAPER_BUFFER),
-            "inversion steps": (min(steps, default=PAPER_STEPS), PAPER_STEPS),
-        }
-        return ", ".join(f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper)
-
-    def _reduced(self, kind: str) -> bool:
-        """Whether a row's run was shorter than the paper's for MNIST."""
-        if kind != "strategy":
-            return False
-        steps = min(
-            (self.settings.recipe(s).steps for s in set(self.settings.strategies) & set(RECIPES)), default=10**9
-        )
-        short = self.config.iterations < PAPER_ITERATIONS or self.config.buffer_size < PAPER_BUFFER
-        return short or steps < PAPER_STEPS
+    def shorter(self, strategy: str | None) -> list[str]:
+        """Where a row (None: a baseline's) fell short of the paper, of its MNIST where it has not these data."""
+        published = PUBLISHED.get(self.data.name, PUBLISHED["mnist"])
+        taken: dict[str, tuple[int, int]] = {}
+        if self.data.name in PUBLISHED and self.settings.experts is None:
+            epochs = self.settings.expert_epochs()
+            taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
+        if strategy is not None:
+            taken["distillation steps"] = (self.config.iterations, published.iterations)
+            taken["images"] = (self.config.buffer_size, published.buffer)
+        if strategy in RECIPES:
+            taken["inversion steps"] = (self.settings.recipe(strategy).steps, published.steps)
+        return [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
 
     def _part(self, slug: str, seed: int) -> Path:
         return self.out / "parts" / f"{slug}-seed_{seed}.json"
@@ -442,4 +474,6 @@ def _slug(name: str) -> str:
 
 
 def _shown(name: str) -> str:
-    return {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "digits": "Digits"}.get(name, name)
+    known = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "digits": "Digits", "cifar10": "CIFAR-10",
+             "core50": "CORe50"}  # fmt: skip
+    return known.get(name, name)

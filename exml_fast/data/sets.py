@@ -104,7 +104,8 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
             32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32),
             all downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
             x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
-            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second).
+            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second), which "core50"
+            looks for in ``root``.
         root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
         size: side to which the images of a folder are resized; needed when they differ in size.
 
@@ -117,6 +118,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
     if name in TORCHVISION_SETS:
         return _torchvision(name, Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser())
     path = Path(name).expanduser()
+    if name == "core50" and not path.exists():
+        path = Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser() / "core50_128x128"
+        if not path.is_dir():
+            raise ValueError(f"no such folder: {path}; CORe50's core50_128x128.zip is to be extracted there")
     if path.is_file() and path.suffix == ".npz":
         return _npz(path)
     if path.is_dir() and is_core50(path):
@@ -125,7 +130,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
         return ImageData("core50", train, test, CLASS_NAMES, spec)
     if path.is_dir():
         return _folder(path, size)
-    names = ["digits", *TORCHVISION_SETS]
+    names = ["digits", "core50", *TORCHVISION_SETS]
     raise ValueError(f"no data set {name!r}: expected one of {names}, an existing .npz file or an image folder")
 
 

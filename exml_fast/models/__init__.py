@@ -4,6 +4,7 @@ from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5, LeNet5Half
 from exml_fast.models.registry import OWN, create, final_linear, takes
+from exml_fast.models.slim_resnet import SlimResNet18
 
 __all__ = [
     "OWN",
@@ -12,6 +13,7 @@ __all__ = [
     "CifarResNet",
     "LeNet5",
     "LeNet5Half",
+    "SlimResNet18",
     "create",
     "final_linear",
     "takes",

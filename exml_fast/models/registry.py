@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5, LeNet5Half
+from exml_fast.models.slim_resnet import SlimResNet18
 
 __all__ = ["create", "final_linear", "takes"]
 
@@ -21,6 +22,7 @@ OWN: dict[str, type[nn.Module]] = {
     "cifar_resnet": CifarResNet,
     "lenet5": LeNet5,
     "lenet5_half": LeNet5Half,
+    "slim_resnet18": SlimResNet18,
 }
 # Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
@@ -31,7 +33,7 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
 
     Args:
         architecture: one of our own (``lenet5``, ``lenet5_half``, ``alexnet_cifar``, ``alexnet_cifar_half``,
-            ``cifar_resnet``), "torchvision/<name>" (classification models) or "timm/<name>".
+            ``cifar_resnet``, ``slim_resnet18``), "torchvision/<name>" (classification models) or "timm/<name>".
         arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
             the library read or download weights.
 

@@ -25,6 +25,7 @@ __all__ = [
     "curves",
     "group_rows",
     "heatmap",
+    "save_curves",
     "save_similarity",
     "scatter",
     "stage_bars",
@@ -106,16 +107,32 @@ def save_similarity(path: PathLike, similarity: Tensor, names: Sequence[str]) ->
         figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
 
 
-def curves(lines: Mapping[str, Sequence[tuple[float, float]]], alt: str, axes_labels: tuple[str, str]) -> str:
-    """Points (x, y) of each line, joined."""
+Lines = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def curves(lines: Lines, alt: str, axes_labels: tuple[str, str], logarithmic: bool = False) -> str:
+    """Points (x, y) of each line, joined; ``logarithmic`` in x."""
+    return _svg(_curves(lines, axes_labels, logarithmic), alt)
+
+
+def save_curves(path: PathLike, lines: Lines, axes_labels: tuple[str, str], logarithmic: bool = False) -> None:
+    """Write what :func:`curves` draws as a picture, PNG, SVG or PDF by the path's suffix."""
+    figure = _curves(lines, axes_labels, logarithmic)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
+
+
+def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Figure:
     figure, axes = _figure(5.2, 3.1)
     for (name, points), colour in zip(lines.items(), _colours(len(lines)), strict=True):
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colour, lw=2, marker="o", ms=4.5, label=name)
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
+    if logarithmic:
+        axes.set_xscale("log")
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
     axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
-    return _svg(figure, alt)
+    return figure
 
 
 def scatter(groups: Mapping[str, Tensor], alt: str) -> str:

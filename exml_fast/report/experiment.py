@@ -36,16 +36,15 @@ def write_experiment(path: PathLike, page: ExperimentPage, outcome: Outcome | No
         samples = [Samples(name, *images) for name, images in outcome.samples.items()]
         groups = strips_of(samples, names, range(min(len(names), STRIP_CLASSES)))
         for title, lines in outcome.lines.items():
-            pictures[title] = charts.curves(
-                lines, title, ("transfer set, % of the training images", "test accuracy, %")
-            )
+            axes = outcome.axes.get(title, ("transfer set, % of the training images", "test accuracy, %"))
+            pictures[title] = charts.curves(lines, title, axes, title in outcome.logarithmic)
         for title, points in outcome.points.items():
             pictures[title] = charts.scatter(points, title)
         for title, matrix in outcome.matrices.items():
             pictures[title] = charts.heatmap(matrix, names, title, written="{:.2f}")
     html = load_template("experiment.html").render(
         report=page, rows=page.rows, groups=groups, pictures=pictures, columns=max(min(len(names), STRIP_CLASSES), 1),
-        note=page.rows[0]["note"] if page.rows else "",
+        note="; ".join(dict.fromkeys(row["note"] for row in page.rows if row["reduced"])),
     )  # fmt: skip
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -1,0 +1,174 @@
+"""Presets of streams: Carta 2022's settings, `learn --preset`, its tables and the sweep, on the quadrants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_experts import save_npz
+from typer.testing import CliRunner
+
+from exml_fast.cli import study as studies
+from exml_fast.cli.app import app
+from exml_fast.cli.study import PUBLISHED, Settings, Study
+from exml_fast.cli.tables import learn_preset, settings_of
+from exml_fast.continual import DistillationConfig, Replay
+from exml_fast.models import create
+from exml_fast.reproduce import load_preset, names
+from exml_fast.storage import load_json, save_tensors
+
+TINY = {"epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
+CARTA = [name for name in names() if name.startswith("carta2022/") and load_preset(name)["task"] == "learn"]
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_npz(tmp_path_factory.mktemp("data") / "quadrants.npz")
+
+
+def call(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def options(changes: dict[str, Any]) -> list[str]:
+    return [part for name, value in changes.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+@pytest.mark.parametrize("name", CARTA)
+def test_presets_are_as_published(name: str) -> None:
+    settings = settings_of(learn_preset(name))
+    published = PUBLISHED[settings.data]
+    config = studies.config(settings.distillation)
+    assert (config.iterations, config.buffer_size) == (published.iterations, published.buffer) and config.lambda_ce == 1
+    assert settings.epochs == published.epochs[settings.scenario]
+    assert settings.recipe("model-inversion").steps == published.steps
+    arguments = {"in_channels": 1} if settings.architecture == "lenet5" else {}
+    assert create(settings.architecture, num_classes=50, **arguments) is not None
+
+
+def test_presets_hold_the_appendix() -> None:
+    nc, mt, ni = (learn_preset(f"carta2022/{name}") for name in ("mnist-nc", "cifar10-mt", "core50-ni"))
+    assert studies.config(nc["distillation"]) == DistillationConfig()
+    assert (nc["expert_lr"], nc["epochs"], nc["classes_per_step"]) == (0.01, 20, [2])
+    assert (mt["distillation"]["lr"], mt["scenario"], mt["architecture"]) == (0.1, "multi-task", "slim_resnet18")
+    assert (ni["parts"], ni["expert_batch_size"], ni["expert_lr"], ni["distillation"]["batch_size"]) == (
+        8,
+        128,
+        1e-3,
+        10,
+    )
+    assert len(CARTA) == 8
+
+
+def test_learn_from_a_preset_and_options_go_before_it(npz: Path, tmp_path: Path) -> None:
+    common = ("learn", "--preset", "carta2022/mnist-nc", "--data", npz, "--strategy", "replay", "--json")
+    call(*common, "--iterations", 7, "--buffer", 20, "--epochs", 1, "--distillation", "lr=0.5", "--out", tmp_path)
+    stored = load_json(tmp_path / "results.json")
+    settings = stored["settings"]
+    assert settings["distillation"] == {
+        **learn_preset("carta2022/mnist-nc")["distillation"], "iterations": 7, "buffer_size": 20, "lr": 0.5
+    }  # fmt: skip
+    assert (settings["strategies"], settings["epochs"], settings["expert_lr"]) == (["replay"], 1, 0.01)
+    assert "7 of 30000 distillation steps" in stored["rows"][0]["note"]
+
+
+def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    text = f'task = "learn"\ndata = "{npz}"\nepochs = 1\nscenario = "joint"\nstrategies = ["replay"]\n[distillation]\n'
+    own.write_text(f"{text}iterations = 2\nbuffer_size = 8\n")
+    rows = json.loads(call("learn", "--preset", own, "--json", "--out", tmp_path / "out").stdout)["rows"]
+    assert [row["cell"] for row in rows] == ["quadrants/Joint/Replay ED", "quadrants/Joint/Oracle"]
+    for line, message in (
+        ("colour = 1", "'colour' is not a setting of learn"),
+        ("parts = 'many'", "parts must be of type int, got 'many'"),
+        ("strategies = ['magic']", "--strategy must be one of"),
+        ("distillation = { rate = 3 }", "no field 'rate'"),
+    ):
+        own.write_text(f'task = "learn"\n{line}\n')
+        assert message in call("learn", "--preset", own, "--out", tmp_path / "bad", code=2).output
+    assert "is for task 'zskd'" in call("learn", "--preset", "digits/zskd", code=2).output
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_strategy_that_is_registered_later_works_in_presets(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(studies.STRATEGIES, "real-images", "Real Images")
+    monkeypatch.setattr(Study, "_strategy", lambda self, name: Replay(self.data))
+    own = tmp_path / "mine.toml"
+    own.write_text(f'task = "learn"\ndata = "{npz}"\nepochs = 1\nstrategies = ["real-images"]\n')
+    arguments = ("--iterations", 2, "--buffer", 8, "--json", "--out", tmp_path / "out")
+    assert json.loads(call("learn", "--preset", own, *arguments).stdout)["rows"][0]["name"] == "Real Images"
+
+
+def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path) -> None:
+    mnist = npz.with_name("mnist.npz")
+    mnist.write_bytes(npz.read_bytes())
+    changes = options(TINY | {"data": str(mnist)})
+    chosen = ["--rows", "mnist/NC,mnist/Joint", "--strategies", "model-inversion,replay", "--seeds", 2]
+    out, results = tmp_path / "out", tmp_path / "rows.json"
+    arguments = [*chosen, *changes, "--out", out, "--results", results, "--report"]
+    printed = call("reproduce", "carta2022/table2", *arguments).output
+    stored = load_json(results)
+    rows = {row["cell"]: row for row in stored["rows"]}
+    assert len(rows) == 9 and {row["seeds"] for row in rows.values()} == {2}
+    ours = rows["MNIST/NC/Model Inversion ED"]
+    assert ours["paper"] == 43.23 and ours["reduced"] and "20 of 30000 distillation steps" in ours["note"]
+    assert rows["MNIST/Joint/Oracle"]["paper"] == 93.71 and "2 of 100 epochs" in rows["MNIST/Joint/Oracle"]["note"]
+    assert "43.23" in printed and "* shorter than published: " in printed
+    assert set(stored["details"]) == {"mnist/NC", "mnist/Joint"}
+    assert "43.23" in (out / "report" / "index.html").read_text()
+    # Whatever is finished is not computed again.
+    (out / "parts" / "mnist-NC" / "parts" / "replay-seed_1.json").unlink()
+    times = {file: file.stat().st_mtime_ns for file in out.glob("parts/*/parts/*.json")}
+    again = load_json(out / "run.json")
+    (out / "run.json").write_text(json.dumps(again | {"finished": False}))
+    call("reproduce", "--out", out, "--resume")
+    assert load_json(out / "results.json")["rows"][1]["values"] == rows["MNIST/NC/Replay ED"]["values"]
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items())
+
+
+def test_the_sweep_draws_a_line_a_strategy(npz: Path, tmp_path: Path) -> None:
+    changes = TINY | {"data": str(npz), "architecture": "lenet5", "variant": "mnist", "sizes": [20, 10]}
+    del changes["distillation.buffer_size"]
+    arguments = ("--strategies", "replay", "--seeds", 1, "--out", tmp_path, "--report", "--json", *options(changes))
+    rows = json.loads(call("reproduce", "carta2022/figure3", *arguments).stdout)["rows"]
+    assert [row.get("buffer_size") for row in rows if row["kind"] == "strategy"] == [10, 20]
+    assert [row["name"] for row in rows if row["kind"] == "baseline"] == ["Oracle", "Param. Avg."]
+    assert not any("images" in row["note"] for row in rows if row["kind"] == "strategy")
+    assert (tmp_path / "buffer_sizes.png").stat().st_size > 1000
+    assert "Test accuracy by buffer size" in (tmp_path / "report" / "index.html").read_text()
+    assert len(list((tmp_path / "experts").iterdir())) == 1, "the sizes share their experts"
+
+
+def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:
+    for arguments, message in (
+        (("carta2022/table2", "--rows", "mnist/XX"), "no row 'mnist/XX', expected some of mnist/Joint,mnist/NC"),
+        (("carta2022/table2", "--strategies", "magic"), "--strategy must be one of"),
+        (("carta2022/table2", "--set", "distillation.rate=1"), "no field 'rate'"),
+        (("carta2022/mnist-nc", "--rows", "mnist/NC"), "has no rows"),
+        (("nayak2021/table1", "--strategies", "replay"), "this one is of task 'zskd'"),
+    ):
+        assert message in call("reproduce", *arguments, "--out", tmp_path / "x", code=2).output
+    assert not (tmp_path / "x").exists()
+
+
+def test_multi_task_and_new_classes_share_their_experts_and_others_do_not(npz: Path, tmp_path: Path) -> None:
+    from exml_fast.cli.tables import _experts_of
+
+    one, two = Settings(data=str(npz)), Settings(data=str(npz), scenario="multi-task", strategies=["replay"])
+    assert _experts_of(one) == _experts_of(two) != _experts_of(Settings(data=str(npz), expert_lr=0.1))
+
+
+def test_experts_can_start_from_published_weights(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_tensors(file, create("torchvision/squeezenet1_1").state_dict())
+    like = create("torchvision/squeezenet1_1", num_classes=3).state_dict()
+    found = studies._pretrained("torchvision/squeezenet1_1", str(file), like)
+    assert set(like) - set(found) == {"classifier.1.weight", "classifier.1.bias"}
+    with pytest.raises(ValueError, match="--weights must be one of"):
+        studies._pretrained("torchvision/squeezenet1_1", "x", like)
