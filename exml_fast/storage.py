@@ -7,6 +7,7 @@ are read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,7 +44,8 @@ PathLike = str | os.PathLike[str]
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffix); rename it to ``path`` if the block succeeds.
 
-    Missing parent folders are made. If the block raises, the temporary file goes and ``path`` stays as it was.
+    Missing parent folders are made. If the block raises, the temporary file goes and ``path`` stays as it was; where
+    the disk is full, OSError says so, whatever the library that was writing raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        before = "what it held before is still there" if path.exists() else "nothing was written"
+        raise OSError(
+            errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space, then go on"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -151,8 +160,9 @@ def sha256(path: PathLike) -> str:
 
 def save_checkpoint(path: PathLike, value: Any) -> None:
     """Write a nest of dicts, lists, numbers, strings and tensors with ``torch.save``."""
-    with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+    # Through a Python file a full disk is told apart from other errors.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(value, file)
 
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
@@ -163,6 +173,18 @@ def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
         raise ValueError(f"{path} holds something else than tensors and plain values, or is damaged") from error
     except (RuntimeError, EOFError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint: {type(error).__name__}: {error}") from error
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """By errno, by safetensors' text, or of an OSError that was caught on the way (torch's)."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in full:
+            return True
+        if any(f"(os error {code})" in str(error) for code in full):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _refuse_constant(name: str) -> NoReturn:

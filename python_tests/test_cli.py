@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.provenance import Meter
 from exml_fast.continual import Expert, ExpertStream, new_classes, train_stream
 from exml_fast.inversion import Result as Inverted
+from exml_fast.metering import Meter
 from exml_fast.storage import load_json
 
 QUICK_LEARN = ("--steps", "2", "--buffer", "40", "--iterations", "20")

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import errno
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exml_fast.continual.buffer import ImageBuffer, balanced_indices
+from exml_fast.metering import Meter
 
 LABELS = st.lists(st.integers(0, 5), min_size=0, max_size=60)
 
@@ -75,6 +80,63 @@ def test_the_buffer_holds_copies() -> None:
     buffer.add(images, labels)
     images.fill_(1)
     assert float(buffer.images.sum()) == 0
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(1, 20), st.integers(0, 4)), max_size=8))
+def test_a_buffer_on_disk_holds_the_same(capacity: int, additions: list[tuple[int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        both = ImageBuffer(capacity), ImageBuffer(capacity, folder)
+        for count, label in additions:
+            count = min(count, capacity)
+            images = torch.randn(count, 2, 3, 3)
+            for buffer in both:
+                buffer.subsample(min(len(buffer), capacity - count), torch.Generator().manual_seed(count))
+                buffer.add(images, torch.full((count,), label))
+            assert torch.equal(both[0].images, both[1].images) and torch.equal(both[0].labels, both[1].labels)
+            (file,) = Path(folder).iterdir()
+            assert file.stat().st_size == both[1].images.numel() * 4 <= capacity * 18 * 4
+        if additions:
+            again = ImageBuffer(capacity, folder)
+            again.load_state_dict(both[0].state_dict())
+            assert torch.equal(again.images, both[0].images)
+            both[1].subsample(0)
+            assert len(both[1].images) == 0
+
+
+def test_images_on_disk_are_not_in_memory(tmp_path: Path) -> None:
+    before = Meter()
+    with before:
+        pass
+    buffer = ImageBuffer(4000, tmp_path)
+    buffer.add(torch.zeros(1, 1, 1, 1).expand(4000, 3, 64, 64), torch.zeros(4000, dtype=torch.int64))
+    with Meter() as written:
+        pass
+    images = buffer.images
+    assert images.shape == (4000, 3, 64, 64) and images[3999].sum() == 0
+    assert written.peak_mb - before.peak_mb < 100, "the file has 197 MB"
+
+
+def test_a_full_disk_leaves_the_buffer_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = ImageBuffer(6, tmp_path)
+    buffer.add(coded(y := torch.tensor([1, 2, 3])), y)
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match=r"the disk is full: .*buffer\.images could not be written, what it held before"):
+        buffer.add(coded(y), y)
+    with pytest.raises(OSError, match="the disk is full"):
+        buffer.subsample(1)
+    assert torch.equal(buffer.images, coded(y)) and buffer.labels.tolist() == [1, 2, 3]
+    assert [file.name for file in tmp_path.iterdir()] == ["buffer.images"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".0123456789ab.buffer.images").write_bytes(b"half")
+    (tmp_path / "other").write_bytes(b"mine")
+    ImageBuffer(2, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["other"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_bad_input_is_named() -> None:

@@ -442,6 +442,9 @@ def learn(
     auxiliary: Annotated[str, typer.Option(help="Data set of auxiliary-data.")] = "fashion-mnist",
     variant: Annotated[str, typer.Option(help="Published variant of the recipes: mnist, cifar10 or core50.")] = "mnist",
     buffer: Annotated[int | None, typer.Option(min=1, help="Images kept; 5000, digits: 300.")] = None,
+    buffer_dir: Annotated[
+        Path | None, typer.Option(help="Keep those images in a file there, not in memory.", show_default=False)
+    ] = None,
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Distillation steps for each expert; 30000, digits: 800.")
     ] = None,
@@ -489,12 +492,13 @@ def learn(
         given = Settings(
             **values, data_root=data_root, seed=seed, seeds=seeds, device=_device(device),
             experts=None if experts is None else str(experts),
+            buffer_dir=None if buffer_dir is None else str(buffer_dir),
         )  # fmt: skip
         given.check()
         if not resume:
-            Study(given, out, Reporter())
+            study = Study(given, out, Reporter())
             if experts is not None:
-                ExpertStream(experts)
+                study.stream(given.seed)
             if report:
                 _require_report()
         settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)

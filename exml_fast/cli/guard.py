@@ -59,7 +59,9 @@ class Guard:
         if isinstance(error, ValueError | RuntimeError | OSError | ImportError) and not isinstance(error, typer.Exit):
             if self._debug:
                 return
-            typer.echo(f"error: {' '.join(str(error).split()) or type(error).__name__}", err=True)
+            text = ". ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
+            resume = f" To go on: {self.resume}" if self.resume and hasattr(error, "__notes__") else ""
+            typer.echo(f"error: {' '.join(text.split())}{resume}", err=True)
             raise typer.Exit(ERROR) from None
 
 

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.provenance import Meter
 from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import (
     AuxiliaryData,
@@ -54,6 +53,7 @@ from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import ImageData, load
 from exml_fast.inversion import recipes
+from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
 
@@ -147,6 +147,7 @@ class Settings:
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
+    buffer_dir: str | None = None
 
     def expert_epochs(self) -> int:
         """As given, or the paper's for the data and scenario (Carta 2022, App. A), or 40 (digits) or 20."""
@@ -162,7 +163,7 @@ class Settings:
 
     def published(self) -> dict[str, Any]:
         """For the file of results: without where files lie on this machine, which decides nothing."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_root", "experts")}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_root", "experts", "buffer_dir")}
 
     def check(self) -> None:
         """ValueError for what can be seen to be wrong before anything is computed."""
@@ -270,6 +271,11 @@ class Study:
             self.experiences = stream.experiences
             if extra := sorted({c for e in stream.experiences for c in e} - set(self.data.classes)):
                 raise ValueError(f"{settings.experts}: the experts know classes {extra}, {self.data.name!r} has not")
+            require = {"new-instances": stream.require_same_classes, "joint": stream.require_same_classes}
+            try:
+                require.get(settings.scenario, stream.require_new_classes)()
+            except ValueError as error:
+                raise ValueError(f"--scenario {settings.scenario}: {error}") from error
             return stream
         folder = self.trained / (f"seed_{seed}" if settings.seeds > 1 else "")
         self.report.prefix = self._prefix("", seed)
@@ -343,7 +349,8 @@ class Study:
             return
         self.report.prefix = self._prefix(STRATEGIES[name], seed)
         strategy = self._strategy(name)
-        method = ExModelDistillation(strategy, self.config, seed=seed, device=self.settings.device)
+        images = Path(self.settings.buffer_dir) / f"{name}-seed_{seed}" if self.settings.buffer_dir else None
+        method = ExModelDistillation(strategy, self.config, seed=seed, device=self.settings.device, buffer_dir=images)
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
         def evaluate(expert: Expert) -> list[float]:
@@ -354,10 +361,11 @@ class Study:
             result = method.run(stream, self.report, checkpoints, evaluate)
         after = [self._weighted(accuracies) for accuracies in result.evaluations]
         result.expert.save(self.ex_model_folder(name, seed))
-        pixels = stream.cards[0].input_spec.denormalize(result.buffer.images.cpu()).clamp(0, 1)
         labels = result.buffer.labels.cpu()
         chosen = torch.cat([torch.nonzero(labels == c)[:SAMPLES_PER_CLASS, 0] for c in labels.unique().tolist()])
-        save_tensors(part.with_suffix(".safetensors"), {"images": pixels[chosen], "labels": labels[chosen]})
+        some = result.buffer.images[chosen.to(result.buffer.images.device)].cpu()
+        pixels = result.expert.input_spec.denormalize(some).clamp(0, 1)
+        save_tensors(part.with_suffix(".safetensors"), {"images": pixels, "labels": labels[chosen]})
         value = {
             "accuracy": after[-1],
             "after": after,
@@ -370,7 +378,9 @@ class Study:
             "note": self._source(name),
         }
         save_json(part, value)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        for folder in (checkpoints, images):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
         self.report.say(f"{self.report.prefix}: {100 * after[-1]:.2f} % of the test images")
 
     def _baselines(self, seed: int, stream: ExpertStream) -> None:

@@ -10,6 +10,7 @@ from exml_fast.continual.distillation import (
     ExModelDistillation,
 )
 from exml_fast.continual.expert import Card, Expert, train_expert
+from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.scenarios import (
     MultiHead,
     confusion_matrix,
@@ -43,8 +44,10 @@ __all__ = [
     "ParameterAverage",
     "Replay",
     "Strategy",
+    "average_accuracy",
     "confusion_matrix",
     "experience_accuracies",
+    "forgetting",
     "joint",
     "new_classes",
     "new_instances",

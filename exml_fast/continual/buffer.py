@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from exml_fast.storage import PathLike, atomic_path
+
 __all__ = ["ImageBuffer", "balanced_indices"]
+
+IMAGES_FILE = "buffer.images"
+WRITE_IMAGES = 256
 
 
 def balanced_indices(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -35,12 +42,22 @@ def balanced_indices(labels: Tensor, count: int, generator: torch.Generator | No
 
 
 class ImageBuffer:
-    """At most ``capacity`` images (C, H, W), normalised float, with global labels (int64)."""
+    """At most ``capacity`` images (C, H, W), normalised float, with global labels (int64).
 
-    def __init__(self, capacity: int) -> None:
+    ``folder``: keep the images in a file there, mapped into memory, instead of in memory: the operating system holds
+    of it what it has room for. Every change writes a new file beside the old one, which it then replaces, so there
+    are at most two. What comes out is the same bit for bit. OSError naming the file where the disk is full; the buffer
+    is then as it was before.
+    """
+
+    def __init__(self, capacity: int, folder: PathLike | None = None) -> None:
         if not isinstance(capacity, int) or capacity < 1:
             raise ValueError(f"capacity must be a positive integer, got {capacity!r}")
         self.capacity = capacity
+        self._file = None if folder is None else Path(folder) / IMAGES_FILE
+        if self._file is not None:
+            for left in self._file.parent.glob(f".*.{IMAGES_FILE}"):
+                left.unlink()  # of a process that was killed while it wrote
         self._images: Tensor | None = None
         self._labels = torch.empty(0, dtype=torch.int64)
 
@@ -71,21 +88,22 @@ class ImageBuffer:
             )
         images, labels = images.detach(), labels.detach()
         if self._images is None:
-            self._images, self._labels = images.clone(), labels.clone()
+            self._images, self._labels = self._stored([images]), labels.clone()
             return
         if images.shape[1:] != self._images.shape[1:]:
             raise ValueError(
                 f"images must be {tuple(self._images.shape[1:])} like those in the buffer, "
                 f"got {tuple(images.shape[1:])}"
             )
-        self._images = torch.cat([self._images, images.to(self._images)])
+        self._images = self._stored([self._images, images.to(self._images)])
         self._labels = torch.cat([self._labels, labels.to(self._labels)])
 
     def subsample(self, count: int, generator: torch.Generator | None = None) -> None:
         """Keep ``count`` random samples, balanced over the classes (:func:`balanced_indices`), in their order."""
         keep = balanced_indices(self._labels, count, generator).to(self._labels.device)
         if self._images is not None:
-            self._images = self._images[keep]
+            images, at = self._images, keep.to(self._images.device)
+            self._images = self._stored(images[part] for part in at.split(WRITE_IMAGES)) if len(at) else images[:0]
         self._labels = self._labels[keep]
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -102,4 +120,20 @@ class ImageBuffer:
         """The inverse of :meth:`state_dict`; ValueError if the capacity differs."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"the checkpoint's buffer has capacity {state['capacity']}, this one {self.capacity}")
-        self._images, self._labels = state["images"], state["labels"]
+        images = state["images"]
+        self._images = images if images is None or self._file is None else self._stored([images])
+        self._labels = state["labels"]
+
+    def _stored(self, parts: Iterable[Tensor]) -> Tensor:
+        """``parts`` one after the other, in memory or in the file."""
+        if self._file is None:
+            return torch.cat(list(parts))
+        count, shape, dtype = 0, torch.Size(), torch.float32
+        with atomic_path(self._file) as temporary, open(temporary, "wb") as file:
+            for part in parts:
+                count, shape, dtype = count + len(part), part.shape[1:], part.dtype
+                for chunk in part.split(WRITE_IMAGES):
+                    file.write(chunk.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if count == 0:
+            return torch.empty(0, *shape, dtype=dtype)
+        return torch.from_file(str(self._file), size=count * shape.numel(), dtype=dtype).view(count, *shape)

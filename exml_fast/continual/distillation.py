@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
 import os
 import time
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.continual.buffer import ImageBuffer
-from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments
+from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
+from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
+from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
 
@@ -39,6 +42,8 @@ NORMALIZATIONS = ("none", "mean", "standardize")
 CHECKPOINT_FILE, GENERATION_FILE = "distillation.pt", "generation.pt"
 # Inputs and targets are prepared for a block of steps at once: at most so many steps, at most so much memory.
 BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
+# Targets that do not change are computed for so many images at once: the buffer may be larger than the memory.
+BLOCK_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,8 @@ class DistillationResult:
         buffer: the final buffer.
         history: one entry an expert: lists "step", "loss", "mse", "ce" (means over blocks of steps).
         evaluations: what ``evaluate`` returned after each expert.
-        seconds: one {"generate", "distil"} an expert.
+        seconds: one {"generate", "distil", "evaluate"} an expert.
+        peak_mb: likewise, the most memory held meanwhile (:class:`exml_fast.metering.Meter`).
     """
 
     expert: Expert
@@ -204,11 +210,33 @@ class DistillationResult:
     history: list[dict[str, list[float]]]
     evaluations: list[Any]
     seconds: list[dict[str, float]]
+    peak_mb: list[dict[str, float]]
 
     @property
     def model(self) -> nn.Module:
         """The ex-model's network."""
         return self.expert.model
+
+    @property
+    def matrix(self) -> Tensor:
+        """(experts, experiences): accuracy on experience j after expert i.
+
+        For an ``evaluate`` that returns the accuracies of all experiences, as
+        :func:`exml_fast.continual.experience_accuracies` does; ValueError otherwise.
+        """
+        if not self.evaluations or not all(isinstance(row, list) and row for row in self.evaluations):
+            raise ValueError("evaluate must have returned a list of accuracies after each expert")
+        return torch.tensor(self.evaluations, dtype=torch.float64)
+
+    @property
+    def average_accuracy(self) -> float:
+        """Mean over the experiences after the last expert (:func:`exml_fast.continual.average_accuracy`)."""
+        return average_accuracy(self.matrix)
+
+    @property
+    def forgetting(self) -> float:
+        """What was lost of the best (:func:`exml_fast.continual.forgetting`)."""
+        return forgetting(self.matrix)
 
 
 def normalize(logits: Tensor, known: Tensor, how: str = "mean") -> Tensor:
@@ -297,6 +325,7 @@ class ExModelDistillation:
             input: they see the images converted (:meth:`exml_fast.InputSpec.convert`).
         seed: of everything random in a run.
         device: where the networks, the buffer and the steps are.
+        buffer_dir: folder for the buffer's images instead of memory (:class:`ImageBuffer`); results do not change.
     """
 
     def __init__(
@@ -309,6 +338,7 @@ class ExModelDistillation:
         spec: InputSpec | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        buffer_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if model is not None and units is None:
             raise ValueError("units must be given with model: the global class id of each logit")
@@ -316,6 +346,7 @@ class ExModelDistillation:
         self.config = config or DistillationConfig()
         self.seed = seed
         self.device = torch.device(device)
+        self.buffer_dir = buffer_dir
         self._model, self._units, self._spec = model, units, spec
 
     def run(
@@ -341,6 +372,9 @@ class ExModelDistillation:
             ValueError: if a class of an expert is not among ``units``, or if two experts share a class although the
                 task decides the head (``task_labels``).
             RuntimeError: if the loss is not finite.
+            ValueError, OSError: for an expert that cannot be read, or a full disk. A note says how much was learned
+                and is kept; the same call goes on from there once the expert is mended or replaced. Experts that were
+                not learned yet may change, and more may have come.
         """
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
@@ -350,6 +384,9 @@ class ExModelDistillation:
                 return run.finish(evaluate)
             except KeyboardInterrupt:
                 run.write_checkpoint()
+                raise
+            except (ValueError, OSError) as error:
+                error.add_note(run.kept())
                 raise
 
 
@@ -376,6 +413,7 @@ class _Run:
         if method._model is not None:
             self.architecture, self.arguments = type(method._model).__name__, {}
             self.model = copy.deepcopy(method._model).to(self.device)
+            require_fit(self.model, self.spec, len(self.units))
         else:
             self.architecture = first.architecture
             arguments = {k: v for k, v in first.arguments.items() if k != "num_classes"}
@@ -384,13 +422,15 @@ class _Run:
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
-        self.buffer = ImageBuffer(self.config.buffer_size)
+        self.buffer = ImageBuffer(self.config.buffer_size, method.buffer_dir)
+        self.buffer_device = self.device if method.buffer_dir is None else torch.device("cpu")
         self.generator = torch.Generator().manual_seed(method.seed)
         # Where the run is: expert, whether its images are in the buffer, and how many of its steps are done.
         self.expert_index, self.generated, self.step = 0, False, 0
         self.history: list[dict[str, list[float]]] = []
         self.evaluations: list[Any] = []
         self.seconds: list[dict[str, float]] = []
+        self.peak_mb: list[dict[str, float]] = []
         self.low = self.spec.bounds(self.device)[0]
         self.identity = {
             "experts": stream.fingerprints(),
@@ -411,20 +451,43 @@ class _Run:
     def finish(self, evaluate: Callable[[Expert], Any] | None) -> DistillationResult:
         """Go on to the end of the stream."""
         while self.expert_index < len(self.stream):
-            expert = self.stream[self.expert_index]
-            expert.model.to(self.device)
+            expert = self._read_expert()
             if not self.generated:
                 self._generate(expert)
-            self._distil(expert)
+            with Meter(self.device) as meter:
+                self._distil(expert)
+            self.peak_mb[-1]["distil"] = meter.peak_mb
+            # Or the next expert would be read beside this one: fused copies of a network hold on to themselves.
+            del expert
+            gc.collect()
             self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
             self.expert_index, self.generated, self.step = self.expert_index + 1, False, 0
             if evaluate is not None:
-                self.evaluations.append(evaluate(self._as_expert()))
+                with Meter(self.device) as meter:
+                    self.evaluations.append(evaluate(self._as_expert()))
+                self.seconds[-1]["evaluate"], self.peak_mb[-1]["evaluate"] = meter.seconds, meter.peak_mb
             self._take_snapshot(write=True)
-        return DistillationResult(self._as_expert(), self.buffer, self.history, self.evaluations, self.seconds)
+        return DistillationResult(
+            self._as_expert(), self.buffer, self.history, self.evaluations, self.seconds, self.peak_mb
+        )
+
+    def kept(self) -> str:
+        """What of the run outlives an error, in words."""
+        if self.path is None or not self.path.is_file():
+            return "Nothing is kept: there was no checkpoint yet."
+        return f"What was learned is kept in {self.path}: the same run goes on from there."
+
+    def _read_expert(self) -> Expert:
+        number = self.expert_index
+        try:
+            expert = self.stream[number]
+        except (ValueError, OSError) as error:
+            learned = f"the {number} before it are learned" if number else "none is learned yet"
+            raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
+        expert.model.to(self.device)
+        return expert
 
     def _generate(self, expert: Expert) -> None:
-        started = time.perf_counter()
         capacity = self.config.buffer_size
         count = capacity // (self.expert_index + 1)
         stage = self._stage("generate")
@@ -435,13 +498,15 @@ class _Run:
 
         report("", 0, 1, {})
         checkpoint = self.path.with_name(GENERATION_FILE) if self.path is not None else None
-        images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
-        if self.expert_index > 0:
-            self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
-        self.buffer.add(self.spec.convert(images, expert.input_spec).to(self.device), labels.to(self.device))
+        with Meter(self.device) as meter:
+            images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
+            if self.expert_index > 0:
+                self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
+            images = self.spec.convert(images, expert.input_spec)
+            self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
         self.generated, self.step = True, 0
-        seconds = time.perf_counter() - started
-        self.seconds.append({"generate": seconds, "distil": 0.0})
+        self.seconds.append({"generate": meter.seconds, "distil": 0.0, "evaluate": 0.0})
+        self.peak_mb.append({"generate": meter.peak_mb, "distil": 0.0, "evaluate": 0.0})
         self.history.append({"step": [], "loss": [], self.config.loss: [], "ce": []})
         if self.config.reset:
             self.model.load_state_dict(self.initial)
@@ -455,12 +520,16 @@ class _Run:
     def _distil(self, expert: Expert) -> None:
         config, stage = self.config, self._stage("distil")
         teachers = _Teachers(self, expert)
-        images, labels = self.buffer.images, self.buffer.labels
+        images, labels = self.buffer.images, self.buffer.labels.to(self.device)
         place = torch.full((max(self.units) + 1,), -1, device=self.device)
         place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
         positions = place[labels]
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
-        targets = teachers(images, positions) if not (config.live_targets and config.augmentation.active) else None
+        targets = None
+        if not (config.live_targets and config.augmentation.active):
+            parts = zip(images.split(BLOCK_IMAGES), positions.split(BLOCK_IMAGES), strict=True)
+            found = [teachers(part.to(self.device), at) for part, at in parts]
+            targets = [torch.cat(tensors) for tensors in zip(*found, strict=True)]
         batch_bytes = config.batch_size * images[0].numel() * images.element_size()
         block_steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // batch_bytes))
         parameters = self.optimizer.param_groups[0]
@@ -469,8 +538,10 @@ class _Run:
         while self.step < config.iterations:
             started = time.perf_counter()
             steps = min(block_steps, config.iterations - self.step)
-            index = torch.randint(len(labels), (steps * config.batch_size,), generator=self.generator).to(self.device)
-            inputs, at = images[index], positions[index]
+            index = torch.randint(len(labels), (steps * config.batch_size,), generator=self.generator)
+            inputs = images[index.to(images.device)].to(self.device)
+            index = index.to(self.device)
+            at = positions[index]
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.low, self.generator)
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
@@ -562,6 +633,7 @@ class _Run:
             "history": copy.deepcopy(self.history),
             "evaluations": copy.deepcopy(self.evaluations),
             "seconds": copy.deepcopy(self.seconds),
+            "peak_mb": copy.deepcopy(self.peak_mb),
         }
 
     def _take_snapshot(self, write: bool = False) -> None:
@@ -577,10 +649,15 @@ class _Run:
             save_checkpoint(self.path, self._snapshot)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        begun = state["expert_index"] + state["generated"]
+        value: Any
         for name, value in self.identity.items():
-            if state["identity"].get(name) != value:
+            was: Any = state["identity"].get(name)
+            if name == "experts":  # those to come may have been mended, and more may have come
+                was, value = was[:begun], value[:begun]
+            if was != value:
                 raise ValueError(
-                    f"{self.path} is of another run: {name} was {state['identity'].get(name)!r}, is {value!r}; "
+                    f"{self.path} is of another run: {name} was {was!r}, is {value!r}; "
                     "delete it or give another checkpoint folder"
                 )
         self.expert_index, self.generated, self.step = state["expert_index"], state["generated"], state["step"]
@@ -590,12 +667,13 @@ class _Run:
             self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
             self.previous.load_state_dict(state["previous"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
         if state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
-        self.history, self.evaluations, self.seconds = state["history"], state["evaluations"], state["seconds"]
+        self.history, self.evaluations = state["history"], state["evaluations"]
+        self.seconds, self.peak_mb = state["seconds"], state["peak_mb"]
 
 
 class _Teachers:

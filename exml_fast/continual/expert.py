@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import ImageData, InputSpec
-from exml_fast.models import create, final_linear, takes
+from exml_fast.models import create, takes
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
 
 __all__ = ["Card", "Expert", "train_expert"]
@@ -203,10 +203,26 @@ class Expert:
             model = create(card.architecture, **card.arguments)
         _check_tensors(path, tensors, model)
         model.load_state_dict(tensors)
-        outputs = _output_count(model)
-        if outputs is not None and outputs != len(card.units):
-            raise ValueError(f"{path}: the model has {outputs} outputs, the card lists {len(card.units)} units")
+        try:
+            require_fit(model, card.input_spec, len(card.units))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         return cls(model.to(device), card)
+
+
+@torch.no_grad()
+def require_fit(model: nn.Module, spec: InputSpec, units: int) -> None:
+    """ValueError if ``model`` does not take an image of ``spec``, or has not ``units`` logits for it."""
+    training = model.training
+    try:
+        outputs = model.eval()(next(model.parameters()).new_zeros(1, *spec.shape))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the network does not take the images {spec.shape} of its specification: {reason}") from error
+    finally:
+        model.train(training)
+    if tuple(outputs.shape) != (1, units):
+        raise ValueError(f"the model has {outputs.shape[-1]} outputs, the card lists {units} units")
 
 
 def read_card(folder: str | os.PathLike[str]) -> Card:
@@ -341,13 +357,6 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) 
             raise ValueError(f"{file}: weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
         if have.is_floating_point() and not bool(torch.isfinite(have).all()):
             raise ValueError(f"{file}: weight {name!r} is not finite everywhere")
-
-
-def _output_count(model: nn.Module) -> int | None:
-    try:
-        return final_linear(model).out_features
-    except ValueError:
-        return None
 
 
 def _is_id(value: Any) -> bool:

@@ -61,6 +61,29 @@ class ExpertStream:
         """The classes each expert was trained on."""
         return [list(card.classes) for card in self.cards]
 
+    def require_new_classes(self) -> None:
+        """ValueError naming the first expert that shares a class with an earlier one."""
+        first: dict[int, int] = {}
+        for i, classes in enumerate(self.experiences):
+            if shared := [c for c in classes if c in first]:
+                raise ValueError(
+                    f"{self.name(i)} shares the classes {shared} with {self.name(first[shared[0]])}; every expert must "
+                    "bring classes of its own"
+                )
+            first |= dict.fromkeys(classes, i)
+
+    def require_same_classes(self) -> None:
+        """ValueError naming the first expert that has not all classes that occur."""
+        every = {c for classes in self.experiences for c in classes}
+        for i, classes in enumerate(self.experiences):
+            if missing := sorted(every - set(classes)):
+                raise ValueError(f"{self.name(i)} lacks the classes {missing}; every expert must know all classes")
+
+    def name(self, index: int) -> str:
+        """Of an expert in messages: its place and, where it was read from one, its folder."""
+        item = self._items[index]
+        return f"expert {index + 1}" if isinstance(item, Expert) else f"expert {index + 1} ({item})"
+
     @property
     def class_names(self) -> dict[int, str]:
         """Name of each unit; the first card that has it decides."""

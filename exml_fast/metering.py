@@ -1,0 +1,72 @@
+"""What a part of a run took: seconds and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import torch
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """Wall-clock seconds of a block and the most memory the process held in it, in MB. Meters can be nested.
+
+    ``peak_mb`` is the resident size on the CPU (since the start of the process where the system cannot reset its
+    high-water mark, which Linux can) and the allocated memory of the device on CUDA.
+    """
+
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+    _open: ClassVar[list[Meter]] = []
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self._cuda = device if str(device).startswith("cuda") else None
+
+    def __enter__(self) -> Self:
+        # Resetting the mark must not make the meters around this one forget what they saw.
+        for meter in self._open:
+            meter._look()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+        else:
+            _reset_peak()
+        self._open.append(self)
+        self._begun = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._cuda:
+            torch.cuda.synchronize(self._cuda)
+        self._look()
+        self._open.remove(self)
+        self.seconds = time.perf_counter() - self._begun
+
+    def _look(self) -> None:
+        now = torch.cuda.max_memory_allocated(self._cuda) if self._cuda else _peak_bytes()
+        self.peak_mb = max(self.peak_mb, now / 1e6)
+
+
+def _reset_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> float:
+    try:
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        match = None
+    if match:
+        return int(match[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
