@@ -44,6 +44,8 @@ CHECKPOINT_FILE, GENERATION_FILE = "distillation.pt", "generation.pt"
 BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
 # Targets that do not change are computed for so many images at once: the buffer may be larger than the memory.
 BLOCK_IMAGES = 512
+# Smaller experts may wait for Python's own garbage collection.
+COLLECT_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -457,9 +459,11 @@ class _Run:
             with Meter(self.device) as meter:
                 self._distil(expert)
             self.peak_mb[-1]["distil"] = meter.peak_mb
-            # Or the next expert would be read beside this one: fused copies of a network hold on to themselves.
+            # Or the next expert would be read beside this one and its fused copy, which torch.fx leaves in cycles.
+            large = sum(p.nbytes for p in expert.model.parameters()) >= COLLECT_BYTES
             del expert
-            gc.collect()
+            if large:
+                gc.collect()
             self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
             self.expert_index, self.generated, self.step = self.expert_index + 1, False, 0
             if evaluate is not None:
