@@ -232,6 +232,11 @@ def test_learn_writes_rows_as_designed(learned: tuple[Path, dict[str, Any]]) -> 
     assert ours["seeds"] == 2 and len(ours["values"]) == 2 and ours["std"] is not None and ours["reduced"]
     assert len(ours["after_each_expert"]) == 2 and ours["seconds"] > 0 and ours["peak_mb"] > 0
     assert rows["quadrants/NC/Oracle"]["ours"] > 90
+    (first, _), last = ours["matrix"]
+    assert ours["per_experience"] == last and ours["forgetting"] == pytest.approx(first - last[0], abs=0.01)
+    assert ours["average_accuracy"] == pytest.approx(sum(last) / 2, abs=0.01)
+    assert ours["ours"] == ours["average_accuracy"] == ours["after_each_expert"][1], "experiences of one size"
+    assert rows["quadrants/NC/Oracle"]["per_experience"] and "forgetting" not in rows["quadrants/NC/Oracle"]
     assert not (out / "checkpoints").exists()
 
 
@@ -249,6 +254,14 @@ def test_learn_saves_ex_models_that_evaluate(learned: tuple[Path, dict[str, Any]
 def test_learn_writes_the_page(learned: tuple[Path, dict[str, Any]]) -> None:
     page = (learned[0] / "report" / "index.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("Model Inversion", "Data Impression", "Oracle", "Param. Avg.", "±"))
+    for heading in ("Accuracy by experience, %", "accuracy on each experience after each expert",
+                    "Images of each class in the final buffer", "Time and memory by stage"):  # fmt: skip
+        assert heading in page
+    assert page.count("Class similarities of Expert") == 2 and "<td>evaluate</td>" in page
+    stored = load_json(learned[0] / "parts" / "model-inversion-seed_0.json")
+    assert stored["buffer_classes"] == {"0": 10, "1": 10, "2": 10, "3": 10}
+    assert set(stored["stage_peak_mb"]) == set(stored["seconds"]) == {"generate", "distil", "evaluate"}
+    assert stored["peak_mb"] >= max(stored["stage_peak_mb"].values()), "meters within a meter"
 
 
 def test_auxiliary_data_from_a_file(npz: Path, experts: Path, tmp_path: Path) -> None:

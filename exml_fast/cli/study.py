@@ -42,6 +42,7 @@ from exml_fast.continual import (
     ParameterAverage,
     Replay,
     Strategy,
+    average_accuracy,
     confusion_matrix,
     experience_accuracies,
     joint,
@@ -84,6 +85,8 @@ SHOWN_BASELINES = {
     "new-instances": ["Ensemble Avg.", "Min. Entropy", "Param. Avg."],
 }
 SAMPLES_PER_CLASS = 8
+STAGES = ("generate", "distil", "evaluate")
+FIGURES = ("average_accuracy", "forgetting")
 # Carta 2022, Tables 2 and 3, in percent.
 PAPER = {
     "mnist/Joint/Oracle": 93.71, "mnist/Joint/Model Inversion": 93.09, "mnist/Joint/Data Impression": 92.12,
@@ -310,13 +313,17 @@ class Study:
                 "seeds": len(values),
                 "values": [round(v, 3) for v in values],
                 "reduced": bool(shorter),
-                "seconds": round(statistics.mean(sum(part["seconds"].values()) for part in parts), 3),
+                "seconds": round(statistics.mean(_seconds(part) for part in parts), 3),
                 "peak_mb": round(max(part["peak_mb"] for part in parts), 1),
                 "note": "; ".join(filter(None, [parts[0].get("note", ""), ", ".join(shorter)])),
             }
+            row["per_experience"] = _mean_columns([part["experiences"] for part in parts])
+            row |= {name: _mean_percent([part[name] for part in parts]) for name in FIGURES if name in parts[0]}
             if kind == "strategy":
                 row["after_each_expert"] = _mean_columns([part["after"] for part in parts])
-                row["per_experience"] = _mean_columns([part["experiences"] for part in parts])
+                row["matrix"] = [
+                    _mean_columns(lines) for lines in zip(*(part["matrix"] for part in parts), strict=True)
+                ]
             rows.append(row)
         return rows
 
@@ -354,7 +361,7 @@ class Study:
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
         def evaluate(expert: Expert) -> list[float]:
-            return [-1.0 if math.isnan(a) else a for a in self._accuracies(self._asked(expert))]
+            return self._accuracies(self._asked(expert))
 
         begun = time.perf_counter()
         with Meter(self.settings.device) as meter:
@@ -369,12 +376,17 @@ class Study:
         value = {
             "accuracy": after[-1],
             "after": after,
-            "experiences": [None if a < 0 else a for a in result.evaluations[-1]],
-            "confusion": confusion_matrix(self._asked(result.expert), self.data, self._tests()).tolist(),
-            "seconds": {key: sum(part[key] for part in result.seconds) for key in ("generate", "distil")},
+            "experiences": [_or_none(a) for a in result.evaluations[-1]],
+            "matrix": [[_or_none(a) for a in row] for row in result.evaluations],
+            "average_accuracy": _or_none(result.average_accuracy),
+            "forgetting": _or_none(result.forgetting),
+            "confusion": confusion_matrix(self._asked(result.expert), self.data, self.tests()).tolist(),
+            "seconds": {key: sum(part[key] for part in result.seconds) for key in STAGES},
+            "stage_peak_mb": {key: max(part[key] for part in result.peak_mb) for key in STAGES},
             "wall_seconds": time.perf_counter() - begun,
             "peak_mb": meter.peak_mb,
             "buffer": len(result.buffer),
+            "buffer_classes": {str(c): int((labels == c).sum()) for c in labels.unique().tolist()},
             "note": self._source(name),
         }
         save_json(part, value)
@@ -403,14 +415,17 @@ class Study:
                     self.report.say(f"{name} left out: {error}")
                     value = {"left_out": str(error)}
                 else:
-                    value = {"accuracy": self._weighted(accuracies), "experiences": [_or_none(a) for a in accuracies]}
+                    value = {
+                        "accuracy": self._weighted(accuracies), "experiences": [_or_none(a) for a in accuracies],
+                        "average_accuracy": _or_none(average_accuracy([accuracies])),
+                    }  # fmt: skip
             value |= {"seconds": {"predict": meter.seconds}, "peak_mb": meter.peak_mb, "note": notes[name]}
             save_json(part, value)
 
     def _shown_baselines(self) -> list[str]:
         return SHOWN_BASELINES[self.settings.scenario if len(self.experiences) > 1 else "joint"]
 
-    def _tests(self) -> list[list[int]]:
+    def tests(self) -> list[list[int]]:
         """The classes of each part of the test set: an experience's, or all of them where all experiences have all."""
         return self.experiences[:1] if self.settings.scenario == "new-instances" else self.experiences
 
@@ -423,11 +438,11 @@ class Study:
         return MultiHead(expert, self.experiences)
 
     def _accuracies(self, predictor: Predictor) -> list[float]:
-        return experience_accuracies(predictor, self.data, self._tests())
+        return experience_accuracies(predictor, self.data, self.tests())
 
     def _weighted(self, accuracies: Sequence[float]) -> float:
         """Accuracy over all test images from those of the experiences."""
-        sizes = [len(self.data.test.of_classes(classes)) for classes in self._tests()]
+        sizes = [len(self.data.test.of_classes(classes)) for classes in self.tests()]
         return sum(a * n for a, n in zip(accuracies, sizes, strict=True) if n) / max(sum(sizes), 1)
 
     def _source(self, name: str) -> str:
@@ -471,12 +486,18 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _seconds(part: Mapping[str, Any]) -> float:
+    """What a method takes: measuring it is not part of it."""
+    return sum(seconds for stage, seconds in part["seconds"].items() if stage != "evaluate")
+
+
+def _mean_percent(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return round(100 * statistics.mean(known), 3) if known else None
+
+
 def _mean_columns(lists: Sequence[Sequence[float | None]]) -> list[float | None]:
-    means: list[float | None] = []
-    for values in zip(*lists, strict=True):
-        known = [v for v in values if v is not None]
-        means.append(round(100 * statistics.mean(known), 3) if known else None)
-    return means
+    return [_mean_percent(values) for values in zip(*lists, strict=True)]
 
 
 def _slug(name: str) -> str:

@@ -17,6 +17,8 @@ from exml_fast.inversion import class_similarity
 __all__ = ["joint_rows", "print_rows", "write_page"]
 
 REAL_PER_CLASS = 4
+# On the page; more would be too wide.
+SHOWN_EXPERTS, SHOWN_CLASSES = 10, 20
 JOINT_NAME = "Joint training"
 
 
@@ -84,7 +86,11 @@ def write_page(
             seconds[name] = {k: v for k, v in part["seconds"].items()}
             confusions[name] = torch.tensor(part["confusion"])
     stream = study.stream(study.seeds[0])
-    similarities = {f"Expert 1 (knows {_names(stream.cards[0])})": class_similarity(stream[0].model)}
+    similarities = {
+        f"Expert {i + 1} (knows {_names(card)})": class_similarity(stream[i].model)
+        for i, card in enumerate(stream.cards[:SHOWN_EXPERTS])
+        if len(card.units) == len(study.data.class_names)
+    }
     references = {}
     if joint_study is not None:
         similarities["The joint model"] = class_similarity(joint_study.stream(joint_study.seeds[0])[0].model)
@@ -104,11 +110,49 @@ def write_page(
         references=references,
         seen=study.seen(),
         confusions=confusions,
-        similarities={name: m for name, m in similarities.items() if len(m) == len(study.data.class_names)},
+        similarities=similarities,
         seconds=seconds,
+        tables=_tables(study, own, rows),
     )
     write_picture(path.with_name("samples.png"), samples)
     return write_report(path, report)
+
+
+def _tables(study: Study, own: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Accuracies by experience, what is in the buffer, and what each stage took; of the first seed where not a mean."""
+    tests, names = study.tests(), study.data.class_names
+    # Named by number, and by their classes while there is room for them.
+    wide = len(tests) <= SHOWN_EXPERTS and sum(map(len, tests)) <= SHOWN_CLASSES
+    columns = [f"{i + 1}: {', '.join(names[c] for c in e)}" if wide else str(i + 1) for i, e in enumerate(tests)]
+    shown = [row for row in rows if len(row["per_experience"]) == len(columns)]
+    tables = {
+        "Accuracy by experience, %": [
+            {"Method": row["name"], **dict(zip(columns, map(_written, row["per_experience"]), strict=True)),
+             "Average": _written(row.get("average_accuracy")), "Forgetting": _written(row.get("forgetting"))}
+            for row in shown
+        ]
+    }  # fmt: skip
+    for row in own if len(study.experiences) > 1 else []:
+        tables[f"{row['name']}: accuracy on each experience after each expert, %"] = [
+            {"After expert": str(i + 1), **dict(zip(columns, map(_written, line), strict=True))}
+            for i, line in enumerate(row["matrix"])
+        ]
+    parts = {STRATEGIES[name]: study.part(name) for name in study.settings.strategies}
+    if parts:
+        tables["Images of each class in the final buffer"] = [
+            {"Class": names[c], **{name: part["buffer_classes"].get(str(c), 0) for name, part in parts.items()}}
+            for c in study.data.classes
+        ]
+        tables["Time and memory by stage"] = [
+            {"Method": name, "Stage": stage, "Seconds": _written(seconds), "Most memory, MB": _written(peak)}
+            for name, part in parts.items()
+            for (stage, seconds), peak in zip(part["seconds"].items(), part["stage_peak_mb"].values(), strict=True)
+        ]
+    return {heading: lines for heading, lines in tables.items() if lines}
+
+
+def _written(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _real(study: Study) -> tuple[Tensor, Tensor]:
