@@ -205,7 +205,8 @@ def change(**values: Any) -> DistillationConfig:
     "values",
     [
         {}, {"normalize": "mean", "combine": "per_unit"}, {"optimizer": "adam", "lr": 0.003, "schedule": "onecycle"},
-        {"live_targets": False, "momentum": 0.9, "lr": 0.01}, {"loss": "kl", "normalize": "standardize"},
+        {"targets": "fixed", "momentum": 0.9, "lr": 0.01}, {"loss": "kl", "normalize": "standardize"},
+        {"targets": "stored", "momentum": 0.9, "lr": 0.01},
     ],
 )  # fmt: skip
 def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:

@@ -19,14 +19,14 @@ from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, p
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
-from exml_fast.cli.study import DATA_FREE, RECIPES, STRATEGIES, Settings, Study, train_experts
+from exml_fast.cli.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
 from exml_fast.cli.tables import learn_preset
 from exml_fast.cli.teachers import Teacher, open_teacher
 from exml_fast.continual import Augmentation, Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.expert import complete_arguments
-from exml_fast.data import load
+from exml_fast.data import SOURCES, load
 from exml_fast.distillation import TensorBoard, TransferConfig
 from exml_fast.distillation import distill as distill_model
 from exml_fast.inversion import PRECISIONS, Result, recipes
@@ -432,7 +432,8 @@ def learn(
         Path | None, typer.Option(help="Folder of experts; trained first if not given.", show_default=False)
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(STRATEGIES)}; all: all but replay.", show_default=False)
+        list[str] | None,
+        typer.Option(help=f"{', '.join(STRATEGIES)}; all: the paper's, the first three.", show_default=False),
     ] = None,
     data: Data = "digits",
     data_root: DataRoot = None,
@@ -455,6 +456,10 @@ def learn(
     distillation: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the distillation; repeatable.")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help=f"Experts' logits on one scale, by images of {', '.join(SOURCES)}.", show_default=False),
+    ] = None,
     architecture: Architecture = "lenet5",
     argument: Argument = None,
     epochs: Epochs = None,
@@ -475,7 +480,7 @@ def learn(
             "data": data, "scenario": scenario, "classes_per_step": _sizes(classes_per_step), "parts": parts,
             "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs,
             "expert_lr": expert_lr, "auxiliary": auxiliary, "variant": variant,
-            "strategies": list(dict.fromkeys(strategy or ["model-inversion"])),
+            "strategies": list(dict.fromkeys(strategy or ["model-inversion"])), "calibration": calibration,
         }  # fmt: skip
         if preset is not None:
             options = {"argument": "arguments", "strategy": "strategies"}
@@ -483,7 +488,7 @@ def learn(
             usual = learn_preset(preset)
             values = usual | {name: value for name, value in values.items() if name in typed}
         if "all" in values["strategies"]:
-            values["strategies"] = DATA_FREE
+            values["strategies"] = ALL
         values["inversion"] = usual.get("inversion", {}) | _given(steps=steps) | parse_pairs("--inversion", inversion)
         values["distillation"] = (
             usual.get("distillation", {}) | _given(buffer_size=buffer, iterations=iterations)

@@ -40,7 +40,9 @@ from exml_fast.continual import (
     MultiHead,
     Oracle,
     ParameterAverage,
+    Procedural,
     Replay,
+    ResponseCalibration,
     Strategy,
     average_accuracy,
     confusion_matrix,
@@ -52,7 +54,7 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import ImageData, load
+from exml_fast.data import SOURCES, ImageData, load
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -64,10 +66,13 @@ STRATEGIES = {
     "model-inversion": "Model Inversion",
     "data-impression": "Data Impression",
     "auxiliary-data": "Auxiliary Data",
+    "natural-fields": "Natural Fields",
+    "dead-leaves": "Dead Leaves",
+    "pen-strokes": "Pen Strokes",
     "replay": "Replay",
 }
-# Replay sees the real data: --strategy all means the others.
-DATA_FREE = [name for name in STRATEGIES if name != "replay"]
+# What --strategy all means: the paper's.
+ALL = ["model-inversion", "data-impression", "auxiliary-data"]
 RECIPES = {"model-inversion": "model_inversion", "data-impression": "data_impressions"}
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
@@ -150,6 +155,7 @@ class Settings:
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
+    calibration: str | None = None
     buffer_dir: str | None = None
 
     def expert_epochs(self) -> int:
@@ -182,6 +188,8 @@ class Settings:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if not self.expert_lr > 0:
             raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
+        if self.calibration not in (None, *SOURCES):
+            raise ValueError(f"--calibration must be one of {list(SOURCES)}, got {self.calibration!r}")
         config(self.distillation)
         for strategy in set(self.strategies) & set(RECIPES):
             self.recipe(strategy)
@@ -357,7 +365,11 @@ class Study:
         self.report.prefix = self._prefix(STRATEGIES[name], seed)
         strategy = self._strategy(name)
         images = Path(self.settings.buffer_dir) / f"{name}-seed_{seed}" if self.settings.buffer_dir else None
-        method = ExModelDistillation(strategy, self.config, seed=seed, device=self.settings.device, buffer_dir=images)
+        calibration = self.settings.calibration
+        method = ExModelDistillation(
+            strategy, self.config, seed=seed, device=self.settings.device, buffer_dir=images,
+            calibration=None if calibration is None else ResponseCalibration(SOURCES[calibration]()),
+        )  # fmt: skip
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
         def evaluate(expert: Expert) -> list[float]:
@@ -448,11 +460,15 @@ class Study:
     def _source(self, name: str) -> str:
         if name == "replay":
             return "real images of the experts' classes"
+        if name in SOURCES:
+            return f"random images, what is known: {SOURCES[name].domain}"
         return "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
 
     def _strategy(self, name: str) -> Strategy:
         if name == "replay":
             return Replay(self.data)
+        if name in SOURCES:
+            return Procedural(SOURCES[name]())
         if name == "model-inversion":
             return ModelInversion(self.settings.recipe(name))
         if name == "data-impression":
@@ -468,7 +484,8 @@ class Study:
             epochs = self.settings.expert_epochs()
             taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
         if strategy is not None:
-            taken["distillation steps"] = (self.config.iterations, published.iterations)
+            if strategy not in SOURCES:  # a method of our own has no published length
+                taken["distillation steps"] = (self.config.iterations, published.iterations)
             taken["images"] = (self.config.buffer_size, published.buffer)
         if strategy in RECIPES:
             taken["inversion steps"] = (self.settings.recipe(strategy).steps, published.steps)

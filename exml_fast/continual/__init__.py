@@ -2,6 +2,7 @@
 
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.buffer import ImageBuffer
+from exml_fast.continual.calibration import ResponseCalibration
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.distillation import (
     Augmentation,
@@ -21,7 +22,7 @@ from exml_fast.continual.scenarios import (
     stream_accuracy,
     train_stream,
 )
-from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Replay, Strategy
+from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Procedural, Replay, Strategy
 from exml_fast.continual.stream import ExpertStream
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "MultiHead",
     "Oracle",
     "ParameterAverage",
+    "Procedural",
     "Replay",
+    "ResponseCalibration",
     "Strategy",
     "average_accuracy",
     "confusion_matrix",

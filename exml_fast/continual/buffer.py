@@ -98,13 +98,23 @@ class ImageBuffer:
         self._images = self._stored([self._images, images.to(self._images)])
         self._labels = torch.cat([self._labels, labels.to(self._labels)])
 
-    def subsample(self, count: int, generator: torch.Generator | None = None) -> None:
-        """Keep ``count`` random samples, balanced over the classes (:func:`balanced_indices`), in their order."""
+    def subsample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Keep ``count`` random samples, balanced over the classes (:func:`balanced_indices`), in their order.
+
+        Returns where they were, (count,) int64.
+        """
         keep = balanced_indices(self._labels, count, generator).to(self._labels.device)
         if self._images is not None:
             images, at = self._images, keep.to(self._images.device)
             self._images = self._stored(images[part] for part in at.split(WRITE_IMAGES)) if len(at) else images[:0]
         self._labels = self._labels[keep]
+        return keep
+
+    def relabel(self, labels: Tensor) -> None:
+        """Other labels for all images; ValueError unless int64 (len(self),)."""
+        if labels.dtype != torch.int64 or labels.shape != self._labels.shape:
+            raise ValueError(f"labels must be int64 ({len(self)},), got {labels.dtype} {tuple(labels.shape)}")
+        self._labels = labels.detach().to(self._labels.device)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """``batch_size`` random samples with replacement: images, labels."""

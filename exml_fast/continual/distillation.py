@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.continual.buffer import ImageBuffer
+from exml_fast.continual.calibration import ResponseCalibration
 from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
@@ -119,8 +120,9 @@ class DistillationConfig:
         combine: Eq. 8 "per_unit", by each unit's class (as the published code), or "per_sample", by the label.
         buffer_size: N of Alg. 1.
         augmentation: of the images in the distillation steps.
-        live_targets: models see the augmented images; False takes the targets of the images as they are, computed
-            once an expert.
+        targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
+            computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
+            image outlives it. The previous ex-model then speaks for the earlier experts on new images only.
         task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
             experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -143,7 +145,7 @@ class DistillationConfig:
     combine: str = "per_unit"
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
-    live_targets: bool = True
+    targets: str = "live"
     task_labels: bool = False
     init_from_first: bool = False
     reset: bool = False
@@ -156,10 +158,13 @@ class DistillationConfig:
             "mse": ("mean", "sum"),
             "normalize": NORMALIZATIONS,
             "combine": ("per_sample", "per_unit"),
+            "targets": ("live", "fixed", "stored"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
+        if self.targets == "stored" and self.combine != "per_unit":
+            raise ValueError(f"targets='stored' needs combine='per_unit', got {self.combine!r}")
         for name in ("iterations", "batch_size", "buffer_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -327,6 +332,7 @@ class ExModelDistillation:
             input: they see the images converted (:meth:`exml_fast.InputSpec.convert`).
         seed: of everything random in a run.
         device: where the networks, the buffer and the steps are.
+        calibration: makes the experts' logits comparable (:class:`ResponseCalibration`); None takes them as they are.
         buffer_dir: folder for the buffer's images instead of memory (:class:`ImageBuffer`); results do not change.
     """
 
@@ -340,6 +346,7 @@ class ExModelDistillation:
         spec: InputSpec | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        calibration: ResponseCalibration | None = None,
         buffer_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if model is not None and units is None:
@@ -348,6 +355,7 @@ class ExModelDistillation:
         self.config = config or DistillationConfig()
         self.seed = seed
         self.device = torch.device(device)
+        self.calibration = calibration
         self.buffer_dir = buffer_dir
         self._model, self._units, self._spec = model, units, spec
 
@@ -404,6 +412,12 @@ class _Run:
         checkpoint_every: int,
     ) -> None:
         self.config, self.strategy, self.device = method.config, method.strategy, method.device
+        self.calibration, self.once = method.calibration, getattr(method.strategy, "once", False)
+        if self.once and (self.config.task_labels or self.config.combine != "per_unit"):
+            raise ValueError(
+                f"images of {self.strategy.describe()} belong to no class or task: combine must be 'per_unit' and "
+                f"task_labels False, got {self.config.combine!r} and {self.config.task_labels}"
+            )
         self.stream, self.progress = stream, progress
         self.units = list(method._units) if method._units is not None else stream.units
         self.spec = method._spec or stream.cards[0].input_spec
@@ -426,7 +440,11 @@ class _Run:
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
         self.buffer = ImageBuffer(self.config.buffer_size, method.buffer_dir)
         self.buffer_device = self.device if method.buffer_dir is None else torch.device("cpu")
-        self.generator = torch.Generator().manual_seed(method.seed)
+        self.seed = method.seed
+        self.generator = torch.Generator().manual_seed(self.seed)
+        # Of the buffer's images, where targets are stored; factors of the expert's logits, where they are calibrated.
+        self.stored: Tensor | None = None
+        self.scale: Tensor | None = None
         # Where the run is: expert, whether its images are in the buffer, and how many of its steps are done.
         self.expert_index, self.generated, self.step = 0, False, 0
         self.history: list[dict[str, list[float]]] = []
@@ -440,8 +458,9 @@ class _Run:
             "strategy": self.strategy.describe(),
             "units": self.units,
             "input": self.spec.to_dict(),
-            "seed": method.seed,
+            "seed": self.seed,
             "architecture": self.architecture,
+            "calibration": None if self.calibration is None else self.calibration.describe(),
         }
         self.path = Path(checkpoint_dir) / CHECKPOINT_FILE if checkpoint_dir is not None else None
         self.checkpoint_every = checkpoint_every
@@ -492,8 +511,7 @@ class _Run:
         return expert
 
     def _generate(self, expert: Expert) -> None:
-        capacity = self.config.buffer_size
-        count = capacity // (self.expert_index + 1)
+        count = self.config.buffer_size // (1 if self.once else self.expert_index + 1)
         stage = self._stage("generate")
 
         def report(_stage: str, step: int, total: int, terms: dict[str, float]) -> None:
@@ -503,11 +521,12 @@ class _Run:
         report("", 0, 1, {})
         checkpoint = self.path.with_name(GENERATION_FILE) if self.path is not None else None
         with Meter(self.device) as meter:
-            images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
-            if self.expert_index > 0:
-                self.buffer.subsample(min(len(self.buffer), capacity - len(labels)), self.generator)
-            images = self.spec.convert(images, expert.input_spec)
-            self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
+            if self.expert_index == 0 or not self.once:
+                images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
+                self._keep(self.spec.convert(images, expert.input_spec), labels)
+            if self.calibration is not None:
+                same = torch.Generator().manual_seed(self.seed)
+                self.scale = self.calibration.scale(expert, same).to(self.device)
         self.generated, self.step = True, 0
         self.seconds.append({"generate": meter.seconds, "distil": 0.0, "evaluate": 0.0})
         self.peak_mb.append({"generate": meter.peak_mb, "distil": 0.0, "evaluate": 0.0})
@@ -521,6 +540,15 @@ class _Run:
         self._take_snapshot(write=True)
         report("", 1, 1, {})
 
+    def _keep(self, images: Tensor, labels: Tensor) -> None:
+        """Into the buffer, for which others make room."""
+        if self.expert_index > 0:
+            kept = self.buffer.subsample(min(len(self.buffer), self.config.buffer_size - len(labels)), self.generator)
+            self.stored = self.stored[kept.to(self.device)] if self.stored is not None else None
+        self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
+        if self.stored is not None and self.previous is not None:
+            self.stored = torch.cat([self.stored, _outputs(self.previous, images.to(self.device))])
+
     def _distil(self, expert: Expert) -> None:
         config, stage = self.config, self._stage("distil")
         teachers = _Teachers(self, expert)
@@ -529,11 +557,14 @@ class _Run:
         place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
         positions = place[labels]
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
-        targets = None
-        if not (config.live_targets and config.augmentation.active):
-            parts = zip(images.split(BLOCK_IMAGES), positions.split(BLOCK_IMAGES), strict=True)
-            found = [teachers(part.to(self.device), at) for part, at in parts]
-            targets = [torch.cat(tensors) for tensors in zip(*found, strict=True)]
+        fixed = config.targets != "live" or not config.augmentation.active
+        targets = self._targets(teachers, images, positions) if fixed or self.once else None
+        if self.once:
+            assert targets is not None
+            positions = targets[0].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
+            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions])
+        if not fixed:
+            targets = None
         batch_bytes = config.batch_size * images[0].numel() * images.element_size()
         block_steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // batch_bytes))
         parameters = self.optimizer.param_groups[0]
@@ -565,6 +596,22 @@ class _Run:
             due = self.step - last_written >= self.checkpoint_every and self.step < config.iterations
             last_written = self.step if due else last_written
             self._take_snapshot(write=due)
+        if config.targets == "stored":
+            assert targets is not None
+            self.stored = targets[0]
+
+    def _targets(self, teachers: _Teachers, images: Tensor, positions: Tensor) -> list[Tensor]:
+        """Targets and mask of images as they are, (N, K)."""
+        blocks = torch.arange(len(positions), device=self.device).split(BLOCK_IMAGES)
+        found = [
+            teachers(
+                images[rows.to(images.device)].to(self.device),
+                positions[rows],
+                None if self.stored is None else self.stored[rows],
+            )
+            for rows in blocks
+        ]
+        return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
 
     def _record(self, stage: str, terms: list[float], seconds: float) -> None:
         term, ce = terms
@@ -614,7 +661,7 @@ class _Run:
                 "strategy": self.strategy.describe(),
                 "config": self.config.to_dict(),
                 "experts": self.expert_index,
-                "seed": self.identity["seed"],
+                "seed": self.seed,
             },
         )
         return Expert(self.model, card)
@@ -631,6 +678,8 @@ class _Run:
             "previous": None if self.previous is None else self.previous.state_dict(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "buffer": self.buffer.state_dict(),
+            "stored": self.stored,
+            "scale": self.scale,
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -672,6 +721,7 @@ class _Run:
             self.previous.load_state_dict(state["previous"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
+        self.stored, self.scale = state["stored"], state["scale"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
         if state["cuda_generator"] is not None:
@@ -698,10 +748,14 @@ class _Teachers:
         self._heads = _heads(run) if run.config.task_labels else None
         self._from = expert.positions(expert.classes)
         self._to = torch.tensor(current, device=device)
+        self._scale = run.scale
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Eq. 6 to 8 for normalised images whose labels are at ``positions``: targets and mask, (N, K)."""
+    def __call__(self, images: Tensor, positions: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Eq. 6 to 8 for normalised images whose labels are at ``positions``: targets and mask, (N, K).
+
+        ``stored`` (N, K): earlier targets of the images in place of the previous ex-model's outputs.
+        """
         how = self.config.normalize
         shape = (len(images), len(self.current_known))
         current, previous = images.new_zeros(shape), images.new_zeros(shape)
@@ -709,12 +763,13 @@ class _Teachers:
         rows = self._rows(self.current_known, positions, every)
         mapped = images.new_zeros((len(rows), shape[1]))
         seen = self.expert.input_spec.convert(images[rows], self._spec)
-        mapped[:, self._to] = self.expert.logits(seen)[:, self._from]
+        own = self.expert.logits(seen)[:, self._from]
+        mapped[:, self._to] = own if self._scale is None else own * self._scale
         current[rows] = normalize(mapped, self.current_known, how)
         if self.previous is not None:
             rows = self._rows(self.previous_known, positions, every)
-            outputs = [self.previous(chunk) for chunk in images[rows].split(512)]
-            previous[rows] = normalize(torch.cat(outputs), self.previous_known, how)
+            outputs = _outputs(self.previous, images[rows]) if stored is None else stored[rows]
+            previous[rows] = normalize(outputs, self.previous_known, how)
         target, mask = combined_targets(
             previous, current, self.previous_known, self.current_known, positions, self.config.combine
         )
@@ -724,6 +779,11 @@ class _Teachers:
         if every:
             return torch.arange(len(positions), device=positions.device)
         return torch.nonzero(known[positions])[:, 0]
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(chunk) for chunk in images.split(BLOCK_IMAGES)])
 
 
 def _heads(run: _Run) -> Tensor:

@@ -9,15 +9,19 @@ from torch import Tensor
 
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
-from exml_fast.data import ImageData
+from exml_fast.data import ImageData, ImageSource
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
 
-__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Replay", "Strategy"]
+__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Procedural", "Replay", "Strategy"]
 
 
 class Strategy(Protocol):
-    """A source of labelled images for one expert (Alg. 1, line 3)."""
+    """A source of labelled images for one expert (Alg. 1, line 3).
+
+    ``once`` (False if there is none): the images do not depend on the expert. The buffer is then filled at the first
+    expert, and every expert sees all of it; an image's label is the class of its highest target.
+    """
 
     def samples(
         self,
@@ -141,6 +145,35 @@ class AuxiliaryData:
     def describe(self) -> dict[str, Any]:
         """Name and settings."""
         return {"strategy": "auxiliary", "name": self.name, "images": len(self.images), "pool": self.pool}
+
+
+class Procedural:
+    """Images drawn by chance from a procedure, labelled by the expert: the argmax over its own classes.
+
+    No image is optimised and no data are used. What the ex-model learns of are the experts' outputs on images that
+    cover much more than any class; it needs those outputs comparable (:class:`ResponseCalibration`).
+    """
+
+    once = True
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def samples(
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Strategy`; ``checkpoint`` is not used."""
+        images = self.source.draw(count, expert.input_spec, generator)
+        return images, expert.predict(images).cpu()
+
+    def describe(self) -> dict[str, Any]:
+        """Name and source."""
+        return {"strategy": "procedural", **self.source.describe()}
 
 
 class Replay:

@@ -1,6 +1,18 @@
-"""Image data sets in memory, and what a network expects of its input."""
+"""Image data sets in memory, images drawn without data, and what a network expects of its input."""
 
+from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
 from exml_fast.data.sets import ImageData, Split, load, some_images
 from exml_fast.data.spec import InputSpec
 
-__all__ = ["ImageData", "InputSpec", "Split", "load", "some_images"]
+__all__ = [
+    "SOURCES",
+    "DeadLeaves",
+    "ImageData",
+    "ImageSource",
+    "InputSpec",
+    "NaturalFields",
+    "PenStrokes",
+    "Split",
+    "load",
+    "some_images",
+]

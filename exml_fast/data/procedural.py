@@ -1,0 +1,260 @@
+"""Images drawn by chance from a procedure: what natural images or pen drawings have in common, and no data at all."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from exml_fast.data.spec import InputSpec
+
+__all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "PenStrokes"]
+
+# Images drawn at once, and values of them: bounds the memory. Part of what a seed means.
+BLOCK_IMAGES, BLOCK_VALUES = 1000, 2**22
+# Where the input's own normalisation cannot be that of pixels in [0, 1] (as mean 0, std 1): about ImageNet's.
+USUAL_MEAN, USUAL_STD = 0.45, 0.25
+
+
+class ImageSource(Protocol):
+    """Draws images of any size. ``domain`` says what it knows: "natural images" in general, or more."""
+
+    domain: ClassVar[str]
+
+    def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """``count`` images normalised for ``spec``: float32 (count, C, H, W), on the CPU."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings as plain JSON values."""
+        ...
+
+
+class _Blocks:
+    """Draws block by block; a subclass draws the pixels of one."""
+
+    def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """See :class:`ImageSource`; ValueError for a negative ``count``."""
+        if count < 0:
+            raise ValueError(f"count must not be negative, got {count}")
+        block = max(1, min(BLOCK_IMAGES, BLOCK_VALUES // math.prod(spec.shape)))
+        sizes = [min(block, count - start) for start in range(0, count, block)]
+        blocks = [spec.normalize(self._pixels(size, spec, generator)) for size in sizes]
+        return torch.cat(blocks) if blocks else torch.empty(0, *spec.shape)
+
+    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings."""
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return {"source": type(self).__name__, **settings}
+
+
+@dataclass(frozen=True)
+class NaturalFields(_Blocks):
+    """Gaussian random fields with the amplitude spectrum 1/f^γ of natural images (Field 1987: γ near 1).
+
+    Each image has a γ of its own. The fields are stretched and cut off at 0 and 1 such that each channel's mean and
+    standard deviation are those of the input's normalisation, the only thing that they know of the domain. The
+    channels of an image share ``correlation`` of their variance.
+
+    ``exponents``: smallest and largest γ; ``detrended``: share of the images without waves longer than the image.
+    """
+
+    exponents: tuple[float, float] = (1.0, 2.5)
+    correlation: float = 0.9
+    detrended: float = 0.5
+
+    domain: ClassVar[str] = "natural images"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exponents[0] <= self.exponents[1]:
+            raise ValueError(f"exponents must be two ascending numbers from 0 upwards, got {self.exponents!r}")
+        for name in ("correlation", "detrended"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)!r}")
+
+    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        height, width = spec.size
+        rows, columns = 2 * height, 2 * width  # a quarter of a torus, whose opposite edges would be alike
+        frequency = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(columns)[None])
+        frequency[0, 0] = math.inf  # no mean
+        low, high = self.exponents
+        gamma = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+        amplitude = frequency**-gamma
+        detrended = torch.rand(count, 1, 1, 1, generator=generator) < self.detrended
+        amplitude = amplitude * ~(detrended & (frequency * max(height, width) < 1))
+        noise = torch.randn(count, spec.channels, rows, columns, generator=generator)
+        if spec.channels > 1:
+            shared = torch.randn(count, 1, rows, columns, generator=generator)
+            noise = self.correlation**0.5 * shared + (1 - self.correlation) ** 0.5 * noise
+        field = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(rows, columns))[..., :height, :width]
+        field = field - field.mean((2, 3), keepdim=True)
+        field = field / field.std((2, 3), keepdim=True)
+        fits = [_clipping(mean, std) for mean, std in zip(spec.mean, spec.std, strict=True)]
+        gain, offset = torch.tensor(fits).T[:, None, :, None, None]
+        return (gain * field + offset).clamp(0, 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _clipping(mean: float, std: float) -> tuple[float, float]:
+    """Gain and offset that give a normal variable, cut off at 0 and 1, this mean and standard deviation."""
+    if not (0 < mean < 1 and std**2 < 0.99 * mean * (1 - mean)):
+        mean, std = USUAL_MEAN, USUAL_STD
+    points = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    weights = torch.softmax(-points.square() / 2, 0)
+
+    def moments(gain: float, offset: float) -> tuple[float, float]:
+        values = (gain * points + offset).clamp(0, 1)
+        first = (weights * values).sum()
+        return float(first), float((weights * (values - first).square()).sum().sqrt())
+
+    def offset_for(gain: float) -> float:
+        low, high = -6 * gain - 1, 6 * gain + 1
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if moments(gain, middle)[0] < mean else (low, middle)
+        return low
+
+    low, high = 1e-4, 1e3
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if moments(middle, offset_for(middle))[1] < std else (low, middle)
+    return low, offset_for(low)
+
+
+@dataclass(frozen=True)
+class DeadLeaves(_Blocks):
+    """Opaque disks that fall on each other, radii by the law r⁻³ of scale-invariant images (Lee 2001).
+
+    ``disks`` an image; ``radii``: smallest and largest in shares of the image's side. Each disk has one colour, of
+    which the channels share most.
+    """
+
+    disks: int = 60
+    radii: tuple[float, float] = (0.04, 0.6)
+
+    domain: ClassVar[str] = "natural images"
+
+    def __post_init__(self) -> None:
+        if self.disks < 1:
+            raise ValueError(f"disks must be at least 1, got {self.disks!r}")
+        if not 0 < self.radii[0] < self.radii[1]:
+            raise ValueError(f"radii must be two ascending positive numbers, got {self.radii!r}")
+
+    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        height, width = spec.size
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator)
+
+        smallest, largest = (r**-2 for r in self.radii)
+        radius = max(height, width) * (smallest + (largest - smallest) * uniform(self.disks, count)) ** -0.5
+        x, y = width * uniform(self.disks, count), height * uniform(self.disks, count)
+        grey, hue = uniform(self.disks, count, 1), uniform(self.disks, count, spec.channels)
+        colour = grey if spec.channels == 1 else (grey + 0.4 * (hue - 0.5)).clamp(0, 1)
+        image = uniform(count, 1, 1, 1).expand(count, spec.channels, height, width).clone()
+        rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+        for r, cx, cy, c in zip(radius, x, y, colour, strict=True):
+            across, down = (columns - cx[:, None]).square(), (rows - cy[:, None]).square()
+            inside = (across[:, None, :] + down[:, :, None] < r[:, None, None].square())[:, None]
+            image = torch.where(inside, c[:, :, None, None], image)
+        return image
+
+
+@dataclass(frozen=True)
+class PenStrokes(_Blocks):
+    """Bright pen strokes on a dark ground: one or two cubic B-splines whose control points walk at random.
+
+    This is knowledge about pen drawings, which no rule about natural images implies: results that use it say so. The
+    drawing fills a centred box, as MNIST's.
+
+    ``points``: control points a stroke; ``second``: probability of a second stroke; ``box``: the drawing's longer side
+    as a share of the image's; ``pen``: smallest and largest radius of the pen, shares of the image's side; ``invert``:
+    dark strokes on a bright ground.
+    """
+
+    points: int = 6
+    second: float = 0.35
+    box: float = 20 / 32
+    pen: tuple[float, float] = (0.8 / 32, 1.5 / 32)
+    invert: bool = False
+
+    domain: ClassVar[str] = "pen drawings"
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise ValueError(f"points must be at least 2, got {self.points!r}")
+        if not 0 <= self.second <= 1:
+            raise ValueError(f"second must be a probability, got {self.second!r}")
+        if not 0 < self.box <= 1:
+            raise ValueError(f"box must be more than 0 and at most 1, got {self.box!r}")
+        if not 0 < self.pen[0] <= self.pen[1]:
+            raise ValueError(f"pen must be two ascending positive numbers, got {self.pen!r}")
+
+    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        height, width = spec.size
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator)
+
+        # The direction of the walk turns steadily, with noise: arcs, loops and zigzags.
+        turns = 0.8 * normal(count, 2, 1) + 0.7 * normal(count, 2, self.points - 1)
+        angle = 2 * math.pi * uniform(count, 2, 1) + turns.cumsum(2)
+        length = 0.3 + 0.7 * uniform(count, 2, self.points - 1)
+        steps = torch.stack([angle.cos(), angle.sin()], 3) * length[..., None]
+        control = torch.cat([torch.zeros(count, 2, 1, 2), steps.cumsum(2)], 2)
+        control = control - control.mean(2, keepdim=True) + 0.6 * normal(count, 2, 1, 2)
+        drawn = torch.stack([torch.ones(count), (uniform(count) < self.second).float()], 1)
+
+        dots = max(32, height, width)
+        path = _b_spline(control.flatten(0, 1), dots).view(count, 2, dots, 2)
+        there = drawn[:, :, None, None] > 0
+        low = torch.where(there, path, math.inf).amin((1, 2), keepdim=True)
+        high = torch.where(there, path, -math.inf).amax((1, 2), keepdim=True)
+        side = min(height, width)
+        scale = self.box * side / (high - low).amax(3, keepdim=True).clamp(min=0.3)
+        path = (path - (low + high) / 2) * scale + torch.tensor([width / 2, height / 2])
+
+        # Ink: Gaussian dots along the path, each with the ink of the way to the next.
+        way = (path[:, :, 1:] - path[:, :, :-1]).norm(dim=3)
+        radius = side * (self.pen[0] + (self.pen[1] - self.pen[0]) * uniform(count, 1, 1))
+        ink = torch.cat([way, way[:, :, -1:]], 2) * drawn[:, :, None] / radius
+        columns = _bell(path[..., 0].flatten(1), width, radius)
+        rows = _bell(path[..., 1].flatten(1), height, radius) * ink.flatten(1)[..., None]
+        image = torch.tanh(1.3 * rows.transpose(1, 2) @ columns)[:, None]
+        image = 1 - image if self.invert else image
+        return image.expand(count, spec.channels, height, width)
+
+
+SOURCES: dict[str, type[NaturalFields] | type[DeadLeaves] | type[PenStrokes]] = {
+    "natural-fields": NaturalFields,
+    "dead-leaves": DeadLeaves,
+    "pen-strokes": PenStrokes,
+}
+
+
+def _b_spline(control: Tensor, count: int) -> Tensor:
+    """``count`` points (N, count, 2) of the uniform cubic B-splines of ``control`` (N, K, 2), clamped at both ends."""
+    first, last = control[:, :1], control[:, -1:]
+    knots = torch.cat([first, first, control, last, last], 1)
+    segments = knots.shape[1] - 3
+    at = torch.linspace(0, segments * (1 - 1e-6), count)
+    segment = at.long().clamp(max=segments - 1)
+    u = (at - segment)[:, None]
+    weights = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
+    return sum((w * knots[:, segment + i] for i, w in enumerate(weights)), torch.zeros(())) / 6
+
+
+def _bell(centres: Tensor, pixels: int, radius: Tensor) -> Tensor:
+    """(N, M, pixels): Gaussians of ``radius`` (N, 1, 1) around ``centres`` (N, M), at the middles of the pixels."""
+    distance = torch.arange(pixels) + 0.5 - centres[..., None]
+    return torch.exp(-0.5 * (distance / radius).square())

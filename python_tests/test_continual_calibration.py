@@ -1,0 +1,176 @@
+"""Experts' outputs on one scale, images by chance, and targets that outlive their expert."""
+
+import copy
+
+import pytest
+import torch
+from small_experts import quadrants, trained
+from torch import Tensor
+
+from exml_fast.continual import (
+    DistillationConfig,
+    EnsembleAverage,
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    Procedural,
+    ResponseCalibration,
+    stream_accuracy,
+)
+from exml_fast.continual import distillation as module
+from exml_fast.data import NaturalFields
+
+FIELDS = NaturalFields()
+QUICK = {"iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}}
+
+
+def scaled(expert: Expert, factor: float) -> Expert:
+    """The same expert, every logit times ``factor``."""
+    model = copy.deepcopy(expert.model)
+    with torch.no_grad():
+        model.classifier[-1].weight *= factor
+        model.classifier[-1].bias *= factor
+    return Expert(model, expert.card)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def test_scale_is_the_level_over_the_mean_of_the_largest_responses() -> None:
+    expert = trained()[1]
+    found = ResponseCalibration(FIELDS, images=200, share=0.02, level=5.0).scale(expert, generator())
+    responses = expert.logits(FIELDS.draw(200, expert.input_spec, generator()))[:, [2, 3]]
+    assert expert.classes == (2, 3)
+    torch.testing.assert_close(found, 5 / responses.sort(0, descending=True).values[:4].mean(0))
+
+
+def test_a_louder_expert_is_no_louder_afterwards() -> None:
+    calibration = ResponseCalibration(FIELDS, images=100)
+    expert = trained()[0]
+    images = quadrants().spec.prepare(quadrants().test.images)
+    columns = expert.positions(expert.classes)
+    quiet, loud = (
+        one.logits(images)[:, columns] * calibration.scale(one, generator()) for one in (expert, scaled(expert, 7.0))
+    )
+    torch.testing.assert_close(quiet, loud)
+
+
+def test_a_unit_that_never_responds_is_named() -> None:
+    silent = scaled(trained()[0], 0.0)
+    with pytest.raises(ValueError, match=r"the expert's logit of class 0 reaches 0 on images of .*NaturalFields"):
+        ResponseCalibration(FIELDS, images=20).scale(silent, generator())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"images": 0}, "images must be at least 1"), ({"share": 0}, "share must be"), ({"level": 0}, "level must be")],
+)
+def test_bad_settings(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResponseCalibration(FIELDS, **values)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="targets='stored' needs combine='per_unit', got 'per_sample'"):
+        DistillationConfig(targets="stored", combine="per_sample")
+    with pytest.raises(ValueError, match="targets must be one of"):
+        DistillationConfig(targets="kept")
+
+
+def test_a_loud_expert_does_not_drown_the_others() -> None:
+    """Two experts, one ten times as loud: the ensemble of the logits fails, the calibrated ex-model does not."""
+    quiet, loud = trained()[0], scaled(trained()[1], 10.0)
+    data = quadrants()
+    values = {**QUICK, "iterations": 150, "batch_size": 32, "optimizer": "adam", "lr": 3e-3, "buffer_size": 300}
+    config = DistillationConfig.from_dict({**values, "loss": "kl", "lambda_ce": 0.0, "targets": "stored"})
+    accuracies = []
+    for calibration in (None, ResponseCalibration(FIELDS, images=500, share=0.01)):
+        method = ExModelDistillation(Procedural(FIELDS), config, calibration=calibration)
+        accuracies.append(stream_accuracy(method.run(ExpertStream([quiet, loud])).expert, data))
+    assert accuracies[1] > accuracies[0] + 0.1, accuracies
+    assert accuracies[1] > stream_accuracy(EnsembleAverage([quiet, loud]), data), accuracies
+
+
+def test_procedural_images_are_labelled_by_the_expert() -> None:
+    expert = trained()[1]
+    images, labels = Procedural(FIELDS).samples(expert, 30, generator())
+    assert torch.equal(images, FIELDS.draw(30, expert.input_spec, generator()))
+    assert torch.equal(labels, expert.predict(images))
+    assert Procedural(FIELDS).describe()["source"] == "NaturalFields"
+
+
+class Anew(Procedural):
+    """New images for each expert."""
+
+    once = False
+
+
+def run_and_look(strategy: Procedural, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, Tensor, Expert]:
+    """After the second expert: the buffer's images and labels, the stored targets and the first ex-model."""
+    runs = []
+    kept = module._Run._distil
+
+    def spy(self: module._Run, expert: Expert) -> None:
+        kept(self, expert)
+        assert self.stored is not None
+        runs.append((self.buffer.images.clone(), self.buffer.labels.clone(), self.stored.clone(), self.previous))
+
+    monkeypatch.setattr(module._Run, "_distil", spy)
+    config = DistillationConfig.from_dict({**QUICK, "targets": "stored"})
+    method = ExModelDistillation(strategy, config, seed=5, calibration=ResponseCalibration(FIELDS, images=50))
+    method.run(ExpertStream(list(trained())))
+    return runs[1]
+
+
+def said(expert: Expert, images: Tensor) -> Tensor:
+    scale = ResponseCalibration(FIELDS, images=50).scale(expert, torch.Generator().manual_seed(5))
+    return expert.logits(images)[:, expert.positions(expert.classes)] * scale
+
+
+def test_stored_targets_are_what_each_expert_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old images keep the first expert's own outputs; on new ones the previous ex-model speaks for it."""
+    images, _, stored, previous = run_and_look(Anew(FIELDS), monkeypatch)
+    first, second = trained()
+    assert len(images) == 40 and previous is not None
+    old, new = slice(0, 20), slice(20, 40)
+    torch.testing.assert_close(stored[:, 2:], said(second, images))
+    torch.testing.assert_close(stored[old, :2], said(first, images[old]))
+    torch.testing.assert_close(stored[new, :2], previous(images[new])[:, :2])
+    assert not torch.allclose(stored[old, :2], previous(images[old])[:, :2], atol=1e-3)
+
+
+def test_images_that_depend_on_no_expert_are_drawn_once_and_seen_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, stored, _ = run_and_look(Procedural(FIELDS), monkeypatch)
+    torch.testing.assert_close(stored, torch.cat([said(expert, images) for expert in trained()], 1))
+    assert torch.equal(labels, stored.argmax(1)) and len(labels.unique()) > 2
+    assert torch.equal(images, FIELDS.draw(40, quadrants().spec, torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize("values", [{"task_labels": True}, {"combine": "per_sample"}])
+def test_images_of_no_class_need_targets_by_unit(values: dict[str, object]) -> None:
+    method = ExModelDistillation(Procedural(FIELDS), DistillationConfig.from_dict({**QUICK, **values}))
+    with pytest.raises(ValueError, match="belong to no class or task: combine must be 'per_unit'"):
+        method.run(ExpertStream(list(trained())))
+
+
+def test_a_stopped_run_ends_bit_for_bit_the_same(tmp_path) -> None:
+    config = DistillationConfig.from_dict({**QUICK, "targets": "stored"})
+
+    def method(images: int = 50) -> ExModelDistillation:
+        return ExModelDistillation(
+            Procedural(FIELDS), config, calibration=ResponseCalibration(FIELDS, images=images)
+        )  # fmt: skip
+
+    whole = method().run(ExpertStream(list(trained()))).expert
+
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if stage == "expert 2/2: distil":
+            raise Stop
+
+    with pytest.raises(Stop):
+        method().run(ExpertStream(list(trained())), progress=stop, checkpoint_dir=tmp_path)
+    resumed = method().run(ExpertStream(list(trained())), checkpoint_dir=tmp_path).expert
+    assert resumed.fingerprint() == whole.fingerprint()
+    with pytest.raises(ValueError, match="is of another run: calibration was"):
+        method(images=51).run(ExpertStream(list(trained())), checkpoint_dir=tmp_path)
