@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_experts import quadrants, trained
+from torch import Tensor
 
-from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, balanced_labels
+from exml_fast.continual.distillation import DistillationConfig, ExModelDistillation
+from exml_fast.continual.expert import Expert, train_expert
+from exml_fast.continual.strategies import (
+    AdaptiveInversion,
+    AuxiliaryData,
+    DataImpression,
+    ModelInversion,
+    balanced_labels,
+)
+from exml_fast.continual.stream import ExpertStream
+from exml_fast.data import InputSpec
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -98,3 +111,49 @@ def test_bad_input_is_named() -> None:
         AuxiliaryData(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match="count is 3, but there are only 2"):
         AuxiliaryData(torch.rand(2, 1, 4, 4)).samples(trained()[0], 3, seeded())
+
+
+# competition with the ex-model so far
+
+
+def js(a: Tensor, b: Tensor) -> Tensor:
+    p, q = a.double().softmax(1), b.double().softmax(1)
+    middle = (p + q) / 2
+    return 0.5 * ((p * (p / middle).log()).sum(1) + (q * (q / middle).log()).sum(1)) / math.log(2)
+
+
+def test_competing_images_are_those_the_ex_model_judges_otherwise() -> None:
+    """Against a rival that knows the classes as well, the images are those on which the two disagree more."""
+    expert = trained()[1]
+    data = quadrants()
+    rival = train_expert(data, [2, 3], epochs=2, seed=9, lr=0.02)
+    plain = ModelInversion(steps=150, lr=0.05).samples(expert, 8, seeded())[0]
+    strategy = AdaptiveInversion(compete=300.0, steps=150, lr=0.05)
+    images = strategy.samples(expert, 8, seeded(), rival=rival)[0]
+    before, after = (js(expert.logits(x), rival.logits(x)).mean() for x in (plain, images))
+    assert float(after) > float(before) + 0.05, (before, after)
+    alone = AdaptiveInversion(compete=10.0, steps=150, lr=0.05).samples(expert, 8, seeded(), rival=None)[0]
+    assert torch.equal(alone, plain)
+
+
+def test_the_rival_is_the_ex_model_so_far() -> None:
+    rivals: list[Any] = []
+
+    class Spy(AdaptiveInversion):
+        def samples(self, *args: Any, rival: Any = None) -> Any:
+            rivals.append(rival)
+            return super().samples(*args, rival=rival)
+
+    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+    result = ExModelDistillation(Spy(steps=5), config).run(ExpertStream(list(trained())))
+    assert rivals[0] is None and rivals[1].classes == (0, 1) and rivals[1].units == (0, 1, 2, 3)
+    assert len(result.buffer) == 8
+
+
+def test_competition_that_cannot_be() -> None:
+    expert = trained()[0]
+    other = Expert(expert.model, dataclasses.replace(expert.card, input_spec=InputSpec(1, (32, 32), (0.1,), (0.3,))))
+    with pytest.raises(ValueError, match="competition needs an ex-model with the expert's input"):
+        AdaptiveInversion().samples(expert, 2, seeded(), rival=other)
+    with pytest.raises(ValueError, match="compete must be positive"):
+        AdaptiveInversion(compete=0)

@@ -28,6 +28,7 @@ from torch import Tensor
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import (
+    AdaptiveInversion,
     AuxiliaryData,
     DataImpression,
     DistillationConfig,
@@ -66,6 +67,7 @@ STRATEGIES = {
     "model-inversion": "Model Inversion",
     "data-impression": "Data Impression",
     "auxiliary-data": "Auxiliary Data",
+    "adaptive-inversion": "Adaptive Inversion",
     "natural-fields": "Natural Fields",
     "dead-leaves": "Dead Leaves",
     "pen-strokes": "Pen Strokes",
@@ -73,7 +75,11 @@ STRATEGIES = {
 }
 # What --strategy all means: the paper's.
 ALL = ["model-inversion", "data-impression", "auxiliary-data"]
-RECIPES = {"model-inversion": "model_inversion", "data-impression": "data_impressions"}
+RECIPES = {
+    "model-inversion": "model_inversion",
+    "data-impression": "data_impressions",
+    "adaptive-inversion": "model_inversion",
+}
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
     "Ensemble Avg.": EnsembleAverage,
@@ -471,6 +477,8 @@ class Study:
             return Procedural(SOURCES[name]())
         if name == "model-inversion":
             return ModelInversion(self.settings.recipe(name))
+        if name == "adaptive-inversion":
+            return AdaptiveInversion(self.settings.recipe(name))
         if name == "data-impression":
             return DataImpression(self.settings.recipe(name))
         assert self._auxiliary is not None

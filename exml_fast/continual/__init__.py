@@ -22,10 +22,19 @@ from exml_fast.continual.scenarios import (
     stream_accuracy,
     train_stream,
 )
-from exml_fast.continual.strategies import AuxiliaryData, DataImpression, ModelInversion, Procedural, Replay, Strategy
+from exml_fast.continual.strategies import (
+    AdaptiveInversion,
+    AuxiliaryData,
+    DataImpression,
+    ModelInversion,
+    Procedural,
+    Replay,
+    Strategy,
+)
 from exml_fast.continual.stream import ExpertStream
 
 __all__ = [
+    "AdaptiveInversion",
     "Augmentation",
     "AuxiliaryData",
     "Card",

@@ -522,7 +522,8 @@ class _Run:
         checkpoint = self.path.with_name(GENERATION_FILE) if self.path is not None else None
         with Meter(self.device) as meter:
             if self.expert_index == 0 or not self.once:
-                images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint)
+                rival = {"rival": self._rival()} if getattr(self.strategy, "competes", False) else {}
+                images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint, **rival)
                 self._keep(self.spec.convert(images, expert.input_spec), labels)
             if self.calibration is not None:
                 same = torch.Generator().manual_seed(self.seed)
@@ -539,6 +540,9 @@ class _Run:
         self.optimizer = self._new_optimizer()
         self._take_snapshot(write=True)
         report("", 1, 1, {})
+
+    def _rival(self) -> Expert | None:
+        return None if self.previous is None else Expert(self.previous, self._as_expert().card)
 
     def _keep(self, images: Tensor, labels: Tensor) -> None:
         """Into the buffer, for which others make room."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
@@ -13,14 +13,15 @@ from exml_fast.data import ImageData, ImageSource
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
 
-__all__ = ["AuxiliaryData", "DataImpression", "ModelInversion", "Procedural", "Replay", "Strategy"]
+__all__ = ["AdaptiveInversion", "AuxiliaryData", "DataImpression", "ModelInversion", "Procedural", "Replay", "Strategy"]
 
 
 class Strategy(Protocol):
     """A source of labelled images for one expert (Alg. 1, line 3).
 
     ``once`` (False if there is none): the images do not depend on the expert. The buffer is then filled at the first
-    expert, and every expert sees all of it; an image's label is the class of its highest target.
+    expert, and every expert sees all of it; an image's label is the class of its highest target. ``competes`` (False
+    if there is none): ``samples`` also takes ``rival``, the ex-model so far (None at the first expert).
     """
 
     def samples(
@@ -66,10 +67,24 @@ class _Inversion:
         checkpoint: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Strategy` and :meth:`exml_fast.inversion.Synthesizer.run`."""
+        return self._invert(self.recipe, None, expert, count, generator, progress, checkpoint)
+
+    def _invert(
+        self,
+        recipe: Recipe,
+        student: nn.Module | None,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None,
+        checkpoint: PathLike | None,
+    ) -> tuple[Tensor, Tensor]:
+        synthesizer = Synthesizer(expert.model, expert.input_spec, recipe, units=expert.units)
         seed = int(torch.randint(2**62, (), generator=generator))
-        synthesizer = Synthesizer(expert.model, expert.input_spec, self.recipe, units=expert.units)
-        labels = balanced_labels(expert.classes, count)
-        self.last = synthesizer.run(labels, seed=seed, classes=expert.classes, progress=progress, checkpoint=checkpoint)
+        self.last = synthesizer.run(
+            balanced_labels(expert.classes, count), seed=seed, classes=expert.classes, student=student,
+            progress=progress, checkpoint=checkpoint,
+        )  # fmt: skip
         return self.last.images, self.last.labels
 
     def describe(self) -> dict[str, Any]:
@@ -87,6 +102,53 @@ class ModelInversion(_Inversion):
 
     def __init__(self, recipe: str | Recipe = "model_inversion", **overrides: Any) -> None:
         super().__init__(recipe, **overrides)
+
+
+class AdaptiveInversion(_Inversion):
+    """Model Inversion whose images also compete with the ex-model so far: it shall not know them yet (Yin 2020, Eq. 8).
+
+    ``compete`` is the weight of the competition (Yin 2020: 10 on CIFAR-10), ``overrides`` are fields of the recipe.
+    """
+
+    name = "adaptive_inversion"
+    competes = True
+
+    def __init__(self, recipe: str | Recipe = "model_inversion", compete: float = 10.0, **overrides: Any) -> None:
+        super().__init__(recipe, compete=compete, **overrides)
+        if not compete > 0:
+            raise ValueError(f"compete must be positive, got {compete!r}")
+
+    def samples(
+        self,
+        expert: Expert,
+        count: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        checkpoint: PathLike | None = None,
+        rival: Expert | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Strategy`; ValueError if the ex-model has another input than the expert, or lacks its units."""
+        if rival is None:
+            return self._invert(self.recipe.replace(compete=0.0), None, expert, count, generator, progress, checkpoint)
+        if rival.input_spec != expert.input_spec:
+            raise ValueError(
+                f"competition needs an ex-model with the expert's input, {expert.input_spec}, got {rival.input_spec}"
+            )
+        units = nn.Sequential(rival.model, _Columns(rival.positions(expert.units)))
+        return self._invert(self.recipe, units, expert, count, generator, progress, checkpoint)
+
+
+class _Columns(nn.Module):
+    """Some of the logits, in another order."""
+
+    columns: Tensor
+
+    def __init__(self, columns: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("columns", columns)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, self.columns]
 
 
 class DataImpression(_Inversion):
