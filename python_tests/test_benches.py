@@ -213,3 +213,50 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF["agreement"])
     assert "| Adaptive DeepInversion |" in tables.students(tmp_path / bench.FILES_OF["students"])
+
+
+@pytest.fixture
+def ex_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHES)
+    return importlib.import_module("ex_model")
+
+
+def test_published_inversion_of_mnist_is_the_recipe_s(ex_model: Any) -> None:
+    from exml_fast.inversion.objective import Objective, Step
+
+    expert, labels, start = ex_model.random_experts()[0], torch.arange(6) % 2, torch.randn(6, 1, 32, 32)
+    published = ex_model.PublishedInversion(expert.model, labels, start)
+    loss = published.loss(0, 0)
+    logits = expert.model(start)
+    total, _ = Objective.of(ex_model.RECIPE, bn=False)(Step(start, start, logits, labels))
+    assert loss.item() == pytest.approx(total.item() / len(labels), rel=1e-4)
+    before = published.x.detach().clone()
+    assert published() == pytest.approx(loss.item(), rel=0.2) and not torch.equal(published.x, before)
+
+
+def test_published_distillation_is_equation_10(ex_model: Any) -> None:
+    from exml_fast.continual.distillation import combined_targets, distillation_loss
+
+    first, second, *_ = ex_model.random_experts()
+    images, labels = torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 3, 0, 2])
+    student = type(first.model)()
+    published = ex_model.PublishedDistillation(student, second, first.model, [0, 1], images, labels)
+    known = torch.zeros(2, 10, dtype=torch.bool)
+    known[0, :2], known[1, 2:4] = True, True
+    with torch.no_grad():
+        target, mask = combined_targets(first.model(images), second.model(images), known[0], known[1], labels)
+        term, ce = distillation_loss(student(images), target, mask, labels, torch.arange(4), ex_model.CONFIG)
+    assert published.loss(images, labels).item() == pytest.approx((term + ce).item(), rel=1e-5)
+
+
+def test_ex_model_writes_rows(ex_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ex_model, "BLOCK", 1)
+    monkeypatch.setattr(ex_model, "RECIPE", ex_model.RECIPE.replace(batch_size=8))
+    monkeypatch.setattr(ex_model, "CONFIG", ex_model.DistillationConfig(iterations=10, batch_size=4, buffer_size=40))
+    argv = ["ex_model.py", "--rounds", "2", "--precisions", "float32", "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    ex_model.main()
+    (row,) = load_json(tmp_path / "rows.json")["rows"]
+    assert row["inversion_steps"] == 3000 * (5 + 3 + 2 + 2 + 1) and row["distillation_steps"] == 50
+    assert row["times_faster"] == pytest.approx(row["published_hours"] / row["ours_hours"], rel=0.2)
+    assert len(row["step_cpu_ms"]) == 6 and row["weights"] == "random"

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from exml_fast.inversion.activation import FrozenTanh
 from exml_fast.inversion.pooling import AveragePool2d
+from exml_fast.inversion.twin import twin
 
 op = torch.ops.exml._average_pool2d
 
@@ -70,3 +72,51 @@ def test_errors_name_the_argument() -> None:
         op(torch.randn(1, 3, 4, 4), (5, 2))
     with pytest.raises(ValueError, match="x must be float32, bfloat16 or float64"):
         op(torch.ones(1, 3, 4, 4, dtype=torch.int64), (2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 6, 7), (2, 6, 5, 4), (0, 3), (4,)])
+def test_tanh_is_the_library_s(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    ours = FrozenTanh.of(nn.Tanh())
+    assert ours is not None
+    x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+    same = x.detach().clone().requires_grad_()
+    y, expected = ours(x), torch.tanh(same)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+    g = torch.randn_like(expected)
+    (grad,), (wanted,) = torch.autograd.grad(y, x, g), torch.autograd.grad(expected, same, g)
+    torch.testing.assert_close(grad, wanted, rtol=tolerance, atol=tolerance)
+    hooked = nn.Tanh()
+    hooked.register_forward_hook(lambda *_: None)
+    assert FrozenTanh.of(hooked) is None and FrozenTanh.of(nn.ReLU()) is None
+
+
+def test_a_twin_is_trained_with_its_original() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 4)
+    )
+    same, x = twin(model), torch.randn(5, 1, 8, 8)
+    kinds = [type(m) for m in same]
+    assert FrozenTanh in kinds and AveragePool2d in kinds and type(model[2]) is nn.Tanh
+    assert all(a is b for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    before = model.eval()(x).detach()
+    same.train()(x).square().sum().backward()
+    optimiser.step()
+    torch.testing.assert_close(model.eval()(x), same.eval()(x), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(x), before) and int(model[1].num_batches_tracked) == 1
+
+
+def test_no_twin_of_modules_that_may_bind_their_buffers_anew() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls = self.calls + 1
+            return x
+
+    model = nn.Sequential(Counting(), nn.Tanh())
+    assert twin(model) is model

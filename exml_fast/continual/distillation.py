@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast._native import reused_memory
 from exml_fast.continual.buffer import ImageBuffer
 from exml_fast.continual.calibration import ResponseCalibration
 from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
@@ -25,6 +26,7 @@ from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
+from exml_fast.inversion.twin import twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
@@ -98,11 +100,12 @@ class Augmentation:
             return F.grid_sample(images - low, grid, align_corners=False) + low
         if not self.shift:
             return images
-        padded = F.pad(images - low, [self.shift] * 4) + low
-        rows_at = torch.arange(height, device=device) + (shift[1] + self.shift)[:, None]
-        columns_at = torch.arange(width, device=device) + (shift[0] + self.shift)[:, None]
-        number = torch.arange(count, device=device)[:, None, None]
-        return padded.permute(0, 2, 3, 1)[number, rows_at[:, :, None], columns_at[:, None]].permute(0, 3, 1, 2)
+        side = self.shift
+        padded = images.new_empty(count, images.shape[1], height + 2 * side, width + 2 * side)
+        padded[:] = low
+        padded[:, :, side : side + height, side : side + width] = images
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: windows[n, :, down, right]
+        return windows[torch.arange(count, device=device), :, shift[1] + side, shift[0] + side]
 
 
 @dataclass(frozen=True)
@@ -435,6 +438,7 @@ class _Run:
             arguments = {k: v for k, v in first.arguments.items() if k != "num_classes"}
             self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
             self.model = create(self.architecture, **self.arguments).to(self.device)
+        self.student = twin(_placed(self.model, self.device))
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -475,7 +479,7 @@ class _Run:
             expert = self._read_expert()
             if not self.generated:
                 self._generate(expert)
-            with Meter(self.device) as meter:
+            with Meter(self.device) as meter, reused_memory():
                 self._distil(expert)
             self.peak_mb[-1]["distil"] = meter.peak_mb
             # Or the next expert would be read beside this one and its fused copy, which torch.fx leaves in cycles.
@@ -483,7 +487,7 @@ class _Run:
             del expert
             if large:
                 gc.collect()
-            self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.previous = copy.deepcopy(self.student).eval().requires_grad_(False)
             self.expert_index, self.generated, self.step = self.expert_index + 1, False, 0
             if evaluate is not None:
                 with Meter(self.device) as meter:
@@ -507,8 +511,7 @@ class _Run:
         except (ValueError, OSError) as error:
             learned = f"the {number} before it are learned" if number else "none is learned yet"
             raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
-        expert.model.to(self.device)
-        return expert
+        return Expert(twin(_placed(expert.model, self.device)), expert.card)
 
     def _generate(self, expert: Expert) -> None:
         count = self.config.buffer_size // (1 if self.once else self.expert_index + 1)
@@ -573,7 +576,7 @@ class _Run:
         block_steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // batch_bytes))
         parameters = self.optimizer.param_groups[0]
         last_written = self.step
-        self.model.train()
+        self.student.train()
         while self.step < config.iterations:
             started = time.perf_counter()
             steps = min(block_steps, config.iterations - self.step)
@@ -589,7 +592,7 @@ class _Run:
             for batch, batch_goal, batch_mask, batch_labels in batches:
                 parameters["lr"] = config.rate(self.step)
                 term, ce = distillation_loss(
-                    self.model(batch), batch_goal, batch_mask, batch_labels, teachers.seen, config
+                    self.student(batch), batch_goal, batch_mask, batch_labels, teachers.seen, config
                 )
                 self.optimizer.zero_grad(set_to_none=True)
                 (term + config.lambda_ce * ce).backward()
@@ -721,7 +724,7 @@ class _Run:
         self.initial = state["initial"]
         self.model.load_state_dict(state["model"])
         if state["previous"] is not None:
-            self.previous = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self.previous = copy.deepcopy(self.student).eval().requires_grad_(False)
             self.previous.load_state_dict(state["previous"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
@@ -802,6 +805,12 @@ def _heads(run: _Run) -> Tensor:
             )
         heads[members[:, None], members] = True
     return heads
+
+
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` on the device; on a CPU in the order of memory in which its convolutions are faster."""
+    model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]
 
 
 def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

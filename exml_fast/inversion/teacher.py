@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
-from exml_fast.inversion.pooling import AveragePool2d
 from exml_fast.inversion.statistics import (
     LayerStatistics,
     StatisticsCapture,
@@ -22,6 +21,7 @@ from exml_fast.inversion.statistics import (
     observe,
     pooled_statistics,
 )
+from exml_fast.inversion.twin import substitute
 
 __all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
 
@@ -162,10 +162,7 @@ class FrozenTeacher:
         self.model, self._notes, inputs = self._fuse(original, example, expected)
         self._order = _order_of(calls, [layer.name for layer in self._tape])
         self.matched_calls = len(self._tape if self._observed is None else self._observed)
-        for name, module in list(self.model.named_modules()):
-            pool = AveragePool2d.of(module)
-            if pool is not None:
-                self.model.set_submodule(name, pool)
+        substitute(self.model)
         convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
         self._memory_format = torch.channels_last if convolutions else torch.contiguous_format
         self._cast_inputs_of_others()

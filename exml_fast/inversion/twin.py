@@ -1,0 +1,37 @@
+"""The same network by our ops, where they are faster than PyTorch's modules."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from exml_fast.inversion.activation import FrozenTanh
+from exml_fast.inversion.pooling import AveragePool2d
+
+__all__ = ["substitute", "twin"]
+
+
+def substitute(model: nn.Module) -> None:
+    """Average poolings and hyperbolic tangents inside ``model`` become ours."""
+    for name, module in list(model.named_modules()):
+        same = AveragePool2d.of(module) or FrozenTanh.of(module)
+        if same is not None and name:
+            model.set_submodule(name, same)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` by our ops that shares its parameters and buffers: training one trains the other.
+
+    ``model`` itself where one of its own modules has buffers: it might bind them anew instead of changing them.
+    """
+    if any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    made = copy.deepcopy(model, shared)
+    substitute(made)
+    return made
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
