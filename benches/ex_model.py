@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from measure import RESULTS, as_row, rotating, write_results
 from torch import Tensor, nn
 
-from exml_fast import DistillationConfig, ExModelDistillation, ExpertStream, InputSpec, Recipe, Synthesizer, recipes
+from exml_fast import DistillationConfig, ExModelDistillation, ExpertStream, InputSpec, Synthesizer, recipes
 from exml_fast.continual import Card, Expert
 from exml_fast.inversion import Result
 from exml_fast.models import create
@@ -56,13 +56,13 @@ def random_experts() -> list[Expert]:
     return experts
 
 
-def images_of_each(config: DistillationConfig = CONFIG) -> list[int]:
+def images_of_each() -> list[int]:
     """How many each expert is asked for (Alg. 1)."""
-    return [config.buffer_size // (i + 1) for i in range(EXPERTS)]
+    return [CONFIG.buffer_size // (i + 1) for i in range(EXPERTS)]
 
 
-def batches(images: int, recipe: Recipe = RECIPE) -> int:
-    return math.ceil(images / recipe.batch_size)
+def batches(images: int) -> int:
+    return math.ceil(images / RECIPE.batch_size)
 
 
 # Published style.
@@ -71,11 +71,11 @@ def batches(images: int, recipe: Recipe = RECIPE) -> int:
 class PublishedInversion:
     """The generation's step."""
 
-    def __init__(self, model: nn.Module, labels: Tensor, start: Tensor, recipe: Recipe = RECIPE) -> None:
-        self.model, self.labels, self.recipe = copy.deepcopy(model), labels, recipe
+    def __init__(self, model: nn.Module, labels: Tensor, start: Tensor) -> None:
+        self.model, self.labels, self.recipe = copy.deepcopy(model), labels, RECIPE
         self.model.requires_grad_(True).eval()
         self.x = start.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.x], recipe.lr)
+        self.optimizer = torch.optim.Adam([self.x], RECIPE.lr)
         line = torch.exp(-torch.arange(-(BLUR_SIDE // 2), BLUR_SIDE // 2 + 1).float().square() / (2 * BLUR_SIGMA**2))
         line = line / line.sum()
         self.kernel = torch.outer(line, line)[None, None]
@@ -106,12 +106,12 @@ class PublishedDistillation:
 
     def __init__(
         self, student: nn.Module, expert: Expert, previous: nn.Module | None, known: list[int], images: Tensor,
-        labels: Tensor, config: DistillationConfig = CONFIG,
+        labels: Tensor,
     ) -> None:  # fmt: skip
-        self.student, self.previous, self.config = copy.deepcopy(student).train(), previous, config
+        self.student, self.previous, self.config = copy.deepcopy(student).train(), previous, CONFIG
         self.expert = copy.deepcopy(expert.model).eval()
         self.classes, self.known, self.images, self.labels = list(expert.classes), known, images, labels
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=CONFIG.lr)
         self.low = float(SPEC.bounds()[0])
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def hours(inversion_ms: float, steps: list[float], distillation_ms: tuple[float,
     return (inversion_ms * sum(steps) + distilled + 1e3 * prepared * EXPERTS) / 3600e3
 
 
-def early_stop(experts: list[Expert], rounds: int) -> dict[str, list[float]]:
+def early_stop(experts: list[Expert]) -> dict[str, list[float]]:
     """Steps of batches an expert with the stop at 0.99, from one batch of each: ours by image, published by batch."""
     recipe = RECIPE.replace(stop_confidence=0.99)
     steps: dict[str, list[float]] = {"published": [], "ours": []}
@@ -267,7 +267,7 @@ def main() -> None:
     steps = [float(RECIPE.steps * batches(count)) for count in images_of_each()]
     plans = {"all steps": {"published": steps, "ours": steps}}
     if arguments.experts:
-        plans["stop at 0.99"] = early_stop(experts, arguments.rounds)
+        plans["stop at 0.99"] = early_stop(experts)
     rows = []
     for plan, wanted in plans.items():
         for precision in arguments.precisions:
