@@ -55,3 +55,13 @@ def test_adversarial_training_of_digits(capsys: pytest.CaptureFixture[str]) -> N
         float(line.split("pgd ")[1].rstrip("%")) for line in capsys.readouterr().out.splitlines() if "pgd" in line
     )
     assert robust > plain + 10
+
+
+def test_a_stream_is_learned_in_two_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "learn_from_experts.py"))
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("stopped") and len(lines) == 2 and last.startswith("average")
+    assert (tmp_path / "buffer" / "buffer.images").is_file()
