@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -119,4 +120,11 @@ def test_no_twin_of_modules_that_may_bind_their_buffers_anew() -> None:
             return x
 
     model = nn.Sequential(Counting(), nn.Tanh())
+    assert twin(model) is model
+
+
+def test_no_twin_of_what_cannot_be_copied() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    model(torch.zeros(1, 2))
     assert twin(model) is model

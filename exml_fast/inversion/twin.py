@@ -23,12 +23,16 @@ def substitute(model: nn.Module) -> None:
 def twin(model: nn.Module) -> nn.Module:
     """A copy of ``model`` by our ops that shares its parameters and buffers: training one trains the other.
 
-    ``model`` itself where one of its own modules has buffers: it might bind them anew instead of changing them.
+    ``model`` itself where one of its own modules has buffers (it might bind them anew instead of changing them), or
+    where it cannot be copied.
     """
     if any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    made = copy.deepcopy(model, shared)
+    try:
+        made = copy.deepcopy(model, shared)
+    except RuntimeError:  # it holds tensors of a graph, as torch.nn.utils.prune leaves them
+        return model
     substitute(made)
     return made
 
