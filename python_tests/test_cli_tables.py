@@ -51,6 +51,7 @@ def test_presets_are_as_published(name: str) -> None:
 
 
 def test_presets_hold_the_appendix() -> None:
+    assert "replay" not in settings_of({"strategies": ["all"]}).strategies
     nc, mt, ni = (learn_preset(f"carta2022/{name}") for name in ("mnist-nc", "cifar10-mt", "core50-ni"))
     assert studies.config(nc["distillation"]) == DistillationConfig()
     assert (nc["expert_lr"], nc["epochs"], nc["classes_per_step"]) == (0.01, 20, [2])
@@ -87,6 +88,7 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("parts = 'many'", "parts must be of type int, got 'many'"),
         ("strategies = ['magic']", "--strategy must be one of"),
         ("distillation = { rate = 3 }", "no field 'rate'"),
+        ("seeds = 3", "'seeds' is an option of the command"),
     ):
         own.write_text(f'task = "learn"\n{line}\n')
         assert message in call("learn", "--preset", own, "--out", tmp_path / "bad", code=2).output

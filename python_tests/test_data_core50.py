@@ -57,3 +57,11 @@ def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:
     (tmp_path / "s1" / "o1" / "C_02_01_000.png").rename(tmp_path / "s1" / "o1" / "C_01_01_000.png")
     with pytest.raises(ValueError, match="s1/o2 is missing"):
         load(str(tmp_path))
+
+
+def test_by_name_it_is_looked_for_in_the_root(core50: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "core50_128x128").symlink_to(core50, target_is_directory=True)
+    assert load("core50", tmp_path).name == "core50"
+    with pytest.raises(ValueError, match=r"no such folder: .*elsewhere/core50_128x128; CORe50's core50_128x128\.zip"):
+        load("core50", tmp_path / "elsewhere")

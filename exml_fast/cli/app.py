@@ -494,10 +494,11 @@ def learn(
             usual.get("distillation", {}) | _given(buffer_size=buffer, iterations=iterations)
             | parse_pairs("--distillation", distillation)
         )  # fmt: skip
+        if buffer_dir is not None:
+            values["buffer_dir"] = str(buffer_dir)
         given = Settings(
             **values, data_root=data_root, seed=seed, seeds=seeds, device=_device(device),
             experts=None if experts is None else str(experts),
-            buffer_dir=None if buffer_dir is None else str(buffer_dir),
         )  # fmt: skip
         given.check()
         if not resume:

@@ -16,7 +16,7 @@ from typing import Any
 
 from exml_fast import reproduce
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.study import Settings, Study
+from exml_fast.cli.study import DATA_FREE, Settings, Study
 from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
 
 __all__ = ["choose", "learn_preset", "settings_of"]
@@ -36,14 +36,18 @@ def learn_preset(name: str | Path) -> dict[str, Any]:
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
-    """Checked settings; ValueError for a name or a type that they have not."""
+    """Checked settings; ValueError for a name or a type that they have not, or what the command decides."""
     for name, value in values.items():
+        if name in OF_THE_RUN:
+            raise ValueError(f"preset: {name!r} is an option of the command")
         kind = KINDS.get(name)
         if kind is None:
             raise ValueError(f"preset: {name!r} is not a setting of learn; expected one of {', '.join(KINDS)}")
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
             raise ValueError(f"preset: {name} must be of type {kind.__name__}, got {value!r}")
     settings = Settings(**values)
+    if "all" in settings.strategies:
+        settings.strategies = DATA_FREE
     settings.check()
     return settings
 
@@ -111,8 +115,6 @@ def _finished(preset: Preset, run: Whole, outcome: Outcome) -> Iterator[tuple[St
     report = run.progress if isinstance(run.progress, Reporter) else Reporter()
     chosen: dict[str, Settings] = {}
     for name, values in _planned(preset).items():
-        if fixed := [key for key in OF_THE_RUN if key in values]:
-            raise ValueError(f"preset: {fixed[0]!r} is an option of the command")
         chosen[name] = dataclasses.replace(
             settings_of(values), device=run.device, data_root=run.data_root, seed=run.seeds[0], seeds=len(run.seeds)
         )

@@ -511,7 +511,8 @@ class _Run:
         except (ValueError, OSError) as error:
             learned = f"the {number} before it are learned" if number else "none is learned yet"
             raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
-        return Expert(twin(_placed(expert.model, self.device)), expert.card)
+        # A copy: whose expert it is may go on using it as it was.
+        return Expert(_placed(twin(expert.model, shared=False), self.device), expert.card)
 
     def _generate(self, expert: Expert) -> None:
         count = self.config.buffer_size // (1 if self.once else self.expert_index + 1)

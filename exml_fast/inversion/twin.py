@@ -20,17 +20,17 @@ def substitute(model: nn.Module) -> None:
             model.set_submodule(name, same)
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` by our ops that shares its parameters and buffers: training one trains the other.
+def twin(model: nn.Module, shared: bool = True) -> nn.Module:
+    """A copy of ``model`` by our ops; with the same parameters and buffers: training one trains the other.
 
-    ``model`` itself where one of its own modules has buffers (it might bind them anew instead of changing them), or
-    where it cannot be copied.
+    ``model`` itself where one of its own modules has buffers to share (it might bind them anew instead of changing
+    them), or where it cannot be copied. ``shared=False``: with tensors of its own.
     """
-    if any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
+    if shared and any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
         return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    tensors = (*model.parameters(), *model.buffers()) if shared else ()
     try:
-        made = copy.deepcopy(model, shared)
+        made = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except RuntimeError:  # it holds tensors of a graph, as torch.nn.utils.prune leaves them
         return model
     substitute(made)
