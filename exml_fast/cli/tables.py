@@ -16,7 +16,7 @@ from typing import Any
 
 from exml_fast import reproduce
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.study import DATA_FREE, Settings, Study
+from exml_fast.cli.study import ALL, Settings, Study
 from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
 
 __all__ = ["choose", "learn_preset", "settings_of"]
@@ -47,7 +47,7 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
             raise ValueError(f"preset: {name} must be of type {kind.__name__}, got {value!r}")
     settings = Settings(**values)
     if "all" in settings.strategies:
-        settings.strategies = DATA_FREE
+        settings.strategies = ALL
     settings.check()
     return settings
 
