@@ -61,9 +61,9 @@ def same(one: Any, two: Any) -> bool:
 # A buffer on disk
 
 
-@pytest.mark.parametrize("live", [True, False])
-def test_a_buffer_on_disk_changes_nothing(tmp_path: Path, live: bool) -> None:
-    config = dataclasses.replace(QUICK, live_targets=live, augmentation=Augmentation(2 if live else 0))
+@pytest.mark.parametrize("targets", ["live", "fixed", "stored"])
+def test_a_buffer_on_disk_changes_nothing(tmp_path: Path, targets: str) -> None:
+    config = dataclasses.replace(QUICK, targets=targets)
     in_memory = learn(ExpertStream(trained()), None, config)
     on_disk = learn(ExpertStream(trained()), tmp_path / "checkpoints", config, buffer_dir=tmp_path / "images")
     assert same(in_memory, on_disk) and in_memory.evaluations == on_disk.evaluations
