@@ -1,0 +1,123 @@
+"""What makes the outputs of experts that never met comparable? Ensembles and ex-models on sets kept for such choices.
+
+Five experts of two classes each; accuracy over all classes, on USPS and Fashion-MNIST: no choice is made on MNIST.
+An ensemble answers with the highest of all experts' own logits, after it has scaled them by what is named; an ex-model
+is distilled from them by the stream's protocol with few steps.
+
+python benches/calibration.py --data usps --experts experts/usps
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from measure import RESULTS, write_results
+from torch import Tensor
+
+from exml_fast.cli.study import Settings, train_experts
+from exml_fast.continual import (
+    DistillationConfig,
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    Procedural,
+    ResponseCalibration,
+    stream_accuracy,
+)
+from exml_fast.data import SOURCES, ImageData, load
+
+IMAGES = 20000
+SHARES = (0.2, 0.01, 0.001, 0.0001)
+ASCENT_STEPS, ASCENT_LR, ASCENT_IMAGES = 60, 0.05, 64
+QUICK = {
+    "iterations": 600, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "lambda_ce": 0.0,
+    "targets": "stored", "augmentation": {"shift": 0},
+}  # fmt: skip
+
+
+def own_logits(experts: list[Expert], images: Tensor) -> Tensor:
+    """(N, K): each class's logit by the expert of the class."""
+    found = torch.zeros(len(images), len({c for e in experts for c in e.classes}))
+    for expert in experts:
+        found[:, list(expert.classes)] = expert.logits(images)[:, expert.positions(expert.classes)]
+    return found
+
+
+def highest_reachable(experts: list[Expert]) -> Tensor:
+    """(K,) mean logit of images that ascend it from noise, within the range of pixels."""
+    found = torch.zeros(len({c for e in experts for c in e.classes}))
+    for expert in experts:
+        low, high = expert.input_spec.bounds()
+        for unit, column in zip(expert.classes, expert.positions(expert.classes).tolist(), strict=True):
+            images = torch.randn(ASCENT_IMAGES, *expert.input_spec.shape, generator=torch.Generator().manual_seed(unit))
+            images = (0.5 * images).requires_grad_()
+            adam = torch.optim.Adam([images], lr=ASCENT_LR)
+            for _ in range(ASCENT_STEPS):
+                adam.zero_grad()
+                (-expert.model(images)[:, column].sum()).backward()
+                adam.step()
+                with torch.no_grad():
+                    images.copy_(torch.minimum(torch.maximum(images, low), high))
+            found[unit] = expert.logits(images.detach())[:, column].mean()
+    return found
+
+
+def ensembles(experts: list[Expert], data: ImageData) -> list[dict[str, object]]:
+    logits = own_logits(experts, data.spec.prepare(data.test.images))
+
+    def row(what: str, source: str, scaled: Tensor) -> dict[str, object]:
+        accuracy = 100 * float((scaled.argmax(1) == data.test.labels).double().mean())
+        print(f"ensemble  {what:44} {source:16} {accuracy:5.1f} %", flush=True)
+        return {"kind": "ensemble", "what": what, "source": source, "accuracy": round(accuracy, 2)}
+
+    rows = [row("as they are", "", logits)]
+    for name, source in SOURCES.items():
+        responses = own_logits(experts, source().draw(IMAGES, data.spec, torch.Generator().manual_seed(0)))
+        mean, deviation = responses.mean(0), responses.std(0)
+        rows += [row("minus mean", name, logits - mean), row("standardised", name, (logits - mean) / deviation)]
+        for share in SHARES:
+            highest = responses.topk(round(share * IMAGES), 0).values.mean(0)
+            rows.append(row(f"over the mean of the highest {100 * share:g} %", name, logits / highest))
+    rows.append(row("over the highest that ascent reaches", "ascent", logits / highest_reachable(experts)))
+    own = own_logits(experts, data.spec.prepare(data.train.images))
+    real = torch.stack([own[data.train.labels == c, c].mean() for c in data.classes])
+    rows.append(row("over the mean of the class's real images", "(real data)", logits / real))
+    return rows
+
+
+def ex_models(stream: ExpertStream, data: ImageData, seed: int) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for name, source in SOURCES.items():
+        for what, calibrated, loss, ce in (
+            ("logits as they are, MSE", False, "mse", 0.0), ("calibrated, MSE", True, "mse", 0.0),
+            ("calibrated, KL", True, "kl", 0.0), ("calibrated, KL, cross-entropy on the labels", True, "kl", 1.0),
+        ):  # fmt: skip
+            config = DistillationConfig.from_dict({**QUICK, "loss": loss, "lambda_ce": ce})
+            calibration = ResponseCalibration(source()) if calibrated else None
+            method = ExModelDistillation(Procedural(source()), config, seed=seed, calibration=calibration)
+            accuracy = 100 * stream_accuracy(method.run(stream).expert, data, stream.experiences)
+            print(f"ex-model  {what:44} {name:16} {accuracy:5.1f} %", flush=True)
+            rows.append({"kind": "ex-model", "what": what, "source": name, "accuracy": round(accuracy, 2)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="usps")
+    parser.add_argument("--data-root")
+    parser.add_argument("--experts", type=Path, required=True, help="Folder; experts are trained into it if missing.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load(arguments.data, arguments.data_root)
+    settings = Settings(data=arguments.data, seed=arguments.seed)
+    stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)  # type: ignore[arg-type]
+    rows = ensembles(list(stream), data) + ex_models(stream, data, arguments.seed)
+    write_results(arguments.json or RESULTS / f"calibration-{data.name}.json", rows)
+
+
+if __name__ == "__main__":
+    main()
