@@ -20,7 +20,14 @@ from typer.testing import CliRunner, Result
 
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
-from exml_fast.continual import Expert, ExpertStream, new_classes, train_stream
+from exml_fast.continual import (
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    ResponseCalibration,
+    new_classes,
+    train_stream,
+)
 from exml_fast.inversion import Result as Inverted
 from exml_fast.metering import Meter
 from exml_fast.storage import load_json
@@ -271,14 +278,38 @@ def test_auxiliary_data_from_a_file(npz: Path, experts: Path, tmp_path: Path) ->
     assert (tmp_path / "run" / "ex-model" / "card.json").is_file()
 
 
+@pytest.mark.parametrize("calibration", [None, "none", "pen-strokes"])
+def test_learn_from_random_images(
+    npz: Path, experts: Path, tmp_path: Path, calibration: str | None, monkeypatch
+) -> None:
+    """Distilled with settings of their own, calibrated on themselves unless another source is named."""
+    seen: list[Any] = []
+    kept = ExModelDistillation.__init__
+
+    def spy(self: Any, *args: Any, **options: Any) -> None:
+        seen.append((args[1], options["calibration"]))
+        kept(self, *args, **options)
+
+    monkeypatch.setattr(ExModelDistillation, "__init__", spy)
+    monkeypatch.setattr(ResponseCalibration, "scale", lambda self, expert, generator: torch.ones(len(expert.classes)))
+    more = [] if calibration is None else ["--calibration", calibration]
+    arguments = ("--data", npz, "--experts", experts, "--strategy", "dead-leaves", *QUICK_LEARN, *more)
+    row = as_json("learn", *arguments, "--out", tmp_path / "run")["rows"][0]
+    assert row["name"] == "Dead Leaves" and row["note"].startswith("random images, what is known: natural images")
+    ((config, found),) = seen
+    assert config.targets == "stored" and config.loss == "kl" and config.iterations < 2000
+    source = {None: "DeadLeaves", "pen-strokes": "PenStrokes"}.get(calibration)
+    assert (found and found.describe()["source"]["source"]) == source
+
+
 def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     tiny = ("--steps", 2, "--iterations", 10, "--buffer", 40, "--epochs", 1)
     summary = as_json("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads)
     names = [row["name"] for row in summary["rows"]]
     assert names == [
-        "Model Inversion", "Data Impression", "Oracle", "Ensemble Avg.", "Min. Entropy", "Param. Avg.",
-        "Model Inversion, joint expert", "Data Impression, joint expert", "Joint training",
+        "Model Inversion", "Data Impression", "Natural Fields", "Oracle", "Ensemble Avg.", "Min. Entropy",
+        "Param. Avg.", "Model Inversion, joint expert", "Data Impression, joint expert", "Joint training",
     ]  # fmt: skip
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("results", "samples", "accuracy", "confusion", "similarity", "time", "settings"):
@@ -294,6 +325,7 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
         (("train-experts", "--scenario", "other"), "--scenario must be one of"),
         (("train-experts", "--data", "nothing"), "no data set 'nothing'"),
         (("learn", "--strategy", "magic"), "--strategy must be one of"),
+        (("learn", "--calibration", "magic"), "--calibration must be one of"),
         (("learn", "--experts", "/nowhere"), "no such folder"),
         (("learn", "--inversion", "stepz=3"), "did you mean 'steps'"),
         (("learn", "--distillation", "rate=3"), "no field 'rate'"),

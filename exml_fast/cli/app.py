@@ -106,6 +106,7 @@ Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 ne
 SMALL: dict[str, dict[str, Any]] = {
     "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01, "stop_confidence": None},
     "distillation": {"buffer_size": 300, "iterations": 800, "lr": 0.02},
+    "random_images": {"buffer_size": 1000, "iterations": 400},
 }
 PUBLISHED: dict[str, dict[str, Any]] = {"inversion": {}, "distillation": {"buffer_size": 5000, "iterations": 30000}}
 
@@ -458,7 +459,10 @@ def learn(
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help=f"Experts' logits on one scale, by images of {', '.join(SOURCES)}.", show_default=False),
+        typer.Option(
+            help=f"Experts' logits on one scale, by {', '.join(SOURCES)}, or none; random images: their own.",
+            show_default=False,
+        ),
     ] = None,
     architecture: Architecture = "lenet5",
     argument: Argument = None,
@@ -490,10 +494,9 @@ def learn(
         if "all" in values["strategies"]:
             values["strategies"] = ALL
         values["inversion"] = usual.get("inversion", {}) | _given(steps=steps) | parse_pairs("--inversion", inversion)
-        values["distillation"] = (
-            usual.get("distillation", {}) | _given(buffer_size=buffer, iterations=iterations)
-            | parse_pairs("--distillation", distillation)
-        )  # fmt: skip
+        asked = _given(buffer_size=buffer, iterations=iterations) | parse_pairs("--distillation", distillation)
+        for table in ("distillation", "random_images"):
+            values[table] = usual.get(table, {}) | asked
         if buffer_dir is not None:
             values["buffer_dir"] = str(buffer_dir)
         given = Settings(
@@ -595,21 +598,24 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """All of it in minutes: experts on digits, two ways to learn from them, baselines, joint training, a page."""
+    """All of it in minutes: experts on digits, three ways to learn from them, baselines, joint training, a page."""
     with Guard(context) as guard:
         _require_report()
+        asked = {"buffer_size": buffer, "iterations": iterations}
+        typed = {name: asked[name] for name in asked if was_typed(context, name.removesuffix("_size"))}
         given = Settings(
             data=data, data_root=data_root, classes_per_step=_sizes(classes_per_step), seed=seed,
-            device=_device(device), epochs=epochs, strategies=list(RECIPES),
+            device=_device(device), epochs=epochs, strategies=["model-inversion", "data-impression", "natural-fields"],
             inversion=SMALL["inversion"] | {"steps": steps},
-            distillation=SMALL["distillation"] | {"buffer_size": buffer, "iterations": iterations},
+            distillation=SMALL["distillation"] | asked, random_images=SMALL["random_images"] | typed,
         )  # fmt: skip
         given.check()
         if not resume:
             load(data, data_root)
         settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
         _use_threads(used_threads)
-        joint_settings = Settings(**{**asdict(settings), "scenario": "joint"})
+        inverting = [name for name in settings.strategies if name in RECIPES]
+        joint_settings = Settings(**{**asdict(settings), "scenario": "joint", "strategies": inverting})
         with Reporter() as report:
             study = Study(settings, out, report, "stream")
             study.run()
@@ -751,7 +757,9 @@ def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
             recipe = settings.recipe(strategy)
             shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
     fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")
-    shown["Distillation"] = {field: getattr(study.config, field) for field in fields}
+    for strategy in settings.strategies:
+        name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
+        shown[name] = {field: getattr(settings.config(strategy), field) for field in fields}
     shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
     return shown
 

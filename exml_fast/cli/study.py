@@ -80,6 +80,11 @@ RECIPES = {
     "data-impression": "data_impressions",
     "adaptive-inversion": "model_inversion",
 }
+# How an ex-model learns from random images: from calibrated logits that are kept with the images (docs/ex_model.md).
+RANDOM_IMAGES: dict[str, Any] = {
+    "iterations": 2000, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "loss": "kl",
+    "lambda_ce": 0.0, "targets": "stored", "augmentation": {"shift": 0},
+}  # fmt: skip
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
     "Ensemble Avg.": EnsembleAverage,
@@ -161,7 +166,10 @@ class Settings:
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
+    random_images: dict[str, Any] = field(default_factory=dict)
+    """Fields of the distillation with the strategies of random images, over RANDOM_IMAGES, in place of those above."""
     calibration: str | None = None
+    """A source for all strategies, or "none"; by default random images calibrate the experts on themselves."""
     buffer_dir: str | None = None
 
     def expert_epochs(self) -> int:
@@ -175,6 +183,18 @@ class Settings:
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
         return recipes.get(f"{RECIPES[strategy]}/{self.variant}").replace(**self.inversion)
+
+    def config(self, strategy: str) -> DistillationConfig:
+        """How the ex-model is distilled with a strategy."""
+        if strategy in SOURCES:
+            return config(RANDOM_IMAGES | self.random_images)
+        task_known = {"task_labels": True} if self.scenario == "multi-task" else {}
+        return config(task_known | self.distillation)
+
+    def calibration_of(self, strategy: str) -> ResponseCalibration | None:
+        """On what the experts' logits are calibrated with a strategy."""
+        source = self.calibration or (strategy if strategy in SOURCES else "none")
+        return None if source == "none" else ResponseCalibration(SOURCES[source]())
 
     def published(self) -> dict[str, Any]:
         """For the file of results: without where files lie on this machine, which decides nothing."""
@@ -194,9 +214,10 @@ class Settings:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if not self.expert_lr > 0:
             raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
-        if self.calibration not in (None, *SOURCES):
-            raise ValueError(f"--calibration must be one of {list(SOURCES)}, got {self.calibration!r}")
-        config(self.distillation)
+        if self.calibration not in (None, "none", *SOURCES):
+            raise ValueError(f"--calibration must be one of {['none', *SOURCES]}, got {self.calibration!r}")
+        for strategy in self.strategies:
+            self.config(strategy)
         for strategy in set(self.strategies) & set(RECIPES):
             self.recipe(strategy)
 
@@ -264,8 +285,6 @@ class Study:
         self.data = load(settings.data, settings.data_root)
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
-        task_known = {"task_labels": True} if settings.scenario == "multi-task" else {}
-        self.config = config(task_known | settings.distillation)
         self._auxiliary: ImageData | None = None
         if "auxiliary-data" in settings.strategies:
             self._auxiliary = load(settings.auxiliary, settings.data_root)
@@ -371,10 +390,9 @@ class Study:
         self.report.prefix = self._prefix(STRATEGIES[name], seed)
         strategy = self._strategy(name)
         images = Path(self.settings.buffer_dir) / f"{name}-seed_{seed}" if self.settings.buffer_dir else None
-        calibration = self.settings.calibration
         method = ExModelDistillation(
-            strategy, self.config, seed=seed, device=self.settings.device, buffer_dir=images,
-            calibration=None if calibration is None else ResponseCalibration(SOURCES[calibration]()),
+            strategy, self.settings.config(name), seed=seed, device=self.settings.device, buffer_dir=images,
+            calibration=self.settings.calibration_of(name),
         )  # fmt: skip
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
@@ -492,9 +510,10 @@ class Study:
             epochs = self.settings.expert_epochs()
             taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
         if strategy is not None:
+            config = self.settings.config(strategy)
             if strategy not in SOURCES:  # a method of our own has no published length
-                taken["distillation steps"] = (self.config.iterations, published.iterations)
-            taken["images"] = (self.config.buffer_size, published.buffer)
+                taken["distillation steps"] = (config.iterations, published.iterations)
+            taken["images"] = (config.buffer_size, published.buffer)
         if strategy in RECIPES:
             taken["inversion steps"] = (self.settings.recipe(strategy).steps, published.steps)
         return [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]

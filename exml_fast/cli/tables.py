@@ -88,7 +88,7 @@ def run_sweep(preset: Preset, run: Whole) -> tuple[list[dict[str, Any]], Outcome
     rows: list[dict[str, Any]] = []
     lines: dict[str, list[tuple[float, float]]] = {}
     for study, found in _finished(preset, run, outcome):
-        size, first = study.config.buffer_size, not rows
+        size, first = study.settings.distillation["buffer_size"], not rows
         for row in found:
             if row["kind"] == "strategy":
                 short = [part for part in study.shorter(row["slug"]) if not part.endswith(" images")]
@@ -138,7 +138,8 @@ def _planned(preset: Preset) -> dict[str, dict[str, Any]]:
     if preset["task"] == "table":
         return {row: _merged(learn_preset(name), common) for row, name in preset["rows"].items()}
     base, sizes = _merged(learn_preset(preset["base"]), common), sorted(set(preset["sizes"]))
-    return {f"buffer {size}": _merged(base, {"distillation": {"buffer_size": size}}) for size in sizes}
+    held = {size: {"buffer_size": size} for size in sizes}
+    return {f"buffer {size}": _merged(base, {"distillation": one, "random_images": one}) for size, one in held.items()}
 
 
 def _experts_of(settings: Settings) -> str:
