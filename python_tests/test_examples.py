@@ -65,3 +65,13 @@ def test_a_stream_is_learned_in_two_goes(
     first, *lines, last = capsys.readouterr().out.splitlines()
     assert first.startswith("stopped") and len(lines) == 2 and last.startswith("average")
     assert (tmp_path / "buffer" / "buffer.images").is_file()
+
+
+@pytest.mark.slow
+def test_random_images_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "random_images.py"))
+    ensemble, ex_model = (float(line.split()[-1].rstrip("%")) for line in capsys.readouterr().out.splitlines())
+    assert ex_model > 80 and ex_model > ensemble - 5
