@@ -441,3 +441,36 @@ def test_our_own_hooks_do_not_hinder_a_copy() -> None:
     model.extra = pruned.weight  # a tensor with a graph
     with pytest.raises(ValueError, match="Swapped cannot be copied"):
         FrozenTeacher(model, SPEC)
+
+
+# Threads.
+
+
+@pytest.mark.parametrize("make", [FrozenTeacher, EagerTeacher])
+@pytest.mark.parametrize("layers", [(), ("conv*",)])
+def test_calls_from_several_threads_do_not_mix(make: type, layers: tuple[str, ...]) -> None:
+    model, _ = network("residual by operator")
+    batches = [torch.randn(n, *SPEC.shape) for n in (1, 2, 3, 4)]
+    teacher = make(model, SPEC, statistics=batches[3] if layers else "running", layers=layers)
+    expected = [observed(teacher, images) for images in batches]
+
+    def call(number: int) -> None:
+        for _ in range(25):
+            found = observed(teacher, batches[number])
+            assert len(found) == len(expected[number])
+            assert all(torch.equal(a, b) for a, b in zip(found, expected[number], strict=True))
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for done in [pool.submit(call, number) for number in range(len(batches))]:
+            done.result()
+
+
+def test_passes_that_run_again_in_the_backward_pass_are_not_counted() -> None:
+    class Checkpointed(Swapped):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    teacher, x = FrozenTeacher(Checkpointed(), SPEC, precision="float32"), torch.randn(2, *SPEC.shape)
+    for _ in range(2):
+        assert len(observed(teacher, x)) == 1 + 2 * 4 + 1
+    assert teacher._tape._entries is None

@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from exml_fast import ops
 from exml_fast.inversion.convolution import FrozenConv2d
-from exml_fast.inversion.statistics import LayerStatistics, Observer, is_batch_norm
+from exml_fast.inversion.statistics import LayerStatistics, Observer, Tape, is_batch_norm
 
 __all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
 
@@ -37,13 +37,11 @@ class FrozenBatchNorm(nn.Module):
     Args:
         layer: any BatchNorm with running statistics, affine or not.
         name: of the layer in its network.
-        tape: the list to append to.
+        tape: what to append to.
         activation: applied after the residual.
     """
 
-    def __init__(
-        self, layer: nn.Module, name: str, tape: list[LayerStatistics], activation: Activation | None = None
-    ) -> None:
+    def __init__(self, layer: nn.Module, name: str, tape: Tape, activation: Activation | None = None) -> None:
         super().__init__()
         self.name, self.tape, self.activation = name, tape, activation or Activation()
         mean, var, eps = layer.running_mean, layer.running_var, layer.eps
@@ -63,7 +61,7 @@ class FrozenBatchNorm(nn.Module):
         return y
 
 
-def fuse(model: nn.Module, example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:
+def fuse(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
     """``model`` traced, with every BatchNorm that keeps running statistics frozen, fused and recording.
 
     Args:
@@ -128,7 +126,7 @@ def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def replace_modules(model: nn.Module, _example: Tensor, tape: list[LayerStatistics]) -> tuple[nn.Module, str]:
+def replace_modules(model: nn.Module, _example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
     """The same without tracing: ``model`` itself, each BatchNorm by itself, under all names that it has."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -190,7 +188,7 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     return traced
 
 
-def _rewrite(traced: fx.GraphModule, tape: list[LayerStatistics]) -> Counter[str]:
+def _rewrite(traced: fx.GraphModule, tape: Tape) -> Counter[str]:
     graph, modules = traced.graph, dict(traced.named_modules())
     counts: Counter[str] = Counter()
     for node in list(graph.nodes):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ __all__ = [
     "LayerStatistics",
     "Observer",
     "StatisticsCapture",
+    "Tape",
     "bn_layers",
     "is_batch_norm",
     "match_running",
@@ -52,6 +55,34 @@ class LayerStatistics(NamedTuple):
     target_mean: Tensor
     """What the layer remembers, or what images gave."""
     target_var: Tensor
+
+
+class Tape(threading.local):
+    """Where the layers of a network put their statistics: each thread has the list of the pass that it takes.
+
+    What runs outside of :meth:`recording` is not kept: a network's code may run again in the backward pass
+    (torch.utils.checkpoint).
+    """
+
+    _entries: list[LayerStatistics] | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[list[LayerStatistics]]:
+        """The list that calls of this thread inside the block append to."""
+        before, self._entries = self._entries, []
+        try:
+            yield self._entries
+        finally:
+            self._entries = before
+
+    def append(self, entry: LayerStatistics) -> None:
+        """Add one call's statistics to the pass of this thread."""
+        if self._entries is not None:
+            self._entries.append(entry)
+
+    def __reduce__(self) -> tuple[type[Tape], tuple[()]]:
+        """Copies of a network share a tape of their own."""
+        return Tape, ()
 
 
 def bn_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -109,7 +140,7 @@ class Observer(nn.Module):
     ``norm``: the layer before it is an ``nn.LayerNorm`` over so many features, which may be the last dimension.
     """
 
-    def __init__(self, name: str, tape: list[LayerStatistics], norm: int | None = None) -> None:
+    def __init__(self, name: str, tape: Tape, norm: int | None = None) -> None:
         super().__init__()
         self.name, self.tape, self.norm = name, tape, norm
 
@@ -137,7 +168,7 @@ class _Observed(nn.Module):
         return output
 
 
-def observe(model: nn.Module, layers: Sequence[str], tape: list[LayerStatistics]) -> None:
+def observe(model: nn.Module, layers: Sequence[str], tape: Tape) -> None:
     """Put an :class:`Observer` behind each layer of ``model`` whose name is, or matches, one of ``layers``.
 
     Names as ``model.named_modules()`` gives them; ``*`` stands for anything, as in ``"blocks.*.norm1"``. ValueError

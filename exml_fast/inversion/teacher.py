@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.inversion.statistics import (
     LayerStatistics,
     StatisticsCapture,
+    Tape,
     bn_layers,
     observe,
     pooled_statistics,
@@ -73,10 +75,11 @@ class EagerTeacher:
         self.model = frozen_copy(model, device)
         self.dtype = dtype_of(self.model)
         self.precision = _name(self.dtype)
-        self._observed: list[LayerStatistics] | None = [] if layers else None
+        self._observed = Tape() if layers else None
         if self._observed is not None:
             observe(self.model, layers, self._observed)
         self._capture = StatisticsCapture(self.model)
+        self._one_at_a_time = threading.Lock()  # the capture belongs to the model
         self._targets: list[tuple[Tensor, Tensor]] | None = None
         device = device_of(self.model)
         self.num_classes = probe(self.model, torch.zeros(2, *spec.shape, dtype=self.dtype, device=device), spec).shape[
@@ -90,15 +93,16 @@ class EagerTeacher:
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
         """Logits (N, K) and statistics."""
         if self._observed is not None:
-            self._observed.clear()
-        with self._capture as capture:
+            with self._observed.recording() as layers:
+                return self.model(images.to(self.dtype)), _with_targets(layers, self._targets)
+        with self._one_at_a_time, self._capture as capture:
             logits = self.model(images.to(self.dtype))
             layers = []
             for call in capture.calls:
                 dims = [d for d in range(call.x.dim()) if d != 1]
                 var, mean = torch.var_mean(call.x, dims, correction=0)
                 layers.append(LayerStatistics("", mean, var, call.mean, call.var))
-        return logits, _with_targets(layers if self._observed is None else list(self._observed), self._targets)
+        return logits, _with_targets(layers, self._targets)
 
 
 class FrozenTeacher:
@@ -148,20 +152,21 @@ class FrozenTeacher:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         _check_statistics(statistics, layers, spec)
         self.device = device_of(model) if device is None else torch.device(device)
-        self._tape: list[LayerStatistics] = []
-        self._observed: list[LayerStatistics] | None = [] if layers else None
+        # Of named layers if there are any; then nobody reads what the BatchNorms write.
+        norms = Tape()
+        self._tape = Tape() if layers else norms
         self._targets: list[tuple[Tensor, Tensor]] | None = None
         own = dtype_of(model)
         example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
         original = frozen_copy(model, self.device)
-        if self._observed is not None:
-            observe(original, layers, self._observed)
+        if layers:
+            observe(original, layers, self._tape)
         with torch.no_grad(), _recorded_calls(original) as calls:
             expected = probe(original, example, spec)
         self.num_classes = expected.shape[1]
-        self.model, self._notes, inputs = self._fuse(original, example, expected)
-        self._order = _order_of(calls, [layer.name for layer in self._tape])
-        self.matched_calls = len(self._tape if self._observed is None else self._observed)
+        self.model, self._notes, inputs, matched = self._fuse(original, example, expected, norms)
+        self._order = _order_of(calls, matched)
+        self.matched_calls = len(matched)
         substitute(self.model)
         convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
         self._memory_format = torch.channels_last if convolutions else torch.contiguous_format
@@ -179,10 +184,9 @@ class FrozenTeacher:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
         """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls."""
-        self._clear()
-        logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
-        layers = [self._tape[i] for i in self._order] if self._observed is None else list(self._observed)
-        self._clear()
+        with self._tape.recording() as entries:
+            logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
+        layers = [entries[i] for i in self._order]
         return logits if logits.dtype == torch.float64 else logits.float(), _with_targets(layers, self._targets)
 
     @property
@@ -204,25 +208,20 @@ class FrozenTeacher:
             )
         return "\n".join([*lines, *self._notes])
 
-    def _clear(self) -> None:
-        self._tape.clear()
-        if self._observed is not None:
-            self._observed.clear()
-
     @torch.no_grad()
     def _fuse(
-        self, original: nn.Module, example: Tensor, expected: Tensor
-    ) -> tuple[nn.Module, list[str], dict[str, Tensor]]:
-        """By the first way that gives the network's own logits: the network, notes, and its convolutions' inputs.
+        self, original: nn.Module, example: Tensor, expected: Tensor, norms: Tape
+    ) -> tuple[nn.Module, list[str], dict[str, Tensor], list[str]]:
+        """By the first way that gives the network's own logits.
 
-        One entry of the tape is left for each BatchNorm call.
+        Returns:
+            The network, notes, its convolutions' inputs, and the layer's name for each call that is matched.
         """
         notes = []
         for way in (fuse, replace_modules):
             try:
-                model, line = way(original, example, self._tape)
-                self._clear()
-                with _recorded_inputs(model) as inputs:
+                model, line = way(original, example, norms)
+                with _recorded_inputs(model) as inputs, self._tape.recording() as entries:
                     logits = model(example)
             except Exception as failure:  # whatever the network's own code raises when it meets a proxy
                 message = str(failure).strip() or type(failure).__name__
@@ -230,7 +229,7 @@ class FrozenTeacher:
                 continue
             allowed = TRACING_ERROR * float(expected.abs().nan_to_num().max())
             if torch.allclose(logits, expected, rtol=0, atol=allowed, equal_nan=True):
-                return model, [line, *notes], inputs
+                return model, [line, *notes], inputs, [entry.name for entry in entries]
             error = float((logits - expected).abs().max())
             notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
         raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
@@ -257,7 +256,6 @@ class FrozenTeacher:
             logits, _ = self(x)
             torch.autograd.grad(logits.sum(), x, allow_unused=True)
         except Exception as failure:  # whatever the network's own code raises when dtypes are mixed
-            self._clear()
             return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
         largest = float(expected.abs().nan_to_num().max())
         allowed = largest * (TRACING_ERROR if self.dtype == example.dtype else HALF_ERROR)
