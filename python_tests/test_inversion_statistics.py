@@ -157,6 +157,33 @@ def test_bn_statistics_sees_the_input_before_it_is_changed() -> None:
     assert torch.allclose(statistics.loss(), expected)
 
 
+def test_bn_statistics_in_one_another() -> None:
+    model, x = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(2))).eval(), torch.randn(3, 2, 4, 4)
+    with BNStatistics(model) as outer:
+        with BNStatistics(model, "squared") as inner, BNStatistics(model[1]) as part:
+            model(x)
+        assert inner.loss() != outer.loss() and list(part.losses) == ["0"]
+        expected = inner.loss(), part.loss()
+        model(2 * x)
+        assert (inner.loss(), part.loss()) == expected
+        assert torch.allclose(outer.losses["0"], expected_distance(2 * x, model[0]))
+    assert hook_count(model) == 0
+
+
+def test_a_bn_statistics_that_is_active_is_not_entered_again() -> None:
+    model, x = nn.Sequential(nn.BatchNorm2d(2)).eval(), torch.randn(3, 2, 4, 4)
+    statistics = BNStatistics(model)
+    with statistics:
+        with pytest.raises(RuntimeError, match="active already: make another one"), statistics:
+            pass
+        model(x)
+        assert torch.allclose(statistics.loss(), expected_distance(x, model[0]))
+    assert hook_count(model) == 0
+    with statistics:
+        model(2 * x)
+    assert torch.allclose(statistics.loss(), expected_distance(2 * x, model[0]))
+
+
 def test_bn_statistics_errors() -> None:
     with pytest.raises(ValueError, match="Linear has none"):
         BNStatistics(nn.Linear(2, 2))

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert
+from exml_fast.inversion.convolution import Plan
 from exml_fast.inversion.memory import required_bytes
 from exml_fast.inversion.synthesizer import _mixed_batches
 from exml_fast.models import LeNet5
+from exml_fast.storage import load_checkpoint, save_checkpoint
 
 SPEC = InputSpec(1, (12, 12), (0.5,), (0.25,))
 CE = Recipe("ce", steps=20, batch_size=8, l2=1e-3, norm_squared=True, jitter=1, border="zero")
@@ -207,6 +209,49 @@ def test_an_interrupted_run_continues_bit_for_bit(
     assert torch.equal(result.images, expected.images)
     assert all(torch.equal(result.history[name], expected.history[name]) for name in expected.history)
     assert result.summary["steps_per_image"] == expected.summary["steps_per_image"]
+
+
+@pytest.mark.parametrize("steps", [7, 30])
+def test_a_run_of_another_device_continues(tmp_path: Path, steps: int) -> None:
+    """A file as CUDA writes it: plans of the library's, whatever this CPU would choose."""
+    recipe = BN.replace(steps=40, targets="dirichlet", similarity_minmax=False)
+    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    expected = Synthesizer(network(), SPEC, recipe, block=1).run(labels)
+
+    def interrupt(_stage: str, step: int, *_: object) -> None:
+        if step == steps + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Synthesizer(network(), SPEC, recipe, block=1).run(labels, checkpoint=path, progress=interrupt)
+    saved = load_checkpoint(path)
+    assert saved["state"]["step"] == steps
+    assert {value.device.type for value in saved["state"].values() if isinstance(value, Tensor)} == {"cpu"}
+    saved["plans"] = dict.fromkeys(saved["plans"], ("float32", (False, "library", "plain")))
+    save_checkpoint(path, saved)
+    continued = Synthesizer(network(), SPEC, recipe, block=1)
+    result = continued.run(labels, checkpoint=path)
+    assert continued.teacher.plans == {"0": ("float32", Plan())}
+    assert torch.equal(result.targets, expected.targets) and torch.equal(result.labels, expected.labels)
+    torch.testing.assert_close(result.history["loss"], expected.history["loss"], rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_run_begun_on_the_cpu_continues_on_cuda(tmp_path: Path) -> None:
+    recipe = BN.replace(steps=40, targets="dirichlet", similarity_minmax=False)
+    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+
+    def interrupt(_stage: str, step: int, *_: object) -> None:
+        if step == 20:
+            raise KeyboardInterrupt
+
+    options = {"precision": "float32", "block": 10}
+    with pytest.raises(KeyboardInterrupt):
+        Synthesizer(network(), SPEC, recipe, **options).run(labels, checkpoint=path, progress=interrupt)
+    expected = Synthesizer(network(), SPEC, recipe, **options).run(labels)
+    result = Synthesizer(network(), SPEC, recipe, device="cuda", **options).run(labels, checkpoint=path)
+    assert torch.equal(result.targets, expected.targets)
+    torch.testing.assert_close(result.history["loss"], expected.history["loss"], rtol=0.02, atol=1e-3)
 
 
 def test_progress_reports_each_block() -> None:

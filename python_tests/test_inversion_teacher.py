@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exml_fast import BNStatistics, InputSpec, Synthesizer, recipes
 from exml_fast.compat.deep_inversion import DeepInversionFeatureHook
-from exml_fast.inversion.convolution import FrozenConv2d, Plan
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan
 from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher
 from exml_fast.models import CifarResNet, LeNet5
 
@@ -290,6 +290,79 @@ def test_plans_of_another_teacher_give_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(observed(first, images), observed(second, images), strict=True))
 
 
+LIBRARY = {"0": ("float32", Plan()), "3": ("float32", Plan())}
+WRONG_PLANS = {
+    "no dict": ([1], "expected a dict, got list"),
+    "of another network": ({"0": LIBRARY["0"]}, r"expected the convolutions \['0', '3'\], got \['0'\]"),
+    "empty": ({}, r"got \[\]"),
+    "no pair": (LIBRARY | {"3": Plan()}, r"expected one of .* for '3', got Plan\("),
+    "no plan": (LIBRARY | {"3": ("float32", "library")}, r"for '3', got \('float32', 'library'\)"),
+    "of another dtype": (LIBRARY | {"0": ("float16", Plan())}, r"expected one of \('float32', 'bfloat16'\)"),
+    "unknown adjoint": (LIBRARY | {"0": ("float32", Plan(adjoint="magic"))}, "for '0', got .*magic"),
+    "of another shape": (LIBRARY | {"0": ("float32", Plan(adjoint="convolution"))}, "for '0', got .*convolution"),
+}
+
+
+def strided() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), *head(8)
+    ).eval()
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_wrong_plans_are_named(name: str) -> None:
+    plans, message = WRONG_PLANS[name]
+    with pytest.raises(ValueError, match=f"plans must be those of a teacher of the same network.*{message}"):
+        FrozenTeacher(strided(), SPEC, plans=plans)
+    model, x = strided(), torch.randn(2, *SPEC.shape)
+    torch.testing.assert_close(FrozenTeacher(model, SPEC, plans=LIBRARY)(x)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_plans_of_a_cpu_elsewhere() -> None:
+    """Packed weights are oneDNN's: on another device the library computes, with weights that are there."""
+    shape = ConvShape((2, 8, 8, 8), (6, 8, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
+    layer = FrozenConv2d(
+        nn.Conv2d(8, 6, 3, padding=1, device="meta"), torch.float32, shape, Plan(True, "convolution", "packed")
+    )
+    assert layer.plan == Plan() and layer.weight.stride() == (72, 1, 24, 8)
+    assert layer(torch.randn(2, 8, 8, 8, device="meta")).shape == (2, 6, 8, 8)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.randn(2, *SPEC.shape))])
+def test_torchscript_is_refused_in_one_line(make: Callable[[nn.Module], nn.Module]) -> None:
+    model = make(strided())
+    for use in (
+        lambda: FrozenTeacher(model, SPEC),
+        lambda: EagerTeacher(model, SPEC),
+        lambda: Synthesizer(model, SPEC),
+        lambda: BNStatistics(model),
+    ):
+        with pytest.raises(
+            ValueError, match=r"model must be a torch\.nn\.Module in Python.*ScriptModule \(Seq"
+        ) as found:
+            use()
+        assert "\n" not in str(found.value)
+    with pytest.raises(ValueError, match=r"model must be a torch\.nn\.Module, got str"):
+        FrozenTeacher("resnet50", SPEC)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("teacher", [FrozenTeacher, EagerTeacher])
+@pytest.mark.parametrize("half", ["all", "without BatchNorm"])
+def test_float16_is_taken_as_float32(teacher: type, half: str) -> None:
+    model, images = network("residual by operator")[0].eval().half(), torch.randn(4, *SPEC.shape) * 100
+    if half == "without BatchNorm":
+        for module in (model.bn1, model.bn2, model.bn3):
+            module.float()
+    options = {} if teacher is EagerTeacher else {"precision": "float32"}
+    found = observed(teacher(model, SPEC, **options), images)
+    expected = observed(teacher(copy.deepcopy(model).float(), SPEC, **options), images)
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(found, expected, strict=True))
+    assert model.conv1.weight.dtype == torch.float16
+    recipe = recipes.get("deep_inversion").replace(steps=3, targets="dirichlet")
+    result = Synthesizer(model, SPEC, recipe, engine=teacher is FrozenTeacher).run([0, 1])
+    assert result.images.dtype == result.logits.dtype == torch.float32 and result.summary["precision"] != "float16"
+
+
 def test_precision() -> None:
     model, _ = network("ResNet")
     with pytest.raises(ValueError, match="precision must be one of"):
@@ -473,4 +546,3 @@ def test_passes_that_run_again_in_the_backward_pass_are_not_counted() -> None:
     teacher, x = FrozenTeacher(Checkpointed(), SPEC, precision="float32"), torch.randn(2, *SPEC.shape)
     for _ in range(2):
         assert len(observed(teacher, x)) == 1 + 2 * 4 + 1
-    assert teacher._tape._entries is None

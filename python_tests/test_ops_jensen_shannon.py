@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -167,6 +168,23 @@ def test_a_logit_that_is_not_finite_gives_nan(device: str, bad: float, side: int
     assert grad.isnan().all(2).tolist() == [[False, True, False]] * 2
     assert grad.isnan().any(2).tolist() == [[False, True, False]] * 2
     assert ops.jensen_shannon(logits[0], logits[1]).isnan()
+
+
+@pytest.mark.parametrize("jensen_shannon", [ops.jensen_shannon, reference.jensen_shannon])
+@pytest.mark.parametrize("excluded", [1, 20])
+def test_a_class_that_both_exclude_gives_nan(device: str, jensen_shannon: Callable, excluded: int) -> None:
+    p, q = torch.randn(3, 20, device=device), torch.randn(3, 20, device=device)
+    finite = p.clone(), q.clone()
+    for logits, value in ((p, -float("inf")), (q, -float("inf")), (finite[0], -1e4), (finite[1], -1e4)):
+        logits[1, :excluded] = value
+    loss = jensen_shannon(p.requires_grad_(), q.requires_grad_(), reduction="none")
+    assert loss.isnan().tolist() == [False, True, False]
+    for grad in torch.autograd.grad(loss.sum(), (p, q)):
+        assert grad.isnan().all(1).tolist() == grad.isnan().any(1).tolist() == [False, True, False]
+    # What the docstring advises: classes that none gives any probability count for nothing.
+    if excluded == 1:
+        without = jensen_shannon(p[1:2, 1:], q[1:2, 1:])
+        torch.testing.assert_close(jensen_shannon(*finite, reduction="none")[1], without)
 
 
 def test_classes_without_a_clamp_all_count() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["ConvShape", "FrozenConv2d", "Plan", "fastest_plan"]
+__all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan"]
 
 # A packed convolution is prepared for the batch it will see, and timed with at most so many images.
 MEASURED_BATCH = 2
@@ -89,12 +89,13 @@ class FrozenConv2d(nn.Module):
         conv: padding mode "zeros"; numeric padding.
         dtype: float32, bfloat16 or float64.
         shape: of the input (N, C, H, W) that the plan is for; other sizes are computed correctly.
-        plan: see :class:`Plan`.
+        plan: see :class:`Plan`; for the CPU, elsewhere the library decides.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, shape: ConvShape, plan: Plan) -> None:
         super().__init__()
         weight = conv.weight.detach().to(dtype)
+        plan = plan if weight.device.type == "cpu" else Plan()
         self.dtype, self.shape, self.plan = dtype, shape, plan
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
@@ -115,13 +116,10 @@ class FrozenConv2d(nn.Module):
         """(N, C, H, W) to (N, K, H', W') in ``dtype``."""
         s = self.shape
         x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
-        packed, prepared, adjoint = self.packed, self.prepared, self.plan.adjoint
-        if x.device.type != "cpu":
-            packed = prepared = None
-            adjoint = "library"
         result: Tensor = torch.ops.exml._frozen_conv2d(
-            x, self.weight, self.bias, s.stride, s.padding, s.dilation, s.groups, packed, prepared, adjoint
-        )
+            x, self.weight, self.bias, s.stride, s.padding, s.dilation, s.groups, self.packed, self.prepared,
+            self.plan.adjoint,
+        )  # fmt: skip
         return result
 
     def extra_repr(self) -> str:
@@ -153,7 +151,7 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     with _measuring:
         if key not in _measured:
             found = _remembered().get(key)
-            if found is not None and _fits(*found, small, dtype):
+            if found is not None and _is_time(found[1]) and could_be_chosen(found[0], small, dtype):
                 _measured[key] = found
             else:
                 _measured[key] = _measure(small, dtype)
@@ -161,10 +159,12 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
         return _measured[key]
 
 
-def _fits(plan: Plan, seconds: float, shape: ConvShape, dtype: torch.dtype) -> bool:
-    """Whether what a file says could have been measured for such a layer."""
-    if not isinstance(seconds, float) or not seconds > 0:
-        return False
+def _is_time(seconds: object) -> bool:
+    return isinstance(seconds, float) and seconds > 0
+
+
+def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
+    """Whether ``plan``, which a file or a caller says, is one of those tried for such a layer."""
     choices = list(_candidates(shape, dtype))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
     return plan.packed in {choice.packed for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways

@@ -29,6 +29,7 @@ __all__ = [
     "match_running",
     "observe",
     "pooled_statistics",
+    "require_module",
     "require_running_statistics",
 ]
 
@@ -218,17 +219,21 @@ class BNStatistics:
 
     Inside the block each call of ``model`` itself starts afresh, and every layer that runs adds to it; afterwards the
     hooks are gone, the model is as it was, and the last values remain. A layer that runs twice counts twice. In
-    training mode the running statistics are those before the pass.
+    training mode the running statistics are those before the pass. Blocks of several contexts may be nested, on one
+    model too.
 
     Args:
         model: any network with BatchNorm layers (:func:`bn_layers`), in training or evaluation mode.
         distance, moment: as in :func:`exml_fast.ops.bn_match`.
 
     Raises:
-        ValueError: for a network without BatchNorm layers, or naming the layers that keep no running statistics.
+        ValueError: for a network without BatchNorm layers or in TorchScript, or naming the layers that keep no running
+            statistics.
+        RuntimeError: on entering a context that is active already.
     """
 
     def __init__(self, model: nn.Module, distance: str = "l2", moment: str = "var") -> None:
+        require_module(model)
         self.distance, self.moment = distance, moment
         self._model = model
         self._names = {module: name for name, module in bn_layers(model)}
@@ -261,6 +266,8 @@ class BNStatistics:
         return torch.stack([losses[0] * first, *losses[1:]]).sum()
 
     def __enter__(self) -> BNStatistics:
+        if self._handles:
+            raise RuntimeError("this BNStatistics is active already: make another one for the inner block")
         self._calls = []
         # Before the layers' own hooks: the model may itself be a BatchNorm.
         self._handles = [self._model.register_forward_pre_hook(self._begin)]
@@ -300,6 +307,17 @@ def match_running(x: Tensor, module: Any, distance: str = "l2", moment: str = "v
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def require_module(model: Any) -> None:
+    """ValueError unless ``model`` is a network of Python modules, whose layers can be seen and replaced."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "model must be a torch.nn.Module in Python, whose layers can be seen, got a torch.jit.ScriptModule "
+            f"({getattr(model, 'original_name', type(model).__name__)}): give the module it was made from"
+        )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def require_running_statistics(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
-from exml_fast.inversion.statistics import require_running_statistics
+from exml_fast.inversion.statistics import require_module, require_running_statistics
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
 from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen_copy
@@ -122,8 +122,7 @@ class Synthesizer:
         compact: bool = True,
         block: int = 50,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        require_module(model)
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.spec = InputSpec.of(model if spec is None else spec)
@@ -178,7 +177,8 @@ class Synthesizer:
             progress: called after each block as ``progress("invert", step, total, terms)``; the steps of all
                 batches count. Smaller images (``coarse_steps``) are a stage of their own, "invert at 112×112".
             checkpoint: a file written every minute, and when the run is interrupted (KeyboardInterrupt, which goes
-                on); a run with the same arguments that finds it continues from there, bit for bit. Removed at the end.
+                on); a run with the same arguments that finds it continues from there, bit for bit; on another device,
+                up to rounding. Removed at the end.
 
         Raises:
             ValueError: for a class id without a logit, no labels, a student that is missing or does not fit, images
@@ -399,7 +399,7 @@ class Synthesizer:
             example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(self.model))
             similarity = class_similarity(
                 self.model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
-            ).to(self.device)
+            )
         if len(similarity) != self.num_classes:
             raise ValueError(
                 f"the last linear layer of {type(self.model).__name__} has {len(similarity)} rows and the network "
@@ -407,8 +407,8 @@ class Synthesizer:
                 "that one with similarity_layer=..."
             )
         within = among if self.recipe.dirichlet_over == "classes" else None
-        generator = _generator(seed, "targets", self.device)
-        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator, within).cpu()
+        # On the CPU wherever the images are: a run that continues on another device has the same targets.
+        return dirichlet_mixture(similarity, positions, self.recipe.betas, _generator(seed, "targets"), within)
 
     def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
         clip, channels = self.recipe.clip, self.spec.channels
@@ -587,10 +587,10 @@ def _plans(saved: SavedPlans) -> Plans:
     return {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved.items()}
 
 
-def _generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for each purpose; the global random state is neither read nor changed."""
+def _generator(seed: int, stream: str) -> torch.Generator:
+    """A generator, on the CPU, of its own for each purpose; the global random state is neither read nor changed."""
     digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _mixed_batches(positions: Tensor, size: int) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.inversion.statistics import (
     LayerStatistics,
@@ -22,6 +22,7 @@ from exml_fast.inversion.statistics import (
     bn_layers,
     observe,
     pooled_statistics,
+    require_module,
 )
 from exml_fast.inversion.twin import substitute
 
@@ -71,6 +72,7 @@ class EagerTeacher:
         statistics: str | Tensor = "running",
         layers: Sequence[str] = (),
     ) -> None:
+        require_module(model)
         _check_statistics(statistics, layers, spec)
         self.model = frozen_copy(model, device)
         self.dtype = dtype_of(self.model)
@@ -120,19 +122,22 @@ class FrozenTeacher:
         device: where to run; where the model is when None.
         precision: of the convolutions and the activations between them. "float32"; "bfloat16"; "auto": bfloat16 where
             the convolutions are faster so, measured on the CPU once for each layer shape, and on CUDA from compute
-            capability 8.0. Statistics, logits and images are float32 in any case. A network whose parameters
-            are not float32 keeps its own dtype.
+            capability 8.0. Statistics, logits and images are float32 in any case. A bfloat16 or float64 network
+            keeps its own dtype; a float16 one, whose range the statistics may leave, is taken as float32.
         batch_size: of the images to come, for which weights are packed; others work.
         statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
             are taken instead (Yin 2020, A.2).
         layers: names or patterns (:func:`exml_fast.inversion.statistics.observe`) of the layers whose outputs
             are matched instead of the BatchNorms' inputs; ``statistics`` must then be images.
         plans: :attr:`plans` of another teacher of the same network, to compute bit for bit as it does, instead of
-            measuring.
+            measuring. Those of another device are taken too; results are then the same up to rounding.
 
     Raises:
-        ValueError: if the network does not take the specification's images or does not return logits, if
-            ``statistics`` does not fit, if a pattern of ``layers`` matches none, or for an unknown ``precision``.
+        ValueError: if the network is no Python module (TorchScript), does not take the specification's images or does
+            not return logits, if ``statistics`` or ``plans`` do not fit, if a pattern of ``layers`` matches none, or
+            for an unknown ``precision``.
+
+    It may be called from several threads at a time.
     """
 
     @torch.inference_mode(False)
@@ -150,15 +155,16 @@ class FrozenTeacher:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        require_module(model)
         _check_statistics(statistics, layers, spec)
         self.device = device_of(model) if device is None else torch.device(device)
         # Of named layers if there are any; then nobody reads what the BatchNorms write.
         norms = Tape()
         self._tape = Tape() if layers else norms
         self._targets: list[tuple[Tensor, Tensor]] | None = None
-        own = dtype_of(model)
-        example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
         original = frozen_copy(model, self.device)
+        own = dtype_of(original)
+        example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
         if layers:
             observe(original, layers, self._tape)
         with torch.no_grad(), _recorded_calls(original) as calls:
@@ -173,7 +179,11 @@ class FrozenTeacher:
         self._cast_inputs_of_others()
         shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
         self.plans: Plans = {}
-        self._freeze_convolutions(convolutions, shapes, plans or self._choose(shapes, own, precision), own)
+        if plans is not None:
+            _check_plans(plans, shapes, own)
+        self._freeze_convolutions(
+            convolutions, shapes, self._choose(shapes, own, precision) if plans is None else plans, own
+        )
         if self.dtype != own and plans is None and (failure := self._fails(example, expected)):
             self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
             self._freeze_convolutions(convolutions, shapes, self._choose(shapes, own, "float32"), own)
@@ -310,6 +320,21 @@ def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: Inp
         raise ValueError("statistics must be normalised images, floating point and finite (InputSpec.prepare)")
 
 
+def _check_plans(plans: Plans, shapes: dict[str, ConvShape], own: torch.dtype) -> None:
+    rule = "plans must be those of a teacher of the same network, convolution names to (dtype, Plan)"
+    if not isinstance(plans, Mapping):
+        raise ValueError(f"{rule}: expected a dict, got {type(plans).__name__}")
+    if plans.keys() != shapes.keys():
+        raise ValueError(f"{rule}: expected the convolutions {sorted(shapes)}, got {sorted(map(str, plans))}")
+    dtypes = ("float32", "bfloat16") if own == torch.float32 else (_name(own),)
+    for name, value in plans.items():
+        match value:
+            case (str(dtype), Plan() as plan) if dtype in dtypes:
+                if plan == Plan() or could_be_chosen(plan, shapes[name], getattr(torch, dtype)):
+                    continue
+        raise ValueError(f"{rule}: expected one of {dtypes} and a Plan for {shapes[name]} for {name!r}, got {value!r}")
+
+
 def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:
     """``layers`` with ``targets`` in the order of the calls; as they are without."""
     if targets is None:
@@ -368,11 +393,15 @@ def _order_of(calls: list[str], tape: list[str]) -> list[int]:
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made.
+
+    float16 becomes float32: sums over an image, and their squares, leave its range.
+    """
+    require_module(model)
     try:
-        return copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        made = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        half = any(tensor.dtype == torch.float16 for tensor in (*made.parameters(), *made.buffers()))
+        return made.float() if half else made
     except RuntimeError as error:
         raise ValueError(
             f"{type(model).__name__} cannot be copied: {error}. Remove what holds tensors of a graph first: hooks, "

@@ -60,7 +60,8 @@ def jensen_shannon(
 
     Returns:
         Scalar, or (N,) for ``"none"``; float32 (float64 for float64 logits). A NaN or an infinity among a row's logits,
-        or its logits / τ, gives NaN for the row, and NaN for its gradients.
+        or its logits / τ, gives NaN for the row, and NaN for its gradients: also a class that both exclude by −∞.
+        Give such a class a large negative number instead.
 
     Raises:
         ValueError: naming the argument, for a wrong shape, dtype, device or temperature, an unknown ``reduction``, or

@@ -174,7 +174,10 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
 def jensen_shannon(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
-    """1 − ½ KL(p ‖ m) − ½ KL(q ‖ m) of the softmaxes p, q of logits / temperature, m their mean (Yin 2020, Eq. 8)."""
+    """1 − ½ KL(p ‖ m) − ½ KL(q ‖ m) of the softmaxes p, q of logits / temperature, m their mean (Yin 2020, Eq. 8).
+
+    NaN for a row with a logit that is not finite; −∞ in both gives 0 · (−∞ + ∞).
+    """
     log_p = F.log_softmax(teacher_logits / temperature, dim=1)
     log_q = F.log_softmax(student_logits / temperature, dim=1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
