@@ -363,6 +363,19 @@ def test_float16_is_taken_as_float32(teacher: type, half: str) -> None:
     assert result.images.dtype == result.logits.dtype == torch.float32 and result.summary["precision"] != "float16"
 
 
+def test_of_a_compiled_network_the_network_inside_is_frozen() -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("was compiled")
+
+    model, _ = network("ResNet")
+    images, compiled = torch.randn(2, *SPEC.shape), torch.compile(model, backend=refuse)
+    plain = FrozenTeacher(model, SPEC, precision="float32")
+    found = observed(FrozenTeacher(compiled, SPEC, precision="float32"), images)
+    assert all(torch.equal(a, b) for a, b in zip(found, observed(plain, images), strict=True))
+    recipe = recipes.get("deep_inversion").replace(steps=2)
+    assert len(Synthesizer(compiled, SPEC, recipe, precision="float32").run([0, 1])) == 2
+
+
 def test_precision() -> None:
     model, _ = network("ResNet")
     with pytest.raises(ValueError, match="precision must be one of"):

@@ -133,8 +133,8 @@ class Synthesizer:
         self.model = frozen_copy(model, self.device)
         self.statistics, self.layers = statistics, (layers,) if isinstance(layers, str) else tuple(layers)
         if self.recipe.bn > 0 and not self.layers:
-            require_running_statistics(model)
-        require_memory(model, self.spec, 1, self.device)
+            require_running_statistics(self.model)
+        require_memory(self.model, self.spec, 1, self.device)
         self.teacher = self._freeze()
         self.num_classes = self.teacher.num_classes
         if self.recipe.bn > 0 and self.teacher.matched_calls == 0 and not self.recipe.bn_optional:

@@ -395,8 +395,10 @@ def _order_of(calls: list[str], tape: list[str]) -> list[int]:
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
     """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made.
 
-    float16 becomes float32: sums over an image, and their squares, leave its range.
+    float16 becomes float32: sums over an image, and their squares, leave its range. Of what torch.compile returned the
+    network inside is copied.
     """
+    model = getattr(model, "_orig_mod", model)
     require_module(model)
     try:
         made = copy.deepcopy(model).to(device).eval().requires_grad_(False)
