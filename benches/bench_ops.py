@@ -4,7 +4,7 @@
     pytest benches/bench_ops.py --benchmark-only  # the same
 
 Each case times all contenders side by side, forward and backward, rounds interleaved; pytest-benchmark's own table
-shows the fused op alone.
+shows the fused op alone. Shapes are those of the networks in benches/inversion.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from exml_fast.ops import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+IMAGES = [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)]
+NORMS: dict[str, tuple[tuple[int, ...], str, bool]] = {
+    "lenet-bn": ((256, 6, 28, 28), "tanh", False),
+    "resnet18-cifar": ((64, 64, 32, 32), "relu", False),
+    "mobilenet_v2": ((16, 96, 64, 64), "relu6", False),
+    "resnet50": ((4, 256, 56, 56), "relu", True),
+}
 ROWS: dict[str, list[dict[str, Any]]] = {device: [] for device in DEVICES}
 
 
@@ -112,9 +119,14 @@ def test_match_statistics(benchmark: Any, layers: int, device: str) -> None:
     )
     lists = [[torch.rand(c, device=device) + 0.5 for c in channels] for _ in range(4)]
     means, variances = ([t.requires_grad_() for t in ts] for ts in lists[:2])
+
+    def published() -> Tensor:
+        layers = zip(*lists, strict=True)
+        return torch.stack([torch.norm(var - v, 2) + torch.norm(mean - m, 2) for m, v, mean, var in layers]).sum()
+
     contenders = {
         "exml_fast": lambda: ops.match_statistics(*lists),
-        "pytorch": lambda: reference.match_statistics(*lists),
+        "published": published,
         "compiled": compiled(lambda m, v: reference.match_statistics(m, v, *lists[2:]), means, variances),
     }
     run(benchmark, {"op": "match_statistics", "layers": layers}, contenders, *means, *variances)
@@ -123,12 +135,21 @@ def test_match_statistics(benchmark: Any, layers: int, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("shape", [(64, 64, 32, 32), (4, 256, 56, 56), (16, 96, 64, 64), (256, 6, 24, 24)], ids=str)
+@pytest.mark.parametrize(("shape", "activation", "residual"), list(NORMS.values()), ids=list(NORMS))
 def test_frozen_bn_act(
-    benchmark: Any, shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device: str
+    benchmark: Any,
+    shape: tuple[int, ...],
+    activation: str,
+    residual: bool,
+    memory_format: str,
+    dtype: torch.dtype,
+    device: str,
 ) -> None:
-    """BatchNorm in eval mode, ReLU and the statistics that DeepInversion compares."""
-    x = torch.randn(shape, device=device).to(dtype, memory_format=FORMATS[memory_format]).requires_grad_()
+    """BatchNorm in eval mode, residual, activation and the statistics that DeepInversion compares."""
+    xs = [torch.randn(shape, device=device).to(dtype, memory_format=FORMATS[memory_format]) for _ in range(2)]
+    x, other = (t.requires_grad_() for t in xs)
+    added = other if residual else None
+    leaves = [x, other] if residual else [x]
     gamma, var = (torch.rand(shape[1], device=device) + 0.5 for _ in range(2))
     beta, mean = (torch.randn(shape[1], device=device) for _ in range(2))
     scale = gamma / (var + 1e-5).sqrt()
@@ -140,24 +161,30 @@ def test_frozen_bn_act(
     def published() -> Tensor:
         batch_mean = x.mean((0, 2, 3))
         batch_var = x.permute(1, 0, 2, 3).contiguous().view(shape[1], -1).var(1, unbiased=False)
-        return loss(F.relu(F.batch_norm(x, mean, var, gamma, beta)), batch_mean, batch_var)
+        y = F.batch_norm(x, mean, var, gamma, beta)
+        return loss(reference.ACTIVATIONS[activation](y if added is None else y + added), batch_mean, batch_var)
 
-    def plain(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        y, batch_mean, batch_var = reference.frozen_bn_act(x, scale.to(dtype), shift.to(dtype), None, "relu")
-        return loss(y, batch_mean, batch_var)
+    def plain(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None) -> Tensor:
+        return loss(*reference.frozen_bn_act(x, scale.to(dtype), shift.to(dtype), added, activation))
 
     contenders = {
-        "exml_fast": lambda: loss(*ops.frozen_bn_act(x, scale, shift, None, "relu")),
+        "exml_fast": lambda: loss(*ops.frozen_bn_act(x, scale, shift, added, activation)),
         "published": published,
-        "var_mean": lambda: plain(x, scale, shift),
-        "compiled": compiled(plain, x, scale, shift),
+        "var_mean": lambda: plain(x, scale, shift, added),
+        "compiled": compiled(plain, x, scale, shift, added),
     }
-    run(benchmark, {"op": "frozen_bn_act", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+    case = {
+        "op": "frozen_bn_act",
+        "shape": list(shape),
+        "activation": f"residual and {activation}" if residual else activation,
+        "memory_format": memory_format,
+    }
+    run(benchmark, case, contenders, *leaves)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("shape", [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_image_prior(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
     x = torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format]).requires_grad_()
 
@@ -170,6 +197,32 @@ def test_image_prior(benchmark: Any, shape: tuple[int, ...], memory_format: str,
         "compiled": compiled(plain, x),
     }
     run(benchmark, {"op": "image_prior", "shape": list(shape), "memory_format": memory_format}, contenders, x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"), [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last")], ids=str
+)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_jitter_flip(
+    benchmark: Any, shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device: str
+) -> None:
+    """Into the network's dtype and memory format. The others know shift and flip beforehand, which change each step."""
+    x = torch.randn(shape, device=device, requires_grad=True)
+    shift, flip = torch.tensor([2, -1], device=device), torch.tensor(True, device=device)
+    format_ = FORMATS[memory_format]
+
+    def published(x: Tensor) -> Tensor:
+        return torch.roll(x, (2, -1), (2, 3)).flip(3).to(dtype, memory_format=format_)
+
+    weight = torch.randn(shape, device=device).to(dtype, memory_format=format_)
+    contenders = {
+        "exml_fast": lambda: (ops.jitter_flip(x, shift, flip, dtype, format_) * weight).sum(),
+        "published": lambda: (published(x) * weight).sum(),
+        "compiled": compiled(lambda x: (published(x) * weight).sum(), x),
+    }
+    case = {"op": "jitter_flip", "shape": list(shape), "memory_format": memory_format, "to": str(dtype)[6:]}
+    run(benchmark, case, contenders, x)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -216,31 +269,34 @@ def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("shape", [(256, 1, 32, 32), (64, 3, 32, 32), (8, 3, 224, 224)], ids=str)
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_adam_clip(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
-    """Beside torch.optim.Adam, plain and fused, followed by the clamp."""
-    images = [torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format]) for _ in range(3)]
-    grad = torch.randn_like(images[0])
+    """Beside torch.optim.Adam, plain and fused, followed by the clamp, and both compiled as one function."""
+    start = torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format])
+    images = [start.clone() for _ in range(4)]
+    grad = torch.randn_like(start)
     low, high = torch.full((shape[1],), -2.0, device=device), torch.full((shape[1],), 2.0, device=device)
-    m, v = torch.zeros_like(grad), torch.zeros_like(grad)
-    step, lr = torch.tensor(10, device=device), torch.tensor(0.05, device=device)
+    moments = [torch.zeros_like(grad) for _ in range(4)]
+    step, lr = torch.tensor(1, device=device), torch.tensor(0.05, device=device)
+    settings = ((0.9, 0.999), 1e-8, low, high)
 
     def optimiser(x: Tensor, fused: bool) -> Callable[[], Any]:
         x.requires_grad_().grad = grad
         adam = torch.optim.Adam([x], lr=0.05, fused=fused)
         low_pixels, high_pixels = low.view(-1, 1, 1), high.view(-1, 1, 1)
 
-        def update() -> None:
+        def update() -> Tensor:
             adam.step()
             with torch.no_grad():
-                torch.clamp(x, low_pixels, high_pixels, out=x)
+                return torch.clamp(x, low_pixels, high_pixels, out=x)
 
         return update
 
     contenders: dict[str, Callable[[], Any]] = {
-        "exml_fast": lambda: ops.adam_clip_(images[0], grad, m, v, step, lr, low=low, high=high),
+        "exml_fast": lambda: ops.adam_clip_(images[0], grad, *moments[:2], step, lr, *settings),
         "torch.optim": optimiser(images[1], False),
         "torch.optim fused": optimiser(images[2], True),
+        "compiled": compiled(reference.adam_clip_, images[3], grad, *moments[2:], step, lr, *settings),
     }
     case = {"op": "adam_clip_", "shape": list(shape), "memory_format": memory_format}
     run_calls(benchmark, case, contenders, device)

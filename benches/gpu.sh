@@ -32,7 +32,7 @@ else
   echo "compute-sanitizer: not on this machine"
 fi
 step graphs 60 $PYTHON -m pytest -m gpu python_tests/test_ops_cuda_graph.py -p no:cacheprovider
-EXML_BENCH_COMMAND="make gpu" step bench 180 $PYTHON -m pytest benches/bench_ops.py -k cuda --benchmark-only -p no:cacheprovider
+EXML_BENCH_COMMAND="make gpu" step bench 240 $PYTHON -m pytest benches/bench_ops.py -k cuda --benchmark-only -p no:cacheprovider
 EXML_BENCH_COMMAND="make gpu" step inversion 300 $PYTHON benches/inversion.py --device cuda --teachers resnet50 mobilenet_v2
 step roofline 60 $PYTHON benches/roofline.py --device cuda --teachers resnet50 mobilenet_v2 --json "$OUT/roofline-cuda.json"
 cp benches/results/{ops,inversion}-cuda.json "$OUT/" 2>/dev/null

@@ -130,13 +130,16 @@ def ops(path: Path) -> str:
     rows = []
     for row in results["rows"]:
         others = {k: v for k, v in row["times_faster"].items()}
-        what = " × ".join(map(str, row["shape"])) + (f", {row[k]}" if (k := "memory_format") in row else "")
-        what += f", {row['target']}" if "target" in row else ""
-        published = others.get("published", others.get("pytorch", others.get("torch.distributions")))
+        size = " × ".join(map(str, row["shape"])) if "shape" in row else f"{row['layers']} layers"
+        what = [size, *(row[key] for key in ("activation", "memory_format", "target") if key in row)]
+        dtype = row.get("to", row["dtype"])
+        what += [dtype] if dtype != "float32" else []
+        names = ("published", "pytorch", "torch.optim", "torch.distributions")
+        published = next((others[name] for name in names if name in others), None)
         memory = row.get("peak_mb")
         rows.append(
             [
-                f"`{row['op']}` {what}",
+                f"`{row['op']}` {', '.join(what)}",
                 number(row["ms"]["exml_fast"]["median"], 2, " ms"),
                 number(published, 1, "×"),
                 number(others.get("var_mean"), 1, "×"),
@@ -146,8 +149,9 @@ def ops(path: Path) -> str:
         )
     header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
     notes = (
-        "² `bn_match`: the published hook's formula; `image_prior`, `soft_cross_entropy`, `jensen_shannon`: "
-        "the eager formula; `dirichlet_targets`: torch.distributions.\n"
+        "² `bn_match`, `frozen_bn_act`, `match_statistics`: the published hook's formula; `image_prior`, "
+        "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `jitter_flip`: torch.roll and flip; `adam_clip_` "
+        "(one step): torch.optim.Adam and the clip; `dirichlet_targets` (one draw): torch.distributions.\n"
         "³ Of the op and of the contender that needs most."
     )
     return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -183,6 +184,78 @@ def test_roofline_takes_the_larger_of_the_two_times(roofline: Any) -> None:
     found = roofline.ideal(layers, 0, machine, "bfloat16")
     assert found["ideal_ms"] == pytest.approx(1e3 * (8 + 2))
     assert (found["compute_ms"], found["memory_ms"]) == (pytest.approx(8e3), pytest.approx(2.2e3))
+
+
+@pytest.fixture
+def bench_ops(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Without compilation: the same functions, called."""
+    monkeypatch.syspath_prepend(BENCHES)
+    module = importlib.import_module("bench_ops")
+    monkeypatch.setattr(module, "compiled", lambda f, *args: lambda: f(*args))
+    monkeypatch.setattr(module, "ROWS", {"cpu": []})
+    return module
+
+
+def of_every_op(bench_ops: Any, benchmark: Any) -> None:
+    """Each benchmark once or twice, on small shapes."""
+    for memory_format in bench_ops.FORMATS:
+        bench_ops.test_bn_match(benchmark, (2, 3, 8, 8), memory_format, "cpu")
+        bench_ops.test_frozen_bn_act(benchmark, (2, 3, 8, 8), "tanh", False, memory_format, torch.float32, "cpu")
+        bench_ops.test_frozen_bn_act(benchmark, (2, 3, 8, 8), "relu", True, memory_format, torch.bfloat16, "cpu")
+        bench_ops.test_image_prior(benchmark, (2, 3, 8, 8), memory_format, "cpu")
+        bench_ops.test_jitter_flip(benchmark, (2, 3, 8, 8), memory_format, torch.bfloat16, "cpu")
+        bench_ops.test_adam_clip(benchmark, (2, 3, 8, 8), memory_format, "cpu")
+    bench_ops.test_match_statistics(benchmark, 3, "cpu")
+    for target in ("indices", "soft"):
+        bench_ops.test_soft_cross_entropy(benchmark, (4, 10), target, "cpu")
+    bench_ops.test_jensen_shannon(benchmark, (4, 10), "cpu")
+
+
+def test_contenders_of_an_op_compute_the_same(bench_ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def assert_same(case: dict[str, Any], found: dict[str, list[Tensor]], tolerance: float) -> None:
+        seen.append(case["op"])
+        for name, tensors in found.items():
+            for a, b in zip(tensors, found["exml_fast"], strict=True):
+                error = (a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-6)
+                assert error < tolerance, (case, name, float(error))
+
+    def run(_benchmark: Any, case: dict[str, Any], contenders: Any, *leaves: Tensor) -> None:
+        results = {name: f() for name, f in contenders.items()}
+        found = {name: [y.detach(), *torch.autograd.grad(y, leaves)] for name, y in results.items()}
+        half = torch.bfloat16 in (leaves[0].dtype, results["exml_fast"].dtype)
+        assert_same(case, found, 0.02 if half else 1e-4)
+
+    def run_calls(_benchmark: Any, case: dict[str, Any], contenders: Any, _device: str) -> None:
+        assert_same(case, {name: [f().detach()] for name, f in contenders.items()}, 1e-5)
+
+    monkeypatch.setattr(bench_ops, "run", run)
+    monkeypatch.setattr(bench_ops, "run_calls", run_calls)
+    of_every_op(bench_ops, None)
+    assert len(set(seen)) == 8
+
+
+def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured = bench_ops.interleaved
+    monkeypatch.setattr(bench_ops, "interleaved", lambda *a, **options: measured(*a, rounds=1, warmup=1, **options))
+    of_every_op(bench_ops, SimpleNamespace(extra_info={}, pedantic=lambda *_, **__: None))
+    bench_ops.test_dirichlet_targets(SimpleNamespace(extra_info={}, pedantic=lambda *_, **__: None), 10, "cpu")
+    rows = bench_ops.ROWS["cpu"]
+    importlib.import_module("measure").write_results(tmp_path / "ops-cpu.json", rows)
+    lines = importlib.import_module("readme").ops(tmp_path / "ops-cpu.json").splitlines()
+    cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in lines if line.startswith("| `")}
+    assert len(cells) == len(rows)
+    for name in (
+        "`frozen_bn_act` 2 × 3 × 8 × 8, tanh, contiguous",
+        "`frozen_bn_act` 2 × 3 × 8 × 8, residual and relu, channels_last, bfloat16",
+        "`match_statistics` 3 layers",
+        "`jitter_flip` 2 × 3 × 8 × 8, channels_last, bfloat16",
+        "`adam_clip_` 2 × 3 × 8 × 8, contiguous",
+        "`jensen_shannon` 4 × 10",
+    ):
+        time, over_pytorch, _, over_compiled, _ = cells[name]
+        assert time.endswith(" ms") and over_pytorch.endswith("×") and over_compiled.endswith("×"), name
 
 
 def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
