@@ -7,8 +7,37 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import exml_fast
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def blocks(page: str, word: str) -> list[str]:
+    """The page's Python examples that say ``word``."""
+    found = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / page).read_text(), re.DOTALL)
+    return [block for block in found if word in block]
+
+
+@pytest.mark.parametrize(("page", "word"), [("README.md", "BNStatistics"), ("docs/engine.md", "FrozenTeacher")])
+def test_what_the_pages_say_of_the_engine_runs(page: str, word: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    images = torch.randn(4, 3, 16, 16)
+    (code,) = blocks(page, word)
+    names = {
+        "xf": exml_fast, "model": model, "spec": exml_fast.InputSpec(3, (16, 16), (0.5,) * 3, (0.2,) * 3),
+        "images": images, "labels": torch.arange(4), "criterion": nn.CrossEntropyLoss(), "bn": model[1],
+        "activation": model[0](images),
+    }  # fmt: skip
+    exec(code, names)
+    assert names["logits"].shape == (4, 8)
+    (layer,) = names["layers"]
+    torch.testing.assert_close(layer.mean, model[0](images).mean((0, 2, 3)), rtol=0.05, atol=0.01)
+    assert layer.target_mean.equal(model[1].running_mean)
 
 
 def test_efficientnet_lite0_has_valid_settings() -> None:

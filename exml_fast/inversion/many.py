@@ -41,7 +41,8 @@ def invert_many(
         A Result for each model, in their order.
 
     Raises:
-        ValueError: for no models, or what :func:`invert` raises; the others then stop at their next block of steps.
+        ValueError: for no models, a ``checkpoint``, or what :func:`invert` raises; the others then stop at their
+            next block of steps.
     """
     if isinstance(models, torch.nn.Module) or not models:
         raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")

@@ -81,11 +81,11 @@ class _State:
 
 
 class Synthesizer:
-    """Inverts one network with one recipe.
+    """Inverts one network with one recipe, one :meth:`run` at a time.
 
     Args:
-        model: an image classifier that returns logits (N, K). It is copied, frozen and fused; later changes to it are
-            not seen.
+        model: an image classifier of Python modules that returns logits (N, K). It is copied, frozen and fused; later
+            changes to it are not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
@@ -100,9 +100,9 @@ class Synthesizer:
         block: steps between two looks at the losses: progress, NaN check, early stop, checkpoint.
 
     Raises:
-        ValueError: if the network does not take the specification's images or does not return logits; if ``units``
-            does not fit; if the recipe matches BatchNorm statistics and the network has none (unless the recipe's
-            ``bn_optional``) or a layer keeps none; if an image needs more memory than there is.
+        ValueError: if the network is in TorchScript, does not take the specification's images or does not return
+            logits; if ``units`` does not fit; if the recipe matches BatchNorm statistics and the network has none
+            (unless the recipe's ``bn_optional``) or a layer keeps none; if an image needs more memory than there is.
     """
 
     _stage = "invert"
