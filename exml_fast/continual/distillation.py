@@ -732,7 +732,7 @@ class _Run:
         self.stored, self.scale = state["stored"], state["scale"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
-        if state["cuda_generator"] is not None:
+        if state["cuda_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_generator"].cpu(), self.device)
         self.history, self.evaluations = state["history"], state["evaluations"]
         self.seconds, self.peak_mb = state["seconds"], state["peak_mb"]

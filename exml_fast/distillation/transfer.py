@@ -393,7 +393,7 @@ class _Run:
         self.pool.load_state_dict(state["pool"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["global_generator"])
-        if state["cuda_generator"] is not None:
+        if state["cuda_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
         self.history, self.rounds, self.seconds = state["history"], state["rounds"], state["seconds"]
         self.evaluations = [tuple(entry) for entry in state["evaluations"]]

@@ -69,6 +69,8 @@ class _State:
     """(N, C, H, W), CPU: what the images begin with; noise when None."""
     earlier: Tensor | None = None
     """(steps, T) float64, CPU: history, means an image, of smaller images that these began as."""
+    soft: Tensor | None = None
+    """(N, K) float32, CPU: soft targets, as drawn on the device where the run began."""
 
     def snapshot(self) -> _State:
         """A copy to continue from, which further steps leave alone.
@@ -194,12 +196,6 @@ class Synthesizer:
             among = hard_targets(torch.tensor(distinct), self.units)
             positions = hard_targets(asked, self.units)
             soft = self._soft_targets(positions, among, seed) if self.recipe.targets == "dirichlet" else None
-            wanted = positions
-            if soft is not None and self.recipe.label == "argmax":
-                wanted = among[soft[:, among].argmax(1)]
-                asked = torch.tensor(self.units, dtype=torch.int64)[wanted]
-            elif soft is not None:
-                wanted = soft.argmax(1)
             require_memory(self.model, self.spec, min(self.recipe.batch_size, len(asked)), self.device)
             start = self._checked_start(start, len(asked))
             self._student = self._freeze_student(student)
@@ -209,10 +205,17 @@ class Synthesizer:
                 state = self._resume(path, identity, student)
             else:
                 state = self._begin(len(asked), start)
+                state.soft = soft
                 if self._coarse is not None:
                     options = {"seed": seed, "classes": distinct, "student": student, "progress": progress}
                     self._begin_coarse(state, torch.as_tensor(labels), path, identity, options)
             batches = _mixed_batches(positions, self.recipe.batch_size)
+            soft, wanted = state.soft, positions
+            if soft is not None and self.recipe.label == "argmax":
+                wanted = among[soft[:, among].argmax(1)]
+                asked = torch.tensor(self.units, dtype=torch.int64)[wanted]
+            elif soft is not None:
+                wanted = soft.argmax(1)
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
             with reused_memory():
@@ -399,7 +402,7 @@ class Synthesizer:
             example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(self.model))
             similarity = class_similarity(
                 self.model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
-            )
+            ).to(self.device)
         if len(similarity) != self.num_classes:
             raise ValueError(
                 f"the last linear layer of {type(self.model).__name__} has {len(similarity)} rows and the network "
@@ -407,8 +410,8 @@ class Synthesizer:
                 "that one with similarity_layer=..."
             )
         within = among if self.recipe.dirichlet_over == "classes" else None
-        # On the CPU wherever the images are: a run that continues on another device has the same targets.
-        return dirichlet_mixture(similarity, positions, self.recipe.betas, _generator(seed, "targets"), within)
+        generator = _generator(seed, "targets", self.device)
+        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator, within).cpu()
 
     def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
         clip, channels = self.recipe.clip, self.spec.channels
@@ -587,10 +590,10 @@ def _plans(saved: SavedPlans) -> Plans:
     return {name: (dtype, Plan(*plan)) for name, (dtype, plan) in saved.items()}
 
 
-def _generator(seed: int, stream: str) -> torch.Generator:
-    """A generator, on the CPU, of its own for each purpose; the global random state is neither read nor changed."""
+def _generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for each purpose; the global random state is neither read nor changed."""
     digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _mixed_batches(positions: Tensor, size: int) -> list[Tensor]:
