@@ -109,13 +109,16 @@ def main() -> None:
     parser.add_argument("--data-root")
     parser.add_argument("--experts", type=Path, required=True, help="Folder; experts are trained into it if missing.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ensembles", action="store_true", help="Leave out the ex-models, which take minutes.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load(arguments.data, arguments.data_root)
     settings = Settings(data=arguments.data, seed=arguments.seed)
     stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)  # type: ignore[arg-type]
-    rows = ensembles(list(stream), data) + ex_models(stream, data, arguments.seed)
+    rows = ensembles(list(stream), data)
+    if not arguments.ensembles:
+        rows += ex_models(stream, data, arguments.seed)
     write_results(arguments.json or RESULTS / f"calibration-{data.name}.json", rows)
 
 

@@ -87,6 +87,8 @@ def calibration(path: Path) -> str:
     text = []
     for kind, title in (("ensemble", "ensemble of the experts' own logits"), ("ex-model", "ex-model, few steps")):
         found = {(row["what"], row["source"]): row["accuracy"] for row in results["rows"] if row["kind"] == kind}
+        if not found:
+            continue
         rows = []
         for what in dict.fromkeys(what for what, _ in found):
             single = [value for (w, source), value in found.items() if w == what and source not in sources]
