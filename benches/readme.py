@@ -232,6 +232,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("carta2022-table2-mnist-nc.json", carta),
         ("calibrated-mnist-nc.json", calibrated),
         ("calibrated-mnist-nc-bn.json", calibrated),
+        ("calibrated-mnist-nc-bn-fields.json", calibrated),
         ("carta2022-table2-mnist-joint.json", carta),
     ],
     "images": [("yin2020-cifar10-agreement.json", agreement), ("yin2020-cifar10-students.json", students)],
