@@ -131,7 +131,7 @@ def test_competing_images_are_those_the_ex_model_judges_otherwise() -> None:
     strategy = AdaptiveInversion(compete=300.0, steps=150, lr=0.05)
     images = strategy.samples(expert, 8, seeded(), rival=rival)[0]
     before, after = (js(expert.logits(x), rival.logits(x)).mean() for x in (plain, images))
-    assert float(after) > float(before) + 0.05, (before, after)
+    assert float(after) > 1.2 * float(before), (before, after)
     alone = AdaptiveInversion(compete=10.0, steps=150, lr=0.05).samples(expert, 8, seeded(), rival=None)[0]
     assert torch.equal(alone, plain)
 
