@@ -115,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load(arguments.data, arguments.data_root)
     settings = Settings(data=arguments.data, seed=arguments.seed)
-    stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)  # type: ignore[arg-type]
+    stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)
     rows = ensembles(list(stream), data)
     if not arguments.ensembles:
         rows += ex_models(stream, data, arguments.seed)

@@ -178,7 +178,7 @@ class OwnDistillation:
         def progress(stage: str, *_: Any) -> None:
             stamps.setdefault(stage, []).append(time.process_time())
 
-        ExModelDistillation(self, self.config).run(ExpertStream(self.experts), progress)  # type: ignore[arg-type]
+        ExModelDistillation(self, self.config).run(ExpertStream(self.experts), progress)
         return [1e3 * (at[1] - at[0]) / self.block for stage, at in stamps.items() if stage.endswith("distil")]
 
 

@@ -766,9 +766,8 @@ def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
 
 def _print_cards(stream: ExpertStream, out: Path) -> None:
     table = Table(title=f"experts in {out}", title_justify="left")
-    for name, justify in (("folder", "left"), ("classes", "left"), ("architecture", "left"), ("images", "right"),
-                          ("epochs", "right"), ("own test, %", "right"), ("sha256", "left")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("folder", "classes", "architecture", "images", "epochs", "own test, %", "sha256"):
+        table.add_column(name, justify="right" if name in ("images", "epochs", "own test, %") else "left")
     for i, card in enumerate(stream.cards):
         accuracy = card.training.get("accuracy")
         names = dict(zip(card.units, card.class_names, strict=True))

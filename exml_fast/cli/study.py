@@ -53,7 +53,7 @@ from exml_fast.continual import (
     new_instances,
     train_stream,
 )
-from exml_fast.continual.expert import complete_arguments
+from exml_fast.continual.expert import Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import SOURCES, ImageData, load
 from exml_fast.inversion import recipes
@@ -238,7 +238,7 @@ def experiences_of(data: ImageData, settings: Settings) -> list[tuple[ImageData,
     return [(data, classes) for classes in experiences]
 
 
-def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, report: Reporter) -> ExpertStream:
+def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, report: Progress) -> ExpertStream:
     """The stream of :func:`train_stream`, saved expert by expert; those already in ``folder`` are kept."""
     experiences = experiences_of(data, settings)
     arguments = complete_arguments(settings.architecture, settings.arguments, len(data.classes), data.spec)

@@ -811,6 +811,7 @@ def _heads(run: _Run) -> Tensor:
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` on the device; on a CPU in the order of memory in which its convolutions are faster."""
     model.to(device)
+    # torch's annotations of Module.to leave out that a memory format may stand alone.
     return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class ImageSource(Protocol):
         ...
 
 
-class _Blocks:
+class _Blocks(abc.ABC):
     """Draws block by block; a subclass draws the pixels of one."""
 
     def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
@@ -46,8 +47,9 @@ class _Blocks:
         blocks = [spec.normalize(self._pixels(size, spec, generator)) for size in sizes]
         return torch.cat(blocks) if blocks else torch.empty(0, *spec.shape)
 
+    @abc.abstractmethod
     def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
+        """(count, C, H, W) in [0, 1]."""
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""

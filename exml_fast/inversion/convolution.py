@@ -284,6 +284,7 @@ def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
         prepared, padding, dilation = grouped.flip(2, 3), shape.flipped_padding, shape.dilation
         if plan.adjoint == "zero_stuffed":
             reach = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
+            # Pairs, whose length mypy does not see.
             out = tuple(n - 2 * p + r for n, p, r in zip(shape.input[2:], padding, reach, strict=True))  # type: ignore[assignment]
         seen = (count, weight.shape[0], *out)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format

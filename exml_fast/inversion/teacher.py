@@ -349,6 +349,7 @@ def _name(dtype: torch.dtype) -> str:
 def _conv_shape(conv: nn.Module, x: Tensor, batch_size: int) -> ConvShape:
     assert isinstance(conv, nn.Conv2d)
     stride, padding, dilation = (tuple(int(v) for v in value) for value in (conv.stride, conv.padding, conv.dilation))
+    # Pairs and fours, whose length mypy does not see.
     return ConvShape((batch_size, *x.shape[1:]), tuple(conv.weight.shape), stride, padding, dilation, conv.groups, True)  # type: ignore[arg-type]
 
 
