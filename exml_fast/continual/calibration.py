@@ -19,9 +19,8 @@ __all__ = ["ResponseCalibration"]
 class ResponseCalibration:
     """Each logit in units of the highest that images of a source reach: z ← level · z / mean of its largest values.
 
-    Experts of different classes are trained apart, and nothing makes the logit of one comparable with another's. Cut
-    and dried classes end with a lower logit on their own images than classes that take a strong detector, which then
-    fires on images of other classes too. What a unit can reach at all measures that strength, and needs no data.
+    Experts of different classes are trained apart, and nothing makes the logit of one comparable with another's. The
+    highest that a unit reaches is a scale that needs no data of its class.
 
     ``images`` are drawn from ``source`` for each expert, the same for all; ``share`` of them, those of the highest
     response, count. ``level``: the highest response afterwards.
