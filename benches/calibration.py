@@ -1,6 +1,6 @@
 """What makes the outputs of experts that never met comparable? Ensembles and ex-models on sets kept for such choices.
 
-Five experts of two classes each; accuracy over all classes, on USPS and Fashion-MNIST, so that choices need not be made on MNIST.
+Five experts of two classes each; accuracy over all classes, on USPS and Fashion-MNIST: choices need not see MNIST.
 An ensemble answers with the highest of all experts' own logits, after it has scaled them by what is named; an ex-model
 is distilled from them by the stream's protocol with few steps.
 

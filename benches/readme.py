@@ -75,8 +75,8 @@ def calibrated(path: Path) -> str:
     header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
     seeds = f"{results['rows'][0]['seeds']} seeds"
     best = max(value for cell, value in PAPER.items() if re.fullmatch("mnist/NC/(Model|Data|Aux).*", cell))
-    note = f"¹¹ Calibrated responses to random images, 5000 in the buffer; the best of Carta 2022 is {best:.1f}. Some choices "
-    note += "had seen these test digits ([which](docs/ex_model.md#what-each-idea-gave))."
+    note = f"¹¹ Calibrated responses to random images, 5000 in the buffer; the best of Carta 2022 is {best:.1f}. "
+    note += "Some choices had seen these test digits ([which](docs/ex_model.md#what-each-idea-gave))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 

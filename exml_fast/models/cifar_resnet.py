@@ -5,24 +5,35 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CifarResNet"]
+__all__ = ["BasicBlock", "CifarResNet"]
 
 
-class _Block(nn.Module):
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside ``shortcut``, which whoever changes the shape replaces (He et al. 2016)."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.more = stride, outputs - inputs
+        self.shortcut: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.more:
-            # Shortcuts without parameters: every other pixel, new channels zero (option A of the paper).
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
-        return F.relu(y + x)
+        return F.relu(y + self.shortcut(x))
+
+
+class _Padding(nn.Module):
+    """Shortcut without parameters: every other pixel, new channels zero (option A of the paper)."""
+
+    def __init__(self, more: int, stride: int) -> None:
+        super().__init__()
+        self.more, self.stride = more, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
 
 
 class CifarResNet(nn.Module):
@@ -38,8 +49,10 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            first = _Block(inputs, outputs, stride)
-            return nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+            first = BasicBlock(inputs, outputs, stride)
+            if outputs > inputs:
+                first.shortcut = _Padding(outputs - inputs, stride)
+            return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)

@@ -5,28 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exml_fast.models.cifar_resnet import BasicBlock
+
 __all__ = ["SlimResNet18"]
-
-
-class _Block(nn.Module):
-    """Two 3×3 convolutions; a 1×1 convolution on the shortcut where the shape changes (He et al. 2016, option B)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
 
 
 class SlimResNet18(nn.Module):
@@ -42,7 +23,11 @@ class SlimResNet18(nn.Module):
             raise ValueError(f"width must be positive, got {width}")
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(_Block(inputs, outputs, stride), _Block(outputs, outputs, 1))
+            first = BasicBlock(inputs, outputs, stride)
+            if inputs != outputs:  # a convolution on the shortcut (option B of He et al. 2016)
+                conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                first.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+            return nn.Sequential(first, BasicBlock(outputs, outputs, 1))
 
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
