@@ -116,10 +116,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
     if name == "digits":
         return _digits()
     if name in TORCHVISION_SETS:
-        return _torchvision(name, Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser())
+        return _torchvision(name, _root(root))
     path = Path(name).expanduser()
     if name == "core50" and not path.exists():
-        path = Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser() / "core50_128x128"
+        path = _root(root) / "core50_128x128"
         if not path.is_dir():
             raise ValueError(f"no such folder: {path}; CORe50's core50_128x128.zip is to be extracted there")
     if path.is_file() and path.suffix == ".npz":
@@ -132,6 +132,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
         return _folder(path, size)
     names = ["digits", "core50", *TORCHVISION_SETS]
     raise ValueError(f"no data set {name!r}: expected one of {names}, an existing .npz file or an image folder")
+
+
+def _root(root: str | os.PathLike[str] | None) -> Path:
+    return Path(root or os.environ.get("EXML_FAST_DATA") or "~/.cache/exml_fast").expanduser()
 
 
 def some_images(source: str | os.PathLike[str], size: tuple[int, int], count: int = 100) -> Tensor:
