@@ -119,6 +119,20 @@ def test_train_experts_equals_the_library(npz: Path, tmp_path: Path) -> None:
     assert ExpertStream(tmp_path).fingerprints() == want.fingerprints()
 
 
+def test_train_experts_passes_its_training_options_on(npz: Path, tmp_path: Path) -> None:
+    call(
+        "train-experts", "--data", npz, "--scenario", "joint", "--epochs", 1, "--lr", 0.05, "--batch-size", 16,
+        "--schedule", "onecycle", "--augment", "shift=2", "--augment", "flip=0.5", "--precision", "bfloat16",
+        "--out", tmp_path,
+    )  # fmt: skip
+    (card,) = ExpertStream(tmp_path).cards
+    changed = {"shift": 2, "rotation": 0.0, "flip": 0.5, "scale": 0.0}
+    assert card.training["augmentation"] == changed and card.training["precision"] == "bfloat16"
+    assert (card.training["schedule"], card.training["batch_size"]) == ("onecycle", 16)
+    refused = call("train-experts", "--data", npz, "--augment", "zoom=2", "--out", tmp_path / "other", code=2)
+    assert "--augment: no field 'zoom'" in refused.stderr
+
+
 def test_train_experts_prints_cards_and_plain_lines(tmp_path: Path) -> None:
     result = call("train-experts", "--scenario", "joint", "--epochs", 1, "--out", tmp_path)
     assert "expert_01" in result.stdout and "lenet5" in result.stdout

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from small_experts import quadrants, trained
 
 from exml_fast.continual.expert import Card, Expert, train_expert
-from exml_fast.data import InputSpec
+from exml_fast.data import Augmentation, InputSpec
 from exml_fast.models import create
 from exml_fast.storage import sha256
+from exml_fast.training import ARITHMETIC
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_training_is_reproducible_and_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_training_options_do_what_they_say() -> None:
+    plain = train_expert(quadrants(), [0, 1], epochs=1, seed=5).fingerprint()
+    still = train_expert(quadrants(), [0, 1], epochs=1, seed=5, augmentation=Augmentation(shift=0))
+    assert still.fingerprint() == plain
+    shifted = train_expert(quadrants(), [0, 1], epochs=1, seed=5, augmentation=Augmentation(shift=2, flip=0.5))
+    assert shifted.fingerprint() != plain and shifted.card.training["augmentation"]["flip"] == 0.5
+    cycle = train_expert(quadrants(), [0, 1], epochs=4, seed=5, lr=0.05, schedule="onecycle")
+    assert cycle.card.training["accuracy"] == 1.0 and cycle.card.training["schedule"] == "onecycle"
+
+
+def test_training_in_bfloat16_follows_float32() -> None:
+    one, two = (train_expert(quadrants(), [0, 1], epochs=3, lr=0.02, seed=1, precision=p) for p in ARITHMETIC)
+    assert two.card.training["accuracy"] == 1.0
+    for (name, a), b in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype and b.is_contiguous() and not torch.equal(a, b), name
+        assert (a - b).norm() < 0.1 * a.norm(), name
+
+
 def test_full_head_has_a_unit_for_every_class() -> None:
     first, second = trained()
     assert first.units == second.units == (0, 1, 2, 3)
@@ -78,6 +97,8 @@ def test_full_head_has_a_unit_for_every_class() -> None:
         ({"classes": [7]}, r"classes \[7\] are not in 'quadrants'"),
         ({"head": "both"}, "head must be"),
         ({"batch_size": 1000}, "batch_size 1000 is larger"),
+        ({"schedule": "step"}, "schedule must be one of .'constant', 'onecycle'., got 'step'"),
+        ({"precision": "auto"}, "precision must be one of .'float32', 'bfloat16'., got 'auto'"),
     ],
 )
 def test_train_expert_bad_input(options: dict[str, Any], message: str) -> None:

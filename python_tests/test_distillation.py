@@ -11,6 +11,7 @@ from exml_fast import InputSpec, Recipe, TransferConfig, distill, invert
 from exml_fast.continual import Augmentation
 from exml_fast.data import load
 from exml_fast.distillation import TensorBoard, divergence, mixup
+from exml_fast.training import ARITHMETIC
 
 SPEC = InputSpec(1, (8, 8), (0.5,), (0.25,))
 STILL = Augmentation(0)
@@ -80,6 +81,17 @@ def test_a_step_is_sgd_on_the_divergence(mixed: float) -> None:
         assert torch.allclose(basis @ shares, inputs.flatten(1).T, atol=1e-4)
         assert torch.allclose(shares.sum(0), torch.ones(4), atol=1e-4)
         assert result.history["kl"] == pytest.approx([loss.item()], rel=1e-3)
+
+
+def test_bfloat16_arithmetic_rounds_the_networks_and_nothing_else() -> None:
+    teacher, student, images = network(1), network(0), torch.randn(16, *SPEC.shape)
+    config = TransferConfig(steps=10, batch_size=8, lr=0.05, augmentation=STILL)
+    exact, rounded = (
+        distill(teacher, student, images, spec=SPEC, config=config, arithmetic=kind) for kind in ARITHMETIC
+    )
+    assert rounded.history["kl"] != exact.history["kl"] == pytest.approx(rounded.history["kl"], rel=0.05)
+    for a, b in zip(exact.student.state_dict().values(), rounded.student.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype and b.is_contiguous() and torch.allclose(a.float(), b.float(), atol=0.02)
 
 
 def test_rounds_join_the_pool_and_are_learned_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,14 @@ def train_experts_command(
     architecture: Architecture = "lenet5",
     argument: Argument = None,
     epochs: Epochs = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Learning rate, with onecycle its peak.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
+    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant or onecycle.")] = "constant",
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="shift, flip, rotation, scale; repeatable: --augment shift=4."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
@@ -155,8 +162,8 @@ def train_experts_command(
         given = Settings(
             data=data, data_root=data_root, scenario=scenario, parts=parts,
             classes_per_step=_sizes(classes_per_step), seed=seed, device=_device(device), architecture=architecture,
-            arguments=arguments, epochs=epochs,
-            expert_lr=lr,
+            arguments=arguments, epochs=epochs, expert_lr=lr, expert_batch_size=batch_size, expert_schedule=schedule,
+            expert_augmentation=parse_pairs("--augment", augment), expert_precision=precision,
         )  # fmt: skip
         given.check()
         loaded = load(data, data_root) if not resume else None

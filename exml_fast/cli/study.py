@@ -55,7 +55,7 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.expert import Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import SOURCES, ImageData, load
+from exml_fast.data import SOURCES, Augmentation, ImageData, load
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -160,6 +160,10 @@ class Settings:
     epochs: int | None = None
     expert_lr: float = 0.01
     expert_batch_size: int = 32
+    expert_schedule: str = "constant"
+    expert_augmentation: dict[str, Any] = field(default_factory=dict)
+    """Fields of :class:`exml_fast.data.Augmentation`, none of which changes an image when not given."""
+    expert_precision: str = "float32"
     pretrained: str | None = None
     strategies: list[str] = field(default_factory=lambda: ["model-inversion"])
     auxiliary: str = "fashion-mnist"
@@ -179,6 +183,13 @@ class Settings:
         published = PUBLISHED.get(Path(self.data).stem)
         usual = 40 if self.data == "digits" else 20
         return usual if published is None else published.epochs.get(self.scenario, usual)
+
+    def augmentation(self) -> Augmentation:
+        """Of the experts' training images. ValueError naming a field that does not exist."""
+        known = [f.name for f in dataclasses.fields(Augmentation)]
+        if unknown := sorted(set(self.expert_augmentation) - set(known)):
+            raise ValueError(f"--augment: no field {unknown[0]!r}, expected one of {known}")
+        return Augmentation(**{"shift": 0, **self.expert_augmentation})
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
@@ -214,6 +225,7 @@ class Settings:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if not self.expert_lr > 0:
             raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
+        self.augmentation()
         if self.calibration not in (None, "none", *SOURCES):
             raise ValueError(f"--calibration must be one of {['none', *SOURCES]}, got {self.calibration!r}")
         for strategy in self.strategies:
@@ -258,7 +270,8 @@ def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, 
         (expert,) = train_stream(
             part, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
             arguments=settings.arguments, epochs=settings.expert_epochs(), lr=settings.expert_lr,
-            batch_size=settings.expert_batch_size, device=settings.device,
+            batch_size=settings.expert_batch_size, schedule=settings.expert_schedule,
+            augmentation=settings.augmentation(), precision=settings.expert_precision, device=settings.device,
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, settings.device)

@@ -22,7 +22,18 @@ from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
 __all__ = ["choose", "learn_preset", "settings_of"]
 
 OF_THE_RUN = ("seed", "seeds", "device", "data_root", "experts")
-TRAINING = ("classes_per_step", "parts", "architecture", "arguments", "expert_lr", "expert_batch_size", "pretrained")
+TRAINING = (
+    "classes_per_step",
+    "parts",
+    "architecture",
+    "arguments",
+    "expert_lr",
+    "expert_batch_size",
+    "expert_schedule",
+    "expert_augmentation",
+    "expert_precision",
+    "pretrained",
+)
 
 
 def learn_preset(name: str | Path) -> dict[str, Any]:

@@ -4,12 +4,7 @@ from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, P
 from exml_fast.continual.buffer import ImageBuffer
 from exml_fast.continual.calibration import ResponseCalibration
 from exml_fast.continual.catalogue import Catalogue
-from exml_fast.continual.distillation import (
-    Augmentation,
-    DistillationConfig,
-    DistillationResult,
-    ExModelDistillation,
-)
+from exml_fast.continual.distillation import DistillationConfig, DistillationResult, ExModelDistillation
 from exml_fast.continual.expert import Card, Expert, train_expert
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.scenarios import (
@@ -32,6 +27,7 @@ from exml_fast.continual.strategies import (
     Strategy,
 )
 from exml_fast.continual.stream import ExpertStream
+from exml_fast.data import Augmentation
 
 __all__ = [
     "AdaptiveInversion",

@@ -17,15 +17,17 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.data import ImageData, InputSpec
+from exml_fast.data import Augmentation, ImageData, InputSpec
 from exml_fast.models import create, takes
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
+from exml_fast.training import ARITHMETIC, arranged, forward, one_cycle
 
 __all__ = ["Card", "Expert", "train_expert"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 FORMAT_VERSION = 1
+SCHEDULES = ("constant", "onecycle")
 # Training images that take no more than this as float32 are normalised once, others batch by batch.
 PREPARED_BYTES = 2**28
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -250,6 +252,9 @@ def train_expert(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     batch_size: int = 32,
+    schedule: str = "constant",
+    augmentation: Augmentation | None = None,
+    precision: str = "float32",
     seed: int = 0,
     device: str | torch.device = "cpu",
     licence: str | None = None,
@@ -263,6 +268,9 @@ def train_expert(
     Args:
         head: "all" gives a logit to every class of ``data``, as the paper's code; "own" only to ``classes``.
         spec: the network's input if it is not the data's own; images are fitted to it.
+        schedule: "constant", or "onecycle" with ``lr`` as its peak.
+        augmentation: of each image at each step (CIFAR-10: ``Augmentation(shift=4, flip=0.5)``).
+        precision: of convolutions and linear layers, "float32" or "bfloat16".
         initial: a state dict to start from (a stream's experts share it); default a random one from ``seed``.
         progress: called once an epoch with the mean loss.
     """
@@ -271,6 +279,10 @@ def train_expert(
         raise ValueError(f"classes {unknown} are not in {data.name!r}, which has {len(data.classes)} classes")
     if head not in ("all", "own"):
         raise ValueError(f"head must be 'all' or 'own', got {head!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
+    if precision not in ARITHMETIC:
+        raise ValueError(f"precision must be one of {list(ARITHMETIC)}, got {precision!r}")
     units = data.classes if head == "all" else classes
     spec = spec or data.spec
     arguments = complete_arguments(architecture, arguments, len(units), spec)
@@ -292,14 +304,20 @@ def train_expert(
         model = create(architecture, **arguments)
         if initial is not None:
             model.load_state_dict(dict(initial))
-        model.to(device).train()
+        arranged(model.to(device), precision).train()
+        low = spec.bounds(device)[0]
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         for epoch in range(epochs):
             order = torch.randperm(len(labels), generator=generator)[: steps * batch_size].to(device)
             total = torch.zeros((), device=device)
-            for index in order.view(steps, batch_size).unbind():
+            for step, index in enumerate(order.view(steps, batch_size).unbind(), epoch * steps):
                 inputs = images[index] if prepared else spec.prepare(images[index])
-                loss = ops.soft_cross_entropy(model(inputs), labels[index])
+                if augmentation is not None and augmentation.active:
+                    inputs = augmentation(inputs, low, generator)
+                loss = ops.soft_cross_entropy(forward(model, inputs, precision), labels[index])
+                if schedule == "onecycle":
+                    for group in optimizer.param_groups:
+                        group["lr"] = one_cycle(lr, step, epochs * steps)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -318,12 +336,13 @@ def train_expert(
         spec,
         licence=licence,
     )
-    expert = Expert(model, card)
+    expert = Expert(arranged(model, "float32"), card)
     test = data.test.of_classes(classes)
     right = sum(int((expert.predict(x).cpu() == y).sum()) for x, y in test.batches(spec))
     training = {
         "data": data.name, "samples": len(split), "epochs": epochs, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "batch_size": batch_size, "seed": seed, "head": head,
+        "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule, "precision": precision,
+        "augmentation": None if augmentation is None else dataclasses.asdict(augmentation), "seed": seed, "head": head,
         "accuracy": right / len(test) if len(test) else None, "seconds": round(time.perf_counter() - started, 3),
     }  # fmt: skip
     expert.card = dataclasses.replace(card, training=training)

@@ -1,11 +1,13 @@
 """Image data sets in memory, images drawn without data, and what a network expects of its input."""
 
+from exml_fast.data.augmentation import Augmentation
 from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
 from exml_fast.data.sets import ImageData, Split, load, some_images
 from exml_fast.data.spec import InputSpec
 
 __all__ = [
     "SOURCES",
+    "Augmentation",
     "DeadLeaves",
     "ImageData",
     "ImageSource",

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from exml_fast.continual import Augmentation
+from exml_fast.data import Augmentation
+from exml_fast.training import ARITHMETIC
 
 __all__ = ["TransferConfig"]
 
@@ -29,6 +30,8 @@ class TransferConfig:
         warmup: steps over which the learning rate rises linearly.
         temperature: τ of the divergence (Eq. 1).
         lambda_ce: weight of a cross-entropy with the images' labels, which the paper does without.
+        arithmetic: of convolutions and linear layers in the student's training, "float32" or "bfloat16" (with the
+            weights, the losses and BatchNorm in float32).
         mixup: a of the shares Beta(a, a) with which pairs of images are mixed (sec. 4.4), of 0 for none. The teacher
             sees the mixed images.
         augmentation: of each image at each step, before teacher and student see it.
@@ -49,6 +52,7 @@ class TransferConfig:
     decay: float = 0.1
     decay_every: int = 19500
     warmup: int = 0
+    arithmetic: str = "float32"
     temperature: float = 3.0
     lambda_ce: float = 0.0
     mixup: float = 0.0
@@ -59,7 +63,8 @@ class TransferConfig:
     pool_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("schedule", SCHEDULES), ("optimizer", ("sgd", "adam"))):
+        choices = {"schedule": SCHEDULES, "optimizer": ("sgd", "adam"), "arithmetic": ARITHMETIC}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         for name, least in COUNTS.items():

@@ -22,6 +22,7 @@ from exml_fast.distillation.loss import divergence, mixup
 from exml_fast.inversion import Progress, Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.teacher import device_of, frozen, probe
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
+from exml_fast.training import arranged, forward
 
 __all__ = ["Transfer", "distill"]
 
@@ -147,8 +148,8 @@ class _Run:
         units: Sequence[int] | None,
     ) -> None:
         self.spec, self.config, self.device, self.seed = spec, config, device, seed
-        self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-        self.student = copy.deepcopy(student).to(device)
+        self.teacher = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), config.arithmetic)
+        self.student = arranged(copy.deepcopy(student).to(device), config.arithmetic)
         outputs = []
         for network in (self.teacher, self.student):
             with frozen(network), torch.no_grad():
@@ -235,8 +236,8 @@ class _Run:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         return Transfer(
-            self.student.eval(), self.pool.images, self.pool.labels, self.spec, self.history, self.rounds,
-            self.evaluations, self.seconds,
+            arranged(self.student.eval(), "float32"), self.pool.images, self.pool.labels, self.spec, self.history,
+            self.rounds, self.evaluations, self.seconds,
         )  # fmt: skip
 
     def _due(self) -> bool:
@@ -303,8 +304,8 @@ class _Run:
             order = torch.randperm(len(images), generator=self.generator).to(self.device)
             images = mixup(images, share, order)
         with torch.no_grad():
-            wanted = self.teacher(images)
-        logits = self.student(images)
+            wanted = forward(self.teacher, images, config.arithmetic)
+        logits = forward(self.student, images, config.arithmetic)
         kl = divergence(wanted, logits, config.temperature)
         ce = torch.zeros((), device=self.device)
         if config.lambda_ce:

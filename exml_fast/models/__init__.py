@@ -4,7 +4,8 @@ from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5, LeNet5Half
 from exml_fast.models.registry import OWN, create, final_linear, takes
-from exml_fast.models.slim_resnet import SlimResNet18
+from exml_fast.models.vgg_cifar import Vgg11BnCifar
+from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 
 __all__ = [
     "OWN",
@@ -13,7 +14,10 @@ __all__ = [
     "CifarResNet",
     "LeNet5",
     "LeNet5Half",
+    "ResNet18Cifar",
+    "ResNet34Cifar",
     "SlimResNet18",
+    "Vgg11BnCifar",
     "create",
     "final_linear",
     "takes",

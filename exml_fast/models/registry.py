@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import LeNet5, LeNet5Half
-from exml_fast.models.slim_resnet import SlimResNet18
+from exml_fast.models.vgg_cifar import Vgg11BnCifar
+from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 
 __all__ = ["create", "final_linear", "takes"]
 
@@ -22,7 +23,10 @@ OWN: dict[str, type[nn.Module]] = {
     "cifar_resnet": CifarResNet,
     "lenet5": LeNet5,
     "lenet5_half": LeNet5Half,
+    "resnet18_cifar": ResNet18Cifar,
+    "resnet34_cifar": ResNet34Cifar,
     "slim_resnet18": SlimResNet18,
+    "vgg11_bn_cifar": Vgg11BnCifar,
 }
 # Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
@@ -32,8 +36,8 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        architecture: one of our own (``lenet5``, ``lenet5_half``, ``alexnet_cifar``, ``alexnet_cifar_half``,
-            ``cifar_resnet``, ``slim_resnet18``), "torchvision/<name>" (classification models) or "timm/<name>".
+        architecture: one of our own (``OWN``: ``lenet5``, ``cifar_resnet``, ``vgg11_bn_cifar`` ...),
+            "torchvision/<name>" (classification models) or "timm/<name>".
         arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
             the library read or download weights.
 

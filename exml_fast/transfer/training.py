@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.continual import Augmentation
-from exml_fast.data import InputSpec, Split
+from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress
 from exml_fast.models import final_linear
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.continual import Augmentation
-from exml_fast.data import InputSpec, Split
+from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.transfer.training import Training, accuracy, train
