@@ -1,18 +1,24 @@
 """DeepInversion on CIFAR-10: what an independent network says of the images, and what students learn from them alone.
 
-    python benches/deep_inversion.py --cifar10 cifar10.npz --weights FOLDER
-    python benches/deep_inversion.py --cifar10 cifar10.npz --weights FOLDER --quick --only agreement
+    python benches/deep_inversion.py agreement students --cifar10 cifar10.npz --weights FOLDER
+    python benches/deep_inversion.py agreement --cifar10 cifar10.npz --weights FOLDER --quick
 
-The teacher is the published ResNet-20 (91.7 %), the judge the published ResNet-56, both from the files of
-github.com/akamaster/pytorch_resnet_cifar10 in --weights. Real images only measure: no method sees any. The defaults are
-far shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says; its figures are for
-other networks (VGG-11-BN and ResNet-34 teachers) and stand in no row as ours to compare with.
+Their teacher is the published ResNet-20 (91.7 %), the judge the published ResNet-56, both from the files of
+github.com/akamaster/pytorch_resnet_cifar10 in --weights. "table1" takes the paper's networks, trained by
+
+    exml-fast train-experts --data cifar10 --scenario joint --architecture vgg11_bn_cifar --epochs 200 --lr 0.1 \\
+      --batch-size 128 --schedule onecycle --augment shift=4 --augment flip=0.5 --out vgg11
+    python benches/deep_inversion.py table1 --cifar10 cifar10.npz --teacher vgg11/expert_01
+
+and on a GPU --paper-length what the paper takes. Real images only measure: no method sees any. The defaults are far
+shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +29,15 @@ from torch import Tensor, nn
 import exml_fast as xf
 from exml_fast.evaluation import evaluate
 from exml_fast.inversion import recipes
-from exml_fast.models import CifarResNet
+from exml_fast.models import CifarResNet, create
 from exml_fast.storage import load_checkpoint
+from exml_fast.training import ARITHMETIC
 
-FILES_OF = {"agreement": "yin2020-cifar10-agreement.json", "students": "yin2020-cifar10-students.json"}
+FILES_OF = {
+    "agreement": "yin2020-cifar10-agreement.json",
+    "students": "yin2020-cifar10-students.json",
+    "table1": "yin2020-table1.json",
+}
 SPEC = xf.InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 # From the recipe whose images other networks recognise, each method leaves out or adds its terms.
@@ -36,6 +47,18 @@ TERMS: dict[str, dict[str, Any]] = {
     "DeepInversion": {},
     "Adaptive DeepInversion": {"compete": 10.0},
 }
+# Table 1: teacher and student, accuracy in %.
+PAPER: dict[tuple[str, str], dict[str, float]] = {
+    (teacher, student): dict(zip(TERMS, figures, strict=True))
+    for teacher, student, figures in (
+        ("vgg11_bn_cifar", "vgg11_bn_cifar", (13.55, 36.59, 84.16, 90.78)),
+        ("vgg11_bn_cifar", "resnet18_cifar", (13.45, 39.67, 83.82, 90.36)),
+        ("resnet34_cifar", "resnet18_cifar", (13.61, 29.98, 91.43, 93.26)),
+    )
+}
+PAPER_LENGTH = {
+    "student_steps": 48750, "student_image_steps": 2000, "rounds": 975, "per_round": 256, "student_batch": 256,
+}  # fmt: skip
 
 
 def network(depth: int, weights: Path) -> nn.Module:
@@ -46,11 +69,12 @@ def network(depth: int, weights: Path) -> nn.Module:
     return model.eval()
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, spec: xf.InputSpec = SPEC) -> float:
     """Percent right of uint8 images."""
+    device = next(model.parameters()).device
     with torch.no_grad():
         right = [
-            int((model(SPEC.normalize(x)).argmax(1) == y).sum())
+            int((model(spec.normalize(x).to(device)).argmax(1).cpu() == y).sum())
             for x, y in zip(images.split(500), labels.split(500), strict=True)
         ]
     return 100 * sum(right) / len(labels)
@@ -84,77 +108,118 @@ def recognised(args: argparse.Namespace, teacher: nn.Module, judge: nn.Module) -
     return rows
 
 
-def taught(args: argparse.Namespace, teacher: nn.Module, test: tuple[Tensor, Tensor]) -> list[dict[str, Any]]:
-    """Table 1's question: a fresh student, images alone."""
-    rows = []
+def taught(
+    args: argparse.Namespace,
+    teacher: nn.Module,
+    spec: xf.InputSpec,
+    architectures: tuple[str, str],
+    test: tuple[Tensor, Tensor],
+    done: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Table 1's question: a fresh student, images alone. ``done`` gets the rows so far after each method."""
+    rows: list[dict[str, Any]] = []
     config = xf.TransferConfig(
-        steps=args.student_steps, batch_size=64, lr=0.1, schedule="cosine", rounds=args.rounds,
+        steps=args.student_steps, batch_size=args.student_batch, lr=0.1, schedule="cosine", rounds=args.rounds,
         generate_every=max(1, args.student_steps // args.rounds), per_round=args.per_round,
+        arithmetic=args.arithmetic,
     )  # fmt: skip
     for name, terms in TERMS.items():
         if name not in args.methods:
             continue
         torch.manual_seed(args.seed)
-        chosen = recipes.get("deep_inversion/cifar10-transferable").replace(steps=args.student_image_steps, **terms)
+        student = create(architectures[1], num_classes=10)
+        chosen = recipes.get("deep_inversion/cifar10-transferable").replace(
+            steps=args.student_image_steps, batch_size=256, **terms
+        )
         started = time.perf_counter()
         result = xf.distill(
-            teacher, CifarResNet(20), recipe=chosen, config=config, spec=SPEC, seed=args.seed, device=args.device,
-            evaluate=lambda student: accuracy(student, *test),
+            teacher, student, recipe=chosen, config=config, spec=spec, seed=args.seed, device=args.device,
+            evaluate=lambda student: accuracy(student, *test, spec),
         )  # fmt: skip
         rows.append(
             {
-                "cell": f"student/{name}", "ours": result.evaluations[-1][1], "paper": None,
-                "images": len(result.images),
-                "agreement_on_images": 100 * result.history["agreement"][-1], "rounds": result.rounds,
-                "seconds": time.perf_counter() - started, "reduced": True,
+                "cell": f"student/{name}", "teacher": architectures[0], "student": architectures[1],
+                "ours": result.evaluations[-1][1], "paper": PAPER.get(architectures, {}).get(name),
+                "images": len(result.images), "agreement_on_images": 100 * result.history["agreement"][-1],
+                "rounds": result.rounds, "seconds": time.perf_counter() - started, **result.seconds,
+                "reduced": args.student_steps < 48750 or args.student_image_steps < 2000,
                 "note": f"{args.student_steps} steps of the student, {len(result.images)} images of "
                 f"{args.student_image_steps} steps; the paper takes 48750, 250,000 and 2000",
             }
         )  # fmt: skip
         print(f"student of {name}: {rows[-1]['ours']:.2f} %, {rows[-1]['seconds']:.0f} s", flush=True)
-    return rows
+        done(rows)
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="+", choices=list(FILES_OF))
     parser.add_argument("--cifar10", type=Path, required=True, help=".npz with x_test and y_test")
-    parser.add_argument("--weights", type=Path, required=True, help="folder of the published ResNets' files")
+    parser.add_argument("--weights", type=Path, help="folder of the published ResNets' files")
+    parser.add_argument("--teacher", type=Path, help="of table1: an Expert's folder")
+    parser.add_argument("--student", help="of table1: an architecture; the teacher's if not given")
     parser.add_argument("--steps", type=int, default=400, help="of the images that the judge sees")
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--student-steps", type=int, default=1200)
+    parser.add_argument("--student-batch", type=int, default=64)
     parser.add_argument("--student-image-steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--per-round", type=int, default=128)
+    parser.add_argument("--arithmetic", default="bfloat16", choices=ARITHMETIC, help="of the student's training")
     parser.add_argument("--methods", nargs="*", default=list(TERMS), choices=list(TERMS), help="students to teach")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="some ten minutes on one core")
+    parser.add_argument("--paper-length", action="store_true", help="students as the paper's; wants a GPU")
     parser.add_argument("--grids", type=Path, help="folder for pictures of the images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", choices=list(FILES_OF), help="one of the two questions")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     args = parser.parse_args()
     if args.quick:
         args.steps, args.per_class, args.test_images = min(args.steps, 200), min(args.per_class, 10), 2000
         args.student_steps, args.student_image_steps, args.rounds, args.per_round = 200, 80, 4, 64
-    for path in (args.cifar10, *(args.weights / name for name in FILES.values())):
+    if args.paper_length:
+        vars(args).update(PAPER_LENGTH)
+    published = [args.weights / name for name in FILES.values()] if args.weights is not None else []
+    for path in (args.cifar10, *published):
         if not path.is_file():
             parser.error(f"{path} is missing")
+    if args.weights is None and set(args.questions) != {"table1"}:
+        parser.error("--weights is missing")
+    if args.teacher is None and "table1" in args.questions:
+        parser.error("--teacher is missing")
     data = xf.data.load(str(args.cifar10)).test
     chosen = torch.linspace(0, len(data) - 1, min(args.test_images, len(data))).long()
     test = data.images[chosen], data.labels[chosen]
-    teacher, judge = network(20, args.weights), network(56, args.weights)
-    networks: list[dict[str, Any]] = [
-        {"cell": f"network/{name}", "ours": accuracy(model, *test), "paper": None, "reduced": False,
-         "note": f"on {len(chosen)} real test images"}
-        for name, model in (("ResNet-20 (teacher)", teacher), ("ResNet-56 (judge)", judge))
-    ]  # fmt: skip
-    print(", ".join(f"{row['cell']}: {row['ours']:.2f} %" for row in networks), flush=True)
-    if args.only != "students":
-        write_results(args.results / FILES_OF["agreement"], networks + recognised(args, teacher, judge), args.device)
-    if args.only != "agreement":
-        write_results(args.results / FILES_OF["students"], networks + taught(args, teacher, test), args.device)
+
+    def of_networks(networks: dict[str, nn.Module], spec: xf.InputSpec = SPEC) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [
+            {"cell": f"network/{name}", "ours": accuracy(model, *test, spec), "paper": None, "reduced": False,
+             "note": f"on {len(chosen)} real test images"}
+            for name, model in networks.items()
+        ]  # fmt: skip
+        print(", ".join(f"{row['cell']}: {row['ours']:.2f} %" for row in rows), flush=True)
+        return rows
+
+    def write(question: str, rows: list[dict[str, Any]]) -> None:
+        write_results(args.results / FILES_OF[question], rows, args.device)
+
+    if args.weights is not None:
+        teacher, judge = network(20, args.weights), network(56, args.weights)
+        networks = of_networks({"ResNet-20 (teacher)": teacher, "ResNet-56 (judge)": judge})
+    if "agreement" in args.questions:
+        write("agreement", networks + recognised(args, teacher, judge))
+    if "students" in args.questions:
+        pair = ("cifar_resnet", "cifar_resnet")
+        taught(args, teacher, SPEC, pair, test, lambda rows: write("students", networks + rows))
+    if "table1" in args.questions:
+        expert = xf.Expert.load(args.teacher)
+        name = expert.card.architecture
+        pair, spec = (name, args.student or name), expert.card.input_spec
+        found = of_networks({f"{name} (teacher)": expert.model}, spec)
+        found[0]["training"] = expert.card.training
+        taught(args, expert.model, spec, pair, test, lambda rows: write("table1", found + rows))
 
 
 if __name__ == "__main__":

@@ -261,6 +261,8 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import numpy as np
 
+    from exml_fast.continual import train_expert
+    from exml_fast.data import load
     from exml_fast.models import CifarResNet
 
     monkeypatch.syspath_prepend(BENCHES)
@@ -271,9 +273,13 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     pixels, labels = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8), np.arange(20) % 10
     np.savez(tmp_path / "cifar10.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     options = (
-        f"--cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} --results {tmp_path} --steps 2 --per-class 2 "
-        "--student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 --methods DeepInversion"
+        f"agreement students table1 --cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} --results {tmp_path} "
+        f"--steps 2 --per-class 2 --student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 "
+        f"--teacher {tmp_path}/vgg --student resnet18_cifar"
     ).split()
+    data = load(str(tmp_path / "cifar10.npz"))
+    vgg = {"architecture": "vgg11_bn_cifar", "arguments": {"width": 4}}
+    train_expert(data, epochs=1, batch_size=4, **vgg).save(tmp_path / "vgg")
     monkeypatch.setattr(sys, "argv", ["deep_inversion.py", *options, "--methods", "Adaptive DeepInversion"])
     bench.main()
     found = {name: load_json(tmp_path / file)["rows"] for name, file in bench.FILES_OF.items()}
@@ -281,7 +287,10 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert len(cells) == 5 and cells[-1] == "agreement/DeepInversion, ours" and found["agreement"][-1]["reduced"]
     (row,) = found["students"][2:]
     assert row["cell"] == "student/Adaptive DeepInversion" and row["images"] == 4 and 0 <= row["ours"] <= 100
-    assert "48750" in row["note"]
+    assert "48750" in row["note"] and row["paper"] is None
+    network, row = found["table1"]
+    assert network["cell"] == "network/vgg11_bn_cifar (teacher)" and network["training"]["epochs"] == 1
+    assert (row["student"], row["paper"], row["reduced"]) == ("resnet18_cifar", 90.36, True)
     tables = importlib.import_module("readme")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF["agreement"])
