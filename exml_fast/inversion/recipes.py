@@ -28,7 +28,10 @@ CHOICES = {
     "border": ("wrap", "zero"),
 }
 COUNTS = {"steps": 1, "batch_size": 1, "warmup": 0, "jitter": 0, "blur_kernel": 1}
-NOT_NEGATIVE = ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "compete", "rotate")
+NOT_NEGATIVE = (
+    "ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "compete", "rotate", "init_scale", "spectrum",
+    "correlation",
+)  # fmt: skip
 POSITIVE = ("lr", "temperature", "blur_sigma", "compete_temperature")
 
 
@@ -56,6 +59,13 @@ class Recipe:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     init: str = "normal"
     """"normal": N(0, 1) in the network's input space; "uniform": U(0, 1) pixels, then normalised."""
+    init_scale: float = 1.0
+    """Factor of those."""
+    spectrum: float = 0.0
+    """Adam works on images as natural ones vary, and "normal" noise is such: amplitudes f^−γ of waves of frequency f,
+    of this γ (:class:`exml_fast.inversion.spectrum.NaturalSpectrum`). 0: every pixel for itself, as the papers."""
+    correlation: float = 0.0
+    """Likewise the correlation of the channels of a pixel, below 1."""
     clip: str | float | None = None
     """After each step: None, "valid" (the range of pixels, Yin 2020, Eq. 16) or ± a number."""
 
@@ -142,6 +152,8 @@ class Recipe:
             raise self._error("betas", "a tuple of positive numbers")
         if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise self._error("crop", "(low, high) with 0 < low <= high <= 1")
+        if self.correlation >= 1:
+            raise self._error("correlation", "a number of at least 0 and below 1")
         if self.blur_kernel % 2 == 0 or self.blur_kernel > 15:
             raise self._error("blur_kernel", "an odd integer from 1 to 15")
         if not (self.clip is None or self.clip == "valid" or (_is_number(self.clip) and float(self.clip) > 0)):

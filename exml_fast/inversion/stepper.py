@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exml_fast import ops
 from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.spectrum import NaturalSpectrum
 
 __all__ = ["Stepper"]
 
@@ -34,6 +35,7 @@ class Stepper:
         bounds: lowest and highest values, (C,) each, or None twice.
         first: the step to begin with, from 0.
         block: most steps of one :meth:`run`.
+        spectrum: the map P of images x = P z on whose z Adam works; None: on the images.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Stepper:
         bounds: tuple[Tensor | None, Tensor | None],
         first: int,
         block: int,
+        spectrum: NaturalSpectrum | None = None,
     ) -> None:
         self.x, self._moments, self._active = x, moments, active
         self._gradient, self._betas, self._bounds = gradient, recipe.adam_betas, bounds
@@ -53,6 +56,8 @@ class Stepper:
         self._index = torch.full((1,), first, dtype=torch.int64, device=x.device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=x.device)
         self._block, self._values = block, x.new_empty(0)
+        self._spectrum = spectrum
+        self._change = x.new_empty(0) if spectrum is None else torch.empty_like(x)
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -80,13 +85,24 @@ class Stepper:
             self._values = values.new_zeros(self._block, len(values))
         rate = self._rates.index_select(0, self._index)[0]
         number = (self._index + 1)[0]
-        ops.adam_clip_(
-            self.x, gradient, *self._moments, number, rate, self._betas, low=self._bounds[0], high=self._bounds[1],
-            active=self._active,
-        )  # fmt: skip
+        self._update(gradient, number, rate)
         self._values.index_copy_(0, self._slot, values[None])
         self._index += 1
         self._slot += 1
+
+    def _update(self, gradient: Tensor, number: Tensor, rate: Tensor) -> None:
+        """Adam and clip; in the coordinates z of images P z, whose gradient is P times that of the images."""
+        low, high = self._bounds
+        if self._spectrum is None:
+            ops.adam_clip_(
+                self.x, gradient, *self._moments, number, rate, self._betas, low=low, high=high, active=self._active
+            )
+            return
+        change = self._change.zero_()
+        ops.adam_clip_(change, self._spectrum(gradient), *self._moments, number, rate, self._betas, active=self._active)
+        self.x += self._spectrum(change)
+        if low is not None and high is not None:
+            self.x.clamp_(low.view(-1, 1, 1), high.view(-1, 1, 1))
 
     def _step_aside(self) -> None:
         """On a stream of its own, as a capture asks of what runs before it."""

@@ -26,6 +26,7 @@ from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
+from exml_fast.inversion.spectrum import NaturalSpectrum
 from exml_fast.inversion.statistics import require_module, require_running_statistics
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
@@ -151,6 +152,10 @@ class Synthesizer:
         self.objective = Objective.of(self.recipe, bn=self.teacher.matched_calls > 0)
         self.compact = compact and not self.objective.couples
         self._bounds = self._clip_bounds()
+        self._spectrum: NaturalSpectrum | None = None
+        if self.recipe.spectrum or self.recipe.correlation:
+            waves = (self.recipe.spectrum, self.recipe.correlation)
+            self._spectrum = NaturalSpectrum(*waves, self.spec.shape, self.device)
         self._student: FrozenTeacher | EagerTeacher | None = None
         self._coarse = self._coarser() if self.recipe.coarse_steps else None
 
@@ -279,7 +284,9 @@ class Synthesizer:
         gradient = functools.partial(self._gradient, targets[state.rows.to(self.device)], draws)
         active = None if self.recipe.stop_confidence is None else state.active
         moments = (state.exp_avg, state.exp_avg_sq)
-        return Stepper(gradient, state.x, moments, active, self.recipe, self._bounds, state.step, self.block)
+        return Stepper(
+            gradient, state.x, moments, active, self.recipe, self._bounds, state.step, self.block, self._spectrum
+        )
 
     def _advance(self, state: _State, stepper: Stepper, wanted: Tensor, batches: int) -> Tensor:
         """Up to ``block`` steps of the current batch; its end, if it comes to it. Values (T + 1,) of the last step."""
@@ -388,10 +395,13 @@ class Synthesizer:
     def _start(self, state: _State, rows: Tensor, seed: int) -> None:
         make = torch.randn if self.recipe.init == "normal" else torch.rand
         noise = [make(self.spec.shape, generator=_generator(seed, f"image {n}")) for n in rows.tolist()]
-        x = torch.stack(noise)
-        x = x if self.recipe.init == "normal" else self.spec.normalize(x)
-        x = x if state.start is None else state.start[rows]
-        state.x = x.to(self.device, torch.float32).contiguous()
+        x = torch.stack(noise).to(self.device)
+        if self.recipe.init == "uniform":
+            x = self.spec.normalize(x)
+        elif self._spectrum is not None:
+            x = self._spectrum(x)
+        x = self.recipe.init_scale * x if state.start is None else state.start[rows].to(self.device)
+        state.x = x.to(torch.float32).contiguous()
         state.exp_avg, state.exp_avg_sq = torch.zeros_like(state.x), torch.zeros_like(state.x)
         state.rows = rows.clone()
         state.active = torch.ones(len(rows), dtype=torch.bool, device=self.device)
