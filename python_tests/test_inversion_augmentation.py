@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from exml_fast.inversion.augmentation import Augmentation, Draws
@@ -30,6 +31,21 @@ def test_wrap_rolls_and_zero_pads() -> None:
     expected = torch.zeros_like(x)
     expected[:, :, 1:, :3] = x[:, :, :-1, 2:]
     assert torch.equal(y, expected)
+
+
+def test_a_black_border_is_the_lowest_pixel() -> None:
+    x, low = torch.randn(2, 3, 6, 5), torch.tensor([-2.0, -3.0, -4.0]).view(3, 1, 1)
+    augmentation = Augmentation(2, "black", True)
+    with pytest.raises(ValueError, match="a black border needs low"):
+        augmentation.draw(1, (6, 5), torch.Generator())
+    found = augmentation.draw(20, (6, 5), torch.Generator().manual_seed(0), low=low)
+    assert found.shift is not None and found.flip is not None
+    for step, ((down, right), flipped) in enumerate(zip(found.shift.tolist(), found.flip.tolist(), strict=True)):
+        padded = low.expand(2, 3, 10, 9).clone()
+        padded[:, :, 2 + down : 8 + down, 2 + right : 7 + right] = x
+        expected = padded[:, :, 2:8, 2:7]
+        y = augmentation(x, found, step)
+        assert torch.allclose(y, expected.flip(3) if flipped else expected, atol=1e-6)
 
 
 def test_rotation_by_a_right_angle() -> None:

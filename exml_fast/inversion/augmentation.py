@@ -28,14 +28,17 @@ class Draws:
     """(S,) bool: left to right."""
     affine: Tensor | None
     """(S, 2, 3) float32: the matrix of ``torch.nn.functional.affine_grid``."""
+    border: Tensor | None = None
+    """(C, 1, 1): what lies around the images, where that is not zero."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Ranges of the random transforms.
 
-    jitter: shift by up to so many pixels, inclusive, each way; border: "wrap" (roll, Yin 2020) or "zero" (the crop of
-    an image padded with zeros, Carta 2022). flip: left to right, every other time. rotate: up to so many degrees each
+    jitter: shift by up to so many pixels, inclusive, each way; border: "wrap" (roll, Yin 2020), "zero" (the crop of
+    an image padded with zeros, Carta 2022) or "black" (with the lowest valid pixel: what networks saw that were
+    trained on random crops, as those of CIFAR-10 are, and what their statistics contain). flip: left to right, every other time. rotate: up to so many degrees each
     way. crop: range of the area of a random resized crop, its aspect ratio between 3/4 and 4/3; (1, 1) is none.
     """
 
@@ -46,9 +49,19 @@ class Augmentation:
     crop: tuple[float, float] = (1.0, 1.0)
 
     def draw(
-        self, steps: int, size: tuple[int, int], generator: torch.Generator, device: torch.device | str = "cpu"
+        self,
+        steps: int,
+        size: tuple[int, int],
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+        low: Tensor | None = None,
     ) -> Draws:
-        """Independent draws for ``steps`` steps, images of ``size`` (H, W) on ``device``; a CPU generator."""
+        """Independent draws for ``steps`` steps, images of ``size`` (H, W) on ``device``; a CPU generator.
+
+        A black border needs ``low`` (C, 1, 1), on the device (InputSpec.bounds).
+        """
+        if self.border == "black" and low is None:
+            raise ValueError("a black border needs low, the lowest valid pixel")
         shift = flip = affine = None
         if self.jitter:
             shift = torch.randint(-self.jitter, self.jitter + 1, (steps, 2), generator=generator).to(device)
@@ -56,7 +69,7 @@ class Augmentation:
             flip = (torch.rand(steps, generator=generator) < 0.5).to(device)
         if self.rotate or self.crop != (1.0, 1.0):
             affine = self._affine(torch.rand(steps, 5, generator=generator), size).to(device)
-        return Draws(shift, flip, affine)
+        return Draws(shift, flip, affine, low if self.border == "black" else None)
 
     def __call__(self, x: Tensor, draws: Draws, step: int | Tensor) -> Tensor:
         """``x`` (N, C, H, W) as the network sees it at ``step`` (a number, or int64 (1,)); differentiable."""
@@ -70,6 +83,8 @@ class Augmentation:
             flip = index.new_zeros((), dtype=torch.bool)
             if draws.flip is not None:
                 flip = draws.flip.index_select(0, index)[0]
+            if draws.border is not None:
+                return ops.jitter_flip(x - draws.border, shift, flip, border="zero") + draws.border
             x = ops.jitter_flip(x, shift, flip, border=self.border)
         return x
 

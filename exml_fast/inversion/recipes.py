@@ -25,7 +25,7 @@ CHOICES = {
     "norm_scope": ("batch", "image"),
     "bn_distance": ("l2", "squared", "gaussian_kl"),
     "bn_moment": ("var", "std"),
-    "border": ("wrap", "zero"),
+    "border": ("wrap", "zero", "black"),
 }
 COUNTS = {"steps": 1, "batch_size": 1, "warmup": 0, "jitter": 0, "blur_kernel": 1}
 NOT_NEGATIVE = (

@@ -243,7 +243,8 @@ class Synthesizer:
     ) -> None:
         """All steps of all batches, with checkpoints at ``path``."""
         augmentation, generator = self.recipe.augmentation, _generator(seed, "augmentation")
-        draws = augmentation.draw(self.recipe.steps, self.spec.size, generator, self.device)
+        low = self.spec.bounds(self.device)[0]
+        draws = augmentation.draw(self.recipe.steps, self.spec.size, generator, self.device, low)
         saved, safe, stepper = time.monotonic(), None, None
         try:
             while state.batch < len(batches):
