@@ -37,9 +37,10 @@ class Augmentation:
     """Ranges of the random transforms.
 
     jitter: shift by up to so many pixels, inclusive, each way; border: "wrap" (roll, Yin 2020), "zero" (the crop of
-    an image padded with zeros, Carta 2022) or "black" (with the lowest valid pixel: what networks saw that were
-    trained on random crops, as those of CIFAR-10 are, and what their statistics contain). flip: left to right, every other time. rotate: up to so many degrees each
-    way. crop: range of the area of a random resized crop, its aspect ratio between 3/4 and 4/3; (1, 1) is none.
+    an image padded with zeros, Carta 2022) or "black" (padded with the lowest valid pixel: what networks saw, and
+    their statistics hold, that were trained on such crops, as is usual for CIFAR-10). flip: left to right, every
+    other time. rotate: up to so many degrees each way. crop: range of the area of a random resized crop, its aspect
+    ratio between 3/4 and 4/3; (1, 1) is none.
     """
 
     jitter: int = 0
