@@ -101,15 +101,18 @@ def calibration(path: Path) -> str:
 def agreement(path: Path) -> str:
     results = load_json(path)
     rows = [
-        [row["cell"].removeprefix("agreement/"), number(row["teacher"], 1, " %"), number(row["ours"], 1, " %"),
+        [row["cell"].removeprefix("agreement/"), str(row["steps"]),
+         number(row["teacher"], 1, " %"), number(row["ours"], 1, " %"),
          number(row["inception_score"], 2), number(row["diversity"], 3), number(row["images_per_second"], 2)]
         for row in results["rows"] if row["cell"].startswith("agreement/")
     ]  # fmt: skip
-    steps = {row["steps"] for row in results["rows"] if "steps" in row}
-    header = ["images out of CIFAR-10's ResNet-20", "recognised by itself", "by ResNet-56", "Inception score ⁹"]
+    images = max(row["images"] for row in results["rows"] if "images" in row)
+    header = [
+        "images out of CIFAR-10's ResNet-20", "steps", "recognised by itself", "by ResNet-56", "Inception score ⁹",
+    ]  # fmt: skip
     note = (
-        f"⁹ Computed with ResNet-56. {', '.join(map(str, sorted(steps)))} steps where the paper takes 2000; it takes "
-        "other networks for CIFAR-10 and has no such figures."
+        f"⁹ Computed with ResNet-56, of {images} images each. The paper takes 2000 steps and other networks for "
+        "CIFAR-10, and has no such figures."
     )
     return table([*header, "diversity", "images a second"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
