@@ -3,8 +3,9 @@
     python benches/deep_inversion.py agreement students --cifar10 cifar10.npz --weights FOLDER
     python benches/deep_inversion.py agreement --cifar10 cifar10.npz --weights FOLDER --quick
 
-Their teacher is the published ResNet-20 (91.7 %), the judge the published ResNet-56, both from the files of
-github.com/akamaster/pytorch_resnet_cifar10 in --weights. "table1" takes the paper's networks, trained by
+"ablation" leaves out the parts of our recipe one by one. The teacher is the published ResNet-20 (91.7 %), the judge the
+published ResNet-56, both from the files of github.com/akamaster/pytorch_resnet_cifar10 in --weights. "table1" takes the
+paper's networks, trained by
 
     exml-fast train-experts --data cifar10 --scenario joint --architecture vgg11_bn_cifar --epochs 200 --lr 0.1 \\
       --batch-size 128 --schedule onecycle --augment shift=4 --augment flip=0.5 --out vgg11
@@ -35,17 +36,40 @@ from exml_fast.training import ARITHMETIC
 
 FILES_OF = {
     "agreement": "yin2020-cifar10-agreement.json",
+    "ablation": "yin2020-cifar10-ablation.json",
     "students": "yin2020-cifar10-students.json",
     "table1": "yin2020-table1.json",
 }
 SPEC = xf.InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
+OURS = "deep_inversion/cifar10-transferable"
+# Which images the judge sees: recipes, and changes of their terms.
+RECIPES_OF: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "agreement": {
+        "DeepDream": ("deep_dream/cifar10", {}),
+        "DeepInversion, the paper's terms": ("deep_inversion/cifar10", {}),
+        "DeepInversion, ours": (OURS, {}),
+    },
+    "ablation": {
+        "ours": (OURS, {}),
+        "steps on pixels, not on a spectrum": (OURS, {"spectrum": 0.0, "correlation": 0.0, "init_scale": 1.0}),
+        "the paper's distance": (OURS, {"bn_distance": "l2", "bn": 0.3}),
+        "no crop": (OURS, {"crop": (1.0, 1.0)}),
+        "no black border": (OURS, {"border": "wrap"}),
+        "priors over the batch, of the augmented images": (
+            OURS,
+            # The same weights for a batch of 250 images: a norm over it is √250 times that of one.
+            {"tv_scope": "batch", "tv_l2": 0.03 / 250**0.5, "norm_scope": "batch", "l2": 5e-5 / 250,
+             "prior_augmented": True},
+        ),
+    },
+}  # fmt: skip
 # The first two as published, but for the length; ours in place of DeepInversion, and with the competition.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Noise (L)": ("noise/cifar10", {}),
     "DeepDream": ("deep_dream/cifar10", {}),
-    "DeepInversion": ("deep_inversion/cifar10-transferable", {}),
-    "Adaptive DeepInversion": ("deep_inversion/cifar10-transferable", {"compete": 3.0}),
+    "DeepInversion": (OURS, {}),
+    "Adaptive DeepInversion": (OURS, {"compete": 3.0}),
 }
 # Table 1: teacher and student, accuracy in %.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
@@ -80,33 +104,29 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, spec: xf.InputSpe
     return 100 * sum(right) / len(labels)
 
 
-def recognised(args: argparse.Namespace, teacher: nn.Module, judge: nn.Module) -> list[dict[str, Any]]:
+def recognised(args: argparse.Namespace, question: str, teacher: nn.Module, judge: nn.Module) -> list[dict[str, Any]]:
     """Table 2's question for CIFAR-10: does a network that was not asked agree?"""
     rows = []
-    for name, recipe in (
-        ("DeepDream", "deep_dream/cifar10"),
-        ("DeepInversion, the paper's terms", "deep_inversion/cifar10"),
-        ("DeepInversion, ours", "deep_inversion/cifar10-transferable"),
-    ):
+    for name, (recipe, changes) in RECIPES_OF[question].items():
         chosen = recipes.get(recipe)
         steps = min(args.steps, chosen.steps)
-        chosen = chosen.replace(steps=steps, batch_size=min(256, 10 * args.per_class))
+        chosen = chosen.replace(steps=steps, batch_size=min(256, 10 * args.per_class), **changes)
         result = xf.invert(teacher, None, args.per_class, chosen, SPEC, args.seed, args.device)
         found = evaluate(result, {"ResNet-56": judge, "ResNet-20 (teacher)": teacher})
         rows.append(
             {
-                "cell": f"agreement/{name}", "ours": 100 * found.judges["ResNet-56"]["top1"],
+                "cell": f"{question}/{name}", "ours": 100 * found.judges["ResNet-56"]["top1"],
                 "teacher": 100 * result.summary["teacher_accuracy"], "paper": None, "images": len(result),
                 "inception_score": found.judges["ResNet-56"]["inception_score"],
                 "diversity": sum(found.diversity.values()) / len(found.diversity),
-                "recipe": recipe, "steps": steps, "seconds": result.seconds,
+                "recipe": recipe, "changes": changes, "steps": steps, "seconds": result.seconds,
                 "images_per_second": result.summary["images_per_second"],
                 "reduced": steps < 2000, "note": f"{steps} steps; the paper takes 2000",
             }
         )  # fmt: skip
         print(f"{name}: ResNet-56 recognises {rows[-1]['ours']:.1f} %, {result.seconds:.0f} s", flush=True)
         if args.grids is not None:
-            result.save_grid(args.grids / f"{recipe.replace('/', '-')}.png", columns=10)
+            result.save_grid(args.grids / f"{question}-{len(rows)}.png", columns=10)
     return rows
 
 
@@ -209,8 +229,9 @@ def main() -> None:
     if args.weights is not None:
         teacher, judge = network(20, args.weights), network(56, args.weights)
         networks = of_networks({"ResNet-20 (teacher)": teacher, "ResNet-56 (judge)": judge})
-    if "agreement" in args.questions:
-        write("agreement", networks + recognised(args, teacher, judge))
+    for question in RECIPES_OF:
+        if question in args.questions:
+            write(question, networks + recognised(args, question, teacher, judge))
     if "students" in args.questions:
         pair = ("cifar_resnet", "cifar_resnet")
         taught(args, teacher, SPEC, pair, test, lambda rows: write("students", networks + rows))

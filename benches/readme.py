@@ -101,10 +101,10 @@ def calibration(path: Path) -> str:
 def agreement(path: Path) -> str:
     results = load_json(path)
     rows = [
-        [row["cell"].removeprefix("agreement/"), str(row["steps"]),
+        [row["cell"].partition("/")[2], str(row["steps"]),
          number(row["teacher"], 1, " %"), number(row["ours"], 1, " %"),
          number(row["inception_score"], 2), number(row["diversity"], 3), number(row["images_per_second"], 2)]
-        for row in results["rows"] if row["cell"].startswith("agreement/")
+        for row in results["rows"] if "steps" in row
     ]  # fmt: skip
     images = max(row["images"] for row in results["rows"] if "images" in row)
     header = [
@@ -240,6 +240,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("carta2022-table2-mnist-joint.json", carta),
     ],
     "images": [("yin2020-cifar10-agreement.json", agreement), ("yin2020-cifar10-students.json", students)],
+    "ablation": [("yin2020-cifar10-ablation.json", agreement)],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
     "ex-model": [("ex-model-cpu.json", ex_model)],
@@ -253,6 +254,7 @@ FILES = {
     "README.md": ["results", "images", "inversion", "ops"],
     "docs/transfer.md": ["nayak"],
     "docs/ex_model.md": ["ex-model", "calibration"],
+    "docs/deep_inversion.md": ["ablation"],
 }
 
 

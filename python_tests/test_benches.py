@@ -273,8 +273,8 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     pixels, labels = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8), np.arange(20) % 10
     np.savez(tmp_path / "cifar10.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     options = (
-        f"agreement students table1 --cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} --results {tmp_path} "
-        f"--steps 2 --per-class 2 --student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 "
+        f"agreement ablation students table1 --cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} "
+        f"--results {tmp_path} --steps 2 --per-class 2 --student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 "
         f"--teacher {tmp_path}/vgg --student resnet18_cifar"
     ).split()
     data = load(str(tmp_path / "cifar10.npz"))
@@ -285,6 +285,9 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     found = {name: load_json(tmp_path / file)["rows"] for name, file in bench.FILES_OF.items()}
     cells = [row["cell"] for row in found["agreement"]]
     assert len(cells) == 5 and cells[-1] == "agreement/DeepInversion, ours" and found["agreement"][-1]["reduced"]
+    assert [row["cell"] for row in found["ablation"][2:]] == [
+        f"ablation/{name}" for name in bench.RECIPES_OF["ablation"]
+    ]
     (row,) = found["students"][2:]
     assert row["cell"] == "student/Adaptive DeepInversion" and row["images"] == 4 and 0 <= row["ours"] <= 100
     assert "48750" in row["note"] and row["paper"] is None
@@ -293,7 +296,8 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert (row["student"], row["paper"], row["reduced"]) == ("resnet18_cifar", 90.36, True)
     tables = importlib.import_module("readme")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF["agreement"])
+    for question in bench.RECIPES_OF:
+        assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF[question])
     assert "| Adaptive DeepInversion |" in tables.students(tmp_path / bench.FILES_OF["students"])
 
 
