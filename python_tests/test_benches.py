@@ -274,8 +274,8 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     np.savez(tmp_path / "cifar10.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
     options = (
         f"agreement ablation students table1 --cifar10 {tmp_path}/cifar10.npz --weights {tmp_path} "
-        f"--results {tmp_path} --steps 2 --per-class 2 --student-steps 2 --student-image-steps 1 --rounds 1 --per-round 4 "
-        f"--teacher {tmp_path}/vgg --student resnet18_cifar"
+        f"--results {tmp_path} --steps 2 --per-class 2 --student-steps 2 --student-image-steps 1 --rounds 1 "
+        f"--per-round 4 --teacher {tmp_path}/vgg --student resnet18_cifar"
     ).split()
     data = load(str(tmp_path / "cifar10.npz"))
     vgg = {"architecture": "vgg11_bn_cifar", "arguments": {"width": 4}}
