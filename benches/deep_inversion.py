@@ -11,8 +11,8 @@ paper's networks, trained by
       --batch-size 128 --schedule onecycle --augment shift=4 --augment flip=0.5 --out vgg11
     python benches/deep_inversion.py table1 --cifar10 cifar10.npz --teacher vgg11/expert_01
 
-with --paper-length as long as the paper takes, which wants a GPU. Real images only measure: no method sees any. The defaults are far
-shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says.
+with --paper-length as long as the paper takes, which wants a GPU. Real images only measure: no method sees any. The
+defaults are far shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says.
 """
 
 from __future__ import annotations

@@ -126,6 +126,20 @@ def test_rounds_join_the_pool_and_are_learned_at_once(monkeypatch: pytest.Monkey
     assert result.history["step"] == [5, 10, 15, 20] and set(result.rounds[0]) >= {"teacher", "student", "seconds"}
 
 
+def test_each_round_takes_one_of_several_recipes() -> None:
+    still = RECIPE.replace(steps=1, lr=1e-9, compete=0.0, bn=0.0, clip="valid")
+    zeros, noise = still.replace(name="a", init_scale=0.0), still.replace(name="b")
+    result = distill(
+        network(1), network(0), spec=SPEC, recipe=[zeros, noise], config=SHORT, rounds=20, generate_every=1,
+    )  # fmt: skip
+    chosen = [r["recipe"] for r in result.rounds]
+    assert len(chosen) == 20 and 3 < sum(chosen) < 17
+    for number, which in enumerate(chosen):
+        assert bool(result.images[6 * number : 6 * number + 6].abs().max() > 0.1) == bool(which)
+    with pytest.raises(ValueError, match="recipe must name at least one recipe, got none"):
+        distill(network(1), network(0), spec=SPEC, recipe=[])
+
+
 def test_the_pool_has_its_size_and_classes_are_balanced() -> None:
     result = distill(
         network(1), network(0), spec=SPEC, recipe=RECIPE.replace(compete=0.0), config=SHORT, pool_size=9, per_round=4,

@@ -47,8 +47,9 @@ class Transfer:
     """"step", "loss", "kl", "ce" and "agreement" (share of images on which student and teacher name the same class),
     means over blocks of at most 50 steps."""
     rounds: list[dict[str, float]]
-    """One entry a round of generation: "step", "images", "seconds", and the share of the new images that are of their
-    class for the teacher and for the student as it then was ("teacher", "student"; Yin 2020, Fig. 4 left)."""
+    """One entry a round of generation: "step", "images", "recipe" (the place of the one taken), "seconds", and the share
+    of the new images that are of their class for the teacher and for the student as it then was ("teacher", "student";
+    Yin 2020, Fig. 4 left)."""
     evaluations: list[tuple[int, Any]]
     """Step and what ``evaluate`` returned."""
     seconds: dict[str, float]
@@ -60,7 +61,7 @@ def distill(
     student: nn.Module,
     images: Result | Tensor | None = None,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     config: TransferConfig | None = None,
     spec: Any = None,
     classes: Sequence[int] | None = None,
@@ -87,7 +88,8 @@ def distill(
         student: any classifier of the same input with K logits. It is copied; the caller's stays as it is.
         images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
             first of the pool.
-        recipe: of the images that are made, a name or a Recipe.
+        recipe: of the images that are made, a name or a Recipe; of several each round takes one, all equally probable
+            (App. D mixes multi-resolution and full resolution so).
         config: settings; ``overrides`` are fields of it, as ``steps=2000``.
         spec: the input; read from the teacher or the Result when None.
         classes: ids of the classes to make images of; all that the teacher knows when None.
@@ -124,10 +126,16 @@ def distill(
         run = _Run(teacher, student, InputSpec.of(spec), config, where, seed, units)
         run.fill(images)
         if recipe is not None:
-            run.synthesizer = Synthesizer(
-                run.teacher, run.spec, _sized(recipe, config), units=run.units, device=where, precision=precision,
-                statistics=statistics, layers=layers,
-            )  # fmt: skip
+            several = [recipe] if isinstance(recipe, str | Recipe) else list(recipe)
+            if not several:
+                raise ValueError("recipe must name at least one recipe, got none")
+            run.synthesizers = [
+                Synthesizer(
+                    run.teacher, run.spec, _sized(each, config), units=run.units, device=where, precision=precision,
+                    statistics=statistics, layers=layers,
+                )
+                for each in several
+            ]  # fmt: skip
             run.classes = torch.tensor(run.units if classes is None else list(classes), dtype=torch.int64)
             run.check_generation()
         run.keep(checkpoint_dir)
@@ -162,7 +170,7 @@ class _Run:
         self.optimizer = self._new_optimizer()
         self.pool = ImageBuffer(config.pool_size or UNBOUNDED)
         self.generator = torch.Generator().manual_seed(seed)
-        self.synthesizer: Synthesizer | None = None
+        self.synthesizers: list[Synthesizer] = []
         self.classes = torch.empty(0, dtype=torch.int64)
         self.low = spec.bounds(device)[0]
         self.step = 0
@@ -195,7 +203,6 @@ class _Run:
 
     def check_generation(self) -> None:
         """Ask now for what the first round would complain about."""
-        assert self.synthesizer is not None
         if missing := sorted(set(self.classes.tolist()) - set(self.units)):
             raise ValueError(f"classes {missing} are not among the teacher's {len(self.units)}")
         if len(self.classes) == 0:
@@ -241,18 +248,19 @@ class _Run:
         )  # fmt: skip
 
     def _due(self) -> bool:
-        if self.synthesizer is None or self.step % self.config.generate_every:
+        if not self.synthesizers or self.step % self.config.generate_every:
             return False
         return self.config.rounds is None or len(self.rounds) < self.config.rounds
 
     def _generate(self, progress: Progress | None) -> tuple[Tensor, Tensor]:
         """A round of new images, which join the pool; at most a batch of them to learn from at once."""
-        assert self.synthesizer is not None
-        begun = time.monotonic()
+        begun, which = time.monotonic(), 0
+        if len(self.synthesizers) > 1:
+            which = int(torch.randint(len(self.synthesizers), (), generator=self.generator))
         seed = int(torch.randint(2**62, (), generator=self.generator))
         labels = self._labels(self.config.per_round)
         checkpoint = None if self.path is None else self.path.with_name(GENERATION_FILE)
-        result = self.synthesizer.run(
+        result = self.synthesizers[which].run(
             labels, seed=seed, classes=self.classes.tolist(), student=self.student, progress=progress,
             checkpoint=checkpoint,
         )  # fmt: skip
@@ -263,7 +271,7 @@ class _Run:
         seconds = time.monotonic() - begun
         self.seconds["generate"] += seconds
         self.rounds.append(
-            {"step": self.step, "images": len(result), "seconds": seconds, "student": float(right),
+            {"step": self.step, "images": len(result), "recipe": which, "seconds": seconds, "student": float(right),
              "teacher": result.summary["teacher_accuracy"]}
         )  # fmt: skip
         chosen = torch.randperm(len(result), generator=self.generator)[: self.config.batch_size]
@@ -273,7 +281,7 @@ class _Run:
         """Steps up to the end of the block, or to whatever comes next."""
         begun, config = time.monotonic(), self.config
         stops = [config.steps, self.step + BLOCK_STEPS]
-        for period in (every, config.generate_every if self.synthesizer is not None else None):
+        for period in (every, config.generate_every if self.synthesizers else None):
             if period:
                 stops.append((self.step // period + 1) * period)
         count = min(stops) - self.step
@@ -349,10 +357,8 @@ class _Run:
         tensors = [*self.teacher.state_dict().values(), *self.student.state_dict().values(), self.classes]
         if len(self.pool):
             tensors += [self.pool.images, self.pool.labels]
-        made = None
-        if self.synthesizer is not None:
-            made = (self.synthesizer.recipe.to_dict(), self.synthesizer.layers, self.synthesizer.precision)
-            tensors += [self.synthesizer.statistics] if isinstance(self.synthesizer.statistics, Tensor) else []
+        made = [(each.recipe.to_dict(), each.layers, each.precision) for each in self.synthesizers]
+        tensors += [each.statistics for each in self.synthesizers[:1] if isinstance(each.statistics, Tensor)]
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digest.update(repr((self.config.to_dict(), self.seed, self.units, self.spec, made)).encode())
