@@ -47,9 +47,9 @@ class Transfer:
     """"step", "loss", "kl", "ce" and "agreement" (share of images on which student and teacher name the same class),
     means over blocks of at most 50 steps."""
     rounds: list[dict[str, float]]
-    """One entry a round of generation: "step", "images", "recipe" (the place of the one taken), "seconds", and the share
-    of the new images that are of their class for the teacher and for the student as it then was ("teacher", "student";
-    Yin 2020, Fig. 4 left)."""
+    """One entry a round of generation: "step", "images", "recipe" (the place of the one taken), "seconds", and the
+    share of the new images that are of their class for the teacher and for the student as it then was ("teacher",
+    "student"; Yin 2020, Fig. 4 left)."""
     evaluations: list[tuple[int, Any]]
     """Step and what ``evaluate`` returned."""
     seconds: dict[str, float]
