@@ -21,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benches" / "results"
 
 
+NETWORKS = {
+    "cifar_resnet": "ResNet-20", "vgg11_bn_cifar": "VGG-11-BN", "resnet18_cifar": "ResNet-18",
+    "resnet34_cifar": "ResNet-34",
+}  # fmt: skip
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -117,17 +123,31 @@ def agreement(path: Path) -> str:
     return table([*header, "diversity", "images a second"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
+def imagenet(path: Path) -> str:
+    results = load_json(path)
+    (row,) = results["rows"]
+    judges = [
+        [name, number(100 * j["top1"], 0, " %"), number(100 * j["top5"], 0, " %")] for name, j in row["judges"].items()
+    ]
+    header = [f"{row['images']} images of {len(row['classes'])} classes, 224²", "top-1", "top-5"]
+    note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second)."
+    return table(header, judges) + "\n\n" + note + "\n\n" + source(path, results)
+
+
 def students(path: Path) -> str:
     results = load_json(path)
     rows = [
-        [row["cell"].removeprefix("student/"), number(row["ours"], 2, " %"), str(row["images"]),
-         number(row["seconds"] / 60, 1, " min")]
+        [row["cell"].removeprefix("student/"), *([number(row["paper"], 2, " %")] if row["paper"] is not None else []),
+         number(row["ours"], 2, " %"), str(row["images"]), number(row["seconds"] / 60, 1, " min")]
         for row in results["rows"] if row["cell"].startswith("student/")
     ]  # fmt: skip
     notes = {row["note"] for row in results["rows"] if row["cell"].startswith("student/")}
     tested = next(row for row in results["rows"] if row["cell"].startswith("network/"))
-    header = ["a fresh ResNet-20 taught without any real image, reduced ¹⁰", "accuracy", "images", "time"]
-    note = f"¹⁰ {'; '.join(sorted(notes))}. Teacher {tested['ours']:.2f} % {tested['note']}."
+    first = next(row for row in results["rows"] if "student" in row)
+    published = any(row["paper"] is not None for row in results["rows"])
+    header = [f"a fresh {NETWORKS[first['student']]} taught by {NETWORKS[first['teacher']]} without any real image ¹⁰"]
+    header += ["Yin 2020, Table 1"] * published + ["accuracy", "images", "time"]
+    note = f"¹⁰ Reduced: {'; '.join(sorted(notes))}. Teacher {tested['ours']:.2f} % {tested['note']}."
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -239,7 +259,12 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("calibrated-mnist-nc-bn-fields.json", calibrated),
         ("carta2022-table2-mnist-joint.json", carta),
     ],
-    "images": [("yin2020-cifar10-agreement.json", agreement), ("yin2020-cifar10-students.json", students)],
+    "images": [
+        ("yin2020-efficientnet-lite0.json", imagenet),
+        ("yin2020-cifar10-agreement.json", agreement),
+        ("yin2020-cifar10-students.json", students),
+        ("yin2020-table1.json", students),
+    ],
     "ablation": [("yin2020-cifar10-ablation.json", agreement)],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],

@@ -299,6 +299,7 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for question in bench.RECIPES_OF:
         assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF[question])
     assert "| Adaptive DeepInversion |" in tables.students(tmp_path / bench.FILES_OF["students"])
+    assert "| Adaptive DeepInversion | 90.36 % |" in tables.students(tmp_path / bench.FILES_OF["table1"])
 
 
 @pytest.fixture
