@@ -12,7 +12,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -123,9 +123,14 @@ def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
     return sum(kept.values()) / 2**20
 
 
+def command_line(arguments: Sequence[str]) -> str:
+    """As typed, but of files and folders by absolute paths only the names: where they lie decides nothing."""
+    return shlex.join(Path(part).name if Path(part).is_absolute() else part for part in arguments)
+
+
 def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
     """Writes rows with the command, the commit, the date and the machine that made them."""
-    command = os.environ.get("EXML_BENCH_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = os.environ.get("EXML_BENCH_COMMAND") or command_line([Path(sys.argv[0]).name, *sys.argv[1:]])
     save_json(path, {**provenance(device, command), "rows": rows})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_experts import trained
 from typer.testing import CliRunner, Result
 
@@ -42,6 +43,37 @@ def test_list_shows_the_cards(folder: Path) -> None:
     experts = as_json("list", folder)["experts"]
     assert [e["name"] for e in experts] == ["a", "b"] and experts[1]["sha256"] == card["sha256"]
     assert experts[0]["parameters"] == sum(p.numel() for p in trained()[0].model.parameters())
+
+
+def test_new_makes_an_expert_of_somebody_s_weights(tmp_path: Path) -> None:
+    from exml_fast.models import CifarResNet
+
+    torch.save({"state_dict": CifarResNet(8, 3).state_dict()}, tmp_path / "weights.th")
+    spec = json.dumps({"channels": 3, "size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3})
+    source = (
+        "cifar_resnet",
+        "--weights",
+        tmp_path / "weights.th",
+        "--argument",
+        "depth=8",
+        "--argument",
+        "num_classes=3",
+    )
+    place = (tmp_path / "catalogue", "mine", *source)
+    (entry,) = as_json("new", *place, "--input", spec, "--class-names", "cat, dog,horse", "--licence", "MIT")["experts"]
+    assert (entry["name"], entry["licence"], entry["class_names"]) == ("mine", "MIT", ["cat", "dog", "horse"])
+    expert = Expert.load(tmp_path / "catalogue" / "mine")
+    assert expert.classes == expert.units == (0, 1, 2) and expert.input_spec.size == (32, 32)
+    assert expert.logits(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    (other,) = as_json("new", tmp_path / "catalogue", "numbers", *source, "--input", spec)["experts"]
+    assert other["class_names"] == ["0", "1", "2"]
+    for arguments, message in (
+        ((*place, "--input", spec), "mine exists already: give another name or overwrite it"),
+        ((*place,), "--input is missing"),
+        ((*place[:2], tmp_path / "catalogue"), "is a folder: give an architecture"),
+        ((*place, "--input", spec, "--class-names", "cat,dog"), "must name the 3 logits of cifar_resnet, got 2 names"),
+    ):
+        assert message in call("new", *arguments, code=2).stderr, message
 
 
 def test_find_passes_every_condition_on(folder: Path) -> None:

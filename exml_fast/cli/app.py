@@ -23,7 +23,7 @@ from exml_fast.cli.study import ALL, RECIPES, STRATEGIES, Settings, Study, train
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
 from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
 from exml_fast.cli.tables import learn_preset
-from exml_fast.cli.teachers import Teacher, open_teacher
+from exml_fast.cli.teachers import ArchitectureArgument, Input, Teacher, Weights, open_teacher
 from exml_fast.continual import Augmentation, Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import SOURCES, load
@@ -66,14 +66,6 @@ PerStep = Annotated[
 ]
 Parts = Annotated[int, typer.Option(min=1, help="Experts in new-instances.")]
 Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
-Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
-Input = Annotated[
-    str | None,
-    typer.Option(
-        "--input", metavar="JSON", help="channels, size, mean, std, if not what the network carries.",
-        show_default=False,
-    ),
-]  # fmt: skip
 Judge = Annotated[
     list[str] | None,
     typer.Option(
@@ -98,7 +90,6 @@ Layer = Annotated[
     typer.Option(help="Layer to match there, * for anything; repeatable. For networks without BatchNorm."),
 ]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
-Argument = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the architecture; repeatable.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 new classes; digits: 40; others: 20.")]
 
 # For small data such as digits, where the paper's settings for MNIST would take hours for nothing: the demo ends in
@@ -139,7 +130,7 @@ def train_experts_command(
     classes_per_step: PerStep = "2",
     parts: Parts = 8,
     architecture: Architecture = "lenet5",
-    argument: Argument = None,
+    argument: ArchitectureArgument = None,
     epochs: Epochs = None,
     lr: Annotated[float, typer.Option(help="Learning rate, with onecycle its peak.")] = 0.01,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
@@ -191,7 +182,7 @@ def invert(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("inverted"),
     weights: Weights = "DEFAULT",
-    argument: Argument = None,
+    argument: ArchitectureArgument = None,
     input_spec: Input = None,
     recipe: Annotated[
         str | None,
@@ -291,7 +282,7 @@ def distill(
     model: Annotated[str | None, typer.Argument(help="The teacher; as for invert.", show_default=False)] = None,
     out: Annotated[Path, typer.Option(help="Folder for the student, its images and the results.")] = Path("distilled"),
     weights: Weights = "DEFAULT",
-    argument: Argument = None,
+    argument: ArchitectureArgument = None,
     input_spec: Input = None,
     student: Annotated[
         str,
@@ -472,7 +463,7 @@ def learn(
         ),
     ] = None,
     architecture: Architecture = "lenet5",
-    argument: Argument = None,
+    argument: ArchitectureArgument = None,
     epochs: Epochs = None,
     expert_lr: Annotated[float, typer.Option(help="Learning rate of the experts.")] = 0.01,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")] = 1,

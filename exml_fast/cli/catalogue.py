@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exml_fast.cli.guard import Guard, Json, print_json
+from exml_fast.cli.guard import Guard, Json, parse_pairs, print_json
+from exml_fast.cli.synthesis import parse_input
+from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights, expert_of
 from exml_fast.continual.catalogue import Catalogue, Entry
 from exml_fast.continual.expert import Card
 from exml_fast.continual.stream import stream_folders
@@ -86,6 +88,34 @@ def add(
             raise ValueError(f"--name takes one expert, got {len(experts)}")
         catalogue = Catalogue(folder)
         _show(catalogue, [catalogue.add(e, name, licence=licence, overwrite=overwrite) for e in experts], as_json)
+
+
+@app.command()
+def new(
+    context: typer.Context,
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="Of the expert in the catalogue.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="torchvision/<name>, timm/<name> or an architecture of ours.", show_default=False)
+    ],
+    weights: Weights = "DEFAULT",
+    argument: ArchitectureArgument = None,
+    input_spec: Input = None,
+    class_names: Annotated[
+        str, typer.Option(help="Of the logits in order, with commas between; numbers if nothing is known.")
+    ] = "",
+    licence: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make an expert of somebody's weights, with a card that says what they know."""
+    with Guard(context):
+        expert = expert_of(
+            model, weights, parse_pairs("--argument", argument), parse_input(input_spec),
+            [part.strip() for part in class_names.split(",") if part.strip()],
+        )  # fmt: skip
+        catalogue = Catalogue(folder)
+        _show(catalogue, [catalogue.add(expert, name, licence=licence, overwrite=overwrite)], as_json)
 
 
 @app.command()

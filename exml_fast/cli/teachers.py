@@ -7,18 +7,33 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
-from exml_fast.continual import Expert
+from exml_fast.continual import Card, Expert
+from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec
+from exml_fast.inversion.teacher import frozen, probe
 from exml_fast.models import OWN, create, final_linear
 from exml_fast.storage import load_checkpoint, load_tensors
 
-__all__ = ["Teacher", "open_teacher"]
+__all__ = ["ArchitectureArgument", "Input", "Teacher", "Weights", "expert_of", "open_teacher"]
+
+Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
+ArchitectureArgument = Annotated[
+    list[str] | None, typer.Option("--argument", metavar="NAME=VALUE", help="Of the architecture; repeatable.")
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="JSON", help="channels, size, mean, std, if not what the network carries.",
+        show_default=False,
+    ),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,27 @@ def open_teacher(
     expert = Expert.load(source, device)
     names = dict(zip(expert.units, expert.card.class_names, strict=True))
     return Teacher(source, expert.model, expert.input_spec, expert.units, expert.classes, names)
+
+
+def expert_of(
+    source: str,
+    weights: str,
+    arguments: Mapping[str, Any],
+    spec: Mapping[str, Any] | None,
+    class_names: Sequence[str] = (),
+) -> Expert:
+    """An expert of :func:`open_teacher`'s network, one class a logit. ValueError for another number of names."""
+    if Path(source).exists():
+        raise ValueError(f"{source!r} is a folder: give an architecture, and the file as --weights")
+    teacher = open_teacher(source, weights, arguments=arguments, spec=spec)
+    with frozen(teacher.model), torch.no_grad():
+        count = probe(teacher.model, torch.zeros(1, *teacher.spec.shape), teacher.spec).shape[1]
+    names = tuple(class_names) or tuple(teacher.class_names.get(unit, str(unit)) for unit in range(count))
+    if len(names) != count:
+        raise ValueError(f"--class-names must name the {count} logits of {source}, got {len(names)} names")
+    units = tuple(range(count))
+    complete = complete_arguments(source, arguments, count, teacher.spec)
+    return Expert(teacher.model, Card(source, complete, units, units, names, teacher.spec))
 
 
 def _own(
