@@ -56,8 +56,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def test_it_is_adam_on_the_coordinates_that_the_map_makes_images_of() -> None:
-    """Plain Adam on z, through x = P z, with the objective written out."""
+def test_it_is_adam_on_the_coordinates_that_the_map_makes_images_of(device: str) -> None:
+    """Plain Adam on z, through x = P z, with the objective written out; on CUDA the last steps are a graph's."""
     model = network()
     map_ = NaturalSpectrum(1.0, 0.5, SPEC.shape)
     z = torch.randn(5, *SPEC.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -74,7 +74,7 @@ def test_it_is_adam_on_the_coordinates_that_the_map_makes_images_of() -> None:
         loss.backward()
         optimizer.param_groups[0]["lr"] = float(rate)
         optimizer.step()
-    found = Synthesizer(model, SPEC, RECIPE, precision="float32").run(labels, start=start)
+    found = Synthesizer(model, SPEC, RECIPE, device=device, precision="float32").run(labels, start=start)
     order = torch.argsort(labels, stable=True)
     assert torch.allclose(found.images[order], map_(z).detach()[order], atol=2e-4)
 
