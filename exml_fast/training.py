@@ -1,7 +1,8 @@
-"""What every training loop here shares: learning rates, and the arithmetic of forward and backward pass."""
+"""What training loops here share: learning rates, and the arithmetic of forward and backward pass."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -21,14 +22,18 @@ def one_cycle(peak: float, step: int, steps: int) -> float:
     return low + (peak - low) * 0.5 * (1 - math.cos(math.pi * at))
 
 
-def forward(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
-    """Logits, at least float32, with convolutions and linear layers in ``precision``, one of ``ARITHMETIC``."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+def forward(model: nn.Module, inputs: Tensor, arithmetic: str) -> Tensor:
+    """Logits, at least float32; for "bfloat16" under torch.autocast: convolutions and linear layers round to it."""
+    rounded = arithmetic == "bfloat16"
+    with torch.autocast(inputs.device.type, torch.bfloat16) if rounded else contextlib.nullcontext():
         logits: Tensor = model(inputs)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def arranged(model: nn.Module, precision: str) -> nn.Module:
-    """``model``, its weights in the memory format that suits ``precision``."""
-    suited = torch.channels_last if precision == "bfloat16" else torch.contiguous_format
-    return model.to(memory_format=suited)  # type: ignore[call-overload]  # missing in its annotation
+def arranged(model: nn.Module, arithmetic: str, format: torch.memory_format = torch.channels_last) -> nn.Module:
+    """``model``; for "bfloat16", whose convolutions are faster in channels_last, with its kernels in ``format``."""
+    if arithmetic == "bfloat16":
+        for p in model.parameters():
+            if p.dim() == 4:
+                p.data = p.data.contiguous(memory_format=format)
+    return model

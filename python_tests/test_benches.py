@@ -146,7 +146,6 @@ def test_results(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
     assert "tiny 16² b6" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_recorded_commands_name_no_folders_of_a_machine(bench: Any) -> None:
     line = importlib.import_module("measure").command_line(
         ["x.py", "--data", "/a/b/c.npz", "--out", "d/e", "--n", "3", "a b"]
@@ -154,6 +153,7 @@ def test_recorded_commands_name_no_folders_of_a_machine(bench: Any) -> None:
     assert line == "x.py --data c.npz --out d/e --n 3 'a b'"
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_counts_what_is_freed_again(bench: Any) -> None:
     def call() -> None:
         torch.ones(16 * 2**20).sum()

@@ -122,15 +122,22 @@ def test_train_experts_equals_the_library(npz: Path, tmp_path: Path) -> None:
 def test_train_experts_passes_its_training_options_on(npz: Path, tmp_path: Path) -> None:
     call(
         "train-experts", "--data", npz, "--scenario", "joint", "--epochs", 1, "--lr", 0.05, "--batch-size", 16,
-        "--schedule", "onecycle", "--augment", "shift=2", "--augment", "flip=0.5", "--precision", "bfloat16",
+        "--schedule", "onecycle", "--augment", "shift=2", "--augment", "flip=0.5", "--arithmetic", "bfloat16",
         "--out", tmp_path,
     )  # fmt: skip
     (card,) = ExpertStream(tmp_path).cards
     changed = {"shift": 2, "rotation": 0.0, "flip": 0.5, "scale": 0.0}
-    assert card.training["augmentation"] == changed and card.training["precision"] == "bfloat16"
+    assert card.training["augmentation"] == changed and card.training["arithmetic"] == "bfloat16"
     assert (card.training["schedule"], card.training["batch_size"]) == ("onecycle", 16)
     refused = call("train-experts", "--data", npz, "--augment", "zoom=2", "--out", tmp_path / "other", code=2)
     assert "--augment: no field 'zoom'" in refused.stderr
+    for option, message in (
+        (("--augment", "flip=yes"), "flip must be a number, got 'yes'"),
+        (("--schedule", "step"), "--schedule must be one of ['constant', 'onecycle'], got 'step'"),
+        (("--arithmetic", "half"), "--arithmetic must be one of ['float32', 'bfloat16'], got 'half'"),
+    ):
+        refused = call("train-experts", "--data", npz, *option, "--out", tmp_path / "other", code=2)
+        assert message in " ".join(refused.stderr.split()), message
 
 
 def test_train_experts_prints_cards_and_plain_lines(tmp_path: Path) -> None:

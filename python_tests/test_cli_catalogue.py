@@ -70,10 +70,34 @@ def test_new_makes_an_expert_of_somebody_s_weights(tmp_path: Path) -> None:
     for arguments, message in (
         ((*place, "--input", spec), "mine exists already: give another name or overwrite it"),
         ((*place,), "--input is missing"),
-        ((*place[:2], tmp_path / "catalogue"), "is a folder: give an architecture"),
+        ((*place[:2], tmp_path / "catalogue"), "is a file or folder: give an architecture"),
         ((*place, "--input", spec, "--class-names", "cat,dog"), "must name the 3 logits of cifar_resnet, got 2 names"),
     ):
         assert message in call("new", *arguments, code=2).stderr, message
+
+
+def test_new_knows_no_names_of_weights_from_a_file_and_checks_what_a_card_can_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    from exml_fast.cli import teachers
+
+    model = torchvision.models.squeezenet1_1(num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    place = (tmp_path / "catalogue", "mine", "torchvision/squeezenet1_1", "--weights", tmp_path / "weights.pt")
+    (entry,) = as_json("new", *place, "--argument", "num_classes=10")["experts"]
+    assert entry["class_names"] == [str(i) for i in range(10)]
+    open_teacher = teachers.open_teacher
+
+    def with_more(*arguments: Any, **options: Any) -> teachers.Teacher:
+        teacher = open_teacher(*arguments, **options)
+        teacher.model.register_forward_pre_hook(lambda _module, inputs: (2 * inputs[0],))
+        return teacher
+
+    monkeypatch.setattr(teachers, "open_teacher", with_more)
+    refused = call("new", *place, "--argument", "num_classes=10", "--overwrite", code=2)
+    assert "computes something else than the network that was loaded" in " ".join(refused.stderr.split())
 
 
 def test_find_passes_every_condition_on(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_training_options_do_what_they_say() -> None:
 
 
 def test_training_in_bfloat16_follows_float32() -> None:
-    one, two = (train_expert(quadrants(), [0, 1], epochs=3, lr=0.02, seed=1, precision=p) for p in ARITHMETIC)
+    one, two = (train_expert(quadrants(), [0, 1], epochs=3, lr=0.02, seed=1, arithmetic=a) for a in ARITHMETIC)
     assert two.card.training["accuracy"] == 1.0
     for (name, a), b in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
         assert a.dtype == b.dtype and b.is_contiguous() and not torch.equal(a, b), name
@@ -98,7 +98,7 @@ def test_full_head_has_a_unit_for_every_class() -> None:
         ({"head": "both"}, "head must be"),
         ({"batch_size": 1000}, "batch_size 1000 is larger"),
         ({"schedule": "step"}, "schedule must be one of .'constant', 'onecycle'., got 'step'"),
-        ({"precision": "auto"}, "precision must be one of .'float32', 'bfloat16'., got 'auto'"),
+        ({"arithmetic": "auto"}, "arithmetic must be one of .'float32', 'bfloat16'., got 'auto'"),
     ],
 )
 def test_train_expert_bad_input(options: dict[str, Any], message: str) -> None:

@@ -36,7 +36,7 @@ def test_wrap_rolls_and_zero_pads() -> None:
 def test_a_black_border_is_the_lowest_pixel() -> None:
     x, low = torch.randn(2, 3, 6, 5), torch.tensor([-2.0, -3.0, -4.0]).view(3, 1, 1)
     augmentation = Augmentation(2, "black", True)
-    with pytest.raises(ValueError, match="a black border needs low"):
+    with pytest.raises(ValueError, match="low must be the lowest valid pixel"):
         augmentation.draw(1, (6, 5), torch.Generator())
     found = augmentation.draw(20, (6, 5), torch.Generator().manual_seed(0), low=low)
     assert found.shift is not None and found.flip is not None
@@ -46,6 +46,13 @@ def test_a_black_border_is_the_lowest_pixel() -> None:
         expected = padded[:, :, 2:8, 2:7]
         y = augmentation(x, found, step)
         assert torch.allclose(y, expected.flip(3) if flipped else expected, atol=1e-6)
+
+
+def test_what_a_rotation_leaves_bare_is_black_too() -> None:
+    augmentation, low = Augmentation(border="black", rotate=90.0), torch.tensor([-2.0]).view(1, 1, 1)
+    eighth = augmentation._affine(torch.tensor([[0.75, 0, 0, 0.5, 0.5]]), (9, 9))
+    y = augmentation(torch.ones(1, 1, 9, 9), Draws(None, None, eighth, low), 0)[0, 0]
+    assert float(y[0, 0]) == -2 and float(y[4, 4]) == pytest.approx(1)
 
 
 def test_rotation_by_a_right_angle() -> None:

@@ -34,7 +34,18 @@ def test_forward_keeps_double_and_rounds_only_when_asked() -> None:
     assert torch.allclose(rounded, model(x), atol=0.05)
 
 
-def test_arranged_chooses_the_memory_format() -> None:
-    conv = nn.Conv2d(3, 4, 3)
-    assert arranged(conv, "bfloat16") is conv and conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert arranged(conv, "float32").weight.is_contiguous()
+def test_arranged_chooses_the_memory_format_for_bfloat16_only() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(3, 4, 3), nn.Linear(2, 2))
+    assert arranged(model, "float32") is model and model[0].weight.is_contiguous()
+    arranged(model, "bfloat16")
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) and model[1].weight.is_contiguous()
+    arranged(model, "float32")
+    assert not model[0].weight.is_contiguous()
+    arranged(model, "bfloat16", torch.contiguous_format)
+    assert model[0].weight.is_contiguous()
+
+
+def test_forward_leaves_the_caller_s_autocast_alone() -> None:
+    model, x = nn.Linear(64, 3), torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(forward(model, x, "float32"), forward(model, x, "bfloat16"))

@@ -139,7 +139,7 @@ def train_experts_command(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="shift, flip, rotation, scale; repeatable: --augment shift=4."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
+    arithmetic: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
@@ -154,7 +154,7 @@ def train_experts_command(
             data=data, data_root=data_root, scenario=scenario, parts=parts,
             classes_per_step=_sizes(classes_per_step), seed=seed, device=_device(device), architecture=architecture,
             arguments=arguments, epochs=epochs, expert_lr=lr, expert_batch_size=batch_size, expert_schedule=schedule,
-            expert_augmentation=parse_pairs("--augment", augment), expert_precision=precision,
+            expert_augmentation=parse_pairs("--augment", augment), expert_arithmetic=arithmetic,
         )  # fmt: skip
         given.check()
         loaded = load(data, data_root) if not resume else None

@@ -53,13 +53,14 @@ from exml_fast.continual import (
     new_instances,
     train_stream,
 )
-from exml_fast.continual.expert import Progress, complete_arguments
+from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import SOURCES, Augmentation, ImageData, load
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
+from exml_fast.training import ARITHMETIC
 
 __all__ = ["BASELINES", "RECIPES", "SCENARIOS", "STRATEGIES", "Settings", "Study", "experiences_of", "train_experts"]
 
@@ -163,7 +164,7 @@ class Settings:
     expert_schedule: str = "constant"
     expert_augmentation: dict[str, Any] = field(default_factory=dict)
     """Fields of :class:`exml_fast.data.Augmentation`, none of which changes an image when not given."""
-    expert_precision: str = "float32"
+    expert_arithmetic: str = "float32"
     pretrained: str | None = None
     strategies: list[str] = field(default_factory=lambda: ["model-inversion"])
     auxiliary: str = "fashion-mnist"
@@ -225,6 +226,13 @@ class Settings:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
         if not self.expert_lr > 0:
             raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
+        if self.expert_batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.expert_batch_size}")
+        for option, value, choices in (
+            ("--schedule", self.expert_schedule, SCHEDULES), ("--arithmetic", self.expert_arithmetic, ARITHMETIC),
+        ):  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"{option} must be one of {list(choices)}, got {value!r}")
         self.augmentation()
         if self.calibration not in (None, "none", *SOURCES):
             raise ValueError(f"--calibration must be one of {['none', *SOURCES]}, got {self.calibration!r}")
@@ -271,7 +279,7 @@ def train_experts(data: ImageData, folder: Path, settings: Settings, seed: int, 
             part, [classes], seed=seed + i, progress=progress, initial=initial, architecture=settings.architecture,
             arguments=settings.arguments, epochs=settings.expert_epochs(), lr=settings.expert_lr,
             batch_size=settings.expert_batch_size, schedule=settings.expert_schedule,
-            augmentation=settings.augmentation(), precision=settings.expert_precision, device=settings.device,
+            augmentation=settings.augmentation(), arithmetic=settings.expert_arithmetic, device=settings.device,
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, settings.device)

@@ -31,7 +31,7 @@ TRAINING = (
     "expert_batch_size",
     "expert_schedule",
     "expert_augmentation",
-    "expert_precision",
+    "expert_arithmetic",
     "pretrained",
 )
 

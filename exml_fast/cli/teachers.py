@@ -116,16 +116,27 @@ def expert_of(
 ) -> Expert:
     """An expert of :func:`open_teacher`'s network, one class a logit. ValueError for another number of names."""
     if Path(source).exists():
-        raise ValueError(f"{source!r} is a folder: give an architecture, and the file as --weights")
+        raise ValueError(f"{source!r} is a file or folder: give an architecture, and the file as --weights")
     teacher = open_teacher(source, weights, arguments=arguments, spec=spec)
+    example = torch.randn(1, *teacher.spec.shape, generator=torch.Generator().manual_seed(0))
     with frozen(teacher.model), torch.no_grad():
-        count = probe(teacher.model, torch.zeros(1, *teacher.spec.shape), teacher.spec).shape[1]
+        logits = probe(teacher.model, example, teacher.spec)
+    count = logits.shape[1]
     names = tuple(class_names) or tuple(teacher.class_names.get(unit, str(unit)) for unit in range(count))
     if len(names) != count:
         raise ValueError(f"--class-names must name the {count} logits of {source}, got {len(names)} names")
     units = tuple(range(count))
     complete = complete_arguments(source, arguments, count, teacher.spec)
-    return Expert(teacher.model, Card(source, complete, units, units, names, teacher.spec))
+    # A card holds arguments and weights. Some loaders set more, as torchvision's of inception_v3 does.
+    again = create(source, **complete).eval()
+    again.load_state_dict(teacher.model.state_dict())
+    with torch.no_grad():
+        if not torch.allclose(again(example), logits, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"--argument: with {complete}, {source} computes something else than the network that was loaded; give "
+                "the arguments it was made with, and its weights as a local file"
+            )
+    return Expert(again, Card(source, complete, units, units, names, teacher.spec))
 
 
 def _own(
@@ -158,7 +169,8 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
         model = torchvision.models.get_model(name, weights=chosen)
     else:
         raise ValueError(f"--weights must be one of {members} or a local file for {source}, got {weights!r}")
-    names = dict(enumerate(chosen.meta.get("categories", [])))
+    # Weights from a file are somebody's: what their logits mean is not known.
+    names = dict(enumerate(chosen.meta.get("categories", []))) if not file.is_file() else {}
     return Teacher(source, model.to(device), InputSpec.of(chosen), None, None, names)
 
 

@@ -254,7 +254,7 @@ def train_expert(
     batch_size: int = 32,
     schedule: str = "constant",
     augmentation: Augmentation | None = None,
-    precision: str = "float32",
+    arithmetic: str = "float32",
     seed: int = 0,
     device: str | torch.device = "cpu",
     licence: str | None = None,
@@ -270,7 +270,7 @@ def train_expert(
         spec: the network's input if it is not the data's own; images are fitted to it.
         schedule: "constant", or "onecycle" with ``lr`` as its peak.
         augmentation: of each image at each step (CIFAR-10: ``Augmentation(shift=4, flip=0.5)``).
-        precision: of convolutions and linear layers, "float32" or "bfloat16".
+        arithmetic: of convolutions and linear layers, "float32" or "bfloat16".
         initial: a state dict to start from (a stream's experts share it); default a random one from ``seed``.
         progress: called once an epoch with the mean loss.
     """
@@ -281,8 +281,8 @@ def train_expert(
         raise ValueError(f"head must be 'all' or 'own', got {head!r}")
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {list(SCHEDULES)}, got {schedule!r}")
-    if precision not in ARITHMETIC:
-        raise ValueError(f"precision must be one of {list(ARITHMETIC)}, got {precision!r}")
+    if arithmetic not in ARITHMETIC:
+        raise ValueError(f"arithmetic must be one of {list(ARITHMETIC)}, got {arithmetic!r}")
     units = data.classes if head == "all" else classes
     spec = spec or data.spec
     arguments = complete_arguments(architecture, arguments, len(units), spec)
@@ -304,7 +304,7 @@ def train_expert(
         model = create(architecture, **arguments)
         if initial is not None:
             model.load_state_dict(dict(initial))
-        arranged(model.to(device), precision).train()
+        arranged(model.to(device), arithmetic).train()
         low = spec.bounds(device)[0]
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         for epoch in range(epochs):
@@ -314,7 +314,7 @@ def train_expert(
                 inputs = images[index] if prepared else spec.prepare(images[index])
                 if augmentation is not None and augmentation.active:
                     inputs = augmentation(inputs, low, generator)
-                loss = ops.soft_cross_entropy(forward(model, inputs, precision), labels[index])
+                loss = ops.soft_cross_entropy(forward(model, inputs, arithmetic), labels[index])
                 if schedule == "onecycle":
                     for group in optimizer.param_groups:
                         group["lr"] = one_cycle(lr, step, epochs * steps)
@@ -336,12 +336,12 @@ def train_expert(
         spec,
         licence=licence,
     )
-    expert = Expert(arranged(model, "float32"), card)
+    expert = Expert(arranged(model, arithmetic, torch.contiguous_format), card)
     test = data.test.of_classes(classes)
     right = sum(int((expert.predict(x).cpu() == y).sum()) for x, y in test.batches(spec))
     training = {
         "data": data.name, "samples": len(split), "epochs": epochs, "lr": lr, "momentum": momentum,
-        "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule, "precision": precision,
+        "weight_decay": weight_decay, "batch_size": batch_size, "schedule": schedule, "arithmetic": arithmetic,
         "augmentation": None if augmentation is None else dataclasses.asdict(augmentation), "seed": seed, "head": head,
         "accuracy": right / len(test) if len(test) else None, "seconds": round(time.perf_counter() - started, 3),
     }  # fmt: skip

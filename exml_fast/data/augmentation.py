@@ -27,8 +27,12 @@ class Augmentation:
     scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shift, int) or self.shift < 0:
+        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
             raise ValueError(f"shift must be an integer from 0 upwards, got {self.shift!r}")
+        for name in ("rotation", "flip", "scale"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation must be between 0 and 180 degrees, got {self.rotation!r}")
         if not 0 <= self.flip <= 1:

@@ -30,8 +30,8 @@ class TransferConfig:
         warmup: steps over which the learning rate rises linearly.
         temperature: τ of the divergence (Eq. 1).
         lambda_ce: weight of a cross-entropy with the images' labels, which the paper does without.
-        arithmetic: of convolutions and linear layers in the student's training, "float32" or "bfloat16" (with the
-            weights, the losses and BatchNorm in float32).
+        arithmetic: of teacher and student while the student learns, "float32" or "bfloat16" (torch.autocast: weights,
+            their updates, BatchNorm's statistics and the losses stay float32).
         mixup: a of the shares Beta(a, a) with which pairs of images are mixed (sec. 4.4), of 0 for none. The teacher
             sees the mixed images.
         augmentation: of each image at each step, before teacher and student see it.

@@ -243,8 +243,8 @@ class _Run:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         return Transfer(
-            arranged(self.student.eval(), "float32"), self.pool.images, self.pool.labels, self.spec, self.history,
-            self.rounds, self.evaluations, self.seconds,
+            arranged(self.student.eval(), self.config.arithmetic, torch.contiguous_format), self.pool.images,
+            self.pool.labels, self.spec, self.history, self.rounds, self.evaluations, self.seconds,
         )  # fmt: skip
 
     def _due(self) -> bool:

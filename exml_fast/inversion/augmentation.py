@@ -62,7 +62,7 @@ class Augmentation:
         A black border needs ``low`` (C, 1, 1), on the device (InputSpec.bounds).
         """
         if self.border == "black" and low is None:
-            raise ValueError("a black border needs low, the lowest valid pixel")
+            raise ValueError("low must be the lowest valid pixel (C, 1, 1) for border 'black', got None")
         shift = flip = affine = None
         if self.jitter:
             shift = torch.randint(-self.jitter, self.jitter + 1, (steps, 2), generator=generator).to(device)
@@ -75,6 +75,11 @@ class Augmentation:
     def __call__(self, x: Tensor, draws: Draws, step: int | Tensor) -> Tensor:
         """``x`` (N, C, H, W) as the network sees it at ``step`` (a number, or int64 (1,)); differentiable."""
         index = torch.full((1,), step, device=x.device) if isinstance(step, int) else step
+        if draws.border is None:
+            return self._transform(x, draws, index)
+        return self._transform(x - draws.border, draws, index) + draws.border
+
+    def _transform(self, x: Tensor, draws: Draws, index: Tensor) -> Tensor:
         if draws.affine is not None:
             theta = draws.affine.index_select(0, index).to(x.dtype)
             grid = F.affine_grid(theta, [1, *x.shape[1:]], align_corners=False)
@@ -84,9 +89,7 @@ class Augmentation:
             flip = index.new_zeros((), dtype=torch.bool)
             if draws.flip is not None:
                 flip = draws.flip.index_select(0, index)[0]
-            if draws.border is not None:
-                return ops.jitter_flip(x - draws.border, shift, flip, border="zero") + draws.border
-            x = ops.jitter_flip(x, shift, flip, border=self.border)
+            x = ops.jitter_flip(x, shift, flip, border="wrap" if self.border == "wrap" else "zero")
         return x
 
     def _affine(self, u: Tensor, size: tuple[int, int]) -> Tensor:

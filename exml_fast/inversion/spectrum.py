@@ -11,12 +11,13 @@ __all__ = ["NaturalSpectrum"]
 class NaturalSpectrum:
     """A symmetric linear map P that turns white noise into noise with the second-order statistics of natural images.
 
-    To optimise z where the image is P z, instead of the image, changes no optimum. But all coordinates of z are of one
-    size, as Adam takes them to be, so that a step is a natural image and not pixel noise (Olah 2017, "Feature
-    Visualization", on preconditioning; Field 1987 on the spectrum). P keeps the variance of white noise.
+    Adam works on z where the image is P z. All coordinates of z are of one size, as Adam takes them to be, so that a
+    step is a natural image and not pixel noise (Olah 2017, "Feature Visualization", on preconditioning; Field 1987 on
+    the spectrum). That changes no optimum, but which one is found; with a clip, which is of the images, it also shifts
+    the optima at the bounds. P keeps the variance of white noise.
 
     Args:
-        exponent: γ of the amplitudes f^−γ of waves of frequency f; about 1 for natural images, 0: all alike.
+        exponent: γ of the amplitudes f^−γ of waves of frequency f, 0 (all alike) to 4; about 1 for natural images.
         correlation: of the channels of a pixel, in [0, 1); 0: none.
         shape: (C, H, W) of the images.
         device: where they are.
@@ -27,7 +28,8 @@ class NaturalSpectrum:
     ) -> None:
         channels, height, width = shape
         frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
-        amplitude = frequency.clamp_min(1 / max(height, width)) ** -exponent  # the mean as the longest wave
+        frequency = frequency.clamp_min(1 / max(height, width))  # the mean as the longest wave
+        amplitude = frequency**-exponent
         amplitude = amplitude / amplitude.square().mean().sqrt()
         self.amplitude = amplitude[:, : width // 2 + 1].to(device)
         # The root of (1 − c) I + c 11ᵀ, which has the eigenvalues 1 − c + c C (along 1) and 1 − c.
