@@ -53,7 +53,7 @@ RECIPES_OF: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "ablation": {
         "ours": (OURS, {}),
         "steps on pixels, not on a spectrum": (OURS, {"spectrum": 0.0, "correlation": 0.0, "init_scale": 1.0}),
-        "the paper's distance": (OURS, {"bn_distance": "l2", "bn": 0.3}),
+        "the paper's distance": (OURS, {"bn_distance": "l2", "bn_average": False, "bn": 0.3}),
         "no crop": (OURS, {"crop": (1.0, 1.0)}),
         "no black border": (OURS, {"border": "wrap"}),
         "priors over the batch, of the augmented images": (

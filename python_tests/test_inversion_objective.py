@@ -61,6 +61,9 @@ def test_bn_statistics(step: Step, distance: str, moment: str) -> None:
         expected.append(((m - mean) ** 2).sum() ** power + ((a - b) ** 2).sum() ** power)
     assert torch.allclose(StatisticsDistance(1.0, distance, moment)(step), expected[0] + expected[1])
     assert torch.allclose(StatisticsDistance(1.0, distance, moment, 10.0)(step), 10 * expected[0] + expected[1])
+    channels = sum(len(layer.mean) for layer in step.layers)
+    averaged = StatisticsDistance(1.0, distance, moment, 10.0, average=True)(step)
+    assert torch.allclose(averaged * channels, 10 * expected[0] + expected[1])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

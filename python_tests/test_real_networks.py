@@ -49,7 +49,7 @@ def test_efficientnet_lite0_recognises_its_images() -> None:
     example = runpy.run_path(str(ROOT / "examples/efficientnet_lite0.py"))
     result = invert(
         example["network"]("lite0"), [340, 417], 1, "deep_inversion/imagenet-transferable", example["SPEC"],
-        coarse_steps=(80,), steps=20, bn=1e-3,
+        coarse_steps=(80,), steps=20, bn=20.0,
     )  # fmt: skip
     assert result.summary["teacher_accuracy"] == 1 and result.images.shape == (2, 3, 224, 224)
     assert torch.equal(result.labels, torch.tensor([340, 417])) and result.summary["confidence"] > 0.5

@@ -136,12 +136,14 @@ class StatisticsDistance:
     ``distance`` and ``moment`` as in :func:`exml_fast.ops.bn_match`: Yin's norms are "l2" of the "var", Carta's
     squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first. For "gaussian_kl"
     1e-5 is added to the variances, as BatchNorm does: real networks have dead channels, whose variance is zero.
+    ``average`` divides by the number of all layers' channels, so that one weight suits networks of any width.
     """
 
     weight: float
     distance: str = "l2"
     moment: str = "var"
     first: float = 1.0
+    average: bool = False
     name: str = "bn"
     couples: bool = True
 
@@ -150,7 +152,8 @@ class StatisticsDistance:
         _, means, variances, target_means, target_variances = map(list, zip(*step.layers, strict=True))
         if self.distance == "gaussian_kl":
             variances, target_variances = ([v + EPSILON for v in vs] for vs in (variances, target_variances))
-        weights = [self.first] + [1.0] * (len(means) - 1)
+        share = 1 / sum(map(len, means)) if self.average else 1.0
+        weights = [self.first * share] + [share] * (len(means) - 1)
         return ops.match_statistics(
             means, variances, target_means, target_variances, weights, self.distance, self.moment
         )
@@ -255,7 +258,9 @@ class Objective:
             TotalVariation(recipe.tv_l2, tv, "l2"),
             Blur(recipe.blur, norm, recipe.norm_squared),
             L2(recipe.l2, norm, recipe.norm_squared),
-            StatisticsDistance(recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first),
+            StatisticsDistance(
+                recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first, recipe.bn_average
+            ),
             Competition(recipe.compete, recipe.compete_temperature),
         ]
         return cls([term for term in candidates if term.weight > 0])

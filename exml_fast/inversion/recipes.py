@@ -104,6 +104,8 @@ class Recipe:
     bn_moment: str = "var"
     bn_first: float = 1.0
     """Further factor of the first BatchNorm layer."""
+    bn_average: bool = False
+    """Divide by the number of all layers' channels, so that one weight suits networks of any width."""
     bn_optional: bool = False
     """Leave the BatchNorm term out, instead of an error, where the network has none."""
     compete: float = 0.0
@@ -233,17 +235,17 @@ def get(recipe: str | Recipe) -> Recipe:
 # hold at several sizes, the spectrum lets large shapes and colours form as fast as details. Squares, image by image,
 # let no single image run away.
 TRANSFERABLE: dict[str, Any] = {
-    "decay": "cosine", "flip": True, "clip": "valid", "bn_distance": "gaussian_kl", "spectrum": 1.0,
-    "tv_scope": "image", "norm_scope": "image", "norm_squared": True, "prior_augmented": False,
+    "decay": "cosine", "flip": True, "clip": "valid", "bn_distance": "gaussian_kl", "bn_average": True,
+    "spectrum": 1.0, "tv_scope": "image", "norm_scope": "image", "norm_squared": True, "prior_augmented": False,
 }  # fmt: skip
 OURS = "ours: as Yin 2020, with other distance, steps and priors (docs/deep_inversion.md)"
 TRANSFERABLE_CIFAR10: dict[str, Any] = {
     **TRANSFERABLE, "steps": 100, "lr": 0.1, "jitter": 4, "border": "black", "crop": (0.7, 1.0), "init_scale": 0.5,
-    "correlation": 0.9, "ce": 0.3, "bn": 0.1, "tv_l2": 0.03, "l2": 5e-5,
+    "correlation": 0.9, "ce": 0.3, "bn": 68.8, "tv_l2": 0.03, "l2": 5e-5,
 }  # fmt: skip
 TRANSFERABLE_IMAGENET: dict[str, Any] = {
     **TRANSFERABLE, "coarse_steps": (600,), "steps": 200, "batch_size": 84, "lr": 0.05, "crop": (0.35, 1.0),
-    "init_scale": 0.3, "correlation": 0.95, "bn": 0.003, "tv_l2": 0.03, "l2": 6e-5,
+    "init_scale": 0.3, "correlation": 0.95, "bn": 63.0, "tv_l2": 0.03, "l2": 6e-5,
 }  # fmt: skip
 
 
