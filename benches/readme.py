@@ -129,7 +129,7 @@ def imagenet(path: Path) -> str:
     judges = [
         [name, number(100 * j["top1"], 0, " %"), number(100 * j["top5"], 0, " %")] for name, j in row["judges"].items()
     ]
-    header = [f"{row['images']} images of {len(row['classes'])} classes, 224²", "top-1", "top-5"]
+    header = [f"{row['images']} images out of EfficientNet-Lite0, 224²: recognised by", "top-1", "top-5"]
     note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second)."
     return table(header, judges) + "\n\n" + note + "\n\n" + source(path, results)
 
