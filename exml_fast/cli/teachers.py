@@ -169,9 +169,10 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
         model = torchvision.models.get_model(name, weights=chosen)
     else:
         raise ValueError(f"--weights must be one of {members} or a local file for {source}, got {weights!r}")
-    # Weights from a file are somebody's: what their logits mean is not known.
-    names = dict(enumerate(chosen.meta.get("categories", []))) if not file.is_file() else {}
-    return Teacher(source, model.to(device), InputSpec.of(chosen), None, None, names)
+    categories = chosen.meta.get("categories", [])
+    # Weights from a file may be of other classes.
+    names = categories if arguments.get("num_classes", len(categories)) == len(categories) else []
+    return Teacher(source, model.to(device), InputSpec.of(chosen), None, None, dict(enumerate(names)))
 
 
 def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[str, Any]) -> Teacher:
