@@ -28,6 +28,10 @@ def exact(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.detach().double().cpu().requires_grad_()
 
 
+def channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
+
+
 def check(
     x: Tensor, residual: Tensor | None, activation: str, outputs: tuple[bool, bool, bool] = (True,) * 3, factor=1.0
 ) -> None:
@@ -60,7 +64,9 @@ def check(
             assert ours is None
             continue
         assert ours.dtype == leaf.dtype and ours.shape == leaf.shape
-        assert relative_error(ours, theirs) <= tolerance
+        # 1 − tanh² is a difference of numbers of size one.
+        least = 0.01 * float((weights[0] * channels(scale, x)).norm()) if activation == "tanh" and outputs[0] else 0.0
+        assert relative_error(ours, theirs, least) <= tolerance
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
