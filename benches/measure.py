@@ -8,11 +8,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from exml_fast.cli.provenance import provenance
+from exml_fast.cli.provenance import command_line, provenance
 from exml_fast.storage import save_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -123,14 +122,9 @@ def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
     return sum(kept.values()) / 2**20
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """As typed, but of files and folders by absolute paths only the names: where they lie decides nothing."""
-    return shlex.join(Path(part).name if Path(part).is_absolute() else part for part in arguments)
-
-
 def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
     """Writes rows with the command, the commit, the date and the machine that made them."""
-    command = os.environ.get("EXML_BENCH_COMMAND") or command_line([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = os.environ.get("EXML_BENCH_COMMAND") or command_line(Path(sys.argv[0]).name, names_only=True)
     save_json(path, {**provenance(device, command), "rows": rows})
 
 

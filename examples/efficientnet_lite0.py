@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import shlex
 import sys
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def main() -> None:
         print(f"{name}: {judge['top1']:.0%} right, {judge['top5']:.0%} among its first five")
     print(f"{args.out}: {len(result)} images, {result.summary['images_per_second']:.3f} a second")
     if args.json is not None:
-        from exml_fast.cli.provenance import provenance
+        from exml_fast.cli.provenance import command_line, provenance
         from exml_fast.storage import save_json
 
         row = {
@@ -79,7 +78,7 @@ def main() -> None:
             "note": f"{sum(chosen.coarse_steps)} steps at 112² and {chosen.steps} at 224²; the paper takes 2000 and "
             "1000, and on a V100 6 minutes for 84 images of ResNet-50",
         }  # fmt: skip
-        command = f"python examples/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
+        command = command_line(f"python examples/{Path(sys.argv[0]).name}", names_only=True)
         save_json(args.json, {**provenance(command=command), "rows": [row]})
 
 

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from exml_fast import InputSpec, invert
+from exml_fast import invert
 from exml_fast.evaluation import evaluate
-from exml_fast.models import CifarResNet
-from exml_fast.storage import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # Of github.com/akamaster/pytorch_resnet_cifar10.
 WEIGHTS = Path(os.environ.get("EXML_FAST_WEIGHTS") or ROOT.parent / "shared/data/weights")
-FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
-SPEC = InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def cifar_resnet(depth: int) -> nn.Module:
-    path = WEIGHTS / FILES[depth]
-    if not path.is_file():
-        pytest.skip(f"{path} is missing: set EXML_FAST_WEIGHTS to a folder that holds {path.name}")
-    state = load_checkpoint(path)["state_dict"]
-    model = CifarResNet(depth)
-    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-    return model.eval()
-
-
-def test_resnet_56_recognises_images_of_resnet_20() -> None:
-    teacher, judge = cifar_resnet(20), cifar_resnet(56)
+def test_resnet_56_recognises_images_of_resnet_20(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    bench = importlib.import_module("deep_inversion")
+    for file in bench.FILES.values():
+        if not (WEIGHTS / file).is_file():
+            pytest.skip(f"{WEIGHTS / file} is missing: set EXML_FAST_WEIGHTS to a folder that holds {file}")
+    teacher, judge = (bench.network(depth, WEIGHTS) for depth in (20, 56))
     recognised = {}
     for recipe in ("deep_dream/cifar10", "deep_inversion/cifar10-transferable"):
-        result = invert(teacher, None, 6, recipe, SPEC, seed=3, steps=40, batch_size=60)
+        result = invert(teacher, None, 6, recipe, bench.SPEC, seed=3, steps=40, batch_size=60)
         assert result.summary["teacher_accuracy"] > 0.9
         recognised[recipe] = evaluate(result, {"judge": judge}).judges["judge"]["top1"]
     dreamed, inverted = recognised.values()

@@ -19,9 +19,10 @@ from exml_fast._native import build_info
 __all__ = ["command_line", "provenance"]
 
 
-def command_line() -> str:
-    """What was typed."""
-    return shlex.join(["exml-fast", *sys.argv[1:]])
+def command_line(program: str = "exml-fast", names_only: bool = False) -> str:
+    """What was typed; with ``names_only`` just the names of absolute paths, for files that are handed on."""
+    shown = [Path(part).name if names_only and Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return f"{program} {shlex.join(shown)}".rstrip()
 
 
 def provenance(device: str = "cpu", command: str | None = None) -> dict[str, Any]:

@@ -187,9 +187,7 @@ class Settings:
 
     def augmentation(self) -> Augmentation:
         """Of the experts' training images. ValueError naming a field that does not exist."""
-        known = [f.name for f in dataclasses.fields(Augmentation)]
-        if unknown := sorted(set(self.expert_augmentation) - set(known)):
-            raise ValueError(f"--augment: no field {unknown[0]!r}, expected one of {known}")
+        _require_fields("--augment", Augmentation, self.expert_augmentation)
         return Augmentation(**{"shift": 0, **self.expert_augmentation})
 
     def recipe(self, strategy: str) -> recipes.Recipe:
@@ -244,10 +242,15 @@ class Settings:
 
 def config(values: dict[str, Any]) -> DistillationConfig:
     """A distillation's configuration from JSON values; ValueError naming a field that does not exist."""
-    known = [f.name for f in dataclasses.fields(DistillationConfig)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"--distillation: no field {unknown[0]!r}, expected one of {known}")
+    _require_fields("--distillation", DistillationConfig, values)
     return DistillationConfig.from_dict(values)
+
+
+def _require_fields(option: str, kind: type[Augmentation] | type[DistillationConfig], values: dict[str, Any]) -> None:
+    """ValueError naming the option and the first value that is no field of ``kind``."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{option}: no field {unknown[0]!r}, expected one of {known}")
 
 
 def experiences_of(data: ImageData, settings: Settings) -> list[tuple[ImageData, list[int]]]:
