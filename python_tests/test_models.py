@@ -12,6 +12,7 @@ from exml_fast.models import AlexNetCifar, AlexNetCifarHalf, LeNet5, LeNet5Half,
     [
         ("lenet5", {}, 1, 61_706),
         ("lenet5_half", {}, 1, 35_820),
+        ("caffe_lenet", {}, 1, 656_080),
         ("alexnet_cifar", {}, 3, 1_657_642),
         ("alexnet_cifar_half", {}, 3, 722_906),
         ("slim_resnet18", {}, 3, 1_094_750),

@@ -150,14 +150,16 @@ def test_adaptation_by_command(npz: str, tmp_path: Path) -> None:
     changes = TINY | {
         "adaptation.steps": 3, "adaptation.target": npz, "adaptation.source_images": 100,
         "adaptation.target_images": 50, "adaptation.tsne": 12, "adaptation.batch_size": 8,
+        "rehearsal.steps": 3, "rehearsal.batch_size": 8,
     }  # fmt: skip
     arguments = ["--data", npz, "--out", tmp_path, "--json", "--report", *options(changes)]
     summary = json.loads(call("transfer", "adapt", *arguments).stdout)
     rows = {row["cell"]: row for row in summary["rows"]}
-    average = sum(rows[f"Ours/C{c}"]["ours"] for c in range(1, 5)) / 4
-    assert rows["Ours/Avg"]["ours"] == pytest.approx(average, abs=0.01)  # the classes are of equal size
+    for name in ("Ours", "Rehearsal"):
+        average = sum(rows[f"{name}/C{c}"]["ours"] for c in range(1, 5)) / 4
+        assert rows[f"{name}/Avg"]["ours"] == pytest.approx(average, abs=0.01)  # the classes are of equal size
     assert rows["Ours/Avg"]["reduced"] and "impressions.steps 3 instead of 1500" in rows["Ours/Avg"]["note"]
-    assert (tmp_path / "report" / "index.html").read_text().count("<svg") == 2
+    assert (tmp_path / "report" / "index.html").read_text().count("<svg") == 3
 
 
 def test_perturbation_by_reproduce(npz: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from exml_fast.transfer import (
     Training,
     accuracy,
     adapt,
+    adapt_by_rehearsal,
     adversarial_training,
     attack_accuracies,
     class_accuracies,
@@ -30,6 +31,7 @@ from exml_fast.transfer import (
     features,
     fooling_loss,
     fooling_rate,
+    mutual_information,
     pgd,
     train_classifier,
     transfer_set_sweep,
@@ -316,6 +318,78 @@ def test_adaptation_to_less_contrast(data: ImageData, teacher: nn.Module) -> Non
     assert unadapted < 0.8 and adapted > unadapted + 0.2
     with pytest.raises(ValueError, match=r"target must be \(N, 1, 32, 32\)"):
         adapt(teacher, x, moved[:, :, :16], SPEC)
+
+
+def test_rehearsal_reaches_smaller_and_fainter_images(data: ImageData, teacher: nn.Module) -> None:
+    """Sizes that no source image had are met in the augmented impressions, whose answers are known."""
+    before = state(teacher)
+
+    def smaller(x: torch.Tensor) -> torch.Tensor:
+        x = SPEC.denormalize(x)
+        return SPEC.normalize(0.7 * F.pad(F.interpolate(x, scale_factor=0.5, mode="area"), (8, 8, 8, 8)))
+
+    x = data.train.normalized(SPEC)
+    test = smaller(data.test.normalized(SPEC))
+    config = Training(steps=150, batch_size=32, lr=1e-3, augmentation=Augmentation(shift=2, scale=0.5))
+    told: list[Any] = []
+    done = adapt_by_rehearsal(teacher, x, smaller(x), SPEC, config=config, progress=lambda *a: told.append(a[:3]))
+    unadapted, adapted = (
+        float((logits_of(model, test).argmax(1) == data.test.labels).double().mean()) for model in (teacher, done.model)
+    )
+    assert same(before, state(teacher)) and not done.model.training and told[-1] == ("adapt", 150, 150)
+    assert unadapted < 0.8 and adapted > unadapted + 0.15, (unadapted, adapted)
+    again = adapt_by_rehearsal(teacher, x, smaller(x), SPEC, config=config)
+    assert torch.equal(done.history, again.history) and same(state(done.model), state(again.model))
+
+
+def test_the_terms_of_rehearsal(data: ImageData, teacher: nn.Module) -> None:
+    """Of one step, without augmentation, and all images in the batch: each term as its definition says."""
+    x, target = data.train.normalized(SPEC)[:8], data.test.normalized(SPEC)[:8]
+    config = Training(steps=1, batch_size=8)
+    chosen = torch.randint(8, (8,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        source, answers = teacher(x[chosen]), teacher(target)
+    rehearsed = F.cross_entropy(source, source.softmax(1))
+    probability, label = answers.softmax(1).max(1)
+    for weights, expected in (
+        ({"information": 0.0, "consistency": 0.0}, rehearsed),
+        ({"information": 2.0, "consistency": 0.0}, rehearsed - 2 * mutual_information(answers)),
+        # One step has no second half, in which alone this term counts.
+        ({"information": 0.0, "consistency": 3.0}, rehearsed),
+    ):
+        found = adapt_by_rehearsal(teacher, x, target, SPEC, config=config, **weights).history
+        assert found[0] == pytest.approx(float(expected), rel=1e-4)
+    still = Training(steps=2, batch_size=8, lr=1e-12)
+    second = [
+        adapt_by_rehearsal(teacher, x, target, SPEC, config=still, information=0.0, consistency=c, confidence=0.9)
+        for c in (0.0, 3.0)
+    ]
+    pseudo = F.cross_entropy(answers, label, reduction="none") * (probability >= 0.9)
+    difference = second[1].history - second[0].history
+    assert difference.tolist() == pytest.approx([0.0, 3 * float(pseudo.mean())], abs=1e-5)
+
+
+def test_mutual_information() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    p = logits.softmax(1)
+    joint = p / 6  # of image and answer; its mutual information by definition
+    expected = (joint * (joint / (joint.sum(0) * joint.sum(1, keepdim=True))).log()).sum()
+    torch.testing.assert_close(mutual_information(logits), expected)
+    assert torch.autograd.gradcheck(mutual_information, logits)
+    certain = 1e4 * torch.eye(4)
+    assert float(mutual_information(certain)) == pytest.approx(torch.tensor(4.0).log().item())
+    nobody = certain[:2].clone().requires_grad_()
+    mutual_information(nobody).backward()
+    assert nobody.grad is not None and nobody.grad.isfinite().all()
+
+
+def test_bad_rehearsals_are_named(data: ImageData, teacher: nn.Module) -> None:
+    x = data.train.normalized(SPEC)[:8]
+    for name, value in (("information", -1.0), ("consistency", float("nan")), ("confidence", 1.5)):
+        with pytest.raises(ValueError, match=name):
+            adapt_by_rehearsal(teacher, x, x, SPEC, **{name: value})
+    with pytest.raises(ValueError, match=r"impressions must be \(N, 1, 32, 32\)"):
+        adapt_by_rehearsal(teacher, x[:, :, :16], x, SPEC)
 
 
 def test_tsne_separates_what_is_apart() -> None:

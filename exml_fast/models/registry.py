@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
-from exml_fast.models.lenet import LeNet5, LeNet5Half
+from exml_fast.models.lenet import CaffeLeNet, LeNet5, LeNet5Half
 from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 
@@ -20,6 +20,7 @@ __all__ = ["create", "final_linear", "takes"]
 OWN: dict[str, type[nn.Module]] = {
     "alexnet_cifar": AlexNetCifar,
     "alexnet_cifar_half": AlexNetCifarHalf,
+    "caffe_lenet": CaffeLeNet,
     "cifar_resnet": CifarResNet,
     "lenet5": LeNet5,
     "lenet5_half": LeNet5Half,

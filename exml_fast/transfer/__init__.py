@@ -1,6 +1,13 @@
 """What data impressions are good for: distillation, robustness, adaptation, perturbations (Nayak 2021, sec. 4)."""
 
-from exml_fast.transfer.adaptation import Adapted, DomainDiscriminator, adapt, tsne
+from exml_fast.transfer.adaptation import (
+    Adapted,
+    DomainDiscriminator,
+    adapt,
+    adapt_by_rehearsal,
+    mutual_information,
+    tsne,
+)
 from exml_fast.transfer.perturbation import (
     PerturbationGenerator,
     Perturber,
@@ -24,6 +31,7 @@ __all__ = [
     "Training",
     "accuracy",
     "adapt",
+    "adapt_by_rehearsal",
     "adversarial_training",
     "attack_accuracies",
     "class_accuracies",
@@ -32,6 +40,7 @@ __all__ = [
     "features",
     "fooling_loss",
     "fooling_rate",
+    "mutual_information",
     "pgd",
     "train_classifier",
     "transfer_set_sweep",

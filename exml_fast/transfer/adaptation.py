@@ -1,8 +1,13 @@
-"""Source-free domain adaptation: impressions stand for the source data (Nayak 2021, 4.2; Tzeng 2017)."""
+"""Source-free domain adaptation: impressions stand for the source data (Nayak 2021, 4.2).
+
+:func:`adapt` is the paper's, adversarial (Tzeng 2017); :func:`adapt_by_rehearsal` is ours.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,14 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec
+from exml_fast import ops
+from exml_fast.data import Augmentation, InputSpec
 from exml_fast.inversion import Progress
 from exml_fast.inversion.teacher import frozen
-from exml_fast.transfer.training import Training, train
+from exml_fast.transfer.training import Training, logits_of, train
 
-__all__ = ["Adapted", "DomainDiscriminator", "adapt", "tsne"]
+__all__ = ["Adapted", "DomainDiscriminator", "adapt", "adapt_by_rehearsal", "mutual_information", "tsne"]
 
 SOURCE, TARGET = 0, 1
+REHEARSAL = Training(
+    steps=1000, batch_size=64, lr=1e-3, augmentation=Augmentation(shift=4, rotation=30.0, scale=0.5)
+)  # fmt: skip
+# Share of a step in the moving average of the weights (Tarvainen 2017).
+AVERAGING = 0.01
 
 
 class DomainDiscriminator(nn.Module):
@@ -37,7 +48,7 @@ class DomainDiscriminator(nn.Module):
 
 @dataclass(frozen=True)
 class Adapted:
-    """The target network, in evaluation mode, and its adversarial loss at every step (steps,) float64."""
+    """The target network, in evaluation mode, and its loss at every step (steps,) float64."""
 
     model: nn.Module
     history: Tensor
@@ -66,9 +77,7 @@ def adapt(
         config: of the target network; by default 3000 steps at 2e-4, batches of 128.
         discriminator_lr: the target network's when None.
     """
-    for name, images in (("impressions", impressions), ("target", target)):
-        if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
-            raise ValueError(f"{name} must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
+    _check_images(impressions, target, spec)
     config = config or Training(steps=3000, lr=2e-4)
     device = next(source.parameters()).device
     model = copy.deepcopy(source)
@@ -96,6 +105,96 @@ def adapt(
 
         history = train(model, target, loss, config, spec, seed=seed, progress=progress, stage="adapt")
     return Adapted(model, history)
+
+
+def adapt_by_rehearsal(
+    source: nn.Module,
+    impressions: Tensor,
+    target: Tensor,
+    spec: InputSpec,
+    *,
+    config: Training = REHEARSAL,
+    information: float = 1.0,
+    consistency: float = 1.0,
+    confidence: float = 0.8,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Adapted:
+    """Adaptation of ours, without source images and without a discriminator.
+
+    A copy of ``source`` learns to answer for augmented impressions as the source does for the impressions as they are:
+    it keeps what the source knows and carries it to places, angles and sizes that the source's images did not show.
+    Of target images it makes answers that are each certain and together of all classes
+    (:func:`mutual_information`). In the second half of the steps its answers for augmented target images are to be
+    those of its moving average for the images as they are, where that is confident (Sohn 2020; Tarvainen 2017).
+
+    Args:
+        source: returns logits (N, K); left as it was.
+        impressions: network input (N, C, H, W), impressions of the source network.
+        target: unlabelled images as network input (M, C, H, W), of all classes about alike.
+        config: of the target network; its ``augmentation`` is that of impressions and of target images.
+        information, consistency: weights of these terms beside the rehearsal's cross-entropy; 0 leaves one out.
+        confidence: least probability of an answer that an augmented image is taught.
+
+    Raises:
+        ValueError: naming the argument that does not fit or leaves its range.
+    """
+    _check_images(impressions, target, spec)
+    for name, value in (("information", information), ("consistency", consistency)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence must be a probability, got {confidence!r}")
+    device = next(source.parameters()).device
+    model, averaged = copy.deepcopy(source), copy.deepcopy(source).eval().requires_grad_(False)
+    impressions, low = impressions.to(device), spec.bounds(device)[0]
+    answers = logits_of(source, impressions).softmax(1).to(device)
+    draw, changed = torch.Generator().manual_seed(seed), config.augmentation
+    left = config.steps
+
+    def loss(x: Tensor, _index: Tensor) -> Tensor:
+        nonlocal left
+        chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
+        total = ops.soft_cross_entropy(model(changed(impressions[chosen], low, draw)), answers[chosen])
+        if information:
+            total = total - information * mutual_information(model(x))
+        if consistency and 2 * left <= config.steps:
+            surest, label = averaged(x).softmax(1).max(1)
+            each = F.cross_entropy(model(changed(x, low, draw)), label, reduction="none")
+            total = total + consistency * (each * (surest >= confidence)).mean()
+        _average(averaged, model)
+        left -= 1
+        return total
+
+    plain = dataclasses.replace(config, augmentation=Augmentation(shift=0))
+    return Adapted(model, train(model, target, loss, plain, spec, seed=seed, progress=progress, stage="adapt"))
+
+
+def mutual_information(logits: Tensor) -> Tensor:
+    """H(mean of p) − mean of H(p) in nats, of p = softmax(logits) (N, K): between image and answer (Liang 2020, 3.2).
+
+    From 0 to log K; that only if each answer is certain and all classes are equally frequent.
+    """
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    # Nobody's class has no gradient, instead of none that is finite.
+    of_mean = torch.special.entr(p.mean(0).clamp_min(torch.finfo(p.dtype).tiny)).sum()
+    return of_mean + (p * log_p).sum(1).mean()
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module) -> None:
+    """Moves the weights towards those of ``model``; buffers (BatchNorm's statistics) are averages already."""
+    for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
+        mean.lerp_(now, AVERAGING)
+    for kept, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)
+
+
+def _check_images(impressions: Tensor, target: Tensor, spec: InputSpec) -> None:
+    for name, images in (("impressions", impressions), ("target", target)):
+        if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
+            raise ValueError(f"{name} must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
 
 
 def tsne(groups: Sequence[Tensor], seed: int = 0) -> list[Tensor]:

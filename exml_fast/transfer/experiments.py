@@ -17,7 +17,7 @@ from exml_fast.data import InputSpec, Split, load
 from exml_fast.inversion import Recipe, Result, class_similarity, invert, recipes
 from exml_fast.models import create
 from exml_fast.reproduce import Context, Outcome, Preset, task
-from exml_fast.transfer.adaptation import adapt, tsne
+from exml_fast.transfer.adaptation import adapt, adapt_by_rehearsal, tsne
 from exml_fast.transfer.perturbation import EPSILON, fooling_rate, perturbed, universal_perturbations
 from exml_fast.transfer.robustness import ATTACKS, Attack, adversarial_training, attack_accuracies, pgd
 from exml_fast.transfer.training import (
@@ -33,6 +33,7 @@ from exml_fast.transfer.zskd import TEMPERATURE, transfer_set_sweep, zskd
 __all__ = ["CLASS_IMPRESSIONS", "Lab"]
 
 CLASS_IMPRESSIONS = {"targets": "hard"}
+REHEARSAL_WEIGHTS = ("information", "consistency", "confidence")
 SHOWN = 4
 
 
@@ -46,7 +47,7 @@ class Lab:
         # Whatever is wrong with the settings shows before anything is computed.
         self.recipe, self.count = self._recipe()
         self.precision = preset["impressions"].get("precision", "auto")
-        for name in ("teacher", "student", "distillation", "adaptation", "perturbation"):
+        for name in ("teacher", "student", "distillation", "adaptation", "rehearsal", "perturbation"):
             if name in preset:
                 training(preset[name])
         if "attack" in preset:
@@ -158,7 +159,7 @@ class Lab:
 TASK_TABLES = {
     "zskd": {"student", "distillation", "sweep", "compare"},
     "robustness": {"student", "distillation", "attack"},
-    "adapt": {"adaptation"},
+    "adapt": {"adaptation", "rehearsal"},
     "perturb": {"perturbation"},
 }
 
@@ -238,7 +239,10 @@ def run_robustness(preset: Preset, context: Context) -> Outcome:
 
 @task("adapt")
 def run_adapt(preset: Preset, context: Context) -> Outcome:
-    """Table 5 and Figure 6: the source network on the target's test images before and after adaptation, by class."""
+    """Table 5 and Figure 6: the source network on the target's test images before and after adaptation, by class.
+
+    With ``[rehearsal]`` also after our own adaptation, from the same impressions and target images.
+    """
     table = preset["adaptation"]
     lab = Lab(preset, context)
     target = load(table["target"], context.data_root)
@@ -250,26 +254,35 @@ def run_adapt(preset: Preset, context: Context) -> Outcome:
     source = lab.teacher(source_images)
     impressions = lab.impressions(source)
     lab.show(f"Target images ({target.name})", lab.spec.fit(target.test.images), target.test.labels)
+    images, aim = impressions.images, lab.spec.prepare(unlabelled.images)
+    options: dict[str, Any] = {"seed": context.seed, "progress": context.progress}
+    networks = {"Baseline": source}
     with lab.stage("adaptation"):
-        adapted = adapt(
-            source, impressions.images, lab.spec.prepare(unlabelled.images), lab.spec, config=training(table),
-            discriminator_lr=table.get("discriminator_lr"), seed=context.seed, progress=context.progress,
-        ).model  # fmt: skip
-    lab.save(adapted, "teacher", "adapted")
+        adversarial = {"config": training(table), "discriminator_lr": table.get("discriminator_lr")}
+        networks["Ours"] = adapt(source, images, aim, lab.spec, **adversarial, **options).model
+    lab.save(networks["Ours"], "teacher", "adapted")
+    if "rehearsal" in preset:
+        weights = {name: preset["rehearsal"][name] for name in REHEARSAL_WEIGHTS if name in preset["rehearsal"]}
+        with lab.stage("rehearsal"):
+            networks["Rehearsal"] = adapt_by_rehearsal(
+                source, images, aim, lab.spec, config=training(preset["rehearsal"]), **weights, **options
+            ).model
+        lab.save(networks["Rehearsal"], "teacher", "adapted by rehearsal")
     lab.percent("Source on its own test images", accuracy(source, lab.data.test, lab.spec))
-    for name, model in (("Baseline", source), ("Ours", adapted)):
+    for name, model in networks.items():
         by_class = class_accuracies(model, target.test, lab.spec, lab.classes)
         lab.percent(f"{name}/Avg", accuracy(model, target.test, lab.spec))
         for c, share in enumerate(by_class.tolist()):
             lab.percent(f"{name}/C{c + 1}", share)
     if shown := table.get("tsne", 0):
         some = lab.spec.prepare(target.test.images[:shown])
-        mine = impressions.images[:shown]
+        mine = images[:shown]
+        titles = {"Baseline": "before adaptation", "Ours": "after adaptation", "Rehearsal": "after rehearsal"}
         with lab.stage("t-SNE"):
-            for title, model in (("before", source), ("after", adapted)):
+            for name, model in networks.items():
                 flat = tsne([features(source, mine), features(model, some)], context.seed)
                 named = zip(("impressions", "target images"), flat, strict=True)
-                lab.outcome.points[f"t-SNE of the features {title} adaptation"] = dict(named)
+                lab.outcome.points[f"t-SNE of the features {titles[name]}"] = dict(named)
     return lab.outcome
 
 
