@@ -23,10 +23,14 @@ def one_cycle(peak: float, step: int, steps: int) -> float:
 
 
 def forward(model: nn.Module, inputs: Tensor, arithmetic: str) -> Tensor:
-    """Logits, at least float32; for "bfloat16" under torch.autocast: convolutions and linear layers round to it."""
+    """Logits, at least float32; for "bfloat16" under torch.autocast: convolutions and linear layers round to it.
+
+    Of a network that returns several outputs in training (GoogLeNet, Inception) the first, which are the logits.
+    """
     rounded = arithmetic == "bfloat16"
     with torch.autocast(inputs.device.type, torch.bfloat16) if rounded else contextlib.nullcontext():
-        logits: Tensor = model(inputs)
+        output = model(inputs)
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

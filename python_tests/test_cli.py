@@ -164,7 +164,8 @@ def test_invert_takes_torchvision_weights_from_a_file(tmp_path: Path) -> None:
     summary = as_json(
         "invert", *source, "--classes", "goldfish, 3", "--per-class", 1, "--steps", 1, "--out", tmp_path / "out"
     )
-    assert summary["classes"] == [1, 3] and summary["recipe"]["name"] == "deep_inversion"
+    assert summary["classes"] == [1, 3] and summary["recipe"]["name"] == "deep_inversion/imagenet-transferable"
+    assert summary["recipe"]["coarse_steps"] == [3], "steps at the smaller size in proportion"
 
 
 def test_invert_asks_judges_and_looks_for_copies(experts: Path, npz: Path, tmp_path: Path) -> None:
@@ -203,7 +204,10 @@ def test_networks_of_ours_need_weights_and_input(tmp_path: Path) -> None:
         ((*own, *short), "--input is missing"),
         ((*own, "--input", '{"channels": 3}', *short), "--input must be like"),
         (("cifar_resnet", "--input", spec, *short), "--weights must be a local file"),
-        ((*own[:-2], "--input", spec, *short), "does not fit this model"),
+        (
+            (*own[:-2], "--input", spec, *short),
+            "does not fit this model, a CifarResNet: 2 tensors of other shapes (first",
+        ),
         ((*own, "--input", spec, "--classes", 3, "--out", tmp_path / "c"), "has no classes [3], only 0 to 2"),
         ((*own, "--input", spec.replace("3, ", "4, ", 1), *short), "mean must have one number a channel (4)"),
     ):
@@ -219,6 +223,7 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
         "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5", "--student-argument",
         "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4", "--transfer", "per_round=6",
         "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report", "--out", tmp_path / "out",
+        "--png", "--real", npz,
     ]  # fmt: skip
     summary = as_json(*arguments)
     student = Expert.load(tmp_path / "out" / "student")
@@ -226,7 +231,15 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     assert summary["images"] == 8 + 12 and [r["step"] for r in summary["rounds"]] == [0, 4]
     assert student.card.training["accuracy"] == summary["accuracy"] and 0 <= summary["accuracy"] <= 1
     assert len(Inverted.load(tmp_path / "out" / "images")) == 20 and not (tmp_path / "out" / "checkpoints").exists()
-    assert (tmp_path / "out" / "report" / "index.html").is_file()
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "Agrees with its teacher" in page and "Divergence from the teacher" in page and "nearest to each" in page
+    report = load_json(tmp_path / "out" / "report.json")
+    assert report["distillation"]["accuracy"] == summary["accuracy"] and "lenet5 (student)" in report["judges"]
+    pool = Inverted.load(tmp_path / "out" / "images")
+    assert pool.soft_labels().sum(1).allclose(torch.ones(20))
+    assert len(list((tmp_path / "out" / "images" / "png").iterdir())) == 20
+    says = Expert.load(experts / "expert_01").model.eval()(pool.images)
+    torch.testing.assert_close(pool.logits, says.detach(), rtol=1e-4, atol=1e-4)
     stored = load_json(tmp_path / "out" / "results.json")
     assert stored["settings"]["inversion"] == {"bn": 0, "steps": 3} and "images" not in stored["settings"]
     for wrong, message in (
@@ -235,8 +248,104 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
         (("--images", tmp_path / "nowhere"), "nowhere"),
         (("--classes", "7"), "has no classes [7]"),
     ):
-        refused = call(*arguments[:2], *wrong, "--out", tmp_path / "wrong", code=2)
+        refused = call(*arguments[:2], "--set", "bn=0", *wrong, "--out", tmp_path / "wrong", code=2)
         assert message in refused.output and not (tmp_path / "wrong").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def test_refused_commands_leave_the_folder_as_it_was(npz: Path, experts: Path, tmp_path: Path) -> None:
+    """Bad input is an error that names its option, before any work and before an earlier run is touched."""
+    first, out = experts / "expert_01", tmp_path / "out"
+    call("invert", first, "--classes", 0, "--per-class", 1, "--steps", 1, "--out", out)
+    before = contents(out)
+
+    def spec(channels: int, size: int) -> str:
+        return json.dumps(
+            {"channels": channels, "size": [size, size], "mean": [0.5] * channels, "std": [0.5] * channels}
+        )
+
+    invert, distill = ("invert", first), ("distill", first, "--set", "bn=0", "--steps", 1)
+    both = (
+        (("--input", spec(3, 32)), "--input of", "rejects images of shape (1, 3, 32, 32)"),
+        (("--input", spec(4, 32)), "--input of", "rejects images of shape (1, 4, 32, 32)"),
+        (("--input", spec(1, 200_000)), "--input of", "GB free"),
+        (("--classes", 99), "--classes", "has no classes [99]"),
+        (("--statistics", "/nowhere"), "/nowhere", ""),
+        (("--real", "/nowhere"), "/nowhere", ""),
+        (("--judge", "torchvision/nothing=/nowhere"), "nothing", ""),
+        (("--layer", "nothing*", "--statistics", npz), "nothing*", "matches no layer"),
+    )
+    own = (
+        (distill, ("--data", "/nowhere"), "/nowhere", ""),
+        (distill, ("--student-argument", "in_channels=3"), "--student of lenet5", "rejects images"),
+        (distill, ("--transfer", "lr=fast"), "lr must be positive", "'fast'"),
+        (distill, ("--transfer", 'augmentation={"zoom": 1}'), "augmentation has no field 'zoom'", ""),
+        (invert, ("--set", "compete=1"), "--student must be given", ""),
+    )
+    cases = [(command, *case) for case in both for command in (invert, distill)] + list(own)
+    for command, wrong, *messages in cases:
+        said = " ".join(call(*command, *wrong, "--out", out, code=2).output.split())
+        assert said.startswith("error:") and all(message in said for message in messages), (wrong, said)
+        assert contents(out) == before, wrong
+
+
+def test_networks_without_a_linear_layer(tmp_path: Path) -> None:
+    """SqueezeNet's classifier is a convolution: class ids are checked by its logits, features are what it reads."""
+    import torchvision
+
+    model = torchvision.models.squeezenet1_1(num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    source = ("torchvision/squeezenet1_1", "--weights", tmp_path / "weights.pt", "--argument", "num_classes=3")
+    small = json.dumps({"channels": 3, "size": [64, 64], "mean": [0.5] * 3, "std": [0.5] * 3})
+    short = ("--input", small, "--per-class", 2, "--steps", 1, "--out", tmp_path / "out")
+    refused = call("invert", *source, "--classes", 5, *short, code=2)
+    assert "has no classes [5], only 0 to 2" in refused.output and not (tmp_path / "out").exists()
+    summary = as_json("invert", *source, "--classes", 1, *short)
+    assert summary["recipe"]["name"] == "model_inversion" and list(summary["diversity"]) == ["1"]
+
+
+def test_judges_with_arguments_and_weights(tmp_path: Path) -> None:
+    from exml_fast.models import CifarResNet
+
+    for depth in (8, 14):
+        torch.save(CifarResNet(depth, 3).state_dict(), tmp_path / f"{depth}.th")
+    spec = json.dumps({"channels": 3, "size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3})
+    own = ("cifar_resnet", "--weights", tmp_path / "8.th", "--argument", "depth=8", "--argument", "num_classes=3")
+    short = ("--input", spec, "--classes", 2, "--per-class", 1, "--steps", 1, "--out", tmp_path / "out")
+    judge = f"cifar_resnet:depth=14,num_classes=3={tmp_path / '14.th'}"
+    assert list(as_json("invert", *own, *short, "--judge", judge)["judges"]) == ["cifar_resnet", judge]
+    wrong = judge.replace("depth=14", "depth=8")
+    said = " ".join(call("invert", *own, *short, "--judge", wrong, code=2).output.split())
+    assert "does not fit this model, a CifarResNet" in said and "unknown tensors (first layer" in said
+    assert "--argument NAME=VALUE" in said
+
+
+def test_torchvisions_inceptions_normalise_inside(tmp_path: Path) -> None:
+    """As torchvision has them with the weights that it downloads; a file says nothing of it."""
+    import torchvision
+
+    from exml_fast.cli.teachers import open_teacher
+
+    model = torchvision.models.googlenet(num_classes=2, init_weights=False)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    source = ("torchvision/googlenet", str(tmp_path / "weights.pt"), "cpu")
+    assert open_teacher(*source, {"num_classes": 2}).model.transform_input
+    assert not open_teacher(*source, {"num_classes": 2, "transform_input": False}).model.transform_input
+
+
+def test_ambiguous_class_names() -> None:
+    from exml_fast.cli.teachers import Teacher
+    from exml_fast.data import InputSpec
+    from exml_fast.models import LeNet5
+
+    names = {0: "crane", 1: "Crane", 2: "heron"}
+    teacher = Teacher("birds", LeNet5(3), InputSpec(1, (32, 32), (0.5,), (0.5,)), None, None, names)
+    assert teacher.class_ids(["heron", "1"]) == [2, 1]
+    with pytest.raises(ValueError, match=r"'crane' is the name of the classes \[0, 1\] of birds: give the id"):
+        teacher.class_ids(["crane"])
 
 
 def test_learn_writes_rows_as_designed(learned: tuple[Path, dict[str, Any]]) -> None:

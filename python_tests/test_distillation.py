@@ -226,6 +226,38 @@ def test_a_student_learns_digits_from_images_alone(digits_teacher: tuple[nn.Modu
     assert accuracy(student.eval()) == before and result.history["agreement"][-1] > 0.9
 
 
+def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exml_fast.distillation import transfer
+
+    monkeypatch.setattr(transfer, "available_bytes", lambda device: 4 * 64 * 20)
+    options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT}
+    teacher = network(1)
+    with pytest.raises(ValueError, match="pool_size must be given: all 24 images"):  # four rounds of six
+        distill(teacher, network(), **options, rounds=None)
+    assert len(distill(teacher, network(), **options, rounds=None, pool_size=20).images) == 20
+    assert len(distill(teacher, network(), **options).images) == 18
+
+
+def test_students_with_auxiliary_outputs_learn_by_their_logits() -> None:
+    """As GoogLeNet: a tuple in training, logits in evaluation."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network()
+
+        def forward(self, x: Tensor) -> Any:
+            logits = self.model(x)
+            return (logits, -logits) if self.training else logits
+
+    images = torch.randn(12, *SPEC.shape)
+    found = [
+        distill(network(1), student, images, spec=SPEC, config=SHORT).history["loss"]
+        for student in (network(), Auxiliary())
+    ]
+    assert found[0] == found[1]
+
+
 def test_errors_name_the_argument() -> None:
     teacher, images = network(), torch.randn(4, *SPEC.shape)
     with pytest.raises(ValueError, match="nothing to learn from"):
@@ -244,6 +276,15 @@ def test_errors_name_the_argument() -> None:
         distill(teacher, network(), spec=SPEC, recipe=RECIPE, classes=[9])
     with pytest.raises(ValueError, match="rounds is 0"):
         distill(teacher, network(), spec=SPEC, recipe=RECIPE, rounds=0)
+    with pytest.raises(ValueError, match="pool_size must hold a round, per_round = 30, got 10"):
+        distill(teacher, network(), spec=SPEC, recipe=RECIPE, pool_size=10, per_round=30)
+    with pytest.raises(ValueError, match=r"a batch of 2 images \(1, 200000, 200000\) needs at least"):
+        distill(teacher, network(), spec=InputSpec(1, (200_000, 200_000), (0.5,), (0.25,)), recipe=RECIPE)
+    for name, value in (("lr", "fast"), ("mixup", None), ("temperature", True), ("augmentation", 3)):
+        with pytest.raises(ValueError, match=name):
+            TransferConfig(**{name: value})
+    with pytest.raises(ValueError, match="augmentation has no field 'zoom'"):
+        TransferConfig(augmentation={"zoom": 2})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no parameter that requires grad"):
         distill(teacher, network().requires_grad_(False), images, spec=SPEC)
     with pytest.raises(ValueError, match=r"student must be a torch\.nn\.Module"):

@@ -84,6 +84,17 @@ def test_features_are_what_the_last_linear_layer_reads() -> None:
         features(network, images, layer="9")
 
 
+def test_features_without_a_linear_layer_are_what_the_last_convolution_reads() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.randn(5, *SPEC.shape)
+    with torch.no_grad():
+        expected = network[:2](images).mean((2, 3))
+    torch.testing.assert_close(features(network, images, batch_size=2), expected)
+    assert not network[2]._forward_hooks
+    with pytest.raises(ValueError, match=r"executes no nn\.Linear"):
+        features(nn.Sequential(nn.Flatten(), nn.Softmax(1)), images)
+
+
 def test_judges_see_images_in_their_own_input() -> None:
     # A judge of 2x2 inputs without normalisation, whose units are class ids, names the brighter half.
     class Halves(nn.Module):

@@ -56,6 +56,7 @@ def test_create_torchvision_and_timm() -> None:
     pytest.importorskip("timm")
     model = create("timm/resnet10t", num_classes=4, in_chans=1)
     assert final_linear(model).out_features == 4
+    assert create("timm/resnet10t.c3_in1k", num_classes=2), "names as timm lists those with weights"
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,24 @@ from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
 from exml_fast.cli.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.cli.summary import joint_rows, print_rows, write_page
-from exml_fast.cli.synthesis import ask, parse_input, real_statistics, save_images, save_report
+from exml_fast.cli.synthesis import (
+    history_rows,
+    learned_row,
+    parse_input,
+    prepared_inversion,
+    prepared_transfer,
+    save_images,
+    save_report,
+)
 from exml_fast.cli.tables import learn_preset
-from exml_fast.cli.teachers import ArchitectureArgument, Input, Teacher, Weights, open_teacher
-from exml_fast.continual import Augmentation, Card, Expert, ExpertStream, confusion_matrix
-from exml_fast.continual.expert import complete_arguments
+from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
+from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.data import SOURCES, load
-from exml_fast.distillation import TensorBoard, TransferConfig
+from exml_fast.distillation import TensorBoard
 from exml_fast.distillation import distill as distill_model
-from exml_fast.inversion import PRECISIONS, Result, recipes
+from exml_fast.evaluation.features import logits as logits_of
+from exml_fast.inversion import PRECISIONS, Result
 from exml_fast.inversion import invert as invert_model
-from exml_fast.models import create
 from exml_fast.storage import save_json
 
 __all__ = ["app"]
@@ -69,7 +76,8 @@ Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or t
 Judge = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="SOURCE[=WEIGHTS]", help="An independent network to ask about the images; repeatable.",
+        metavar="SOURCE[:NAME=VALUE,...][=WEIGHTS]",
+        help="An independent network to ask about the images, as cifar_resnet:depth=56=resnet56.th; repeatable.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -77,6 +85,7 @@ Real = Annotated[
     str | None,
     typer.Option(help="Data set or folder of real images to look for copies among.", show_default=False),
 ]
+Png = Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")]
 Statistics = Annotated[
     str | None,
     typer.Option(
@@ -187,7 +196,9 @@ def invert(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="As deep_inversion (the default with BatchNorm) or model_inversion (without).", show_default=False
+            help="By default deep_inversion (for large images deep_inversion/imagenet-transferable), and "
+            "model_inversion without BatchNorm.",
+            show_default=False,
         ),
     ] = None,
     classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
@@ -202,7 +213,9 @@ def invert(
     student: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE[=WEIGHTS]", help="Whom adaptive_deep_inversion competes with.", show_default=False
+            metavar="SOURCE[:NAME=VALUE,...][=WEIGHTS]",
+            help="Whom adaptive_deep_inversion competes with.",
+            show_default=False,
         ),
     ] = None,
     statistics: Statistics = None,
@@ -210,7 +223,7 @@ def invert(
     layer: Layer = None,
     judge: Judge = None,
     real: Real = None,
-    png: Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")] = False,
+    png: Png = False,
     report: Page = False,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -236,29 +249,21 @@ def invert(
             "statistics_count": statistics_count, "layers": layer or [], "judges": judge or [], "real": real,
             "png": png, "report": report, "seed": seed, "device": _device(device), "threads": threads,
         }  # fmt: skip
-        if not resume:
-            # Whatever is wrong with the options shows before an earlier run in the folder is touched.
-            _classes_of(_teacher_of(given), classes)
-            recipes.get(recipe or "model_inversion").replace(**overrides)
-            for source in (*given["judges"], *([student] if student else [])):
-                _open_named(source)
+        # Whatever is wrong with the options shows before an earlier run in the folder is touched.
+        ready = None if resume else prepared_inversion(given)
         run = open_run(context, guard, out, given, resume, overwrite)
         _use_threads(run["threads"])
-        teacher = _teacher_of(run)
-        bn = run["layers"] or _has_batch_norm(teacher.model)
-        name = run["recipe"] or ("deep_inversion" if bn else "model_inversion")
+        teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
         with Reporter() as reporter:
             result = invert_model(
-                teacher.model, _classes_of(teacher, run["classes"]), run["per_class"], name, teacher.spec, run["seed"],
-                run["device"], run["precision"], units=teacher.units, progress=reporter,
-                student=_open_named(run["student"]).model if run["student"] else None,
-                statistics=real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
-                layers=run["layers"], checkpoint=out / "inversion.pt", **run["overrides"],
+                teacher.model, wanted, run["per_class"], chosen, teacher.spec, run["seed"], run["device"],
+                run["precision"], units=teacher.units, progress=reporter, layers=run["layers"],
+                checkpoint=out / "inversion.pt", **options,
             )  # fmt: skip
         save_images(result, out, run["per_class"], run["png"])
-        found = ask(result, teacher, run["judges"], run["real"], run["device"])
+        found = asked.ask(result)
         origin = provenance(run["device"])
-        save_report(out, result, teacher, found, origin, _published(run), run["report"])
+        save_report(out, result, teacher, found, origin, _published(run), run["report"], asked)
         close_run(out)
         summary = {
             "out": str(out), "model": run["model"], "classes": sorted(set(result.labels.tolist())),
@@ -267,12 +272,15 @@ def invert(
         if as_json:
             print_json(summary)
         else:
-            asked = "".join(
+            others = "".join(
                 f", {100 * found.judges[judge]['top1']:.1f} % by {judge}" for judge in list(found.judges)[1:]
             )
+            without = "" if chosen.bn > 0 and not result.summary["absent"] else ", without statistics"
             typer.echo(
-                f"{len(result)} images in {result.seconds:.1f} s ({result.summary['images_per_second']:.1f} a second), "
-                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network{asked}: {out / 'grid.png'}"
+                f"{len(result)} images by {chosen.name}{without} in {result.seconds:.1f} s "
+                f"({result.summary['images_per_second']:.1f} a second), "
+                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network{others}: "
+                f"{out / 'grid.png'}"
             )
 
 
@@ -296,7 +304,11 @@ def distill(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Of images made meanwhile; adaptive_deep_inversion without --images.", show_default=False),
+        typer.Option(
+            help="Of images made meanwhile; without --images adaptive_deep_inversion (for large images "
+            "adaptive_deep_inversion/imagenet-transferable).",
+            show_default=False,
+        ),
     ] = None,
     classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Of the student's training; 48750.")] = None,
@@ -312,6 +324,8 @@ def distill(
     statistics_count: StatisticsCount = 100,
     layer: Layer = None,
     judge: Judge = None,
+    real: Real = None,
+    png: Png = False,
     data: Annotated[
         str | None, typer.Option(help="Data set to test the student on; it never learns from it.", show_default=False)
     ] = None,
@@ -341,22 +355,19 @@ def distill(
             "input": parse_input(input_spec), "student": student,
             "student_arguments": parse_pairs("--student-argument", student_argument),
             "images": None if images is None else str(images),
-            "recipe": recipe or (None if images else "adaptive_deep_inversion"), "classes": classes,
+            "recipe": recipe, "classes": classes,
             "inversion": parse_pairs("--set", inversion),
             "transfer": _given(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
             "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
-            "judges": judge or [], "data": data, "data_root": data_root, "precision": precision,
-            "tensorboard": None if tensorboard is None else str(tensorboard), "report": report, "seed": seed,
-            "device": _device(device), "threads": threads,
+            "judges": judge or [], "real": real, "png": png, "data": data, "data_root": data_root,
+            "precision": precision, "tensorboard": None if tensorboard is None else str(tensorboard),
+            "report": report, "seed": seed, "device": _device(device), "threads": threads,
         }  # fmt: skip
-        if not resume:
-            _prepared_transfer(given)
-            for source in given["judges"]:
-                _open_named(source)
+        ready = None if resume else prepared_transfer(given)
         run = open_run(context, guard, out, given, resume, overwrite)
         _use_threads(run["threads"])
-        teacher, fresh, arguments, first, chosen, config = _prepared_transfer(run)
-        test = None if run["data"] is None else load(run["data"], run["data_root"]).test
+        ready = ready or prepared_transfer(run)
+        teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
 
         def accuracy(network: torch.nn.Module) -> float:
             assert test is not None
@@ -371,34 +382,38 @@ def distill(
             if run["tensorboard"]:
                 progress = stack.enter_context(TensorBoard(run["tensorboard"], progress))
             taught = distill_model(
-                teacher.model, fresh, first, recipe=chosen, config=config, spec=teacher.spec,
-                classes=_classes_of(teacher, run["classes"]), units=teacher.units,
-                statistics=real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
-                layers=run["layers"], seed=run["seed"], device=run["device"], precision=run["precision"],
+                teacher.model, fresh, ready.images, recipe=ready.recipe, config=config, spec=teacher.spec,
+                classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run["layers"],
+                seed=run["seed"], device=run["device"], precision=run["precision"],
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
             )  # fmt: skip
-        units = teacher.units or tuple(range(int(teacher.model(taught.images[:1].to(run["device"])).shape[1])))
-        known = tuple(_classes_of(teacher, run["classes"]) or units)
+        units = teacher.units or tuple(range(teacher.outputs()))
+        known = tuple(wanted or units)
         origin = provenance(run["device"])
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
+        recipe_used = {"name": None} if ready.recipe is None else ready.recipe.to_dict()
         training = {
-            "method": "distillation", "teacher": run["model"], "recipe": None if chosen is None else chosen.to_dict(),
-            "config": config.to_dict(), "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
+            "method": "distillation", "teacher": run["model"], "recipe": recipe_used, "config": config.to_dict(),
+            "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
-        card = Card(run["student"], arguments, units, known, names, teacher.spec, training=training)
+        card = Card(run["student"], ready.arguments, units, known, names, teacher.spec, training=training)
         Expert(taught.student.cpu(), card).save(out / "student")
         seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
+        learned = {
+            "student": run["student"], "steps": config.steps, "agreement": taught.history["agreement"][-1],
+            "accuracy": test_accuracy, "seconds": seconds, "rounds": taught.rounds,
+        }  # fmt: skip
         pool = Result(
             taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
-            {"recipe": {"name": None} if chosen is None else chosen.to_dict()},
+            {"recipe": recipe_used, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
-        save_images(pool, out / "images", None, False)
-        found = ask(pool, teacher, run["judges"], None, run["device"])
-        save_report(out, pool, teacher, found, origin, _published(run), run["report"])
+        save_images(pool, out / "images", None, run["png"])
+        found = ready.panel.ask(pool, **{f"{run['student']} (student)": taught.student.to(run["device"])})
+        tables = {"The student": [learned_row(learned)], "Its learning": history_rows(taught.history)}
+        save_report(out, pool, teacher, found, origin, _published(run), run["report"], ready.panel, tables)
         summary = {
-            "out": str(out), "student": str(out / "student"), "images": len(pool), "rounds": taught.rounds,
-            "seconds": seconds, "agreement": taught.history["agreement"][-1], "accuracy": test_accuracy,
+            "out": str(out), "images": len(pool), **learned, "student": str(out / "student"),
             **found.to_dict(), **origin,
         }  # fmt: skip
         save_json(out / "results.json", {**summary, "history": taught.history, "settings": _published(run)})
@@ -675,49 +690,6 @@ def _require_report() -> None:
             __import__(module)
         except ImportError as error:
             raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
-
-
-def _has_batch_norm(model: torch.nn.Module) -> bool:
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def _teacher_of(run: dict[str, Any]) -> Teacher:
-    return open_teacher(run["model"], run["weights"], run["device"], run["arguments"], run["input"])
-
-
-def _open_named(source: str) -> Teacher:
-    name, _, weights = source.partition("=")
-    return open_teacher(name, weights or "DEFAULT")
-
-
-def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
-    return teacher.class_ids([c.strip() for c in wanted.split(",") if c.strip()])
-
-
-def _prepared_transfer(
-    run: dict[str, Any],
-) -> tuple[Teacher, torch.nn.Module, dict[str, Any], Result | None, recipes.Recipe | None, TransferConfig]:
-    """Teacher, fresh student and its arguments, first images, recipe, settings: all that can be wrong."""
-    teacher = _teacher_of(run)
-    _classes_of(teacher, run["classes"])
-    settings = dict(run["transfer"])
-    if isinstance(settings.get("augmentation"), dict):
-        settings["augmentation"] = Augmentation(**settings["augmentation"])
-    config = TransferConfig().replace(**settings)
-    recipe = None if run["recipe"] is None else recipes.get(run["recipe"]).replace(**run["inversion"])
-    if recipe is None and run["inversion"]:
-        raise ValueError("--set changes a recipe: give --recipe too")
-    first = None if run["images"] is None else Result.load(run["images"])
-    if first is not None and first.spec != teacher.spec:
-        raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    with torch.no_grad():
-        example = torch.zeros(2, *teacher.spec.shape, device=run["device"])
-        outputs = teacher.model.eval()(example).shape[1]
-    arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run["seed"])
-        student = create(run["student"], **arguments)
-    return teacher, student.to(run["device"]), arguments, first, recipe, config
 
 
 def _published(run: dict[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,31 @@
-"""What `invert` and `distill` share: networks and images by name, and the report on the images."""
+"""What `invert` and `distill` share: networks and images by name, checked first, and the report on the images."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exml_fast.cli.teachers import Teacher, open_teacher
-from exml_fast.data import InputSpec, some_images
+from exml_fast.cli.teachers import Teacher, open_named, open_teacher
+from exml_fast.continual.expert import complete_arguments
+from exml_fast.data import InputSpec, Split, load, some_images
+from exml_fast.distillation import TransferConfig
 from exml_fast.evaluation import Evaluation, evaluate
-from exml_fast.inversion import Result
+from exml_fast.inversion import Result, Synthesizer, recipes
+from exml_fast.inversion.statistics import bn_layers
+from exml_fast.models import create
 from exml_fast.storage import atomic_path, save_json
 
-__all__ = ["ask", "parse_input", "real_statistics", "save_images", "save_report", "write_images_page"]
+__all__ = [
+    "Panel", "PreparedTransfer", "history_rows", "learned_row", "panel", "parse_input", "prepared_inversion",
+    "prepared_transfer", "real_statistics", "save_images", "save_report", "write_images_page",
+]  # fmt: skip
 
 READING = (
     "The images below were made from the network alone: no training image was used. A network recognises an image if "
@@ -49,14 +58,131 @@ def real_statistics(source: str | None, spec: InputSpec, count: int) -> str | Te
     return "running" if source is None else spec.prepare(some_images(source, spec.size, count))
 
 
-def ask(result: Result, teacher: Teacher, judges: Sequence[str], real: str | None, device: str) -> Evaluation:
-    """The teacher and other networks, each ``SOURCE`` or ``SOURCE=WEIGHTS``, about images."""
-    found = {teacher.name: teacher}
+@dataclass(frozen=True)
+class Panel:
+    """Who is asked about the images, the teacher first, and the real images among which copies are looked for."""
+
+    judges: dict[str, Teacher]
+    real: Tensor | None
+
+    def ask(self, result: Result, **others: torch.nn.Module) -> Evaluation:
+        """Them, and ``others`` by name, which take the teacher's input."""
+        teacher = next(iter(self.judges.values()))
+        more = {name: dataclasses.replace(teacher, name=name, model=model) for name, model in others.items()}
+        return evaluate(result, self.judges | more, self.real)
+
+
+def panel(teacher: Teacher, judges: Sequence[str], real: str | None, classes: list[int] | None, device: str) -> Panel:
+    """Opened and checked before any work. ValueError naming the option that does not fit."""
+    outputs = teacher.outputs()
+    wanted = classes or list(teacher.units or range(outputs))
+    asked = {teacher.name: teacher}
     for judge in judges:
-        source, _, weights = judge.partition("=")
-        found[judge] = open_teacher(source, weights or "DEFAULT", device)
-    pixels = None if real is None else some_images(real, result.spec.size, 10_000)
-    return evaluate(result, found, pixels)
+        found = asked[judge] = open_named(judge, device, teacher.spec)
+        units = found.units or range(found.outputs())
+        if missing := [c for c in wanted if c not in units]:
+            raise ValueError(f"--judge {judge} has no logit for the classes {missing[:8]} that images are made of")
+    pixels = None if real is None else some_images(real, teacher.spec.size, 10_000)
+    if pixels is not None and len(pixels) < 2:
+        raise ValueError(f"--real must hold at least 2 images, {real} has {len(pixels)}")
+    return Panel(asked, pixels)
+
+
+def _teacher_of(run: dict[str, Any]) -> Teacher:
+    return open_teacher(run["model"], run["weights"], run["device"], run["arguments"], run["input"])
+
+
+def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
+    return teacher.class_ids([c.strip() for c in wanted.split(",") if c.strip()])
+
+
+def _changed(name: str, changes: Mapping[str, Any]) -> recipes.Recipe:
+    """A recipe with other values. Other steps change those at smaller sizes in proportion unless they are given."""
+    recipe = recipes.get(name)
+    changed = recipe.replace(**changes)
+    if changed.steps == recipe.steps or "coarse_steps" in changes:
+        return changed
+    share = changed.steps / recipe.steps
+    return changed.replace(coarse_steps=tuple(max(1, round(share * steps)) for steps in recipe.coarse_steps))
+
+
+def _check_synthesis(
+    run: dict[str, Any], teacher: Teacher, recipe: recipes.Recipe, statistics: str | torch.Tensor
+) -> None:
+    """ValueError for whatever a Synthesizer would complain about."""
+    Synthesizer(
+        teacher.model, teacher.spec, recipe, units=teacher.units, device=run["device"], precision=run["precision"],
+        statistics=statistics, layers=run["layers"],
+    )  # fmt: skip
+
+
+def prepared_inversion(
+    run: dict[str, Any],
+) -> tuple[Teacher, list[int] | None, recipes.Recipe, dict[str, Any], Panel]:
+    """Teacher, classes, recipe, student and statistics, and who is asked: all that can be wrong."""
+    teacher = _teacher_of(run)
+    wanted = _classes_of(teacher, run["classes"])
+    asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
+    matched = bool(run["layers"]) or bool(bn_layers(teacher.model))
+    recipe = _changed(run["recipe"] or recipes.suited(teacher.spec.size, matched), run["overrides"])
+    options: dict[str, Any] = {
+        "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
+    }  # fmt: skip
+    if run["student"]:
+        student = open_named(run["student"], run["device"], teacher.spec)
+        if student.outputs() != teacher.outputs():
+            raise ValueError(
+                f"--student must give {teacher.outputs()} logits, {student.name} gives {student.outputs()}"
+            )
+        options["student"] = student.model
+    elif recipe.compete > 0:
+        raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
+    _check_synthesis(run, teacher, recipe, options["statistics"])
+    return teacher, wanted, recipe, options, asked
+
+
+@dataclass(frozen=True)
+class PreparedTransfer:
+    """What `distill` starts from."""
+
+    teacher: Teacher
+    classes: list[int] | None
+    student: torch.nn.Module
+    arguments: dict[str, Any]
+    images: Result | None
+    recipe: recipes.Recipe | None
+    statistics: str | torch.Tensor
+    config: TransferConfig
+    test: Split | None
+    panel: Panel
+
+
+def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
+    """All that can be wrong."""
+    teacher = _teacher_of(run)
+    wanted = _classes_of(teacher, run["classes"])
+    asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
+    config = TransferConfig().replace(**run["transfer"])
+    first = None if run["images"] is None else Result.load(run["images"])
+    if first is not None and first.spec != teacher.spec:
+        raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
+    name = run["recipe"] or (None if first else recipes.suited(teacher.spec.size, True, adaptive=True))
+    recipe = None if name is None else _changed(name, run["inversion"])
+    if recipe is None and run["inversion"]:
+        raise ValueError("--set changes a recipe: give --recipe too")
+    statistics = real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
+    if recipe is not None:
+        _check_synthesis(run, teacher, recipe, statistics)
+    outputs = teacher.outputs()
+    arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run["seed"])
+        student = create(run["student"], **arguments).to(run["device"])
+    given = dataclasses.replace(teacher, name=run["student"], model=student).outputs("--student")
+    if given != outputs:
+        raise ValueError(f"--student must give {outputs} logits, {run['student']} gives {given}")
+    test = None if run["data"] is None else load(run["data"], run["data_root"]).test
+    return PreparedTransfer(teacher, wanted, student, arguments, first, recipe, statistics, config, test, asked)
 
 
 def save_images(result: Result, out: Path, per_class: int | None, png: bool) -> None:
@@ -80,12 +206,15 @@ def save_report(
     origin: dict[str, Any],
     settings: dict[str, Any],
     page: bool,
+    asked: Panel,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """``report.json``, and with ``page`` ``report/index.html``."""
+    """``report.json``, and with ``page`` ``report/index.html``, with further ``tables`` first."""
     summary = {**result.summary, "seconds": round(result.seconds, 3)}
     save_json(out / "report.json", {**origin, "settings": settings, **summary, **evaluation.to_dict()})
     if page:
-        write_images_page(out / "report" / "index.html", result, teacher, evaluation, origin, settings)
+        path = out / "report" / "index.html"
+        write_images_page(path, result, teacher, evaluation, origin, settings, asked.real, tables)
 
 
 def write_images_page(
@@ -95,8 +224,10 @@ def write_images_page(
     evaluation: Evaluation,
     origin: dict[str, Any],
     settings: dict[str, Any],
+    real: Tensor | None = None,
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """The page of an inversion. ImportError where the extra is missing."""
+    """The page of an inversion; with ``real`` images also each shown image's nearest. ImportError without the extra."""
     from exml_fast.report import Report, Samples, write_report
 
     names = [teacher.class_names.get(c, str(c)) for c in evaluation.classes]
@@ -110,17 +241,23 @@ def write_images_page(
         }
         for name, judge in evaluation.judges.items()
     ]
-    counts = torch.bincount(torch.tensor([rank[c] for c in result.labels.tolist()])).tolist()
+    labels = torch.tensor([rank[c] for c in result.labels.tolist()])
+    counts = torch.bincount(labels).tolist()
     classes = [
         {"Class": names[rank[c]], "Images": counts[rank[c]]}
         | {f"{name}, %": f"{100 * judge['by_class'][str(c)]:.0f}" for name, judge in evaluation.judges.items()}
         | {"Diversity": f"{evaluation.diversity[c]:.3f}" if c in evaluation.diversity else "–"}
         for c in evaluation.classes
     ]
-    tables = {"Recognised by": asked, "By class": classes}
+    shown_tables = {**(tables or {}), "Recognised by": asked, "By class": classes}
+    samples = [Samples("Inverted", result.pixels(), labels)]
+    if real is not None and evaluation.neighbours is not None:
+        nearest = real[evaluation.neighbours.index[:, 0]]
+        nearest = nearest.float() / 255 if nearest.dtype == torch.uint8 else nearest
+        samples.append(Samples("The real image nearest to each, in feature space", nearest, labels))
     memory = evaluation.to_dict().get("memorisation")
     if memory:
-        tables["Nearest real images, in feature space"] = [
+        shown_tables["Nearest real images, in feature space"] = [
             {
                 "Median distance": f"{memory['median_distance']:.3f}",
                 "Smallest": f"{memory['smallest_distance']:.3f}",
@@ -137,8 +274,30 @@ def write_images_page(
         machine={**origin["machine"], "commit": origin["commit"], "date": origin["date"]},
         class_names=names,
         reading=READING,
-        tables=tables,
-        samples=[Samples("Inverted", result.pixels(), torch.tensor([rank[c] for c in result.labels.tolist()]))],
+        tables=shown_tables,
+        samples=samples,
         confusions=evaluation.confusion if 1 < len(names) <= 100 else {},
     )
     return write_report(path, report)
+
+
+def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:
+    """What a student came to, as a row of the page."""
+    accuracy = learned["accuracy"]
+    return {
+        "Network": learned["student"],
+        "Steps": str(learned["steps"]),
+        "Agrees with its teacher on the last images, %": f"{100 * learned['agreement']:.1f}",
+        "Right on the test images, %": "–" if accuracy is None else f"{100 * accuracy:.2f}",
+    }
+
+
+def history_rows(history: Mapping[str, Sequence[float]], most: int = 12) -> list[dict[str, str]]:
+    """At most ``most`` points of a student's learning, evenly, the last among them."""
+    count = len(history["step"])
+    chosen = torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
+    return [
+        {"Step": str(int(history["step"][i])), "Divergence from the teacher": f"{history['kl'][i]:.4f}",
+         "Agreement, %": f"{100 * history['agreement'][i]:.1f}"}
+        for i in chosen
+    ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,19 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
+from exml_fast.cli.guard import parse_pairs
 from exml_fast.continual import Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec
-from exml_fast.inversion.teacher import frozen, probe
-from exml_fast.models import OWN, create, final_linear
+from exml_fast.inversion.memory import require_memory
+from exml_fast.inversion.teacher import device_of, dtype_of, frozen, probe
+from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
 
-__all__ = ["ArchitectureArgument", "Input", "Teacher", "Weights", "expert_of", "open_teacher"]
+__all__ = ["ArchitectureArgument", "Input", "Teacher", "Weights", "expert_of", "open_named", "open_teacher"]
 
 Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
 ArchitectureArgument = Annotated[
@@ -34,6 +36,11 @@ Input = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+
+
+NAMED = re.compile(r"([^:=]+)(?::([^=,]+=[^=,]+(?:,[^=,]+=[^=,]+)*))?(?:=(.+))?")
+# torchvision sets this with the weights that it downloads: its Inceptions normalise once more inside.
+NORMALISES_INSIDE = {"googlenet", "inception_v3"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,16 @@ class Teacher:
         """Class ids from ids and names; None (all it knows) when nothing is asked for."""
         if not wanted:
             return None if self.classes is None else list(self.classes)
-        by_name = {name.casefold(): unit for unit, name in self.class_names.items()}
+        by_name: dict[str, list[int]] = {}
+        for unit, name in self.class_names.items():
+            by_name.setdefault(name.casefold(), []).append(unit)
         ids = []
         for item in wanted:
-            if item.casefold() in by_name and not (item.isdigit() and int(item) in self.class_names):
-                ids.append(by_name[item.casefold()])
+            named = by_name.get(item.casefold(), [])
+            if len(named) > 1 and not item.isdigit():
+                raise ValueError(f"--classes: {item!r} is the name of the classes {named} of {self.name}: give the id")
+            if named and not (item.isdigit() and int(item) in self.class_names):
+                ids.append(named[0])
             elif item.isdigit():
                 ids.append(int(item))
             else:
@@ -63,13 +75,35 @@ class Teacher:
                 raise ValueError(
                     f"--classes: {item!r} is neither a class id nor a class name of {self.name} ({known} …)"
                 )
-        units = self.units
-        if units is None:
-            with contextlib.suppress(ValueError):
-                units = tuple(range(final_linear(self.model).out_features))
-        if units is not None and (missing := [i for i in ids if i not in units]):
+        units = self.units or tuple(range(self.outputs()))
+        if missing := [i for i in ids if i not in units]:
             raise ValueError(f"--classes: {self.name} has no classes {missing}, only {units[0]} to {units[-1]}")
         return ids
+
+    def outputs(self, option: str = "--input") -> int:
+        """The number of its logits. ValueError naming ``option`` if it does not take its images or has no room."""
+        device = device_of(self.model)
+        try:
+            require_memory(self.model, self.spec, 1, device)
+            example = torch.zeros(1, *self.spec.shape, device=device, dtype=dtype_of(self.model))
+            with frozen(self.model):
+                return probe(self.model, example, self.spec).shape[1]
+        except ValueError as error:
+            raise ValueError(f"{option} of {self.name}: {error}") from error
+
+
+def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) -> Teacher:
+    """A network of an option: ``SOURCE[:NAME=VALUE,...][=WEIGHTS]``, the pairs being arguments of its architecture.
+
+    ``spec``: the input of architectures of ours, which carry none.
+    """
+    found = NAMED.fullmatch(text)
+    if Path(text).exists() or found is None:
+        return open_teacher(text, device=device)
+    source, pairs, weights = found.groups()
+    arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
+    own = spec.to_dict() if spec is not None and source in OWN else None
+    return open_teacher(source, weights or "DEFAULT", device, arguments, own)
 
 
 def open_teacher(
@@ -102,9 +136,12 @@ def open_teacher(
         raise ValueError(
             f"{source!r} is neither an expert's folder nor torchvision/<name>, timm/<name> or one of {sorted(OWN)}"
         )
+    if arguments or weights != "DEFAULT":
+        raise ValueError(f"--weights and --argument are for architectures: {source} is an expert's folder, with its own")
     expert = Expert.load(source, device)
     names = dict(zip(expert.units, expert.card.class_names, strict=True))
-    return Teacher(source, expert.model, expert.input_spec, expert.units, expert.classes, names)
+    taken = expert.input_spec if spec is None else InputSpec.from_dict(spec)
+    return Teacher(source, expert.model, taken, expert.units, expert.classes, names)
 
 
 def expert_of(
@@ -118,6 +155,7 @@ def expert_of(
     if Path(source).exists():
         raise ValueError(f"{source!r} is a file or folder: give an architecture, and the file as --weights")
     teacher = open_teacher(source, weights, arguments=arguments, spec=spec)
+    teacher.outputs()  # says what does not fit
     example = torch.randn(1, *teacher.spec.shape, generator=torch.Generator().manual_seed(0))
     with frozen(teacher.model), torch.no_grad():
         logits = probe(teacher.model, example, teacher.spec)
@@ -155,6 +193,8 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
     import torchvision
 
     file = Path(weights)
+    if name in NORMALISES_INSIDE:
+        arguments = {"transform_input": True, **arguments}
     model = create(source, **arguments) if file.is_file() else None
     try:
         enum: Any = torchvision.models.get_model_weights(name)
@@ -201,7 +241,29 @@ def _load_file(model: nn.Module, file: Path) -> None:
             state = state["state_dict"]
         if state and all(str(key).startswith("module.") for key in state):  # saved from nn.DataParallel
             state = {key.removeprefix("module."): value for key, value in state.items()}
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError("it is no dictionary of tensors")
+        if differing := _differences(model.state_dict(), state):
+            raise ValueError(f"{differing}; arguments of its architecture are given as --argument NAME=VALUE")
         with torch.no_grad():
             model.load_state_dict(state)
     except Exception as error:
-        raise ValueError(f"--weights: {file} does not fit this model: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"--weights: {file} does not fit this model, a {type(model).__name__}: {reason}") from error
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What of ``found`` does not fit, in numbers and one example each; "" if all does."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    reshaped = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    parts = []
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"expected {tuple(expected[name].shape)}, got {tuple(found[name].shape)}"
+        parts.append(f"{len(reshaped)} tensors of other shapes (first {name}: {shapes})")
+    if missing:
+        parts.append(f"{len(missing)} of {len(expected)} tensors missing (first {missing[0]})")
+    if unknown:
+        parts.append(f"{len(unknown)} unknown tensors (first {unknown[0]})")
+    return ", ".join(parts)

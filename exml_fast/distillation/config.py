@@ -75,13 +75,18 @@ class TransferConfig:
             if value is not None and not _is_count(value, least):
                 raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
         for name in ("lr", "temperature", "decay"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not (_is_number(getattr(self, name)) and 0 < getattr(self, name) < math.inf):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("momentum", "weight_decay", "lambda_ce", "mixup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
+                raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)!r}")
         if isinstance(self.augmentation, Mapping):
+            known = [f.name for f in dataclasses.fields(Augmentation)]
+            if unknown := [name for name in self.augmentation if name not in known]:
+                raise ValueError(f"augmentation has no field {unknown[0]!r}: expected one of {', '.join(known)}")
             object.__setattr__(self, "augmentation", Augmentation(**self.augmentation))
+        elif not isinstance(self.augmentation, Augmentation):
+            raise ValueError(f"augmentation must be an Augmentation, or its fields, got {self.augmentation!r}")
 
     def replace(self, **changes: Any) -> TransferConfig:
         """A copy with some fields changed; ValueError naming one that does not exist."""
@@ -103,6 +108,10 @@ class TransferConfig:
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
         return self.lr
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -20,6 +20,7 @@ from exml_fast.data import InputSpec
 from exml_fast.distillation.config import TransferConfig
 from exml_fast.distillation.loss import divergence, mixup
 from exml_fast.inversion import Progress, Recipe, Result, Synthesizer, recipes
+from exml_fast.inversion.memory import available_bytes, require_memory
 from exml_fast.inversion.teacher import device_of, frozen, probe
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 from exml_fast.training import arranged, forward
@@ -160,6 +161,7 @@ class _Run:
         self.student = arranged(copy.deepcopy(student).to(device), config.arithmetic)
         outputs = []
         for network in (self.teacher, self.student):
+            require_memory(network, spec, 2, device)
             with frozen(network), torch.no_grad():
                 outputs.append(probe(network, torch.zeros(2, *spec.shape, device=device), spec).shape[1])
         if outputs[0] != outputs[1]:
@@ -207,8 +209,20 @@ class _Run:
             raise ValueError(f"classes {missing} are not among the teacher's {len(self.units)}")
         if len(self.classes) == 0:
             raise ValueError("classes must hold at least one class id")
-        if self.config.rounds == 0 and len(self.pool) == 0:
+        config = self.config
+        if config.rounds == 0 and len(self.pool) == 0:
             raise ValueError("rounds is 0 and there are no images: there is nothing to learn from")
+        if config.pool_size is not None and config.pool_size < config.per_round and config.rounds != 0:
+            raise ValueError(f"pool_size must hold a round, per_round = {config.per_round}, got {config.pool_size}")
+        rounds = -(-config.steps // config.generate_every)
+        made = len(self.pool) + config.per_round * min(rounds, rounds if config.rounds is None else config.rounds)
+        needed = 4 * math.prod(self.spec.shape) * min(made, config.pool_size or made)
+        free = available_bytes(torch.device("cpu"))
+        if free is not None and needed > free:
+            raise ValueError(
+                f"pool_size must be given: all {made} images of this run are {needed / 1e9:.1f} GB, and "
+                f"{free / 1e9:.1f} GB are free"
+            )
 
     def keep(self, folder: PathLike | None) -> None:
         """Save checkpoints in ``folder``, and go on from the one that is there."""
@@ -339,7 +353,8 @@ class _Run:
         room = self.pool.capacity - len(images)
         if room < 0:
             raise ValueError(f"pool_size {self.pool.capacity} is smaller than the {len(images)} images to add")
-        self.pool.subsample(min(len(self.pool), room), self.generator)
+        if len(self.pool) > room:
+            self.pool.subsample(room, self.generator)
         self.pool.add(images, labels)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:

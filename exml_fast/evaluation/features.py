@@ -25,8 +25,9 @@ def logits(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
 def features(network: nn.Module, images: Tensor, layer: str | None = None, batch_size: int = 256) -> Tensor:
     """(N, D) float32, CPU: what the final linear layer reads (ResNet-50's pooled features, Yin 2020, Fig. 8).
 
-    ``layer``: the name of another module, whose output is taken; dimensions beyond (N, C) are averaged.
-    ValueError for a layer that does not run, or without a final linear layer.
+    Without one it is what the last convolution reads (SqueezeNet's classifier). ``layer``: the name of another module,
+    whose output is taken. Dimensions beyond (N, C) are averaged. ValueError for a layer that does not run, or without
+    any of these.
     """
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
@@ -38,9 +39,10 @@ def features(network: nn.Module, images: Tensor, layer: str | None = None, batch
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append(inputs[0] if layer is None else output)
 
+    target: nn.Module
     if layer is None:
         example = images[:1].to(device_of(network), dtype_of(network))
-        target: nn.Module = final_linear(network, example)
+        target = _last_read(network, example)
     else:
         target = modules[layer]
     handle = target.register_forward_hook(keep)
@@ -51,6 +53,27 @@ def features(network: nn.Module, images: Tensor, layer: str | None = None, batch
     if sum(len(x) for x in seen) != len(images):
         raise ValueError(f"layer {layer!r} must run once a pass and give (N, ...)")
     return torch.cat([(x.flatten(2).mean(2) if x.dim() > 2 else x).float().cpu() for x in seen])
+
+
+def _last_read(network: nn.Module, example: Tensor) -> nn.Module:
+    """The classifier: the last linear layer that runs, or the last convolution."""
+    try:
+        return final_linear(network, example)
+    except ValueError as error:
+        ran: list[nn.Module] = []
+        kinds = nn.Conv1d | nn.Conv2d | nn.Conv3d
+        handles = [
+            module.register_forward_hook(lambda module, _inputs, _output: ran.append(module))
+            for module in network.modules() if isinstance(module, kinds)
+        ]  # fmt: skip
+        try:
+            _run(network, example.float(), 1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not ran:
+            raise error
+        return ran[-1]
 
 
 def _run(network: nn.Module, images: Tensor, batch_size: int) -> Tensor:

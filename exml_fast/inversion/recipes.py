@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exml_fast.inversion.augmentation import Augmentation
 
-__all__ = ["Recipe", "get", "names"]
+__all__ = ["Recipe", "get", "names", "suited"]
 
 CHOICES = {
     "decay": ("constant", "cosine"),
@@ -33,6 +33,8 @@ NOT_NEGATIVE = (
     "correlation",
 )  # fmt: skip
 POSITIVE = ("lr", "temperature", "blur_sigma", "compete_temperature")
+# From this height and width on, images are as ImageNet's.
+LARGE = 96
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,17 @@ def get(recipe: str | Recipe) -> Recipe:
     return _RECIPES[recipe]
 
 
+def suited(size: tuple[int, int], statistics: bool, adaptive: bool = False) -> str:
+    """Name of the recipe where nobody names one, by the images' size (height, width).
+
+    ``statistics``: there are some to match; ``adaptive``: with a student in the loop.
+    """
+    if not statistics:
+        return "model_inversion"
+    name = "deep_inversion/imagenet-transferable" if min(size) >= LARGE else "deep_inversion"
+    return f"adaptive_{name}" if adaptive else name
+
+
 # Ours (docs/deep_inversion.md): the distance of Gaussians weighs every channel alike, the crop asks for objects that
 # hold at several sizes, the spectrum lets large shapes and colours form as fast as details. Squares, image by image,
 # let no single image run away.
@@ -261,7 +274,7 @@ def _published() -> dict[str, Recipe]:
     yin_imagenet = yin.replace(
         name="deep_inversion/imagenet",
         source="Yin 2020, sec. 4.2, 4.4 and B.1, at full resolution; batch of one of its 8 GPUs",
-        steps=20000, batch_size=152, tv_l2=1e-4, l2=1e-2, bn=1e-2, jitter=30, flip=True, clip="valid",
+        steps=20000, batch_size=152, tv_l2=1e-4, l2=1e-2, bn=1e-2, jitter=29, flip=True, clip="valid",
         norm_scope="image",
     )  # fmt: skip
     ours = yin.replace(name="deep_inversion/cifar10-transferable", source=OURS, **TRANSFERABLE_CIFAR10)

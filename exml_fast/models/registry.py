@@ -72,7 +72,7 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
             import timm
         except ImportError as error:
             raise ImportError(f"{architecture!r} needs timm: pip install exml_fast[timm]") from error
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not timm.is_model(name):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not timm.is_model(name):
             raise ValueError(f"unknown architecture {architecture!r}: timm has no model {name!r}")
         return _build(architecture, lambda: timm.create_model(name, pretrained=False, **arguments))
     raise ValueError(
