@@ -77,6 +77,17 @@ def test_classes_and_units_are_class_ids() -> None:
     assert (result.targets[:, [1, 3, 4]] == 0).all()
 
 
+def test_the_recipe_is_that_of_the_size_unless_named() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, 2), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for side, name, steps in (
+        (12, "deep_inversion", {}),
+        (96, "deep_inversion/imagenet-transferable", {"coarse_steps": (1,)}),
+    ):
+        spec = InputSpec(1, (side, side), (0.5,), (0.25,))
+        assert invert(model, [0], 1, spec=spec, steps=1, **steps).summary["recipe"]["name"] == name
+        assert Synthesizer(model, spec).recipe.name == name
+
+
 def test_anything_with_model_spec_and_units_is_understood() -> None:
     class Wrapped:
         model, input_spec, units, classes = network(), SPEC, (4, 5, 6, 7, 8), (5, 7)

@@ -166,7 +166,7 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     first = None if run["images"] is None else Result.load(run["images"])
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    name = run["recipe"] or (None if first else recipes.suited(teacher.spec.size, True, adaptive=True))
+    name = run["recipe"] or (None if first else recipes.suited(teacher.spec.size, adaptive=True))
     recipe = None if name is None else _changed(name, run["inversion"])
     if recipe is None and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")

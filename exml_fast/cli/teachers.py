@@ -137,7 +137,7 @@ def open_teacher(
             f"{source!r} is neither an expert's folder nor torchvision/<name>, timm/<name> or one of {sorted(OWN)}"
         )
     if arguments or weights != "DEFAULT":
-        raise ValueError(f"--weights and --argument are for architectures: {source} is an expert's folder, with its own")
+        raise ValueError(f"--weights and --argument are for architectures, {source} is an expert's folder")
     expert = Expert.load(source, device)
     names = dict(zip(expert.units, expert.card.class_names, strict=True))
     taken = expert.input_spec if spec is None else InputSpec.from_dict(spec)

@@ -233,7 +233,7 @@ def get(recipe: str | Recipe) -> Recipe:
     return _RECIPES[recipe]
 
 
-def suited(size: tuple[int, int], statistics: bool, adaptive: bool = False) -> str:
+def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = False) -> str:
     """Name of the recipe where nobody names one, by the images' size (height, width).
 
     ``statistics``: there are some to match; ``adaptive``: with a student in the loop.

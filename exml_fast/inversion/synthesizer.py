@@ -90,7 +90,8 @@ class Synthesizer:
         model: an image classifier of Python modules that returns logits (N, K). It is copied, frozen and fused; later
             changes to it are not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
-        recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe.
+        recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe;
+            :func:`exml_fast.inversion.recipes.suited` for images of this size when None.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         device: where to run; where the model is when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
@@ -114,7 +115,7 @@ class Synthesizer:
         self,
         model: nn.Module,
         spec: InputSpec | None = None,
-        recipe: str | Recipe = "deep_inversion",
+        recipe: str | Recipe | None = None,
         *,
         units: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -129,7 +130,7 @@ class Synthesizer:
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.spec = InputSpec.of(model if spec is None else spec)
-        self.recipe = recipes.get(recipe)
+        self.recipe = recipes.get(recipes.suited(self.spec.size) if recipe is None else recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
         self.precision, self.engine = precision, engine
@@ -537,7 +538,7 @@ def invert(
     model: Any,
     classes: Sequence[int] | None = None,
     per_class: int = 8,
-    recipe: str | Recipe = "deep_inversion",
+    recipe: str | Recipe | None = None,
     spec: Any = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -556,7 +557,8 @@ def invert(
         model: a classifier that returns logits (N, K), or anything that holds one as ``.model`` (an Expert).
         classes: class ids; all when None (an Expert's: those it was trained on).
         per_class: images for each. They are ordered class by class in turn (0, 1, …, 0, 1, …).
-        recipe: a name (:func:`exml_fast.inversion.recipes.names`) or a Recipe.
+        recipe: a name (:func:`exml_fast.inversion.recipes.names`) or a Recipe. When None by the images' size: ours for
+            large ones ("deep_inversion/imagenet-transferable"), "deep_inversion" below 96 pixels.
         spec: an InputSpec or what one can be read from (a torchvision weights enum, a dict, …); from the
             model when None.
         seed: the same seed gives the same images.
@@ -573,10 +575,10 @@ def invert(
     Raises:
         ValueError: naming the argument; :class:`Synthesizer` and :meth:`Synthesizer.run` say more.
     """
-    chosen = recipes.get(recipe).replace(**overrides)
+    source = InputSpec.of(model if spec is None else spec)
+    chosen = recipes.get(recipes.suited(source.size) if recipe is None else recipe).replace(**overrides)
     if not isinstance(per_class, int) or isinstance(per_class, bool) or per_class < 1:
         raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
-    source = InputSpec.of(model if spec is None else spec)
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         units = getattr(model, "units", None) if units is None else units
         classes = getattr(model, "classes", None) if classes is None else classes
