@@ -391,9 +391,9 @@ def distill(
         known = tuple(wanted or units)
         origin = provenance(run["device"])
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
-        recipe_used = {"name": None} if ready.recipe is None else ready.recipe.to_dict()
+        made_by = None if ready.recipe is None else ready.recipe.to_dict()
         training = {
-            "method": "distillation", "teacher": run["model"], "recipe": recipe_used, "config": config.to_dict(),
+            "method": "distillation", "teacher": run["model"], "recipe": made_by, "config": config.to_dict(),
             "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
@@ -406,7 +406,7 @@ def distill(
         }  # fmt: skip
         pool = Result(
             taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
-            {"recipe": recipe_used, "distillation": learned}, logits_of(teacher.model, taught.images),
+            {"recipe": made_by or {"name": None}, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
         save_images(pool, out / "images", None, run["png"])
         found = ready.panel.ask(pool, **{f"{run['student']} (student)": taught.student.to(run["device"])})

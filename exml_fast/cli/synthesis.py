@@ -18,6 +18,7 @@ from exml_fast.data import InputSpec, Split, load, some_images
 from exml_fast.distillation import TransferConfig
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Result, Synthesizer, recipes
+from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.statistics import bn_layers
 from exml_fast.models import create
 from exml_fast.storage import atomic_path, save_json
@@ -107,11 +108,13 @@ def _changed(name: str, changes: Mapping[str, Any]) -> recipes.Recipe:
 
 
 def _check_synthesis(
-    run: dict[str, Any], teacher: Teacher, recipe: recipes.Recipe, statistics: str | torch.Tensor
+    run: dict[str, Any], teacher: Teacher, recipe: recipes.Recipe, statistics: str | Tensor, images: int
 ) -> None:
-    """ValueError for whatever a Synthesizer would complain about."""
+    """ValueError for whatever a Synthesizer would complain about that is to make so many ``images``."""
+    device = torch.device(run["device"])
+    require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device)
     Synthesizer(
-        teacher.model, teacher.spec, recipe, units=teacher.units, device=run["device"], precision=run["precision"],
+        teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run["precision"],
         statistics=statistics, layers=run["layers"],
     )  # fmt: skip
 
@@ -130,14 +133,14 @@ def prepared_inversion(
     }  # fmt: skip
     if run["student"]:
         student = open_named(run["student"], run["device"], teacher.spec)
-        if student.outputs() != teacher.outputs():
-            raise ValueError(
-                f"--student must give {teacher.outputs()} logits, {student.name} gives {student.outputs()}"
-            )
+        outputs, given = teacher.outputs(), student.outputs("--student")
+        if given != outputs:
+            raise ValueError(f"--student must give {outputs} logits, {student.name} gives {given}")
         options["student"] = student.model
     elif recipe.compete > 0:
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
-    _check_synthesis(run, teacher, recipe, options["statistics"])
+    classes = wanted or range(teacher.outputs())
+    _check_synthesis(run, teacher, recipe, options["statistics"], run["per_class"] * len(classes))
     return teacher, wanted, recipe, options, asked
 
 
@@ -151,7 +154,7 @@ class PreparedTransfer:
     arguments: dict[str, Any]
     images: Result | None
     recipe: recipes.Recipe | None
-    statistics: str | torch.Tensor
+    statistics: str | Tensor
     config: TransferConfig
     test: Split | None
     panel: Panel
@@ -166,13 +169,13 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     first = None if run["images"] is None else Result.load(run["images"])
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    name = run["recipe"] or (None if first else recipes.suited(teacher.spec.size, adaptive=True))
+    name = run["recipe"] or (None if first is not None else recipes.suited(teacher.spec.size, adaptive=True))
     recipe = None if name is None else _changed(name, run["inversion"])
     if recipe is None and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")
     statistics = real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
     if recipe is not None:
-        _check_synthesis(run, teacher, recipe, statistics)
+        _check_synthesis(run, teacher, recipe, statistics, config.per_round)
     outputs = teacher.outputs()
     arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
     with torch.random.fork_rng(devices=[]):
