@@ -246,12 +246,15 @@ def nayak(path: Path) -> str:
     """Averages and totals; the file has the single classes too."""
     results = load_json(path)
     rows = [
-        [row["cell"], number(row["paper"], 2), number(row["ours"], 2)]
+        [row["cell"], number(row["paper"], 2),
+         number(row["ours"], 2) + ("" if row["std"] is None else f" ± {row['std']:.2f}")]
         for row in results["rows"]
         if not re.search(r"/C\d+$", row["cell"])
-    ]
+    ]  # fmt: skip
+    seeds = results["rows"][0]["seeds"]
     reduced = "" if not results["rows"][0]["reduced"] else f"Reduced: {results['rows'][0]['note']}. "
-    header = [f"{path.stem.removeprefix('nayak2021-')}, in %", "Nayak 2021", "ours"]
+    ours = "ours" if seeds == 1 else f"ours, {seeds} seeds"
+    header = [f"{path.stem.removeprefix('nayak2021-')}, in %", "Nayak 2021", ours]
     return table(header, rows) + "\n\n" + reduced + source(path, results)
 
 
