@@ -258,7 +258,7 @@ TRANSFERABLE_CIFAR10: dict[str, Any] = {
 }  # fmt: skip
 TRANSFERABLE_IMAGENET: dict[str, Any] = {
     **TRANSFERABLE, "coarse_steps": (600,), "steps": 200, "batch_size": 84, "lr": 0.05, "crop": (0.35, 1.0),
-    "init_scale": 0.3, "correlation": 0.95, "bn": 63.0, "tv_l2": 0.03, "l2": 6e-5,
+    "init_scale": 0.3, "correlation": 0.95, "bn": 63.0, "tv_l2": 0.03, "l2": 3e-4,
 }  # fmt: skip
 
 
