@@ -55,7 +55,7 @@ def problem(bench: Any) -> Any:
 def test_contenders_see_the_same_losses(bench: Any, problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = problem.labels
     still = problem.recipe.replace(steps=1, lr=1e-30, clip=None)
-    problem.start = Synthesizer(problem.model, problem.spec, still).run(labels, seed=SEED).images
+    problem.start = Synthesizer(problem.model, problem.spec, still, precision="float32").run(labels, seed=SEED).images
 
     drawn: list[Draws] = []
     original = Augmentation.draw
@@ -65,7 +65,8 @@ def test_contenders_see_the_same_losses(bench: Any, problem: Any, monkeypatch: p
         return drawn[-1]
 
     monkeypatch.setattr(Augmentation, "draw", draw)
-    engine = Synthesizer(problem.model, problem.spec, problem.recipe).run(labels, seed=SEED)
+    # Not "auto": which of the small convolutions are faster in bfloat16 is the machine's mood.
+    engine = Synthesizer(problem.model, problem.spec, problem.recipe, precision="float32").run(labels, seed=SEED)
     (draws,) = drawn
     assert draws.shift is not None and draws.flip is not None and 0 < draws.flip.sum() < STEPS
     shift, flip = draws.shift.tolist(), draws.flip.tolist()

@@ -194,7 +194,7 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
 
     file = Path(weights)
     if name in NORMALISES_INSIDE:
-        arguments = {"transform_input": True, **arguments}
+        arguments = {"transform_input": True, "init_weights": False, **arguments}
     model = create(source, **arguments) if file.is_file() else None
     try:
         enum: Any = torchvision.models.get_model_weights(name)
