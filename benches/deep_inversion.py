@@ -13,7 +13,8 @@ paper's networks, trained by
 
 with --paper-length as long as the paper takes, which wants a GPU. Real images only measure: no method sees any. The
 defaults are far shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says. Students
-learn with our recipes, mixup and a cosine of learning rates; the paper has a tenth of the rate each 100 epochs.
+learn from our recipes, with mixup and a cosine of learning rates; with --published from the paper's, without mixup and
+with a tenth of the rate each 100 of 250 epochs.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FILES_OF = {
     "agreement": "yin2020-cifar10-agreement.json",
     "ablation": "yin2020-cifar10-ablation.json",
     "students": "yin2020-cifar10-students.json",
-    "table1": "yin2020-table1.json",
+    "table1": "yin2020-table1-{teacher}-{student}.json",
 }
 SPEC = xf.InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
@@ -73,6 +74,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepDream": (OURS, {"bn": 0.0}),
     "DeepInversion": (OURS, {}),
     "Adaptive DeepInversion": (f"adaptive_{OURS}", {}),
+}
+PUBLISHED = {
+    "Noise (L)": "noise/cifar10",
+    "DeepDream": "deep_dream/cifar10",
+    "DeepInversion": "deep_inversion/cifar10",
+    "Adaptive DeepInversion": "adaptive_deep_inversion/cifar10",
 }
 # Table 1: teacher and student, accuracy in %.
 PAPER: dict[tuple[str, str], dict[str, float]] = {
@@ -147,14 +154,17 @@ def taught(
     rows: list[dict[str, Any]] = []
     paper_rounds = PAPER_ROUNDS.get(architectures[0], 975)
     paper_images, rounds = 256 * paper_rounds, args.rounds or paper_rounds
+    steps = args.student_steps
     config = xf.TransferConfig(
-        steps=args.student_steps, batch_size=args.student_batch, lr=args.lr, warmup=args.student_steps // 20,
-        schedule="cosine", rounds=rounds, generate_every=max(1, args.student_steps // rounds),
-        per_round=args.per_round, arithmetic=args.arithmetic, mixup=1.0, temperature=8.0,
+        steps=steps, batch_size=args.student_batch, lr=args.lr, rounds=rounds, generate_every=max(1, steps // rounds),
+        per_round=args.per_round, arithmetic=args.arithmetic,
     )  # fmt: skip
-    for name, (recipe, changes) in METHODS.items():
-        if name not in args.methods:
-            continue
+    if args.published:
+        config = config.replace(schedule="step", decay_every=max(1, steps * 100 // 250))
+    else:
+        config = config.replace(schedule="cosine", warmup=steps // 20, mixup=1.0, temperature=8.0)
+    for name in args.methods:
+        recipe, changes = (PUBLISHED[name], {}) if args.published else METHODS[name]
         torch.manual_seed(args.seed)
         student = create(architectures[1], num_classes=10)
         chosen = recipes.get(recipe).replace(steps=args.student_image_steps, batch_size=256, **changes)
@@ -169,7 +179,7 @@ def taught(
                 "ours": result.evaluations[-1][1], "paper": PAPER.get(architectures, {}).get(name),
                 "images": len(result.images), "agreement_on_images": 100 * result.history["agreement"][-1],
                 "rounds": result.rounds, "seconds": time.perf_counter() - started, **result.seconds,
-                "recipe": chosen.to_dict(), "config": config.to_dict(),
+                "published": args.published, "recipe": chosen.to_dict(), "config": config.to_dict(),
                 "reduced": args.student_steps < 48750 or args.student_image_steps < 2000
                 or len(result.images) < paper_images,
                 "note": f"{args.student_steps} steps of the student, {len(result.images)} images of "
@@ -200,6 +210,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="students to teach")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="some ten minutes on one core")
+    parser.add_argument("--published", action="store_true", help="the paper's recipes and schedule in place of ours")
     parser.add_argument("--paper-length", action="store_true", help="students as the paper's; wants a GPU")
     parser.add_argument("--grids", type=Path, help="folder for pictures of the first five images a class")
     parser.add_argument("--seed", type=int, default=0)
@@ -232,8 +243,11 @@ def main() -> None:
         print(", ".join(f"{row['cell']}: {row['ours']:.2f} %" for row in rows), flush=True)
         return rows
 
-    def write(question: str, rows: list[dict[str, Any]]) -> None:
-        write_results(args.results / FILES_OF[question], rows, args.device)
+    def write(question: str, rows: list[dict[str, Any]], **names: str) -> None:
+        path = args.results / FILES_OF[question].format(**names)
+        if args.published and question not in RECIPES_OF:
+            path = path.with_stem(f"{path.stem}-published")
+        write_results(path, rows, args.device)
 
     if args.weights is not None:
         teacher, judge = network(20, args.weights), network(56, args.weights)
@@ -250,7 +264,11 @@ def main() -> None:
         pair, spec = (name, args.student or name), expert.card.input_spec
         found = of_networks({f"{name} (teacher)": expert.model}, spec)
         found[0]["training"] = expert.card.training
-        taught(args, expert.model, spec, pair, test, lambda rows: write("table1", found + rows))
+        teacher_name, student_name = (each.removesuffix("_cifar") for each in pair)
+        taught(
+            args, expert.model, spec, pair, test,
+            lambda rows: write("table1", found + rows, teacher=teacher_name, student=student_name),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ NETWORKS = {
 }  # fmt: skip
 
 
+# Teacher and student of Yin 2020, Table 1.
+PAIRS = ("vgg11_bn-vgg11_bn", "vgg11_bn-resnet18", "resnet34-resnet18")
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -271,7 +275,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("yin2020-efficientnet-lite0.json", imagenet),
         ("yin2020-cifar10-agreement.json", agreement),
         ("yin2020-cifar10-students.json", students),
-        ("yin2020-table1.json", students),
+        *((f"yin2020-table1-{pair}.json", students) for pair in PAIRS),
     ],
     "ablation": [("yin2020-cifar10-ablation.json", agreement)],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],

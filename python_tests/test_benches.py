@@ -291,7 +291,9 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     train_expert(data, epochs=1, batch_size=4, **vgg).save(tmp_path / "vgg")
     monkeypatch.setattr(sys, "argv", ["deep_inversion.py", *options, "--methods", "Adaptive DeepInversion"])
     bench.main()
-    found = {name: load_json(tmp_path / file)["rows"] for name, file in bench.FILES_OF.items()}
+    table1 = tmp_path / "yin2020-table1-vgg11_bn-resnet18.json"
+    files = {**{name: tmp_path / file for name, file in bench.FILES_OF.items()}, "table1": table1}
+    found = {name: load_json(file)["rows"] for name, file in files.items()}
     cells = [row["cell"] for row in found["agreement"]]
     assert len(cells) == 5 and cells[-1] == "agreement/DeepInversion, ours" and found["agreement"][-1]["reduced"]
     assert [row["cell"] for row in found["ablation"][2:]] == [
@@ -306,9 +308,15 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     tables = importlib.import_module("readme")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     for question in bench.RECIPES_OF:
-        assert "by ResNet-56" in tables.agreement(tmp_path / bench.FILES_OF[question])
-    assert "| Adaptive DeepInversion |" in tables.students(tmp_path / bench.FILES_OF["students"])
-    assert "| Adaptive DeepInversion | 90.36 % |" in tables.students(tmp_path / bench.FILES_OF["table1"])
+        assert "by ResNet-56" in tables.agreement(files[question])
+    assert "| Adaptive DeepInversion |" in tables.students(files["students"])
+    assert "| Adaptive DeepInversion | 90.36 % |" in tables.students(table1)
+    options = [*options[3:], "--published"]  # table1 alone
+    monkeypatch.setattr(sys, "argv", ["deep_inversion.py", *options, "--methods", "DeepInversion"])
+    bench.main()
+    (_, row) = load_json(table1.with_stem(f"{table1.stem}-published"))["rows"]
+    assert row["published"] and row["recipe"]["name"] == "deep_inversion/cifar10"
+    assert (row["config"]["schedule"], row["config"]["mixup"], row["config"]["decay_every"]) == ("step", 0.0, 1)
 
 
 @pytest.fixture
