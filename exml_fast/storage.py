@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 __all__ = [
+    "appending",
     "atomic_folder",
     "atomic_path",
     "load_checkpoint",
@@ -58,12 +59,28 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     except Exception as error:
         if not _disk_is_full(error):
             raise
-        before = "what it held before is still there" if path.exists() else "nothing was written"
-        raise OSError(
-            errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space, then go on"
-        ) from error
+        raise _full_disk(path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: PathLike) -> Iterator[BinaryIO]:
+    """Yield a file that is there, open to write at its end; if the block raises, what was written goes again.
+
+    Where the disk is full, OSError says so.
+    """
+    size = os.path.getsize(path)
+    try:
+        with open(path, "ab") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        os.truncate(path, size)
+        if not _disk_is_full(error):
+            raise
+        raise _full_disk(Path(path)) from error
 
 
 @contextmanager
@@ -185,6 +202,13 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _full_disk(path: Path) -> OSError:
+    before = "what it held before is still there" if path.exists() else "nothing was written"
+    return OSError(
+        errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space, then go on"
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:

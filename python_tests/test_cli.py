@@ -223,9 +223,10 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
         "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5", "--student-argument",
         "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4", "--transfer", "per_round=6",
         "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report", "--out", tmp_path / "out",
-        "--png", "--real", npz,
+        "--png", "--real", npz, "--pool-dir", tmp_path / "pool",
     ]  # fmt: skip
     summary = as_json(*arguments)
+    assert list((tmp_path / "pool").iterdir()) == []
     student = Expert.load(tmp_path / "out" / "student")
     assert student.card.arguments["activation"] == "relu" and student.units == Expert.load(experts / "expert_01").units
     assert summary["images"] == 8 + 12 and [r["step"] for r in summary["rounds"]] == [0, 4]
@@ -241,7 +242,8 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     says = Expert.load(experts / "expert_01").model.eval()(pool.images)
     torch.testing.assert_close(pool.logits, says.detach(), rtol=1e-4, atol=1e-4)
     stored = load_json(tmp_path / "out" / "results.json")
-    assert stored["settings"]["inversion"] == {"bn": 0, "steps": 3} and "images" not in stored["settings"]
+    assert stored["settings"]["inversion"] == {"bn": 0, "steps": 3}
+    assert not {"images", "pool_dir"} & set(stored["settings"])
     for wrong, message in (
         (("--student", "lenet6"), "unknown architecture 'lenet6'"),
         (("--transfer", "temperature=0"), "temperature must be positive"),

@@ -100,17 +100,17 @@ def test_learn_keeps_images_in_a_folder_until_it_is_done(tmp_path: Path) -> None
 
 
 class FullDisk:
-    """``os.replace`` of a disk that has no room for one file from its ``after``-th writing on, until it has again."""
+    """``os.fsync`` of a disk that has no room for one file from its ``after``-th writing on, until it has again."""
 
     def __init__(self, name: str, after: int) -> None:
-        self.name, self.left, self.room, self.replace = name, after, False, os.replace
+        self.name, self.left, self.room, self.sync = name, after, False, os.fsync
 
-    def __call__(self, source: Any, target: Any) -> None:
-        if Path(target).name == self.name:
+    def __call__(self, file: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").endswith(self.name):
             self.left -= 1
             if self.left < 0 and not self.room:
                 raise OSError(errno.ENOSPC, "No space left on device")
-        self.replace(source, target)
+        self.sync(file)
 
 
 @pytest.mark.parametrize(("name", "after"), [("buffer.images", 1), ("buffer.images", 2), ("distillation.pt", 2)])
@@ -119,7 +119,7 @@ def test_a_full_disk_is_named_and_what_was_learned_is_kept(
 ) -> None:
     straight = learn(ExpertStream(trained()))
     disk = FullDisk(name, after)
-    monkeypatch.setattr("exml_fast.storage.os.replace", disk)
+    monkeypatch.setattr("exml_fast.storage.os.fsync", disk)
     folders = {"folder": tmp_path / "checkpoints", "buffer_dir": tmp_path / "images"}
     with pytest.raises(OSError, match=f"the disk is full: .*{name} could not be written.*free some space") as caught:
         learn(ExpertStream(trained()), **folders)

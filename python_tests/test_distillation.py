@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from exml_fast import InputSpec, Recipe, TransferConfig, distill, invert
 from exml_fast.continual import Augmentation
 from exml_fast.data import load
 from exml_fast.distillation import TensorBoard, divergence, mixup
+from exml_fast.storage import load_checkpoint
 from exml_fast.training import ARITHMETIC
 
 SPEC = InputSpec(1, (8, 8), (0.5,), (0.25,))
@@ -170,15 +172,21 @@ def test_the_student_in_the_loop_is_the_one_that_learns(monkeypatch: pytest.Monk
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items()) and student.training
 
 
+@pytest.mark.parametrize("given", [0, 5])
+@pytest.mark.parametrize("where", ["memory", "disk", "disk, bounded"])
 @pytest.mark.parametrize("at", [1, 2, 4, 6])
-def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int) -> None:
+def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int, where: str, given: int) -> None:
+    images = torch.randn(given, *SPEC.shape) if given else None
+    bounded = {"pool_size": 9} if "bounded" in where else {}
+
     def run(**options: Any) -> Any:
         return distill(
-            network(1), network(0), spec=SPEC, recipe=RECIPE, config=SHORT, evaluate=lambda s: s[5].weight.sum().item(),
-            evaluate_every=7, **options,
+            network(1), network(0), images, spec=SPEC, recipe=RECIPE, config=SHORT,
+            evaluate=lambda s: s[5].weight.sum().item(), evaluate_every=7, **bounded, **options,
         )  # fmt: skip
 
     expected, calls = run(), 0
+    checkpoints, pool = tmp_path / "checkpoints", None if where == "memory" else tmp_path / "pool"
 
     def interrupt(*_: object) -> None:
         nonlocal calls
@@ -187,17 +195,45 @@ def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int) 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as caught:
-        run(checkpoint_dir=tmp_path, progress=interrupt)
+        run(checkpoint_dir=checkpoints, pool_dir=pool, progress=interrupt)
     assert any("continues from there" in note for note in caught.value.__notes__)
     with pytest.raises(ValueError, match="another run"):
-        run(checkpoint_dir=tmp_path, seed=1)
+        run(checkpoint_dir=checkpoints, pool_dir=pool, seed=1)
     torch.rand(3)
-    found = run(checkpoint_dir=tmp_path)
+    found = run(checkpoint_dir=checkpoints, pool_dir=pool)
     for key, value in expected.student.state_dict().items():
         assert torch.equal(value, found.student.state_dict()[key]), key
     assert torch.equal(found.images, expected.images) and found.history == expected.history
     assert found.evaluations == expected.evaluations and [e[0] for e in found.evaluations] == [7, 14, 20]
-    assert not list(tmp_path.iterdir())
+    assert not list(checkpoints.iterdir())
+    if pool is not None:
+        (file,) = pool.iterdir()
+        assert file.stat().st_size == expected.images.nbytes
+
+
+def test_a_checkpoint_of_a_pool_on_disk_holds_no_images_and_checks_the_file(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT, "checkpoint_dir": tmp_path / "c"}
+
+    first = torch.randn(200, *SPEC.shape)
+
+    def stop(stage: str, step: int, *_: object) -> None:
+        if (stage, step) == ("learn", 10):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(network(1), network(0), first, pool_dir=tmp_path / "p", progress=stop, **options)
+    (file,) = (tmp_path / "p").iterdir()
+    state = load_checkpoint(tmp_path / "c" / "transfer.pt")["pool"]
+    assert len(state["labels"]) > 200 and state["last"].shape == (1, *SPEC.shape) and "images" not in state
+    whole = file.read_bytes()
+    for content, said in ((whole[: 150 * 256], "does not hold"), (bytes(len(whole)), "holds other images")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{file.name} {said}"):
+            distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options)
+    with pytest.raises(ValueError, match="give the buffer its folder"):
+        distill(network(1), network(0), first, **options)
+    file.write_bytes(whole)
+    assert len(distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options).images) == 218
 
 
 def test_a_student_learns_digits_from_images_alone(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
@@ -226,14 +262,19 @@ def test_a_student_learns_digits_from_images_alone(digits_teacher: tuple[nn.Modu
     assert accuracy(student.eval()) == before and result.history["agreement"][-1] > 0.9
 
 
-def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from exml_fast.distillation import transfer
 
     monkeypatch.setattr(transfer, "available_bytes", lambda device: 4 * 64 * 20)
     options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT}
     teacher = network(1)
-    with pytest.raises(ValueError, match="pool_size must be given: all 24 images"):  # four rounds of six
+    with pytest.raises(ValueError, match="pool_size or pool_dir must be given: 24 images"):  # four rounds of six
         distill(teacher, network(), **options, rounds=None)
+    assert len(distill(teacher, network(), **options, rounds=None, pool_dir=tmp_path / "new").images) == 24
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(ValueError, match=r"pool_dir with room, not .*another: 24 images .* 0\.0 GB are free"):
+        distill(teacher, network(), **options, rounds=None, pool_dir=tmp_path / "another")
+    assert not (tmp_path / "another").exists()
     assert len(distill(teacher, network(), **options, rounds=None, pool_size=20).images) == 20
     assert len(distill(teacher, network(), **options).images) == 18
 

@@ -33,6 +33,7 @@ from exml_fast.cli.synthesis import (
 from exml_fast.cli.tables import learn_preset
 from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
+from exml_fast.continual.buffer import IMAGES_FILE
 from exml_fast.data import SOURCES, load
 from exml_fast.distillation import TensorBoard
 from exml_fast.distillation import distill as distill_model
@@ -320,6 +321,9 @@ def distill(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Any setting of the transfer, as temperature=3; repeatable."),
     ] = None,
+    pool_dir: Annotated[
+        Path | None, typer.Option(help="Keep the images in a file there, not in memory.", show_default=False)
+    ] = None,
     statistics: Statistics = None,
     statistics_count: StatisticsCount = 100,
     layer: Layer = None,
@@ -358,6 +362,7 @@ def distill(
             "recipe": recipe, "classes": classes,
             "inversion": parse_pairs("--set", inversion),
             "transfer": _given(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
+            "pool_dir": None if pool_dir is None else str(pool_dir),
             "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
             "judges": judge or [], "real": real, "png": png, "data": data, "data_root": data_root,
             "precision": precision, "tensorboard": None if tensorboard is None else str(tensorboard),
@@ -386,6 +391,7 @@ def distill(
                 classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run["layers"],
                 seed=run["seed"], device=run["device"], precision=run["precision"],
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
+                pool_dir=run["pool_dir"],
             )  # fmt: skip
         units = teacher.units or tuple(range(teacher.outputs()))
         known = tuple(wanted or units)
@@ -418,6 +424,8 @@ def distill(
         }  # fmt: skip
         save_json(out / "results.json", {**summary, "history": taught.history, "settings": _published(run)})
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        if run["pool_dir"]:
+            (Path(run["pool_dir"]) / IMAGES_FILE).unlink()  # they are in out / "images" now
         close_run(out)
         if as_json:
             print_json(summary)
@@ -694,7 +702,7 @@ def _require_report() -> None:
 
 def _published(run: dict[str, Any]) -> dict[str, Any]:
     """Settings for results: names of networks, no folders of this machine."""
-    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges"}
+    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
     shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
     networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
     return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from exml_fast.storage import PathLike, atomic_path
+from exml_fast.storage import PathLike, appending, atomic_path
 
 __all__ = ["ImageBuffer", "balanced_indices"]
 
@@ -45,9 +46,9 @@ class ImageBuffer:
     """At most ``capacity`` images (C, H, W), normalised float, with global labels (int64).
 
     ``folder``: keep the images in a file there, mapped into memory, instead of in memory: the operating system holds
-    of it what it has room for. Every change writes a new file beside the old one, which it then replaces, so there
-    are at most two. What comes out is the same bit for bit. OSError naming the file where the disk is full; the buffer
-    is then as it was before.
+    of it what it has room for. New images go to its end; subsampling writes a new file beside the old one, which it
+    then replaces, so there are at most two. What comes out is the same bit for bit. OSError naming the file where the
+    disk is full; the buffer is then as it was before.
     """
 
     def __init__(self, capacity: int, folder: PathLike | None = None) -> None:
@@ -95,7 +96,9 @@ class ImageBuffer:
                 f"images must be {tuple(self._images.shape[1:])} like those in the buffer, "
                 f"got {tuple(images.shape[1:])}"
             )
-        self._images = self._stored([self._images, images.to(self._images)])
+        images = images.to(self._images)
+        whole = self._file is None or len(self) == 0
+        self._images = self._stored([self._images, images]) if whole else self._appended(images)
         self._labels = torch.cat([self._labels, labels.to(self._labels)])
 
     def subsample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -122,16 +125,28 @@ class ImageBuffer:
         index = torch.randint(len(self), (batch_size,), generator=generator).to(images.device)
         return images[index], self._labels[index]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers for a checkpoint."""
-        return {"capacity": self.capacity, "images": self._images, "labels": self._labels}
+    def state_dict(self, images: bool = True) -> dict[str, Any]:
+        """Tensors and numbers for a checkpoint.
+
+        Without ``images``, which then stay in the folder's file, only the last of them: the checkpoint is good as long
+        as images are added alone.
+        """
+        state = {"capacity": self.capacity, "labels": self._labels}
+        if images or self._images is None:
+            return {**state, "images": self._images}
+        if self._file is None:
+            raise ValueError("images can only stay out of the checkpoint of a buffer that has a folder")
+        return {**state, "last": self._images[-1:].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; ValueError if the capacity differs."""
+        """The inverse of :meth:`state_dict`; ValueError if the capacity differs, or the images are not in the file."""
         if state["capacity"] != self.capacity:
             raise ValueError(f"the checkpoint's buffer has capacity {state['capacity']}, this one {self.capacity}")
-        images = state["images"]
-        self._images = images if images is None or self._file is None else self._stored([images])
+        if "last" in state:
+            self._images = self._reopened(len(state["labels"]), state["last"])
+        else:
+            images = state["images"]
+            self._images = images if images is None or self._file is None else self._stored([images])
         self._labels = state["labels"]
 
     def _stored(self, parts: Iterable[Tensor]) -> Tensor:
@@ -142,8 +157,35 @@ class ImageBuffer:
         with atomic_path(self._file) as temporary, open(temporary, "wb") as file:
             for part in parts:
                 count, shape, dtype = count + len(part), part.shape[1:], part.dtype
-                for chunk in part.split(WRITE_IMAGES):
-                    file.write(chunk.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                _write(part, file)
+        return self._mapped(count, shape, dtype)
+
+    def _appended(self, images: Tensor) -> Tensor:
+        """All that the file has, and ``images``."""
+        assert self._file is not None
+        with appending(self._file) as file:
+            _write(images, file)
+        return self._mapped(len(self) + len(images), images.shape[1:], images.dtype)
+
+    def _reopened(self, count: int, last: Tensor) -> Tensor:
+        """The first ``count`` images that are in the file, of which one is ``last``; what follows goes."""
+        if self._file is None:
+            raise ValueError("the checkpoint's images are in a file: give the buffer its folder")
+        size = count * last.nbytes
+        if not self._file.is_file() or self._file.stat().st_size < size:
+            raise ValueError(f"{self._file} does not hold the checkpoint's {count} images")
+        images = self._mapped(count, last.shape[1:], last.dtype)
+        if not torch.equal(images[-1:], last):
+            raise ValueError(f"{self._file} holds other images than the checkpoint's")
+        os.truncate(self._file, size)
+        return images
+
+    def _mapped(self, count: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if count == 0:
             return torch.empty(0, *shape, dtype=dtype)
         return torch.from_file(str(self._file), size=count * shape.numel(), dtype=dtype).view(count, *shape)
+
+
+def _write(images: Tensor, file: BinaryIO) -> None:
+    for chunk in images.split(WRITE_IMAGES):
+        file.write(chunk.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def distill(
     evaluate_every: int | None = None,
     progress: Progress | None = None,
     checkpoint_dir: PathLike | None = None,
+    pool_dir: PathLike | None = None,
     **overrides: Any,
 ) -> Transfer:
     """Teach ``student`` what ``teacher`` knows, on synthetic images alone.
@@ -101,6 +103,8 @@ def distill(
         progress: ``progress("learn", step, steps, terms)`` every block of steps, ``progress("invert", ...)`` between.
         checkpoint_dir: a folder where the state is saved every minute and on Ctrl-C (which is raised on). A call with
             the same arguments goes on from there and ends bit for bit as if never stopped; it goes at the end.
+        pool_dir: a folder that holds the pool in a file, mapped into memory, where memory has no room for it; results
+            do not change. The file stays: the returned images are in it.
 
     Raises:
         ValueError: naming the argument, before any step: neither images nor a recipe, images or a student that do not
@@ -124,8 +128,8 @@ def distill(
     where = device_of(teacher) if device is None else torch.device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
-        run = _Run(teacher, student, InputSpec.of(spec), config, where, seed, units)
-        run.fill(images)
+        run = _Run(teacher, student, InputSpec.of(spec), config, where, seed, units, pool_dir)
+        run.take(images)
         if recipe is not None:
             several = [recipe] if isinstance(recipe, str | Recipe) else list(recipe)
             if not several:
@@ -139,7 +143,7 @@ def distill(
             ]  # fmt: skip
             run.classes = torch.tensor(run.units if classes is None else list(classes), dtype=torch.int64)
             run.check_generation()
-        run.keep(checkpoint_dir)
+        run.begin(checkpoint_dir)
         return run.finish(evaluate, evaluate_every, progress)
 
 
@@ -155,6 +159,7 @@ class _Run:
         device: torch.device,
         seed: int,
         units: Sequence[int] | None,
+        pool_dir: PathLike | None,
     ) -> None:
         self.spec, self.config, self.device, self.seed = spec, config, device, seed
         self.teacher = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), config.arithmetic)
@@ -170,7 +175,9 @@ class _Run:
         if len(set(self.units)) != outputs[0] or len(self.units) != outputs[0]:
             raise ValueError(f"units must be {outputs[0]} distinct class ids, one a logit, got {self.units}")
         self.optimizer = self._new_optimizer()
-        self.pool = ImageBuffer(config.pool_size or UNBOUNDED)
+        self.pool_dir = None if pool_dir is None else Path(pool_dir)
+        self.pool = ImageBuffer(config.pool_size or UNBOUNDED, self.pool_dir)
+        self.given: tuple[Tensor, Tensor] | None = None
         self.generator = torch.Generator().manual_seed(seed)
         self.synthesizers: list[Synthesizer] = []
         self.classes = torch.empty(0, dtype=torch.int64)
@@ -185,8 +192,8 @@ class _Run:
         self._place = torch.full((max(self.units) + 1,), -1)
         self._place[torch.tensor(self.units)] = torch.arange(len(self.units))
 
-    def fill(self, given: Result | Tensor | None) -> None:
-        """The pool begins with the given images."""
+    def take(self, given: Result | Tensor | None) -> None:
+        """Images with which the pool will begin."""
         if given is None:
             return
         images, labels = (given.images, given.labels) if isinstance(given, Result) else (given, None)
@@ -201,7 +208,9 @@ class _Run:
             labels = torch.tensor(self.units)[torch.cat(named)]
         if missing := sorted(set(labels.tolist()) - set(self.units)):
             raise ValueError(f"images: classes {missing[:8]} are not among the teacher's")
-        self._add(images.float().cpu(), labels.cpu())
+        if len(images) > self.pool.capacity:
+            raise ValueError(f"pool_size {self.pool.capacity} is smaller than the {len(images)} images given")
+        self.given = images.float().cpu(), labels.cpu()
 
     def check_generation(self) -> None:
         """Ask now for what the first round would complain about."""
@@ -209,29 +218,34 @@ class _Run:
             raise ValueError(f"classes {missing} are not among the teacher's {len(self.units)}")
         if len(self.classes) == 0:
             raise ValueError("classes must hold at least one class id")
-        config = self.config
-        if config.rounds == 0 and len(self.pool) == 0:
+        config, given = self.config, 0 if self.given is None else len(self.given[1])
+        if config.rounds == 0 and given == 0:
             raise ValueError("rounds is 0 and there are no images: there is nothing to learn from")
         if config.pool_size is not None and config.pool_size < config.per_round and config.rounds != 0:
             raise ValueError(f"pool_size must hold a round, per_round = {config.per_round}, got {config.pool_size}")
         rounds = -(-config.steps // config.generate_every)
-        made = len(self.pool) + config.per_round * min(rounds, rounds if config.rounds is None else config.rounds)
+        made = given + config.per_round * min(rounds, rounds if config.rounds is None else config.rounds)
         needed = 4 * math.prod(self.spec.shape) * min(made, config.pool_size or made)
-        free = available_bytes(torch.device("cpu"))
+        if self.pool_dir is None:
+            what, free = "pool_size or pool_dir must be given", available_bytes(torch.device("cpu"))
+        else:
+            what, free = f"pool_size must be given, or a pool_dir with room, not {self.pool_dir}", _room(self.pool_dir)
         if free is not None and needed > free:
             raise ValueError(
-                f"pool_size must be given: all {made} images of this run are {needed / 1e9:.1f} GB, and "
+                f"{what}: {min(made, config.pool_size or made)} images of this run are {needed / 1e9:.1f} GB, and "
                 f"{free / 1e9:.1f} GB are free"
             )
 
-    def keep(self, folder: PathLike | None) -> None:
-        """Save checkpoints in ``folder``, and go on from the one that is there."""
-        if folder is None:
-            return
-        self.path = Path(folder) / CHECKPOINT_FILE
-        self.identity = self._identity()
-        if self.path.is_file():
-            self._restore(load_checkpoint(self.path))
+    def begin(self, folder: PathLike | None) -> None:
+        """From the checkpoint in ``folder``, where later ones go too, or with the images that were given."""
+        if folder is not None:
+            self.path = Path(folder) / CHECKPOINT_FILE
+            self.identity = self._identity()
+            if self.path.is_file():
+                self._restore(load_checkpoint(self.path))
+                return
+        if self.given is not None:
+            self._add(*self.given)
 
     def finish(
         self, evaluate: Callable[[nn.Module], Any] | None, every: int | None, progress: Progress | None
@@ -351,8 +365,6 @@ class _Run:
     def _add(self, images: Tensor, labels: Tensor) -> None:
         """The pool keeps at most its size, old and new, balanced over the classes."""
         room = self.pool.capacity - len(images)
-        if room < 0:
-            raise ValueError(f"pool_size {self.pool.capacity} is smaller than the {len(images)} images to add")
         if len(self.pool) > room:
             self.pool.subsample(room, self.generator)
         self.pool.add(images, labels)
@@ -370,8 +382,8 @@ class _Run:
     def _identity(self) -> str:
         digest = hashlib.sha256()
         tensors = [*self.teacher.state_dict().values(), *self.student.state_dict().values(), self.classes]
-        if len(self.pool):
-            tensors += [self.pool.images, self.pool.labels]
+        if self.given is not None:
+            tensors += self.given
         made = [(each.recipe.to_dict(), each.layers, each.precision) for each in self.synthesizers]
         tensors += [each.statistics for each in self.synthesizers[:1] if isinstance(each.statistics, Tensor)]
         for tensor in tensors:
@@ -389,7 +401,8 @@ class _Run:
             "step": self.step,
             "student": copy.deepcopy(self.student.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "pool": self.pool.state_dict(),
+            # Of a bounded pool on disk images go as well: the checkpoint has to hold them.
+            "pool": self.pool.state_dict(images=self.pool_dir is None or self.config.pool_size is not None),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -419,6 +432,11 @@ class _Run:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
         self.history, self.rounds, self.seconds = state["history"], state["rounds"], state["seconds"]
         self.evaluations = [tuple(entry) for entry in state["evaluations"]]
+
+
+def _room(folder: Path) -> int:
+    """Free bytes on the disk where ``folder`` is, or would be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
 
 
 def _sized(recipe: str | Recipe, config: TransferConfig) -> Recipe:
