@@ -213,7 +213,6 @@ def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int, 
 
 def test_a_checkpoint_of_a_pool_on_disk_holds_no_images_and_checks_the_file(tmp_path: Path) -> None:
     options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT, "checkpoint_dir": tmp_path / "c"}
-
     first = torch.randn(200, *SPEC.shape)
 
     def stop(stage: str, step: int, *_: object) -> None:
