@@ -49,7 +49,8 @@ def test_every_recipe_has_its_name_and_source_and_survives_json() -> None:
 
 
 def test_coarser_recipes_halve_the_jitter_and_take_their_steps() -> None:
-    recipe = Recipe("r", steps=7, coarse_steps=(3, 5), jitter=30)
+    recipe = Recipe("r", steps=7, coarse_steps=(3, 5), jitter=30, l2=0.5)
+    assert recipe.coarser().l2 == 0.5 and recipe.replace(norm_squared=True).coarser().l2 == 2.0
     assert (recipe.coarser().steps, recipe.coarser().coarse_steps, recipe.coarser().jitter) == (5, (3,), 15)
     assert (recipe.coarser().coarser().steps, recipe.coarser().coarser().coarse_steps) == (3, ())
     with pytest.raises(ValueError, match="stop_confidence must be None with coarse_steps"):
