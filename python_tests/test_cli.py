@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -21,6 +22,7 @@ from typer.testing import CliRunner, Result
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
 from exml_fast.continual import (
+    Card,
     ExModelDistillation,
     Expert,
     ExpertStream,
@@ -28,8 +30,10 @@ from exml_fast.continual import (
     new_classes,
     train_stream,
 )
+from exml_fast.data import InputSpec, load
 from exml_fast.inversion import Result as Inverted
 from exml_fast.metering import Meter
+from exml_fast.models import create
 from exml_fast.storage import load_json
 
 QUICK_LEARN = ("--steps", "2", "--buffer", "40", "--iterations", "20")
@@ -258,11 +262,69 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_refused_commands_leave_the_folder_as_it_was(npz: Path, experts: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def of_two_and_three(experts: Path, tmp_path: Path) -> Path:
+    """An expert whose logits are classes 3 and 2."""
+    card = Expert.load(experts / "expert_01").card
+    arguments = {**card.arguments, "num_classes": 2}
+    torch.manual_seed(0)
+    model = create(card.architecture, **arguments)
+    names = ("three", "two")
+    Expert(model, Card(card.architecture, arguments, (3, 2), (3, 2), names, card.input_spec)).save(tmp_path / "two")
+    return tmp_path / "two"
+
+
+def test_distill_counts_by_class_ids(npz: Path, of_two_and_three: Path, tmp_path: Path) -> None:
+    arguments = (
+        "distill", of_two_and_three, "--set", "bn=0", "--set", "compete=0", "--set", "steps=2", "--steps", 2,
+        "--rounds", 1, "--transfer", "per_round=4", "--data", npz, "--out", tmp_path / "out",
+    )  # fmt: skip
+    accuracy = as_json(*arguments)["accuracy"]
+    student, test = Expert.load(tmp_path / "out" / "student"), load(str(npz)).test
+    says = student.model.eval()(student.input_spec.prepare(test.images)).argmax(1)
+    assert student.units == (3, 2)
+    assert accuracy == pytest.approx(float((torch.tensor(student.units)[says] == test.labels).double().mean()))
+
+
+def test_a_student_to_compete_with_has_the_teachers_classes(experts: Path, of_two_and_three: Path) -> None:
+    card = Expert.load(of_two_and_three).card
+    other, out = of_two_and_three.with_name("other"), of_two_and_three.with_name("out")
+    again = Card(card.architecture, card.arguments, (0, 1), (0, 1), ("zero", "one"), card.input_spec)
+    Expert(create(card.architecture, **card.arguments), again).save(other)
+    wrong = ("--student", other, "--set", "compete=1", "--set", "bn=0", "--out", out)
+    said = " ".join(call("invert", of_two_and_three, *wrong, code=2).output.split())
+    assert "--student has logits for (0, 1), the teacher for (3, 2)" in said and not out.exists()
+
+
+def test_images_of_other_channels_are_refused_first(experts: Path, tmp_path: Path) -> None:
+    """Nobody makes four channels of three."""
+    card, out = Expert.load(experts / "expert_01").card, tmp_path / "out"
+    for channels in (3, 4):
+        spec = InputSpec(channels, card.input_spec.size, (0.5,) * channels, (0.25,) * channels)
+        arguments = {**card.arguments, "in_channels": channels}
+        of_so_many = Card(card.architecture, arguments, card.units, card.units, card.class_names, spec)
+        Expert(create(card.architecture, **arguments), of_so_many).save(tmp_path / str(channels))
+    colour, pixels, labels = tmp_path / "colour.npz", np.zeros((4, 32, 32, 3), np.uint8), np.arange(4)
+    np.savez(colour, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    for command, option, value in (
+        ("invert", "--real", colour), ("distill", "--real", colour), ("distill", "--data", colour),
+        ("invert", "--judge", tmp_path / "3"), ("distill", "--judge", tmp_path / "3"),
+    ):  # fmt: skip
+        refused = call(command, tmp_path / "4", "--set", "bn=0", option, value, "--out", out, code=2)
+        said = " ".join(refused.output.split())
+        assert said.startswith(f"error: {option}") and "channels cannot be converted to" in said, said
+        assert not out.exists()
+
+
+def test_refused_commands_leave_the_folder_as_it_was(
+    npz: Path, experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bad input is an error that names its option, before any work and before an earlier run is touched."""
     first, out = experts / "expert_01", tmp_path / "out"
     call("invert", first, "--classes", 0, "--per-class", 1, "--steps", 1, "--out", out)
     before = contents(out)
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
 
     def spec(channels: int, size: int) -> str:
         return json.dumps(
@@ -282,6 +344,8 @@ def test_refused_commands_leave_the_folder_as_it_was(npz: Path, experts: Path, t
     )
     own = (
         (distill, ("--data", "/nowhere"), "/nowhere", ""),
+        (distill, ("--transfer", "pool_size=2"), "pool_size must hold a round", ""),
+        (distill, ("--tensorboard", tmp_path / "board"), "TensorBoard needs tensorboard", ""),
         (distill, ("--student-argument", "in_channels=3"), "--student of lenet5", "rejects images"),
         (distill, ("--transfer", "lr=fast"), "lr must be positive", "'fast'"),
         (distill, ("--transfer", 'augmentation={"zoom": 1}'), "augmentation has no field 'zoom'", ""),

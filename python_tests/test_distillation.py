@@ -149,7 +149,7 @@ def test_the_pool_has_its_size_and_classes_are_balanced() -> None:
     )  # fmt: skip
     assert len(result.images) == 9 and set(result.labels.tolist()) == {1, 3}
     assert abs(int((result.labels == 1).sum()) - 4.5) < 1
-    with pytest.raises(ValueError, match="pool_size 3 is smaller"):
+    with pytest.raises(ValueError, match="pool_size 3 is smaller than the 4 images given"):
         distill(network(1), network(0), torch.randn(4, *SPEC.shape), spec=SPEC, config=SHORT, pool_size=3)
 
 
@@ -267,11 +267,15 @@ def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pyte
     monkeypatch.setattr(transfer, "available_bytes", lambda device: 4 * 64 * 20)
     options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT}
     teacher = network(1)
-    with pytest.raises(ValueError, match="pool_size or pool_dir must be given: 24 images"):  # four rounds of six
+    with pytest.raises(
+        ValueError, match="fewer rounds, a pool_size or a pool_dir must be given: 24 images"
+    ):  # four rounds of six
         distill(teacher, network(), **options, rounds=None)
     assert len(distill(teacher, network(), **options, rounds=None, pool_dir=tmp_path / "new").images) == 24
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 9))
-    with pytest.raises(ValueError, match=r"pool_dir with room, not .*another: 24 images .* 0\.0 GB are free"):
+    with pytest.raises(
+        ValueError, match=r"pool_dir with room must be given, not .*another: 24 images .* 0\.0 GB are free"
+    ):
         distill(teacher, network(), **options, rounds=None, pool_dir=tmp_path / "another")
     assert not (tmp_path / "another").exists()
     assert len(distill(teacher, network(), **options, rounds=None, pool_size=20).images) == 20

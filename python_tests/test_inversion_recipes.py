@@ -24,8 +24,11 @@ def test_papers_numbers() -> None:
     assert (yin.lr, yin.steps, yin.batch_size, yin.tv_l2, yin.l2) == (0.05, 2000, 256, 2.5e-5, 3e-8)
     imagenet = recipes.get("deep_inversion/imagenet")
     assert (imagenet.lr, imagenet.steps, imagenet.tv_l2, imagenet.bn, imagenet.jitter) == (0.05, 20000, 1e-4, 1e-2, 29)
-    assert recipes.suited((32, 32), True) == "deep_inversion" and recipes.suited((32, 32), False) == "model_inversion"
-    assert recipes.suited((224, 224), True, adaptive=True) == "adaptive_deep_inversion/imagenet-transferable"
+    assert recipes.suited((32, 32)) == recipes.get("deep_inversion")
+    assert recipes.suited((32, 32), False) == recipes.get("model_inversion")
+    large = recipes.suited((224, 224), True, adaptive=True)
+    assert large == recipes.get("adaptive_deep_inversion/imagenet-transferable")
+    assert recipes.suited((224, 224), False, adaptive=True) == large.replace(bn=0.0)
     many, transfer = (
         recipes.get("deep_inversion/imagenet-multiresolution"),
         recipes.get("deep_inversion/imagenet-transfer"),

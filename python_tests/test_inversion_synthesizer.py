@@ -4,13 +4,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
-from exml_fast.inversion import Recipe, Result, Synthesizer, invert
+from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
 from exml_fast.inversion.convolution import Plan
 from exml_fast.inversion.memory import required_bytes
 from exml_fast.inversion.synthesizer import _mixed_batches
@@ -86,6 +87,41 @@ def test_the_recipe_is_that_of_the_size_unless_named() -> None:
         spec = InputSpec(1, (side, side), (0.5,), (0.25,))
         assert invert(model, [0], 1, spec=spec, steps=1, **steps).summary["recipe"]["name"] == name
         assert Synthesizer(model, spec).recipe.name == name
+
+
+def test_networks_of_one_size_are_inverted_at_that_size() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(1, 3, 3, 32, 1), nn.BatchNorm2d(3), nn.Flatten())
+            self.head = nn.Linear(27, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.features(x))
+            return logits
+
+    spec = InputSpec(1, (96, 96), (0.5,), (0.25,))
+    chosen = Synthesizer(Fixed(), spec).recipe
+    full = recipes.get("deep_inversion/imagenet-transferable")
+    assert chosen == full.replace(coarse_steps=(), steps=full.steps + sum(full.coarse_steps))
+    assert invert(Fixed(), [0], 1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
+    with pytest.raises(ValueError, match=r"coarse_steps must be \(\) for a network that takes one size alone: Fixed"):
+        invert(Fixed(), [0], 1, full.name, spec)
+
+
+@pytest.mark.parametrize("classes", [["goldfish"], 5, [1.7], [True], "01"])
+def test_classes_are_integers(classes: Any) -> None:
+    with pytest.raises(ValueError, match="classes must be a sequence of class ids, integers, got"):
+        invert(network(), classes, 1, CE, SPEC)
+
+
+def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from exml_fast.inversion import memory
+
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 144 * 200)
+    with pytest.raises(ValueError, match=r"201 images \(1, 12, 12\) are 0\.0 GB, and 0\.0 GB of memory are free"):
+        invert(network(), [0], 201, CE.replace(batch_size=1, steps=1), SPEC)
+    assert len(invert(network(), [0], 5, CE.replace(batch_size=1, steps=1), SPEC)) == 5
 
 
 def test_anything_with_model_spec_and_units_is_understood() -> None:

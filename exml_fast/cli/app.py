@@ -374,11 +374,15 @@ def distill(
         ready = ready or prepared_transfer(run)
         teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
 
+        units = teacher.units or tuple(range(teacher.outputs()))
+
         def accuracy(network: torch.nn.Module) -> float:
             assert test is not None
+            ids = torch.tensor(units)
             with torch.no_grad():
                 right = [
-                    (network(x.to(run["device"])).argmax(1).cpu() == y).sum() for x, y in test.batches(teacher.spec)
+                    (ids[network(x.to(run["device"])).argmax(1).cpu()] == y).sum()
+                    for x, y in test.batches(teacher.spec)
                 ]
             return float(sum(right)) / len(test)
 
@@ -393,7 +397,6 @@ def distill(
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
                 pool_dir=run["pool_dir"],
             )  # fmt: skip
-        units = teacher.units or tuple(range(teacher.outputs()))
         known = tuple(wanted or units)
         origin = provenance(run["device"])
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None

@@ -16,10 +16,13 @@ from exml_fast.cli.teachers import Teacher, open_named, open_teacher
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load, some_images
 from exml_fast.distillation import TransferConfig
+from exml_fast.distillation.logging import require_tensorboard
+from exml_fast.distillation.transfer import check_pool
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Result, Synthesizer, recipes
 from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.statistics import bn_layers
+from exml_fast.inversion.synthesizer import suited_recipe
 from exml_fast.models import create
 from exml_fast.storage import atomic_path, save_json
 
@@ -83,10 +86,21 @@ def panel(teacher: Teacher, judges: Sequence[str], real: str | None, classes: li
         units = found.units or range(found.outputs())
         if missing := [c for c in wanted if c not in units]:
             raise ValueError(f"--judge {judge} has no logit for the classes {missing[:8]} that images are made of")
+        _require_fit(f"--judge {judge}", torch.zeros(1, *teacher.spec.shape), found.spec)
     pixels = None if real is None else some_images(real, teacher.spec.size, 10_000)
-    if pixels is not None and len(pixels) < 2:
-        raise ValueError(f"--real must hold at least 2 images, {real} has {len(pixels)}")
+    if pixels is not None:
+        if len(pixels) < 2:
+            raise ValueError(f"--real must hold at least 2 images, {real} has {len(pixels)}")
+        _require_fit("--real", pixels[:1], teacher.spec)
     return Panel(asked, pixels)
+
+
+def _require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
+    """ValueError naming the option if a network of that input cannot take such images."""
+    try:
+        spec.prepare(image)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _teacher_of(run: dict[str, Any]) -> Teacher:
@@ -97,7 +111,11 @@ def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
     return teacher.class_ids([c.strip() for c in wanted.split(",") if c.strip()])
 
 
-def _changed(name: str, changes: Mapping[str, Any]) -> recipes.Recipe:
+def _has_statistics(run: dict[str, Any], teacher: Teacher) -> bool:
+    return bool(run["layers"]) or bool(bn_layers(teacher.model))
+
+
+def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
     """A recipe with other values. Other steps change those at smaller sizes in proportion unless they are given."""
     recipe = recipes.get(name)
     changed = recipe.replace(**changes)
@@ -126,8 +144,8 @@ def prepared_inversion(
     teacher = _teacher_of(run)
     wanted = _classes_of(teacher, run["classes"])
     asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
-    matched = bool(run["layers"]) or bool(bn_layers(teacher.model))
-    recipe = _changed(run["recipe"] or recipes.suited(teacher.spec.size, matched), run["overrides"])
+    matched = _has_statistics(run, teacher)
+    recipe = _changed(run["recipe"] or suited_recipe(teacher.model, teacher.spec, matched), run["overrides"])
     options: dict[str, Any] = {
         "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
     }  # fmt: skip
@@ -136,6 +154,10 @@ def prepared_inversion(
         outputs, given = teacher.outputs(), student.outputs("--student")
         if given != outputs:
             raise ValueError(f"--student must give {outputs} logits, {student.name} gives {given}")
+        if student.units not in (None, teacher.units or tuple(range(outputs))):
+            raise ValueError(f"--student has logits for {student.units}, the teacher for {teacher.units or 'others'}")
+        if dataclasses.replace(student.spec, size=teacher.spec.size) != teacher.spec:
+            raise ValueError(f"--student takes {student.spec}, the teacher {teacher.spec}: they see the same images")
         options["student"] = student.model
     elif recipe.compete > 0:
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
@@ -169,8 +191,10 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     first = None if run["images"] is None else Result.load(run["images"])
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    name = run["recipe"] or (None if first is not None else recipes.suited(teacher.spec.size, adaptive=True))
-    recipe = None if name is None else _changed(name, run["inversion"])
+    named = run["recipe"]
+    if named is None and first is None:
+        named = suited_recipe(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)
+    recipe = None if named is None else _changed(named, run["inversion"])
     if recipe is None and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")
     statistics = real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
@@ -185,6 +209,14 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     if given != outputs:
         raise ValueError(f"--student must give {outputs} logits, {run['student']} gives {given}")
     test = None if run["data"] is None else load(run["data"], run["data_root"]).test
+    if test is not None:
+        _require_fit("--data", test.images[:1], teacher.spec)
+        units = teacher.units or range(outputs)
+        if not any(label in units for label in test.labels.unique().tolist()):
+            raise ValueError(f"--data: {run['data']} has no test image of the teacher's classes {list(units)[:8]}")
+    check_pool(config, teacher.spec, 0 if first is None else len(first), recipe is not None, run["pool_dir"])
+    if run["tensorboard"]:
+        require_tensorboard()
     return PreparedTransfer(teacher, wanted, student, arguments, first, recipe, statistics, config, test, asked)
 
 

@@ -6,7 +6,16 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["TensorBoard"]
+__all__ = ["TensorBoard", "require_tensorboard"]
+
+
+def require_tensorboard() -> Any:
+    """Its SummaryWriter; ImportError where it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("TensorBoard needs tensorboard: pip install 'exml_fast[log]'") from error
+    return SummaryWriter
 
 
 class TensorBoard:
@@ -16,11 +25,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike[str], then: Any = None) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError("TensorBoard needs tensorboard: pip install 'exml_fast[log]'") from error
-        self._writer, self._then = SummaryWriter(str(folder)), then
+        self._writer, self._then = require_tensorboard()(str(folder)), then
 
     def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
         for name, value in terms.items():

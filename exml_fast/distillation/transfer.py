@@ -22,11 +22,12 @@ from exml_fast.distillation.config import TransferConfig
 from exml_fast.distillation.loss import divergence, mixup
 from exml_fast.inversion import Progress, Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.memory import available_bytes, require_memory
+from exml_fast.inversion.synthesizer import class_ids
 from exml_fast.inversion.teacher import device_of, frozen, probe
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 from exml_fast.training import arranged, forward
 
-__all__ = ["Transfer", "distill"]
+__all__ = ["Transfer", "check_pool", "distill"]
 
 CHECKPOINT_FILE, GENERATION_FILE = "transfer.pt", "generation.pt"
 CHECKPOINT_SECONDS = 60.0
@@ -141,8 +142,10 @@ def distill(
                 )
                 for each in several
             ]  # fmt: skip
-            run.classes = torch.tensor(run.units if classes is None else list(classes), dtype=torch.int64)
-            run.check_generation()
+            run.classes = torch.tensor(class_ids(run.units if classes is None else classes))
+            run.check_classes()
+        given = 0 if run.given is None else len(run.given[1])
+        check_pool(config, run.spec, given, recipe is not None, pool_dir)
         run.begin(checkpoint_dir)
         return run.finish(evaluate, evaluate_every, progress)
 
@@ -166,7 +169,7 @@ class _Run:
         self.student = arranged(copy.deepcopy(student).to(device), config.arithmetic)
         outputs = []
         for network in (self.teacher, self.student):
-            require_memory(network, spec, 2, device)
+            require_memory(network, spec, config.batch_size if network is self.student else 2, device)
             with frozen(network), torch.no_grad():
                 outputs.append(probe(network, torch.zeros(2, *spec.shape, device=device), spec).shape[1])
         if outputs[0] != outputs[1]:
@@ -208,33 +211,12 @@ class _Run:
             labels = torch.tensor(self.units)[torch.cat(named)]
         if missing := sorted(set(labels.tolist()) - set(self.units)):
             raise ValueError(f"images: classes {missing[:8]} are not among the teacher's")
-        if len(images) > self.pool.capacity:
-            raise ValueError(f"pool_size {self.pool.capacity} is smaller than the {len(images)} images given")
         self.given = images.float().cpu(), labels.cpu()
 
-    def check_generation(self) -> None:
-        """Ask now for what the first round would complain about."""
+    def check_classes(self) -> None:
+        """ValueError now for classes that the first round would complain about."""
         if missing := sorted(set(self.classes.tolist()) - set(self.units)):
             raise ValueError(f"classes {missing} are not among the teacher's {len(self.units)}")
-        if len(self.classes) == 0:
-            raise ValueError("classes must hold at least one class id")
-        config, given = self.config, 0 if self.given is None else len(self.given[1])
-        if config.rounds == 0 and given == 0:
-            raise ValueError("rounds is 0 and there are no images: there is nothing to learn from")
-        if config.pool_size is not None and config.pool_size < config.per_round and config.rounds != 0:
-            raise ValueError(f"pool_size must hold a round, per_round = {config.per_round}, got {config.pool_size}")
-        rounds = -(-config.steps // config.generate_every)
-        made = given + config.per_round * min(rounds, rounds if config.rounds is None else config.rounds)
-        needed = 4 * math.prod(self.spec.shape) * min(made, config.pool_size or made)
-        if self.pool_dir is None:
-            what, free = "pool_size or pool_dir must be given", available_bytes(torch.device("cpu"))
-        else:
-            what, free = f"pool_size must be given, or a pool_dir with room, not {self.pool_dir}", _room(self.pool_dir)
-        if free is not None and needed > free:
-            raise ValueError(
-                f"{what}: {min(made, config.pool_size or made)} images of this run are {needed / 1e9:.1f} GB, and "
-                f"{free / 1e9:.1f} GB are free"
-            )
 
     def begin(self, folder: PathLike | None) -> None:
         """From the checkpoint in ``folder``, where later ones go too, or with the images that were given."""
@@ -432,6 +414,33 @@ class _Run:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)
         self.history, self.rounds, self.seconds = state["history"], state["rounds"], state["seconds"]
         self.evaluations = [tuple(entry) for entry in state["evaluations"]]
+
+
+def check_pool(
+    config: TransferConfig, spec: InputSpec, given: int, generates: bool, pool_dir: PathLike | None = None
+) -> None:
+    """ValueError, before any step, if the pool has no room for what is ``given`` or made, or nothing to begin with."""
+    if config.pool_size is not None and given > config.pool_size:
+        raise ValueError(f"pool_size {config.pool_size} is smaller than the {given} images given")
+    if not generates:
+        return
+    if config.rounds == 0 and given == 0:
+        raise ValueError("rounds is 0 and there are no images: there is nothing to learn from")
+    if config.pool_size is not None and config.pool_size < config.per_round and config.rounds != 0:
+        raise ValueError(f"pool_size must hold a round, per_round = {config.per_round}, got {config.pool_size}")
+    rounds = -(-config.steps // config.generate_every)
+    made = given + config.per_round * min(rounds, rounds if config.rounds is None else config.rounds)
+    kept = min(made, config.pool_size or made)
+    needed = 4 * math.prod(spec.shape) * kept
+    if pool_dir is None:
+        what, free = "fewer rounds, a pool_size or a pool_dir must be given", available_bytes(torch.device("cpu"))
+    else:
+        what = f"fewer rounds, a pool_size or a pool_dir with room must be given, not {pool_dir}"
+        free = _room(Path(pool_dir))
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{what}: {kept} images of this run are {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def _room(folder: Path) -> int:

@@ -19,8 +19,14 @@ __all__ = ["available_bytes", "require_memory", "required_bytes"]
 COPIES = 4
 
 
-def require_memory(model: nn.Module, spec: InputSpec, batch_size: int, device: torch.device) -> None:
-    """ValueError if :func:`required_bytes` is more than ``device`` has free."""
+def require_memory(model: nn.Module, spec: InputSpec, batch_size: int, device: torch.device, images: int = 0) -> None:
+    """ValueError if :func:`required_bytes` is more than ``device`` has free, or so many ``images`` than the CPU has."""
+    room, space = available_bytes(torch.device("cpu")), 4 * images * math.prod(spec.shape)
+    if room is not None and space > room:
+        raise ValueError(
+            f"{images} images {spec.shape} are {space / 1e9:.1f} GB, and {room / 1e9:.1f} GB of memory are free: ask "
+            "for fewer at a time"
+        )
     needed, free = required_bytes(model, spec, batch_size), available_bytes(device)
     if free is not None and needed > free:
         raise ValueError(

@@ -238,15 +238,16 @@ def get(recipe: str | Recipe) -> Recipe:
     return _RECIPES[recipe]
 
 
-def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = False) -> str:
-    """Name of the recipe where nobody names one, by the images' size (height, width).
+def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = False) -> Recipe:
+    """The recipe where nobody names one, by the images' size (height, width).
 
     ``statistics``: there are some to match; ``adaptive``: with a student in the loop.
     """
-    if not statistics:
-        return "model_inversion"
+    if not statistics and not adaptive and min(size) < LARGE:
+        return get("model_inversion")
     name = "deep_inversion/imagenet-transferable" if min(size) >= LARGE else "deep_inversion"
-    return f"adaptive_{name}" if adaptive else name
+    recipe = get(f"adaptive_{name}" if adaptive else name)
+    return recipe if statistics else recipe.replace(bn=0.0)
 
 
 # Ours (docs/deep_inversion.md): the distance of Gaussians weighs every channel alike, the crop asks for objects that

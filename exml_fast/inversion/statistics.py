@@ -138,19 +138,20 @@ class StatisticsCapture:
 class Observer(nn.Module):
     """Identity that appends the statistics of what passes, without targets, to ``tape``.
 
-    ``norm``: the layer before it is an ``nn.LayerNorm`` over so many features, which may be the last dimension.
+    ``features``: so many come ``last``, or may, from the layer before it (a linear layer, a LayerNorm; those derived
+    from it may normalise the second dimension).
     """
 
-    def __init__(self, name: str, tape: Tape, norm: int | None = None) -> None:
+    def __init__(self, name: str, tape: Tape, features: int | None = None, last: bool = False) -> None:
         super().__init__()
-        self.name, self.tape, self.norm = name, tape, norm
+        self.name, self.tape, self.features, self.last = name, tape, features, last
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C), (N, tokens, C), (N, C, ...), or (N, ..., C) after a LayerNorm, to the same."""
+        """(N, C), (N, tokens, C), (N, C, ...), or (N, ..., C) after a LayerNorm or a linear layer, to the same."""
         if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
             found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"layer {self.name!r} must give a floating-point tensor (N, ...), got {found}")
-        last = x.dim() == 3 or (x.shape[1] != self.norm and x.shape[-1] == self.norm)
+        last = x.dim() == 3 or (x.shape[-1] == self.features and (self.last or x.shape[1] != self.features))
         channel = x.dim() - 1 if last else 1
         wide = x if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != channel], correction=0)
@@ -185,8 +186,11 @@ def observe(model: nn.Module, layers: Sequence[str], tape: Tape) -> None:
         found |= {name: modules[name] for name in matching}
     for name in sorted(found, key=lambda name: -name.count(".")):  # inner layers first: outer names stay valid
         layer = found[name]
-        norm = layer.normalized_shape[-1] if isinstance(layer, nn.LayerNorm) else None
-        model.set_submodule(name, _Observed(layer, Observer(name, tape, norm)))
+        features = layer.out_features if isinstance(layer, nn.Linear) else None
+        if isinstance(layer, nn.LayerNorm):
+            features = layer.normalized_shape[-1]
+        last = isinstance(layer, nn.Linear) or type(layer) is nn.LayerNorm
+        model.set_submodule(name, _Observed(layer, Observer(name, tape, features, last)))
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,16 @@ from exml_fast.inversion.spectrum import NaturalSpectrum
 from exml_fast.inversion.statistics import require_module, require_running_statistics
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
-from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher, Plans, device_of, dtype_of, frozen_copy
+from exml_fast.inversion.teacher import (
+    EagerTeacher,
+    FrozenTeacher,
+    Plans,
+    device_of,
+    dtype_of,
+    frozen,
+    frozen_copy,
+    probe,
+)
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 
 __all__ = ["Progress", "Synthesizer", "invert"]
@@ -91,7 +101,7 @@ class Synthesizer:
             changes to it are not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe;
-            :func:`exml_fast.inversion.recipes.suited` for images of this size when None.
+            :func:`suited_recipe` when None.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         device: where to run; where the model is when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
@@ -130,7 +140,7 @@ class Synthesizer:
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.spec = InputSpec.of(model if spec is None else spec)
-        self.recipe = recipes.get(recipes.suited(self.spec.size) if recipe is None else recipe)
+        self.recipe = suited_recipe(model, self.spec) if recipe is None else recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
         self.precision, self.engine = precision, engine
@@ -202,7 +212,7 @@ class Synthesizer:
             among = hard_targets(torch.tensor(distinct), self.units)
             positions = hard_targets(asked, self.units)
             soft = self._soft_targets(positions, among, seed) if self.recipe.targets == "dirichlet" else None
-            require_memory(self.model, self.spec, min(self.recipe.batch_size, len(asked)), self.device)
+            require_memory(self.model, self.spec, min(self.recipe.batch_size, len(asked)), self.device, len(asked))
             start = self._checked_start(start, len(asked))
             self._student = self._freeze_student(student)
             path = None if checkpoint is None else Path(checkpoint)
@@ -362,10 +372,13 @@ class Synthesizer:
         statistics = self.statistics
         if isinstance(statistics, Tensor):
             statistics = F.interpolate(statistics, spec.size, mode="bilinear", align_corners=False, antialias=True)
-        coarse = Synthesizer(
-            self.model, spec, self.recipe.coarser(), units=self.units, device=self.device, precision=self.precision,
-            engine=self.engine, statistics=statistics, layers=self.layers, compact=self.compact, block=self.block,
-        )  # fmt: skip
+        try:
+            coarse = Synthesizer(
+                self.model, spec, self.recipe.coarser(), units=self.units, device=self.device, precision=self.precision,
+                engine=self.engine, statistics=statistics, layers=self.layers, compact=self.compact, block=self.block,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"coarse_steps must be () for a network that takes one size alone: {error}") from error
         coarse._stage = f"invert at {height}×{width}"
         return coarse
 
@@ -576,21 +589,48 @@ def invert(
         ValueError: naming the argument; :class:`Synthesizer` and :meth:`Synthesizer.run` say more.
     """
     source = InputSpec.of(model if spec is None else spec)
-    chosen = recipes.get(recipes.suited(source.size) if recipe is None else recipe).replace(**overrides)
     if not isinstance(per_class, int) or isinstance(per_class, bool) or per_class < 1:
         raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         units = getattr(model, "units", None) if units is None else units
         classes = getattr(model, "classes", None) if classes is None else classes
         model = model.model
+    require_module(model)
+    chosen = suited_recipe(model, source) if recipe is None else recipes.get(recipe)
     synthesizer = Synthesizer(
-        model, source, chosen, units=units, device=device, precision=precision, statistics=statistics, layers=layers
-    )
-    ids = list(synthesizer.units if classes is None else classes)
-    if not ids:
-        raise ValueError("classes must hold at least one class id")
+        model, source, chosen.replace(**overrides), units=units, device=device, precision=precision,
+        statistics=statistics, layers=layers,
+    )  # fmt: skip
+    ids = class_ids(synthesizer.units if classes is None else classes)
     labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)
     return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint=checkpoint)
+
+
+def suited_recipe(model: nn.Module, spec: InputSpec, statistics: bool = True, adaptive: bool = False) -> Recipe:
+    """:func:`recipes.suited`; for a network that takes one size alone, all its steps at that size."""
+    recipe = recipes.suited(spec.size, statistics, adaptive)
+    if not recipe.coarse_steps:
+        return recipe
+    half = dataclasses.replace(spec, size=(spec.size[0] // 2, spec.size[1] // 2))
+    images = torch.zeros(1, *half.shape, dtype=dtype_of(model), device=device_of(model))
+    try:
+        with frozen(model):
+            probe(model, images, half)
+    except ValueError:
+        return recipe.replace(steps=recipe.steps + sum(recipe.coarse_steps), coarse_steps=())
+    return recipe
+
+
+def class_ids(classes: Sequence[int]) -> list[int]:
+    """As plain numbers; ValueError unless they are integers, at least one."""
+    found = classes.tolist() if isinstance(classes, Tensor) else classes
+    whole = isinstance(found, Iterable) and not isinstance(found, str)
+    ids = list(found) if whole else []
+    if not whole or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"classes must be a sequence of class ids, integers, got {classes!r}")
+    if not ids:
+        raise ValueError("classes must hold at least one class id")
+    return [int(i) for i in ids]
 
 
 def _plans_of(network: Network | None) -> SavedPlans:
