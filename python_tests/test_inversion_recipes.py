@@ -21,7 +21,7 @@ def test_papers_numbers() -> None:
     nayak = recipes.get("data_impressions/nayak")
     assert (nayak.betas, nayak.temperature, nayak.steps, nayak.lr, nayak.batch_size) == ((1, 0.1), 20, 1500, 1e-3, 100)
     yin = recipes.get("deep_inversion/cifar10")
-    assert (yin.lr, yin.steps, yin.batch_size, yin.tv_l2, yin.l2) == (0.05, 2000, 256, 2.5e-5, 3e-8)
+    assert (yin.lr, yin.steps, yin.batch_size, yin.tv_l2, yin.l2, yin.bn) == (0.05, 2000, 256, 2.5e-5, 3e-8, 1)
     imagenet = recipes.get("deep_inversion/imagenet")
     assert (imagenet.lr, imagenet.steps, imagenet.tv_l2, imagenet.bn, imagenet.jitter) == (0.05, 20000, 1e-4, 1e-2, 29)
     assert recipes.suited((32, 32)) == recipes.get("deep_inversion")
@@ -34,6 +34,7 @@ def test_papers_numbers() -> None:
         recipes.get("deep_inversion/imagenet-transfer"),
     )
     assert (many.coarse_steps, many.steps, many.batch_size, many.lr) == ((2000,), 1000, 84, 0.2)
+    assert (many.tv_l2, many.l2, many.bn, many.clip) == (1e-4, 0, 1e-2, "valid") and transfer.l2 == 0
     assert (transfer.steps, transfer.lr, transfer.tv_l2, transfer.bn, transfer.clip) == (2000, 0.2, 1e-4, 1e-2, "valid")
     assert [recipes.get(f"adaptive_deep_inversion/{name}").compete for name in ("cifar10", "imagenet")] == [10, 0.2]
     assert recipes.get("adaptive_deep_inversion/cifar10").bn == yin.bn

@@ -215,12 +215,13 @@ class Tokens(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 8) -> None:
         super().__init__()
-        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+        self.conv, self.norm = nn.Conv2d(3, channels, 4, 4), nn.LayerNorm(channels)
+        self.mix, self.head = nn.Linear(channels, channels), nn.Linear(channels, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+        return self.head(self.mix(self.norm(self.conv(x).permute(0, 2, 3, 1))).mean((1, 2)))
 
 
 OBSERVED = {
@@ -230,6 +231,8 @@ OBSERVED = {
     "GroupNorm": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), *head(8)), ["1"], (0, 2, 3)),
     "LayerNorm over tokens": (Tokens(), ["n*m"], (0, 1)),
     "LayerNorm over channels_last images": (ChannelsLast(), ["norm"], (0, 1, 2)),
+    "LayerNorm over images as high as it is wide": (ChannelsLast(4), ["norm"], (0, 1, 2)),
+    "linear over channels_last images": (ChannelsLast(4), ["mix"], (0, 1, 2)),
     "linear": (nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 5)), ["1"], (0,)),
     "instead of BatchNorm": (with_norm(nn.BatchNorm2d(8), nn.ReLU()), ["0"], (0, 2, 3)),
 }  # fmt: skip

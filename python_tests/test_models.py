@@ -19,6 +19,8 @@ from exml_fast.models import AlexNetCifar, AlexNetCifarHalf, LeNet5, LeNet5Half,
         ("resnet18_cifar", {}, 3, 11_173_962),
         ("resnet34_cifar", {}, 3, 21_282_122),
         ("vgg11_bn_cifar", {}, 3, 9_231_114),
+        ("cifar_resnet", {"depth": 20}, 3, 269_722),
+        ("cifar_resnet", {"depth": 56}, 3, 853_018),
         ("alexnet_cifar_half", {"hidden": [256, 128]}, 3, 416_666),
     ],
 )
