@@ -343,6 +343,8 @@ def test_tensorboard_gets_the_terms(tmp_path: Path) -> None:
 
     seen: list[str] = []
     with TensorBoard(tmp_path, then=lambda stage, *_: seen.append(stage)) as log:
-        distill(network(1), network(0), torch.randn(4, *SPEC.shape), spec=SPEC, config=SHORT, progress=log)
+        distill(network(1), network(0), spec=SPEC, recipe=RECIPE, config=SHORT, progress=log)
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [e.step for e in events.Scalars("learn/kl")] == [20] and seen == ["learn"]
+    assert [e.step for e in events.Scalars("learn/kl")] == [5, 10, 15, 20] and seen[:2] == ["invert", "learn"]
+    steps, rounds = [e.step for e in events.Scalars("invert/ce")], seen.count("invert")
+    assert steps == [RECIPE.steps * n for n in range(1, rounds + 1)] and rounds == 3
