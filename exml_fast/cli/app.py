@@ -428,7 +428,7 @@ def distill(
         save_json(out / "results.json", {**summary, "history": taught.history, "settings": _published(run)})
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         if run["pool_dir"]:
-            (Path(run["pool_dir"]) / IMAGES_FILE).unlink()  # they are in out / "images" now
+            (Path(run["pool_dir"]) / IMAGES_FILE).unlink(missing_ok=True)  # they are in out / "images" now
         close_run(out)
         if as_json:
             print_json(summary)

@@ -194,7 +194,7 @@ class Recipe:
         """The recipe of the images half as high and wide, from which this one goes on; ``coarse_steps`` not empty.
 
         A squared l2 norm of a quarter of the pixels weighs four times as much, so that images are as bright at both
-        sizes; squares of differences between neighbours grow themselves.
+        sizes. Differences between neighbours are larger there, and need no such factor.
         """
         *before, steps = self.coarse_steps
         l2 = 4 * self.l2 if self.norm_squared else self.l2
