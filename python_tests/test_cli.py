@@ -345,6 +345,8 @@ def test_refused_commands_leave_the_folder_as_it_was(
     own = (
         (distill, ("--data", "/nowhere"), "/nowhere", ""),
         (distill, ("--transfer", "pool_size=2"), "pool_size must hold a round", ""),
+        (distill, ("--transfer", "batch_size=100000000"), "a batch of 100000000 images", "smaller batch_size"),
+        (invert, ("--per-class", 100_000_000), "GB of memory are free", "ask for fewer"),
         (distill, ("--tensorboard", tmp_path / "board"), "TensorBoard needs tensorboard", ""),
         (distill, ("--student-argument", "in_channels=3"), "--student of lenet5", "rejects images"),
         (distill, ("--transfer", "lr=fast"), "lr must be positive", "'fast'"),

@@ -130,7 +130,7 @@ def _check_synthesis(
 ) -> None:
     """ValueError for whatever a Synthesizer would complain about that is to make so many ``images``."""
     device = torch.device(run["device"])
-    require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device)
+    require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device, images)
     Synthesizer(
         teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run["precision"],
         statistics=statistics, layers=run["layers"],
@@ -208,6 +208,7 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     given = dataclasses.replace(teacher, name=run["student"], model=student).outputs("--student")
     if given != outputs:
         raise ValueError(f"--student must give {outputs} logits, {run['student']} gives {given}")
+    require_memory(student, teacher.spec, config.batch_size, torch.device(run["device"]))
     test = None if run["data"] is None else load(run["data"], run["data_root"]).test
     if test is not None:
         _require_fit("--data", test.images[:1], teacher.spec)
