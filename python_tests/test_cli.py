@@ -224,10 +224,10 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     call("invert", experts / "expert_01", *first)
     arguments = [
         "distill", experts / "expert_01", "--images", tmp_path / "images", "--recipe", "adaptive_deep_inversion",
-        "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5", "--student-argument",
-        "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4", "--transfer", "per_round=6",
-        "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report", "--out", tmp_path / "out",
-        "--png", "--real", npz, "--pool-dir", tmp_path / "pool",
+        "--recipe", "deep_dream", "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5",
+        "--student-argument", "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4",
+        "--transfer", "per_round=6", "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report",
+        "--out", tmp_path / "out", "--png", "--real", npz, "--pool-dir", tmp_path / "pool",
     ]  # fmt: skip
     summary = as_json(*arguments)
     assert list((tmp_path / "pool").iterdir()) == []
@@ -247,6 +247,11 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     torch.testing.assert_close(pool.logits, says.detach(), rtol=1e-4, atol=1e-4)
     stored = load_json(tmp_path / "out" / "results.json")
     assert stored["settings"]["inversion"] == {"bn": 0, "steps": 3}
+    made_by = [(recipe["name"], recipe["steps"]) for recipe in report["recipes"]]
+    assert made_by == [("adaptive_deep_inversion", 3), ("deep_dream", 3)] and {
+        r["recipe"] for r in summary["rounds"]
+    } <= {0, 1}
+    assert "adaptive_deep_inversion, deep_dream" in page
     assert not {"images", "pool_dir"} & set(stored["settings"])
     for wrong, message in (
         (("--student", "lenet6"), "unknown architecture 'lenet6'"),

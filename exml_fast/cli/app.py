@@ -304,10 +304,10 @@ def distill(
         Path | None, typer.Option(help="Folder of an inversion to learn from.", show_default=False)
     ] = None,
     recipe: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Of images made meanwhile; without --images adaptive_deep_inversion (for large images "
-            "adaptive_deep_inversion/imagenet-transferable).",
+            "adaptive_deep_inversion/imagenet-transferable). Repeatable: each round takes one of them by chance.",
             show_default=False,
         ),
     ] = None,
@@ -359,7 +359,7 @@ def distill(
             "input": parse_input(input_spec), "student": student,
             "student_arguments": parse_pairs("--student-argument", student_argument),
             "images": None if images is None else str(images),
-            "recipe": recipe, "classes": classes,
+            "recipes": recipe or [], "classes": classes,
             "inversion": parse_pairs("--set", inversion),
             "transfer": _given(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
             "pool_dir": None if pool_dir is None else str(pool_dir),
@@ -391,7 +391,7 @@ def distill(
             if run["tensorboard"]:
                 progress = stack.enter_context(TensorBoard(run["tensorboard"], progress))
             taught = distill_model(
-                teacher.model, fresh, ready.images, recipe=ready.recipe, config=config, spec=teacher.spec,
+                teacher.model, fresh, ready.images, recipe=ready.recipes or None, config=config, spec=teacher.spec,
                 classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run["layers"],
                 seed=run["seed"], device=run["device"], precision=run["precision"],
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
@@ -400,9 +400,9 @@ def distill(
         known = tuple(wanted or units)
         origin = provenance(run["device"])
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
-        made_by = None if ready.recipe is None else ready.recipe.to_dict()
+        made_by = [recipe.to_dict() for recipe in ready.recipes]
         training = {
-            "method": "distillation", "teacher": run["model"], "recipe": made_by, "config": config.to_dict(),
+            "method": "distillation", "teacher": run["model"], "recipes": made_by, "config": config.to_dict(),
             "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
@@ -415,7 +415,7 @@ def distill(
         }  # fmt: skip
         pool = Result(
             taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
-            {"recipe": made_by or {"name": None}, "distillation": learned}, logits_of(teacher.model, taught.images),
+            {"recipes": made_by, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
         save_images(pool, out / "images", None, run["png"])
         found = ready.panel.ask(pool, **{f"{run['student']} (student)": taught.student.to(run["device"])})

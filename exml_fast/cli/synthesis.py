@@ -175,7 +175,7 @@ class PreparedTransfer:
     student: torch.nn.Module
     arguments: dict[str, Any]
     images: Result | None
-    recipe: recipes.Recipe | None
+    recipes: list[recipes.Recipe]
     statistics: str | Tensor
     config: TransferConfig
     test: Split | None
@@ -191,14 +191,14 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     first = None if run["images"] is None else Result.load(run["images"])
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    named = run["recipe"]
-    if named is None and first is None:
-        named = suited_recipe(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)
-    recipe = None if named is None else _changed(named, run["inversion"])
-    if recipe is None and run["inversion"]:
+    named = run["recipes"]
+    if not named and first is None:
+        named = [suited_recipe(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)]
+    if not named and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")
+    in_turn = [_changed(name, run["inversion"]) for name in named]
     statistics = real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
-    if recipe is not None:
+    for recipe in in_turn:
         _check_synthesis(run, teacher, recipe, statistics, config.per_round)
     outputs = teacher.outputs()
     arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
@@ -215,10 +215,10 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
         units = teacher.units or range(outputs)
         if not any(label in units for label in test.labels.unique().tolist()):
             raise ValueError(f"--data: {run['data']} has no test image of the teacher's classes {list(units)[:8]}")
-    check_pool(config, teacher.spec, 0 if first is None else len(first), recipe is not None, run["pool_dir"])
+    check_pool(config, teacher.spec, 0 if first is None else len(first), bool(in_turn), run["pool_dir"])
     if run["tensorboard"]:
         require_tensorboard()
-    return PreparedTransfer(teacher, wanted, student, arguments, first, recipe, statistics, config, test, asked)
+    return PreparedTransfer(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
 
 
 def save_images(result: Result, out: Path, per_class: int | None, png: bool) -> None:
@@ -301,7 +301,9 @@ def write_images_page(
                 "Nearer than half of that, %": f"{100 * memory['memorised']:.1f}",
             }
         ]
-    shown = settings | {"Recipe": result.summary.get("recipe", {}).get("name"), "Images": len(result)}
+    made_by = result.summary.get("recipes") or [result.summary.get("recipe", {})]  # none: images given to distill
+    names_of = ", ".join(recipe["name"] for recipe in made_by if recipe)
+    shown = settings | {"Recipe": names_of or None, "Images": len(result)}
     report = Report(
         title=f"Images out of {teacher.name}",
         summary=f"{len(result)} images of {len(names)} classes in {result.seconds:.1f} s.",
