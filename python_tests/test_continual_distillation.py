@@ -115,38 +115,6 @@ def test_loss_values() -> None:
     assert float(distillation_loss(logits, logits, mask, labels, seen, kl)[0]) == pytest.approx(0, abs=1e-6)
 
 
-# Augmentation
-
-
-@given(st.integers(0, 4), st.integers(0, 999))
-def test_shift_moves_each_image_and_fills_with_the_background(shift: int, seed: int) -> None:
-    low = torch.tensor([-2.0, 5.0])[:, None, None]
-    images = torch.arange(6 * 2 * 5 * 7, dtype=torch.float32).view(6, 2, 5, 7) + 100
-    moved = Augmentation(shift)(images, low, torch.Generator().manual_seed(seed))
-    assert moved.shape == images.shape
-    draws = torch.randint(-shift, shift + 1, (2, 6), generator=torch.Generator().manual_seed(seed))
-    for n, (dx, dy) in enumerate(draws.t().tolist()):
-        for y in range(5):
-            for x in range(7):
-                inside = 0 <= y + dy < 5 and 0 <= x + dx < 7
-                expected = images[n, :, y + dy, x + dx] if inside else low[:, 0, 0]
-                torch.testing.assert_close(moved[n, :, y, x], expected)
-
-
-def test_rotation_and_flip() -> None:
-    low = torch.full((1, 1, 1), -1.0)
-    images = torch.rand(4, 1, 9, 9)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(Augmentation(0)(images, low, generator), images)
-    assert torch.equal(Augmentation(0, flip=1.0)(images, low, generator), images.flip(-1))
-    torch.testing.assert_close(Augmentation(0, rotation=1e-6)(images, low, generator), images, atol=1e-4, rtol=0)
-    turned = Augmentation(0, rotation=45)(images, low, generator)
-    assert turned.shape == images.shape and float(turned.min()) >= -1 and not torch.equal(turned, images)
-    shifted = Augmentation(2, rotation=1e-6)(images, low, torch.Generator().manual_seed(3))
-    exact = Augmentation(2)(images, low, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(shifted, exact, atol=1e-4, rtol=0)
-
-
 # Configuration
 
 

@@ -394,7 +394,7 @@ class _Run:
         self.evaluations: list[Any] = []
         self.seconds: list[dict[str, float]] = []
         self.peak_mb: list[dict[str, float]] = []
-        self.low = self.spec.bounds(self.device)[0]
+        self.bounds = self.spec.bounds(self.device)
         self.identity = {
             "experts": stream.fingerprints(),
             "config": self.config.to_dict(),
@@ -525,7 +525,7 @@ class _Run:
             index = index.to(self.device)
             at = positions[index]
             if config.augmentation.active:
-                inputs = config.augmentation(inputs, self.low, self.generator)
+                inputs = config.augmentation(inputs, self.bounds, self.generator)
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
             batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, seen_place[at])), strict=True)
             terms = torch.zeros(2, device=self.device)

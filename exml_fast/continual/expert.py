@@ -305,7 +305,7 @@ def train_expert(
         if initial is not None:
             model.load_state_dict(dict(initial))
         arranged(model.to(device), arithmetic).train()
-        low = spec.bounds(device)[0]
+        bounds = spec.bounds(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         for epoch in range(epochs):
             order = torch.randperm(len(labels), generator=generator)[: steps * batch_size].to(device)
@@ -313,7 +313,7 @@ def train_expert(
             for step, index in enumerate(order.view(steps, batch_size).unbind(), epoch * steps):
                 inputs = images[index] if prepared else spec.prepare(images[index])
                 if augmentation is not None and augmentation.active:
-                    inputs = augmentation(inputs, low, generator)
+                    inputs = augmentation(inputs, bounds, generator)
                 loss = ops.soft_cross_entropy(forward(model, inputs, arithmetic), labels[index])
                 if schedule == "onecycle":
                     for group in optimizer.param_groups:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ["Augmentation"]
 
+# Points of the grid, each way, on which elastic displacements are drawn.
+ELASTIC_GRID = 4
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -18,18 +21,26 @@ class Augmentation:
 
     ``shift``: up to so many pixels in both directions (MNIST: 4, a 32-crop of a padded image); ``rotation``: up to
     so many degrees (bilinear); ``flip``: probability of a horizontal flip; ``scale``: enlarged or shrunk by up to this
-    share (0.2: to between 0.8 and 1.2 times the size).
+    share (0.2: to between 0.8 and 1.2 times the size); ``stretch``: width and height by up to this share, each by its
+    own; ``shear``: up to this tangent; ``elastic``: standard deviation in pixels of smooth displacements (Simard
+    2003); ``contrast``: least and greatest steepness k of the curve σ(k(p − m)), stretched to [0, 1], that pixels p in
+    [0, 1] are sent through (0, 0: as they are); ``midpoint``: least and greatest m.
     """
 
     shift: int = 4
     rotation: float = 0.0
     flip: float = 0.0
     scale: float = 0.0
+    stretch: float = 0.0
+    shear: float = 0.0
+    elastic: float = 0.0
+    contrast: tuple[float, float] = (0.0, 0.0)
+    midpoint: tuple[float, float] = (0.25, 0.6)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
             raise ValueError(f"shift must be an integer from 0 upwards, got {self.shift!r}")
-        for name in ("rotation", "flip", "scale"):
+        for name in ("rotation", "flip", "scale", "stretch", "shear", "elastic"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name} must be a number, got {value!r}")
@@ -37,37 +48,90 @@ class Augmentation:
             raise ValueError(f"rotation must be between 0 and 180 degrees, got {self.rotation!r}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be a probability, got {self.flip!r}")
-        if not 0 <= self.scale < 1:
-            raise ValueError(f"scale must be at least 0 and less than 1, got {self.scale!r}")
+        for name in ("scale", "stretch"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
+        for name in ("shear", "elastic"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        for name, highest in (("contrast", math.inf), ("midpoint", 1.0)):
+            ends = getattr(self, name)
+            numbers = isinstance(ends, tuple | list) and all(isinstance(end, int | float) for end in ends)
+            if not numbers or len(ends) != 2 or not (0 <= ends[0] <= ends[1] <= highest and ends[1] < math.inf):
+                raise ValueError(f"{name} must be two ascending numbers from 0 to {highest}, got {ends!r}")
+            object.__setattr__(self, name, tuple(float(end) for end in ends))
 
     @property
     def active(self) -> bool:
         """Whether any image can change."""
-        return bool(self.shift or self.rotation or self.flip or self.scale)
+        return bool(self.shift or self.flip or self._warps or self.contrast[1])
 
-    def __call__(self, images: Tensor, low: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augmented copies of ``images`` (N, C, H, W); ``low`` (C, 1, 1) is the background (InputSpec.bounds)."""
-        count, _, height, width = images.shape
-        device = images.device
+    @property
+    def _warps(self) -> bool:
+        return bool(self.rotation or self.scale or self.stretch or self.shear or self.elastic)
+
+    def __call__(
+        self, images: Tensor, bounds: tuple[Tensor, Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Augmented copies of ``images`` (N, C, H, W); ``bounds``: lowest and highest pixel (InputSpec.bounds)."""
+        if len(images) == 0:
+            return images
+        low, high = bounds
+        count, device = len(images), images.device
         if self.flip:
             flipped = torch.rand(count, generator=generator).to(device) < self.flip
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         shift = torch.randint(-self.shift, self.shift + 1, (2, count), generator=generator).to(device)
-        if self.rotation or self.scale:
-            angle = (2 * torch.rand(count, generator=generator) - 1).to(device) * math.radians(self.rotation)
-            cos, sin = angle.cos(), angle.sin()
-            if self.scale:
-                factor = 1 + (2 * torch.rand(count, generator=generator) - 1).to(device) * self.scale
-                cos, sin = cos / factor, sin / factor  # the grid maps the output to the input
-            dx, dy = 2 * shift[0] / width, 2 * shift[1] / height
-            rows = (cos, -sin * height / width, dx, sin * width / height, cos, dy)
-            grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
-            return F.grid_sample(images - low, grid, align_corners=False) + low
-        if not self.shift:
-            return images
-        side = self.shift
-        padded = images.new_empty(count, images.shape[1], height + 2 * side, width + 2 * side)
-        padded[:] = low
-        padded[:, :, side : side + height, side : side + width] = images
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: windows[n, :, down, right]
-        return windows[torch.arange(count, device=device), :, shift[1] + side, shift[0] + side]
+        if self._warps:
+            grid = self._grid(images, shift, generator)
+            images = F.grid_sample(images - low, grid, align_corners=False) + low
+        elif self.shift:
+            images = _moved(images, low, shift, self.shift)
+        if self.contrast[1]:
+            pixels = self._curved((images - low) / (high - low), generator)
+            images = low + (high - low) * pixels
+        return images
+
+    def _curved(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        def uniform(ends: tuple[float, float]) -> Tensor:
+            draws = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
+            return ends[0] + (ends[1] - ends[0]) * draws
+
+        steepness, middle = uniform(self.contrast).clamp(min=1e-2), uniform(self.midpoint)  # towards 0 the identity
+        lowest, highest = (-steepness * middle).sigmoid(), (steepness * (1 - middle)).sigmoid()
+        return ((steepness * (pixels - middle)).sigmoid() - lowest) / (highest - lowest)
+
+    def _grid(self, images: Tensor, shift: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Where each pixel comes from, (N, H, W, 2) as grid_sample reads it."""
+        count, _, height, width = images.shape
+
+        def uniform(most: float) -> Tensor:
+            return (2 * torch.rand(count, generator=generator) - 1).to(images.device) * most
+
+        angle = uniform(math.radians(self.rotation))
+        across = down = 1 + uniform(self.scale) if self.scale else torch.ones_like(angle)
+        if self.stretch:
+            across, down = across * (1 + uniform(self.stretch)), down * (1 + uniform(self.stretch))
+        shear = uniform(self.shear) if self.shear else torch.zeros_like(angle)
+        cos, sin = angle.cos(), angle.sin()
+        rows = (
+            cos / across, (shear * cos - sin / down) * height / width, 2 * shift[0] / width,
+            sin / across * width / height, shear * sin + cos / down, 2 * shift[1] / height,
+        )  # fmt: skip
+        grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
+        if self.elastic:
+            coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, generator=generator).to(images.device)
+            smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+            pixel = grid.new_tensor([2 / width, 2 / height])
+            grid = grid + self.elastic * pixel * smooth.permute(0, 2, 3, 1)
+        return grid
+
+
+def _moved(images: Tensor, low: Tensor, shift: Tensor, most: int) -> Tensor:
+    """Each image by its own ``shift`` (2, N): right and down, at most ``most`` pixels."""
+    count, channels, height, width = images.shape
+    padded = images.new_empty(count, channels, height + 2 * most, width + 2 * most)
+    padded[:] = low
+    padded[:, :, most : most + height, most : most + width] = images
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: windows[n, :, down, right]
+    return windows[torch.arange(count, device=images.device), :, shift[1] + most, shift[0] + most]

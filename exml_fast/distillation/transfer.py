@@ -184,7 +184,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         self.synthesizers: list[Synthesizer] = []
         self.classes = torch.empty(0, dtype=torch.int64)
-        self.low = spec.bounds(device)[0]
+        self.bounds = spec.bounds(device)
         self.step = 0
         self.history: dict[str, list[float]] = {name: [] for name in ("step", "loss", "kl", "ce", "agreement")}
         self.rounds: list[dict[str, float]] = []
@@ -315,7 +315,7 @@ class _Run:
         """One update of the student; detached loss, divergence, cross-entropy and agreement (4,)."""
         config = self.config
         if config.augmentation.active:
-            images = config.augmentation(images, self.low, self.generator)
+            images = config.augmentation(images, self.bounds, self.generator)
         share, order = torch.ones((), device=self.device), torch.arange(len(images), device=self.device)
         if config.mixup:
             share = torch.distributions.Beta(config.mixup, config.mixup).sample().to(self.device)

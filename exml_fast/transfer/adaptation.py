@@ -147,7 +147,7 @@ def adapt_by_rehearsal(
         raise ValueError(f"confidence must be a probability, got {confidence!r}")
     device = next(source.parameters()).device
     model, averaged = copy.deepcopy(source), copy.deepcopy(source).eval().requires_grad_(False)
-    impressions, low = impressions.to(device), spec.bounds(device)[0]
+    impressions, bounds = impressions.to(device), spec.bounds(device)
     answers = logits_of(source, impressions).softmax(1).to(device)
     draw, changed = torch.Generator().manual_seed(seed), config.augmentation
     left = config.steps
@@ -155,12 +155,12 @@ def adapt_by_rehearsal(
     def loss(x: Tensor, _index: Tensor) -> Tensor:
         nonlocal left
         chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
-        total = ops.soft_cross_entropy(model(changed(impressions[chosen], low, draw)), answers[chosen])
+        total = ops.soft_cross_entropy(model(changed(impressions[chosen], bounds, draw)), answers[chosen])
         if information:
             total = total - information * mutual_information(model(x))
         if consistency and 2 * left <= config.steps:
             surest, label = averaged(x).softmax(1).max(1)
-            each = F.cross_entropy(model(changed(x, low, draw)), label, reduction="none")
+            each = F.cross_entropy(model(changed(x, bounds, draw)), label, reduction="none")
             total = total + consistency * (each * (surest >= confidence)).mean()
         _average(averaged, model)
         left -= 1

@@ -65,7 +65,7 @@ def train(
         raise ValueError("images must hold at least one image")
     device = next(model.parameters()).device
     images = images.to(device)
-    low = spec.bounds(device)[0]
+    bounds = spec.bounds(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +78,7 @@ def train(
             index = next(batches).to(device)
             x = images[index]
             if config.augmentation.active:
-                x = config.augmentation(x, low, generator)
+                x = config.augmentation(x, bounds, generator)
             value = loss(x, index)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
