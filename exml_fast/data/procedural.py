@@ -19,6 +19,8 @@ __all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "PenStrokes"
 BLOCK_IMAGES, BLOCK_VALUES = 1000, 2**22
 # Where the input's own normalisation cannot be that of pixels in [0, 1] (as mean 0, std 1): about ImageNet's.
 USUAL_MEAN, USUAL_STD = 0.45, 0.25
+# Of a drawing: most strokes, and how far from the middle their control points may go, the image's edge being 1.
+STROKES, PLACES = 2, 0.75
 
 
 class ImageSource(Protocol):
@@ -199,8 +201,12 @@ class PenStrokes(_Blocks):
         if not 0 < self.pen[0] <= self.pen[1]:
             raise ValueError(f"pen must be two ascending positive numbers, got {self.pen!r}")
 
-    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        height, width = spec.size
+    def parameters(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """(count, P) random drawings, as :meth:`render` reads them.
+
+        Control points of the strokes, (x, y) from −1 to 1 across the image; for each stroke whether it is drawn, 0 or
+        1; the logarithm of the pen's radius as a share of the image's shorter side.
+        """
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
@@ -209,29 +215,51 @@ class PenStrokes(_Blocks):
             return torch.rand(*shape, generator=generator)
 
         # The direction of the walk turns steadily, with noise: arcs, loops and zigzags.
-        turns = 0.8 * normal(count, 2, 1) + 0.7 * normal(count, 2, self.points - 1)
-        angle = 2 * math.pi * uniform(count, 2, 1) + turns.cumsum(2)
-        length = 0.3 + 0.7 * uniform(count, 2, self.points - 1)
+        turns = 0.8 * normal(count, STROKES, 1) + 0.7 * normal(count, STROKES, self.points - 1)
+        angle = 2 * math.pi * uniform(count, STROKES, 1) + turns.cumsum(2)
+        length = 0.3 + 0.7 * uniform(count, STROKES, self.points - 1)
         steps = torch.stack([angle.cos(), angle.sin()], 3) * length[..., None]
-        control = torch.cat([torch.zeros(count, 2, 1, 2), steps.cumsum(2)], 2)
-        control = control - control.mean(2, keepdim=True) + 0.6 * normal(count, 2, 1, 2)
+        control = torch.cat([torch.zeros(count, STROKES, 1, 2), steps.cumsum(2)], 2)
+        control = control - control.mean(2, keepdim=True) + 0.6 * normal(count, STROKES, 1, 2)
         drawn = torch.stack([torch.ones(count), (uniform(count) < self.second).float()], 1)
 
-        dots = max(32, height, width)
-        path = _b_spline(control.flatten(0, 1), dots).view(count, 2, dots, 2)
+        path = _b_spline(control.flatten(0, 1), _dots(spec)).view(count, STROKES, -1, 2)
         there = drawn[:, :, None, None] > 0
         low = torch.where(there, path, math.inf).amin((1, 2), keepdim=True)
         high = torch.where(there, path, -math.inf).amax((1, 2), keepdim=True)
-        side = min(height, width)
+        side = min(spec.size)
         scale = self.box * side / (high - low).amax(3, keepdim=True).clamp(min=0.3)
-        path = (path - (low + high) / 2) * scale + torch.tensor([width / 2, height / 2])
+        control = 2 * (control - (low + high) / 2) * scale / _extent(spec, control)
+        radius = self.pen[0] + (self.pen[1] - self.pen[0]) * uniform(count, 1)
+        return torch.cat([control.flatten(1), drawn, radius.log()], 1)
 
+    def limits(self, spec: InputSpec) -> tuple[Tensor, Tensor]:
+        """Lowest and highest value of each of the P parameters, (P,): inside the image, a pen not far from its own."""
+        places = torch.full((STROKES * self.points * 2,), PLACES)
+        drawn = torch.tensor([0.0, 1.0]).expand(STROKES, 2)
+        radius = torch.tensor([[0.75 * self.pen[0], 1.2 * self.pen[1]]]).log()
+        low, high = torch.cat([torch.stack([-places, places], 1), drawn, radius]).T.contiguous()
+        return low, high
+
+    def render(self, parameters: Tensor, spec: InputSpec) -> Tensor:
+        """Normalised images (N, C, H, W) of drawings (N, P); differentiable, but for whether a stroke is drawn."""
+        return spec.normalize(self._drawing(parameters, spec))
+
+    def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        return self._drawing(self.parameters(count, spec, generator), spec)
+
+    def _drawing(self, parameters: Tensor, spec: InputSpec) -> Tensor:
+        height, width = spec.size
+        control, drawn, radius = parameters.split([STROKES * self.points * 2, STROKES, 1], 1)
+        count, drawn = len(parameters), drawn.detach()
+        path = _b_spline(control.reshape(count * STROKES, self.points, 2), _dots(spec)).view(count, STROKES, -1, 2)
+        path = (path + 1) / 2 * _extent(spec, path)
         # Ink: Gaussian dots along the path, each with the ink of the way to the next.
-        way = (path[:, :, 1:] - path[:, :, :-1]).norm(dim=3)
-        radius = side * (self.pen[0] + (self.pen[1] - self.pen[0]) * uniform(count, 1, 1))
-        ink = torch.cat([way, way[:, :, -1:]], 2) * drawn[:, :, None] / radius
-        columns = _bell(path[..., 0].flatten(1), width, radius)
-        rows = _bell(path[..., 1].flatten(1), height, radius) * ink.flatten(1)[..., None]
+        way = torch.linalg.vector_norm(path[:, :, 1:] - path[:, :, :-1], dim=3)
+        pen = min(height, width) * radius.exp()[..., None]
+        ink = torch.cat([way, way[:, :, -1:]], 2) * drawn[:, :, None] / pen
+        columns = _bell(path[..., 0].flatten(1), width, pen)
+        rows = _bell(path[..., 1].flatten(1), height, pen) * ink.flatten(1)[..., None]
         image = torch.tanh(1.3 * rows.transpose(1, 2) @ columns)[:, None]
         image = 1 - image if self.invert else image
         return image.expand(count, spec.channels, height, width)
@@ -244,19 +272,29 @@ SOURCES: dict[str, type[NaturalFields] | type[DeadLeaves] | type[PenStrokes]] = 
 }
 
 
+def _dots(spec: InputSpec) -> int:
+    return max(32, *spec.size)
+
+
+def _extent(spec: InputSpec, like: Tensor) -> Tensor:
+    """Width and height in pixels, (2,)."""
+    height, width = spec.size
+    return like.new_tensor([width, height])
+
+
 def _b_spline(control: Tensor, count: int) -> Tensor:
     """``count`` points (N, count, 2) of the uniform cubic B-splines of ``control`` (N, K, 2), clamped at both ends."""
     first, last = control[:, :1], control[:, -1:]
     knots = torch.cat([first, first, control, last, last], 1)
     segments = knots.shape[1] - 3
-    at = torch.linspace(0, segments * (1 - 1e-6), count)
+    at = torch.linspace(0, segments * (1 - 1e-6), count, device=control.device)
     segment = at.long().clamp(max=segments - 1)
     u = (at - segment)[:, None]
     weights = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
-    return sum((w * knots[:, segment + i] for i, w in enumerate(weights)), torch.zeros(())) / 6
+    return sum((w * knots[:, segment + i] for i, w in enumerate(weights)), knots.new_zeros(())) / 6
 
 
 def _bell(centres: Tensor, pixels: int, radius: Tensor) -> Tensor:
     """(N, M, pixels): Gaussians of ``radius`` (N, 1, 1) around ``centres`` (N, M), at the middles of the pixels."""
-    distance = torch.arange(pixels) + 0.5 - centres[..., None]
+    distance = torch.arange(pixels, device=centres.device) + 0.5 - centres[..., None]
     return torch.exp(-0.5 * (distance / radius).square())
