@@ -2,6 +2,7 @@
 
 from exml_fast.inversion import recipes
 from exml_fast.inversion.many import invert_many
+from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.statistics import BNStatistics
@@ -13,6 +14,7 @@ __all__ = [
     "PRECISIONS",
     "BNStatistics",
     "FrozenTeacher",
+    "Parametrisation",
     "Progress",
     "Recipe",
     "Result",

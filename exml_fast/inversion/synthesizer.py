@@ -25,6 +25,7 @@ from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.convolution import Plan
 from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.objective import Objective, Step
+from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.spectrum import NaturalSpectrum
@@ -61,6 +62,7 @@ class _State:
     batch: int
     step: int
     x: Tensor
+    """(R, C, H, W) images, or (R, P) parameters of images."""
     exp_avg: Tensor
     exp_avg_sq: Tensor
     rows: Tensor
@@ -77,7 +79,7 @@ class _State:
     """(steps,) float64, CPU: how many images."""
     seconds: float
     start: Tensor | None = None
-    """(N, C, H, W), CPU: what the images begin with; noise when None."""
+    """(N, …) as ``x``, CPU: what the images begin with; noise when None."""
     earlier: Tensor | None = None
     """(steps, T) float64, CPU: history, means an image, of smaller images that these began as."""
     soft: Tensor | None = None
@@ -110,13 +112,17 @@ class Synthesizer:
             of instead (Yin 2020, A.2 and Table 8).
         layers: names or patterns of the layers whose outputs are matched, for a network without BatchNorm
             (:class:`FrozenTeacher`); ``statistics`` must then be images.
+        parametrisation: of what images are functions, as :class:`exml_fast.data.PenStrokes`: its parameters are
+            optimised in place of pixels, within its limits; the recipe's start, clip and spectrum are of pixels and
+            have no part in it.
         compact: drop stopped images from the batch, where no term couples the images.
         block: steps between two looks at the losses: progress, NaN check, early stop, checkpoint.
 
     Raises:
         ValueError: if the network is in TorchScript, does not take the specification's images or does not return
             logits; if ``units`` does not fit; if the recipe matches BatchNorm statistics and the network has none
-            (unless the recipe's ``bn_optional``) or a layer keeps none; if an image needs more memory than there is.
+            (unless the recipe's ``bn_optional``) or a layer keeps none; if a recipe with ``coarse_steps`` is given a
+            parametrisation; if an image needs more memory than there is.
     """
 
     _stage = "invert"
@@ -133,6 +139,7 @@ class Synthesizer:
         engine: bool = True,
         statistics: str | Tensor = "running",
         layers: Sequence[str] = (),
+        parametrisation: Parametrisation | None = None,
         compact: bool = True,
         block: int = 50,
     ) -> None:
@@ -162,9 +169,15 @@ class Synthesizer:
             raise ValueError(f"units must be {self.num_classes} distinct class ids, one a logit, got {self.units}")
         self.objective = Objective.of(self.recipe, bn=self.teacher.matched_calls > 0)
         self.compact = compact and not self.objective.couples
+        self.parametrisation = parametrisation
+        if parametrisation is not None and self.recipe.coarse_steps:
+            raise ValueError(
+                f"recipe {self.recipe.name!r} begins with smaller images (coarse_steps={self.recipe.coarse_steps}): "
+                "expected coarse_steps=() with a parametrisation"
+            )
         self._bounds = self._clip_bounds()
         self._spectrum: NaturalSpectrum | None = None
-        if self.recipe.spectrum or self.recipe.correlation:
+        if parametrisation is None and (self.recipe.spectrum or self.recipe.correlation):
             waves = (self.recipe.spectrum, self.recipe.correlation)
             self._spectrum = NaturalSpectrum(*waves, self.spec.shape, self.device)
         self._student: FrozenTeacher | EagerTeacher | None = None
@@ -191,7 +204,8 @@ class Synthesizer:
                 restricts it; those in ``labels`` when None.
             student: a classifier with the teacher's K logits, as it is now, that the images compete with; a recipe
                 with ``compete`` needs it, others do not look at it (Yin 2020, 3.3).
-            start: normalised images (N, C, H, W) to begin with instead of noise.
+            start: normalised images (N, C, H, W) to begin with instead of noise; with a parametrisation its parameters
+                (N, P) instead of random ones.
             progress: called after each block as ``progress("invert", step, total, terms)``; the steps of all
                 batches count. Smaller images (``coarse_steps``) are a stage of their own, "invert at 112×112".
             checkpoint: a file written every minute, and when the run is interrupted (KeyboardInterrupt, which goes
@@ -282,15 +296,19 @@ class Synthesizer:
     # One step and one block.
 
     def _gradient(self, targets: Tensor, draws: Draws, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the objective at the images ``x`` (R, C, H, W), and the values of its terms (T + 1,)."""
+        """Gradient of the objective at ``x`` (:class:`_State`), and the values of its terms (T + 1,)."""
         leaf = x.detach().requires_grad_()
-        inputs = self.recipe.augmentation(leaf, draws, index)
+        images = self._images(leaf)
+        inputs = self.recipe.augmentation(images, draws, index)
         logits, layers = self.teacher(inputs)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
         student = None if self._student is None else self._student(inputs)[0].to(logits.dtype)
-        total, values = self.objective(Step(leaf, inputs, logits, soft, layers, student))
+        total, values = self.objective(Step(images, inputs, logits, soft, layers, student))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
+
+    def _images(self, x: Tensor) -> Tensor:
+        return x if self.parametrisation is None else self.parametrisation.render(x, self.spec)
 
     def _stepper(self, state: _State, targets: Tensor, draws: Draws) -> Stepper:
         gradient = functools.partial(self._gradient, targets[state.rows.to(self.device)], draws)
@@ -320,7 +338,7 @@ class Synthesizer:
     def _stop_confident(self, state: _State, wanted: Tensor) -> None:
         assert self.recipe.stop_confidence is not None
         with torch.no_grad():
-            logits, _ = self.teacher(state.x)
+            logits, _ = self.teacher(self._images(state.x))
         probability = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
         confident = (probability >= self.recipe.stop_confidence) & state.active
         state.active &= ~confident
@@ -335,7 +353,8 @@ class Synthesizer:
         """Take rows (R,) bool out of the loop and keep their images."""
         keep = ~chosen
         on_device = keep.to(self.device)
-        state.images[state.rows[chosen]] = state.x[~on_device].cpu()
+        with torch.no_grad():
+            state.images[state.rows[chosen]] = self._images(state.x[~on_device]).cpu()
         for name in ("x", "exp_avg", "exp_avg_sq", "active"):
             setattr(state, name, getattr(state, name)[on_device])
         state.rows = state.rows[keep]
@@ -385,9 +404,13 @@ class Synthesizer:
     def _checked_start(self, start: Tensor | None, count: int) -> Tensor | None:
         if start is None:
             return None
-        shape = (count, *self.spec.shape)
-        if tuple(start.shape) != shape or not start.is_floating_point():
-            raise ValueError(f"start must be floating-point images {shape}, got {start.dtype} {tuple(start.shape)}")
+        what, shape = "images", torch.Size((count, *self.spec.shape))
+        if self.parametrisation is not None:
+            what, shape = "parameters", torch.Size((count, *self.parametrisation.limits(self.spec)[0].shape))
+        if start.shape != shape or not start.is_floating_point():
+            raise ValueError(
+                f"start must be floating-point {what} {tuple(shape)}, got {start.dtype} {tuple(start.shape)}"
+            )
         return start.detach().to("cpu", torch.float32).clone()
 
     def _freeze_student(self, student: nn.Module | None, plans: Plans | None = None) -> Network | None:
@@ -408,18 +431,24 @@ class Synthesizer:
         return frozen_student
 
     def _start(self, state: _State, rows: Tensor, seed: int) -> None:
+        x = self._random(rows, seed) if state.start is None else state.start[rows]
+        state.x = x.to(self.device, torch.float32).contiguous()
+        state.exp_avg, state.exp_avg_sq = torch.zeros_like(state.x), torch.zeros_like(state.x)
+        state.rows = rows.clone()
+        state.active = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+
+    def _random(self, rows: Tensor, seed: int) -> Tensor:
+        """What these images of a run begin with, each from a generator of its own."""
+        generators = [_generator(seed, f"image {n}") for n in rows.tolist()]
+        if self.parametrisation is not None:
+            return torch.cat([self.parametrisation.parameters(1, self.spec, generator) for generator in generators])
         make = torch.randn if self.recipe.init == "normal" else torch.rand
-        noise = [make(self.spec.shape, generator=_generator(seed, f"image {n}")) for n in rows.tolist()]
-        x = torch.stack(noise).to(self.device)
+        x = torch.stack([make(self.spec.shape, generator=generator) for generator in generators]).to(self.device)
         if self.recipe.init == "uniform":
             x = self.spec.normalize(x)
         elif self._spectrum is not None:
             x = self._spectrum(x)
-        x = self.recipe.init_scale * x if state.start is None else state.start[rows].to(self.device)
-        state.x = x.to(torch.float32).contiguous()
-        state.exp_avg, state.exp_avg_sq = torch.zeros_like(state.x), torch.zeros_like(state.x)
-        state.rows = rows.clone()
-        state.active = torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        return self.recipe.init_scale * x
 
     def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
         """(N, K) float32, drawn around the logit positions (N,)."""
@@ -440,6 +469,9 @@ class Synthesizer:
 
     def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
         clip, channels = self.recipe.clip, self.spec.channels
+        if self.parametrisation is not None:
+            low, high = self.parametrisation.limits(self.spec)
+            return low.to(self.device), high.to(self.device)
         if clip is None:
             return None, None
         if clip == "valid":
@@ -491,6 +523,7 @@ class Synthesizer:
             "confidence": float(logits.softmax(1).gather(1, wanted[:, None]).double().mean()),
             "stopped": int((state.stopped_at < self.recipe.steps).sum()) if stop is not None else 0,
             "absent": absent,
+            "parametrisation": None if self.parametrisation is None else self.parametrisation.describe(),
             "device": str(self.device),
             "precision": self.teacher.precision,
         }
@@ -509,6 +542,7 @@ class Synthesizer:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
         settings += [self.precision, self.engine, self.layers, start is None, repr(self.model)]
+        settings += [] if self.parametrisation is None else [self.parametrisation.describe()]
         digest.update(json.dumps(settings).encode())
         return digest.hexdigest()
 
@@ -560,6 +594,7 @@ def invert(
     student: nn.Module | None = None,
     statistics: str | Tensor = "running",
     layers: Sequence[str] = (),
+    parametrisation: Parametrisation | None = None,
     progress: Progress | None = None,
     checkpoint: PathLike | None = None,
     **overrides: Any,
@@ -581,6 +616,7 @@ def invert(
         student: whom the images compete with, for the recipes ``adaptive_deep_inversion``.
         statistics, layers: normalised real images whose statistics are matched instead of what BatchNorms remember,
             and names of other layers to match (:class:`Synthesizer`).
+        parametrisation: of what images are functions, as drawings of pen strokes (:class:`Synthesizer`).
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint: a file that lets an interrupted run continue (:meth:`Synthesizer.run`).
         overrides: fields of the recipe, as ``steps=500``.
@@ -599,7 +635,7 @@ def invert(
     chosen = suited_recipe(model, source) if recipe is None else recipes.get(recipe)
     synthesizer = Synthesizer(
         model, source, chosen.replace(**overrides), units=units, device=device, precision=precision,
-        statistics=statistics, layers=layers,
+        statistics=statistics, layers=layers, parametrisation=parametrisation,
     )  # fmt: skip
     ids = class_ids(synthesizer.units if classes is None else classes)
     labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)
