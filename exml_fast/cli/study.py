@@ -32,6 +32,7 @@ from exml_fast.continual import (
     AuxiliaryData,
     DataImpression,
     DistillationConfig,
+    DrawnInversion,
     EnsembleAverage,
     ExModelDistillation,
     Expert,
@@ -55,7 +56,7 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import SOURCES, Augmentation, ImageData, load
+from exml_fast.data import SOURCES, Augmentation, ImageData, PenStrokes, load
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -72,6 +73,7 @@ STRATEGIES = {
     "natural-fields": "Natural Fields",
     "dead-leaves": "Dead Leaves",
     "pen-strokes": "Pen Strokes",
+    "inverted-strokes": "Inverted Strokes",
     "replay": "Replay",
 }
 # What --strategy all means: the paper's.
@@ -80,12 +82,16 @@ RECIPES = {
     "model-inversion": "model_inversion",
     "data-impression": "data_impressions",
     "adaptive-inversion": "model_inversion",
+    "inverted-strokes": "drawn_inversion",
 }
+# Strategies whose images are of a kind, before a background of random ones.
+DRAWN = {"inverted-strokes": PenStrokes}
 # How an ex-model learns from random images: from calibrated logits that are kept with the images (docs/ex_model.md).
 RANDOM_IMAGES: dict[str, Any] = {
     "iterations": 2000, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "loss": "kl",
     "lambda_ce": 0.0, "targets": "stored", "augmentation": {"shift": 0},
 }  # fmt: skip
+BEFORE_BACKGROUND = RANDOM_IMAGES | {"targets": "experts", "background": 0.8, "renormalise": True}
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
     "Ensemble Avg.": EnsembleAverage,
@@ -192,19 +198,23 @@ class Settings:
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
-        return recipes.get(f"{RECIPES[strategy]}/{self.variant}").replace(**self.inversion)
+        variant = "" if strategy in DRAWN else f"/{self.variant}"
+        return recipes.get(f"{RECIPES[strategy]}{variant}").replace(**self.inversion)
 
     def config(self, strategy: str) -> DistillationConfig:
         """How the ex-model is distilled with a strategy."""
-        if strategy in SOURCES:
-            return config(RANDOM_IMAGES | self.random_images)
+        if strategy in SOURCES or strategy in DRAWN:
+            return config((BEFORE_BACKGROUND if strategy in DRAWN else RANDOM_IMAGES) | self.random_images)
         task_known = {"task_labels": True} if self.scenario == "multi-task" else {}
         return config(task_known | self.distillation)
 
     def calibration_of(self, strategy: str) -> ResponseCalibration | None:
         """On what the experts' logits are calibrated with a strategy."""
-        source = self.calibration or (strategy if strategy in SOURCES else "none")
-        return None if source == "none" else ResponseCalibration(SOURCES[source]())
+        if self.calibration is not None:
+            source = SOURCES.get(self.calibration)
+        else:
+            source = SOURCES.get(strategy) or DRAWN.get(strategy)
+        return None if source is None else ResponseCalibration(source())
 
     def published(self) -> dict[str, Any]:
         """For the file of results: without where files lie on this machine, which decides nothing."""
@@ -417,6 +427,7 @@ class Study:
         method = ExModelDistillation(
             strategy, self.settings.config(name), seed=seed, device=self.settings.device, buffer_dir=images,
             calibration=self.settings.calibration_of(name),
+            background=DRAWN[name]() if name in DRAWN else None,
         )  # fmt: skip
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
@@ -510,6 +521,8 @@ class Study:
             return "real images of the experts' classes"
         if name in SOURCES:
             return f"random images, what is known: {SOURCES[name].domain}"
+        if name in DRAWN:
+            return f"random images and inverted ones of their kind, what is known: {DRAWN[name].domain}"
         return "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
 
     def _strategy(self, name: str) -> Strategy:
@@ -517,6 +530,8 @@ class Study:
             return Replay(self.data)
         if name in SOURCES:
             return Procedural(SOURCES[name]())
+        if name in DRAWN:
+            return DrawnInversion(DRAWN[name](), self.settings.recipe(name))
         if name == "model-inversion":
             return ModelInversion(self.settings.recipe(name))
         if name == "adaptive-inversion":
@@ -535,10 +550,10 @@ class Study:
             taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
         if strategy is not None:
             config = self.settings.config(strategy)
-            if strategy not in SOURCES:  # a method of our own has no published length
+            if strategy not in SOURCES and strategy not in DRAWN:  # a method of our own has no published length
                 taken["distillation steps"] = (config.iterations, published.iterations)
             taken["images"] = (config.buffer_size, published.buffer)
-        if strategy in RECIPES:
+        if strategy in RECIPES and strategy not in DRAWN:
             taken["inversion steps"] = (self.settings.recipe(strategy).steps, published.steps)
         return [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
 

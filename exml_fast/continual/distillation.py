@@ -25,7 +25,7 @@ from exml_fast.continual.expert import Card, Expert, Progress, complete_argument
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
-from exml_fast.data import Augmentation, InputSpec
+from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.inversion.twin import twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -68,7 +68,13 @@ class DistillationConfig:
         augmentation: of the images in the distillation steps.
         targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
             computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
-            image outlives it. The previous ex-model then speaks for the earlier experts on new images only.
+            image outlives it. The previous ex-model then speaks for the earlier experts on new images only; "experts":
+            likewise, but it never speaks: units of experts that did not see an image count for nothing there.
+        background: share of the buffer that random images fill at the first expert, the ``background`` source's
+            (:class:`ExModelDistillation`). Every expert sees all of them, and their label is the class of their highest
+            target. Rounded down to whole images.
+        renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
+            the buffer: a background's are not those of the classes.
         task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
             experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -92,6 +98,8 @@ class DistillationConfig:
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
     targets: str = "live"
+    background: float = 0.0
+    renormalise: bool = False
     task_labels: bool = False
     init_from_first: bool = False
     reset: bool = False
@@ -104,13 +112,17 @@ class DistillationConfig:
             "mse": ("mean", "sum"),
             "normalize": NORMALIZATIONS,
             "combine": ("per_sample", "per_unit"),
-            "targets": ("live", "fixed", "stored"),
+            "targets": ("live", "fixed", "stored", "experts"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
-        if self.targets == "stored" and self.combine != "per_unit":
-            raise ValueError(f"targets='stored' needs combine='per_unit', got {self.combine!r}")
+        if self.keeps_targets and self.combine != "per_unit":
+            raise ValueError(f"targets={self.targets!r} needs combine='per_unit', got {self.combine!r}")
+        if not 0 <= self.background < 1:
+            raise ValueError(f"background must be at least 0 and less than 1, got {self.background!r}")
+        if self.background and not self.keeps_targets:
+            raise ValueError(f"a background needs targets 'stored' or 'experts', got {self.targets!r}")
         for name in ("iterations", "batch_size", "buffer_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -133,6 +145,11 @@ class DistillationConfig:
         if isinstance(augmentation, Mapping):
             augmentation = Augmentation(**augmentation)
         return cls(**{**value, "augmentation": augmentation})
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether targets are kept with the images."""
+        return self.targets in ("stored", "experts")
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 .. iterations - 1."""
@@ -276,6 +293,7 @@ class ExModelDistillation:
         device: where the networks, the buffer and the steps are.
         calibration: makes the experts' logits comparable (:class:`ResponseCalibration`); None takes them as they are.
         buffer_dir: folder for the buffer's images instead of memory (:class:`ImageBuffer`); results do not change.
+        background: what the random images of ``config.background`` are drawn from; they are kept in memory.
     """
 
     def __init__(
@@ -290,15 +308,20 @@ class ExModelDistillation:
         device: str | torch.device = "cpu",
         calibration: ResponseCalibration | None = None,
         buffer_dir: str | os.PathLike[str] | None = None,
+        background: ImageSource | None = None,
     ) -> None:
         if model is not None and units is None:
             raise ValueError("units must be given with model: the global class id of each logit")
+        share = 0.0 if config is None else config.background
+        if (background is not None) != (share > 0):
+            raise ValueError(f"background must be a source if and only if config.background is positive, got {share}")
         self.strategy = strategy
         self.config = config or DistillationConfig()
         self.seed = seed
         self.device = torch.device(device)
         self.calibration = calibration
         self.buffer_dir = buffer_dir
+        self.background = background
         self._model, self._units, self._spec = model, units, spec
 
     def run(
@@ -360,6 +383,8 @@ class _Run:
                 f"images of {self.strategy.describe()} belong to no class or task: combine must be 'per_unit' and "
                 f"task_labels False, got {self.config.combine!r} and {self.config.task_labels}"
             )
+        if self.config.renormalise and self.once:
+            raise ValueError("renormalise needs images of experts, not random ones alone")
         self.stream, self.progress = stream, progress
         self.units = list(method._units) if method._units is not None else stream.units
         self.spec = method._spec or stream.cards[0].input_spec
@@ -381,12 +406,20 @@ class _Run:
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
-        self.buffer = ImageBuffer(self.config.buffer_size, method.buffer_dir)
+        behind = int(self.config.background * self.config.buffer_size)
+        self.buffer = ImageBuffer(self.config.buffer_size - behind, method.buffer_dir)
         self.buffer_device = self.device if method.buffer_dir is None else torch.device("cpu")
         self.seed = method.seed
         self.generator = torch.Generator().manual_seed(self.seed)
-        # Of the buffer's images, where targets are stored; factors of the expert's logits, where they are calibrated.
+        # The same from the seed whenever it is drawn: no checkpoint holds it. Its rows come before the buffer's.
+        self.background = torch.empty(0, *self.spec.shape, device=self.buffer_device)
+        if method.background is not None:
+            drawn = method.background.draw(behind, self.spec, torch.Generator().manual_seed(self.seed))
+            self.background = drawn.to(self.buffer_device)
+        # Targets that are kept with the images, and of which units experts spoke; factors of the expert's logits, where
+        # they are calibrated.
         self.stored: Tensor | None = None
+        self.heard: Tensor | None = None
         self.scale: Tensor | None = None
         # Where the run is: expert, whether its images are in the buffer, and how many of its steps are done.
         self.expert_index, self.generated, self.step = 0, False, 0
@@ -404,6 +437,7 @@ class _Run:
             "seed": self.seed,
             "architecture": self.architecture,
             "calibration": None if self.calibration is None else self.calibration.describe(),
+            "background": None if method.background is None else method.background.describe(),
         }
         self.path = Path(checkpoint_dir) / CHECKPOINT_FILE if checkpoint_dir is not None else None
         self.checkpoint_every = checkpoint_every
@@ -454,7 +488,7 @@ class _Run:
         return Expert(_placed(twin(expert.model, shared=False), self.device), expert.card)
 
     def _generate(self, expert: Expert) -> None:
-        count = self.config.buffer_size // (1 if self.once else self.expert_index + 1)
+        count = self.buffer.capacity // (1 if self.once else self.expert_index + 1)
         stage = self._stage("generate")
 
         def report(_stage: str, step: int, total: int, terms: dict[str, float]) -> None:
@@ -490,29 +524,44 @@ class _Run:
     def _keep(self, images: Tensor, labels: Tensor) -> None:
         """Into the buffer, for which others make room."""
         if self.expert_index > 0:
-            kept = self.buffer.subsample(min(len(self.buffer), self.config.buffer_size - len(labels)), self.generator)
-            self.stored = self.stored[kept.to(self.device)] if self.stored is not None else None
+            kept = self.buffer.subsample(min(len(self.buffer), self.buffer.capacity - len(labels)), self.generator)
+            if self.stored is not None:
+                behind = len(self.background)
+                rows = torch.cat([torch.arange(behind), behind + kept.cpu()]).to(self.device)
+                self.stored = self.stored[rows]
+                self.heard = None if self.heard is None else self.heard[rows]
         self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
-        if self.stored is not None and self.previous is not None:
-            self.stored = torch.cat([self.stored, _outputs(self.previous, images.to(self.device))])
+        if self.stored is None or self.previous is None:
+            return
+        shape = (len(images), len(self.units))
+        if self.heard is None:
+            said = _outputs(self.previous, images.to(self.device))
+        else:
+            said = self.stored.new_zeros(shape)
+            self.heard = torch.cat([self.heard, self.heard.new_zeros(shape)])
+        self.stored = torch.cat([self.stored, said])
 
     def _distil(self, expert: Expert) -> None:
         config, stage = self.config, self._stage("distil")
         teachers = _Teachers(self, expert)
-        images, labels = self.buffer.images, self.buffer.labels.to(self.device)
+        labels = self.buffer.labels.to(self.device)
         place = torch.full((max(self.units) + 1,), -1, device=self.device)
         place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
-        positions = place[labels]
+        behind = len(self.background)
+        positions = torch.cat([place.new_zeros(behind), place[labels]])
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
         fixed = config.targets != "live" or not config.augmentation.active
-        targets = self._targets(teachers, images, positions) if fixed or self.once else None
-        if self.once:
+        targets = self._targets(teachers, positions) if fixed or self.once else None
+        unlabelled = len(positions) if self.once else behind
+        if unlabelled:
             assert targets is not None
-            positions = targets[0].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
+            highest = targets[0][:unlabelled].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
+            positions = torch.cat([highest, positions[unlabelled:]])
+        if self.once:
             self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions])
         if not fixed:
             targets = None
-        batch_bytes = config.batch_size * images[0].numel() * images.element_size()
+        batch_bytes = config.batch_size * math.prod(self.spec.shape) * self.buffer.images.element_size()
         block_steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // batch_bytes))
         parameters = self.optimizer.param_groups[0]
         last_written = self.step
@@ -520,8 +569,8 @@ class _Run:
         while self.step < config.iterations:
             started = time.perf_counter()
             steps = min(block_steps, config.iterations - self.step)
-            index = torch.randint(len(labels), (steps * config.batch_size,), generator=self.generator)
-            inputs = images[index.to(images.device)].to(self.device)
+            index = torch.randint(len(positions), (steps * config.batch_size,), generator=self.generator)
+            inputs = self._rows(index)
             index = index.to(self.device)
             at = positions[index]
             if config.augmentation.active:
@@ -543,22 +592,48 @@ class _Run:
             due = self.step - last_written >= self.checkpoint_every and self.step < config.iterations
             last_written = self.step if due else last_written
             self._take_snapshot(write=due)
-        if config.targets == "stored":
+        if config.keeps_targets:
             assert targets is not None
-            self.stored = targets[0]
+            self.stored, self.heard = targets[0], targets[1] if config.targets == "experts" else None
+        if config.renormalise:
+            self._renormalise()
 
-    def _targets(self, teachers: _Teachers, images: Tensor, positions: Tensor) -> list[Tensor]:
+    def _rows(self, index: Tensor) -> Tensor:
+        """Images of the background, and after it of the buffer, on the device."""
+        images, behind = self.buffer.images, len(self.background)
+        if not behind:
+            return images[index.to(images.device)].to(self.device)
+        at = index.to(images.device)
+        mine = at >= behind
+        rows = images.new_empty(len(at), *self.spec.shape)
+        rows[mine], rows[~mine] = images[at[mine] - behind], self.background[at[~mine]]
+        return rows.to(self.device)
+
+    def _targets(self, teachers: _Teachers, positions: Tensor) -> list[Tensor]:
         """Targets and mask of images as they are, (N, K)."""
         blocks = torch.arange(len(positions), device=self.device).split(BLOCK_IMAGES)
         found = [
-            teachers(
-                images[rows.to(images.device)].to(self.device),
-                positions[rows],
-                None if self.stored is None else self.stored[rows],
-            )
+            teachers(self._rows(rows), positions[rows], None if self.stored is None else self.stored[rows])
             for rows in blocks
         ]
-        return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
+        targets, mask = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        return [targets, mask if self.heard is None else self.heard | (mask & teachers.current_known)]
+
+    @torch.no_grad()
+    def _renormalise(self) -> None:
+        """BatchNorms' running statistics become the mean of those of batches of the buffer's images."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        images, momenta = self.buffer.images, [norm.momentum for norm in norms]
+        self.model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # averages
+            norm.train()
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
+        for rows in order.tensor_split(max(1, len(images) // BLOCK_IMAGES)):
+            self.model(images[rows.to(images.device)].to(self.device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def _record(self, stage: str, terms: list[float], seconds: float) -> None:
         term, ce = terms
@@ -626,6 +701,7 @@ class _Run:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "buffer": self.buffer.state_dict(),
             "stored": self.stored,
+            "heard": self.heard,
             "scale": self.scale,
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
@@ -668,7 +744,7 @@ class _Run:
             self.previous.load_state_dict(state["previous"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
-        self.stored, self.scale = state["stored"], state["scale"]
+        self.stored, self.heard, self.scale = state["stored"], state["heard"], state["scale"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
         if state["cuda_generator"] is not None and self.device.type == "cuda":

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
 from exml_fast.data import ImageData, ImageSource
-from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
+from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
 
-__all__ = ["AdaptiveInversion", "AuxiliaryData", "DataImpression", "ModelInversion", "Procedural", "Replay", "Strategy"]
+__all__ = [
+    "AdaptiveInversion", "AuxiliaryData", "DataImpression", "DrawnInversion", "ModelInversion", "Procedural", "Replay",
+    "Strategy",
+]  # fmt: skip
 
 
 class Strategy(Protocol):
@@ -79,13 +82,20 @@ class _Inversion:
         progress: Progress | None,
         checkpoint: PathLike | None,
     ) -> tuple[Tensor, Tensor]:
-        synthesizer = Synthesizer(expert.model, expert.input_spec, recipe, units=expert.units)
+        labels = balanced_labels(expert.classes, count)
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.last = synthesizer.run(
-            balanced_labels(expert.classes, count), seed=seed, classes=expert.classes, student=student,
+        self.last = self._synthesizer(expert, recipe).run(
+            labels, seed=seed, classes=expert.classes, student=student, start=self._start(expert, labels, generator),
             progress=progress, checkpoint=checkpoint,
         )  # fmt: skip
         return self.last.images, self.last.labels
+
+    def _synthesizer(self, expert: Expert, recipe: Recipe) -> Synthesizer:
+        return Synthesizer(expert.model, expert.input_spec, recipe, units=expert.units)
+
+    def _start(self, expert: Expert, labels: Tensor, generator: torch.Generator) -> Tensor | None:
+        """What the images begin with; noise when None."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Name and recipe."""
@@ -102,6 +112,49 @@ class ModelInversion(_Inversion):
 
     def __init__(self, recipe: str | Recipe = "model_inversion", **overrides: Any) -> None:
         super().__init__(recipe, **overrides)
+
+
+class DrawnInversion(_Inversion):
+    """Model Inversion among images of a kind: a parametrisation's, as :class:`exml_fast.data.PenStrokes`.
+
+    Of ``pool`` random ones those in which the expert sees each class most are where the optimisation begins.
+    ``recipe`` and ``overrides`` as in :class:`ModelInversion`.
+    """
+
+    name = "drawn_inversion"
+
+    def __init__(
+        self,
+        parametrisation: Parametrisation,
+        recipe: str | Recipe = "drawn_inversion",
+        pool: int = 8000,
+        **overrides: Any,
+    ) -> None:
+        super().__init__(recipe, **overrides)
+        if pool < 1:
+            raise ValueError(f"pool must be at least 1, got {pool}")
+        self.parametrisation, self.pool = parametrisation, pool
+
+    def _synthesizer(self, expert: Expert, recipe: Recipe) -> Synthesizer:
+        return Synthesizer(
+            expert.model, expert.input_spec, recipe, units=expert.units, parametrisation=self.parametrisation
+        )
+
+    def _start(self, expert: Expert, labels: Tensor, generator: torch.Generator) -> Tensor:
+        spec, device = expert.input_spec, next(expert.model.parameters()).device
+        pool = self.parametrisation.parameters(max(self.pool, len(labels)), spec, generator)
+        seen = torch.cat(
+            [expert.logits(self.parametrisation.render(z.to(device), spec)).cpu() for z in pool.split(1000)]
+        )
+        start = torch.empty(len(labels), pool.shape[1])
+        for unit in labels.unique().tolist():
+            wanted = labels == unit
+            start[wanted] = pool[seen[:, expert.positions((unit,))[0]].topk(int(wanted.sum())).indices]
+        return start
+
+    def describe(self) -> dict[str, Any]:
+        """Name, recipe and parametrisation."""
+        return {**super().describe(), "pool": self.pool, **self.parametrisation.describe()}
 
 
 class AdaptiveInversion(_Inversion):

@@ -304,6 +304,12 @@ def _published() -> dict[str, Recipe]:
         steps=500, batch_size=128, lr=0.1, l2=1e-4, blur=1e-3, bn=10.0, flip=True, rotate=15.0, stop_confidence=None,
     )  # fmt: skip
     soft: dict[str, Any] = {"targets": "dirichlet", "similarity_minmax": False, "label": "argmax"}
+    # Images given by few parameters need no priors, and few steps.
+    drawn = Recipe(
+        "drawn_inversion", "ours: images of a kind, over its parameters (docs/ex_model.md)", steps=150, batch_size=500,
+        lr=0.02, temperature=2.0, bn=2.0, bn_distance="gaussian_kl", bn_average=True, bn_optional=True, jitter=2,
+        rotate=10.0, border="black",
+    )  # fmt: skip
     # Nayak 2021, sec. 4.1.2: betas and temperature; steps, learning rate, batch and start as in its code.
     nayak = Recipe(
         "data_impressions/nayak",
@@ -311,7 +317,7 @@ def _published() -> dict[str, Recipe]:
         steps=1500, batch_size=100, lr=0.001, temperature=20.0, init="uniform", targets="dirichlet", betas=(1.0, 0.1),
     )  # fmt: skip
     recipes = [
-        yin, yin_imagenet, carta, carta_cifar, carta_core50, nayak,
+        yin, yin_imagenet, carta, carta_cifar, carta_core50, nayak, drawn,
         yin.replace(
             name="deep_inversion", source="Yin 2020, sec. 4.1 as deep_inversion/cifar10, with the clip of sec. 4.4",
             clip="valid",
