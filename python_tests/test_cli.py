@@ -505,6 +505,19 @@ def test_learn_from_random_images(
     assert (found and found.describe()["source"]["source"]) == source
 
 
+def test_learn_from_inverted_strokes(npz: Path, experts: Path, tmp_path: Path) -> None:
+    quick = ("--inversion", "steps=2", "--iterations", 5, "--buffer", 20)
+    arguments = ("--data", npz, "--experts", experts, "--strategy", "inverted-strokes", *quick)
+    row = as_json("learn", *arguments, "--out", tmp_path / "run")["rows"][0]
+    assert row["name"] == "Inverted Strokes" and "inverted ones of their kind" in row["note"]
+    assert "pen drawings" in row["note"] and "20 of 5000 images" in row["note"] and "steps" not in row["note"]
+    card = Expert.load(tmp_path / "run" / "ex-model").card
+    assert card.training["config"]["targets"] == "experts" and card.training["config"]["renormalise"]
+    assert (
+        card.training["strategy"]["strategy"] == "drawn_inversion" and card.training["strategy"]["recipe"]["steps"] == 2
+    )
+
+
 def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     tiny = ("--steps", 2, "--iterations", 10, "--buffer", 40, "--epochs", 1)

@@ -1,0 +1,195 @@
+"""A background of random images that all experts see, before images that each expert gave."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_experts import quadrants, trained
+from torch import Tensor, nn
+
+from exml_fast.continual import (
+    Card,
+    DistillationConfig,
+    DrawnInversion,
+    ExModelDistillation,
+    Expert,
+    ExpertStream,
+    ModelInversion,
+    Procedural,
+    ResponseCalibration,
+    Strategy,
+    stream_accuracy,
+)
+from exml_fast.continual import distillation as module
+from exml_fast.continual.expert import complete_arguments
+from exml_fast.data import NaturalFields, PenStrokes
+from exml_fast.models import create
+
+FIELDS = NaturalFields()
+QUICK = {
+    "iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}, "loss": "kl",
+    "lambda_ce": 0.0, "targets": "experts", "background": 0.6,
+}  # fmt: skip
+INVERSION = ModelInversion("model_inversion", steps=2, batch_size=20)
+
+
+def method(strategy: Strategy = INVERSION, seed: int = 5, **values: Any) -> ExModelDistillation:
+    config = DistillationConfig.from_dict(QUICK | values)
+    return ExModelDistillation(strategy, config, seed=seed, background=FIELDS if config.background else None)
+
+
+def with_batch_norm() -> list[Expert]:
+    """Two experts that know nothing, of two classes each."""
+    experts = []
+    for number, expert in enumerate(trained()):
+        arguments = complete_arguments("lenet5", {"batch_norm": True}, 4, expert.input_spec)
+        torch.manual_seed(number)
+        model = create("lenet5", **arguments).eval()
+        names = tuple("abcd")
+        experts.append(Expert(model, Card("lenet5", arguments, expert.units, expert.classes, names, expert.input_spec)))
+    return experts
+
+
+def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the background everybody, of images that came with the second expert the second alone."""
+    runs, masks = [], []
+    kept, loss = module._Run._distil, module.distillation_loss
+
+    def look(self: Any, expert: Expert) -> None:
+        kept(self, expert)
+        runs.append((self.background, self.buffer.images.clone(), self.stored.clone(), self.heard.clone()))
+
+    def spy(logits: Tensor, target: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        masks.append(mask.clone())
+        return loss(logits, target, mask, *rest)
+
+    monkeypatch.setattr(module._Run, "_distil", look)
+    monkeypatch.setattr(module, "distillation_loss", spy)
+    result = method().run(ExpertStream(list(trained())))
+    first, second = trained()
+    (background, images, stored, heard), own = runs[0], [0, 1]
+    assert (
+        len(background) == 24 and len(images) == 16 and torch.equal(heard, heard.new_tensor([1, 1, 0, 0]).expand(40, 4))
+    )
+    torch.testing.assert_close(background, FIELDS.draw(24, first.input_spec, torch.Generator().manual_seed(5)))
+    background, images, stored, heard = runs[1]
+    every = torch.cat([background, images])
+    assert heard[:32].all() and torch.equal(heard[32:], heard.new_tensor([0, 0, 1, 1]).expand(8, 4))
+    torch.testing.assert_close(stored[:, 2:], second.logits(every)[:, second.positions(second.classes)])
+    torch.testing.assert_close(stored[:32, own], first.logits(every[:32])[:, first.positions(first.classes)])
+    assert (stored[32:, own] == 0).all()
+    late = torch.cat(masks[20:])
+    assert 0.1 < float((~late[:, 0]).double().mean()) < 0.35, "a fifth of the images, 8 of 40"
+    assert len(result.buffer) == 16
+
+
+def test_the_background_learns_as_random_images_alone_do() -> None:
+    """Distillation on the background is the same function of targets that Procedural's buffer has."""
+    calibration = ResponseCalibration(FIELDS, images=500, share=0.01)
+    values = QUICK | {"iterations": 150, "batch_size": 32, "optimizer": "adam", "lr": 3e-3, "buffer_size": 300}
+    found = []
+    for strategy, more, source in (
+        (Procedural(FIELDS), {"background": 0.0, "targets": "stored"}, None), (INVERSION, {"background": 0.9}, FIELDS),
+    ):  # fmt: skip
+        config = DistillationConfig.from_dict(values | more)
+        run = ExModelDistillation(strategy, config, calibration=calibration, background=source)
+        found.append(stream_accuracy(run.run(ExpertStream(list(trained()))).expert, quadrants()))
+    assert found[1] > found[0] - 0.15 and found[1] > 0.6, found
+
+
+def test_an_interrupted_run_with_a_background_ends_bit_for_bit(tmp_path: Path) -> None:
+    def run(**options: Any) -> Any:
+        return method(buffer_size=30, renormalise=True).run(ExpertStream(with_batch_norm()), **options)
+
+    expected, calls = run(), 0
+
+    def interrupt(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        nonlocal calls
+        calls += stage.startswith("expert 2") and "distil" in stage
+        if calls == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint_dir=tmp_path, progress=interrupt)
+    again = run(checkpoint_dir=tmp_path)
+    assert again.history == expected.history
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    with pytest.raises(ValueError, match="another run: background was"):
+        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True})
+        ExModelDistillation(INVERSION, config, seed=5, background=PenStrokes()).run(
+            ExpertStream(with_batch_norm()), checkpoint_dir=tmp_path
+        )
+
+
+def test_renormalised_statistics_are_those_of_the_strategys_images() -> None:
+    result = method(renormalise=True).run(ExpertStream(with_batch_norm()))
+    model = copy.deepcopy(result.model).train()
+    seen: dict[str, Tensor] = {}
+    for name, module_ in model.named_modules():
+        if isinstance(module_, nn.BatchNorm2d):
+            module_.register_forward_pre_hook(lambda _m, args, name=name: seen.update({name: args[0].detach()}))
+    model(result.buffer.images)
+    assert seen
+    for name, module_ in result.model.named_modules():
+        if isinstance(module_, nn.BatchNorm2d):
+            torch.testing.assert_close(module_.running_mean, seen[name].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(module_.running_var, seen[name].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
+            assert module_.momentum == 0.1
+
+
+def test_without_batch_norm_nothing_is_renormalised() -> None:
+    runs = [method(renormalise=flag).run(ExpertStream(list(trained()))) for flag in (False, True)]
+    states = [run.model.state_dict() for run in runs]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"background": 1.0}, "background must be at least 0 and less than 1, got 1.0"),
+        ({"targets": "live"}, "a background needs targets 'stored' or 'experts', got 'live'"),
+        ({"combine": "per_sample"}, "targets='experts' needs combine='per_unit'"),
+    ],
+)
+def test_settings_that_do_not_go_together(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationConfig.from_dict(QUICK | values)
+
+
+def test_a_background_needs_its_source_and_renormalising_its_images() -> None:
+    config = DistillationConfig.from_dict(QUICK)
+    with pytest.raises(ValueError, match="must be a source if and only if config"):
+        ExModelDistillation(INVERSION, config)
+    with pytest.raises(ValueError, match="if and only if"):
+        ExModelDistillation(INVERSION, background=FIELDS)
+    with pytest.raises(ValueError, match="renormalise needs images of experts"):
+        method(Procedural(FIELDS), background=0.0, renormalise=True).run(ExpertStream(list(trained())))
+
+
+def test_drawings_of_each_class_begin_with_those_the_expert_sees_it_in() -> None:
+    expert = trained()[1]
+    strategy = DrawnInversion(PenStrokes(), pool=200, steps=30, lr=0.03)
+    images, labels = strategy.samples(expert, 21, torch.Generator().manual_seed(0))
+    assert images.shape == (21, 1, 32, 32) and labels.tolist() == [2] * 11 + [3] * 10
+    again, _ = strategy.samples(expert, 21, torch.Generator().manual_seed(0))
+    assert torch.equal(images, again)
+    assert strategy.describe()["source"] == "PenStrokes" and strategy.describe()["pool"] == 200
+    still = DrawnInversion(PenStrokes(), pool=200, steps=1, lr=1e-30)
+    begin, labels = still.samples(expert, 21, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    torch.randint(2**62, (), generator=generator)
+    strokes, spec = PenStrokes(), expert.input_spec
+    pool, (low, high) = strokes.parameters(200, spec, generator), strokes.limits(spec)
+    seen = expert.logits(strokes.render(pool, spec))
+    for unit in (2, 3):
+        best = seen[:, expert.positions((unit,))[0]].topk(int((labels == unit).sum())).indices
+        expected = strokes.render(pool[best].clamp(low, high), spec)
+        torch.testing.assert_close(begin[labels == unit], expected, atol=1e-4, rtol=1e-4)
+    assert strategy.last is not None and strategy.last.summary["absent"] == ["bn"]
+    with pytest.raises(ValueError, match="pool must be at least 1"):
+        DrawnInversion(PenStrokes(), pool=0)
