@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +43,13 @@ def test_what_the_pages_say_of_the_engine_runs(page: str, word: str) -> None:
 
 def test_efficientnet_lite0_has_valid_settings() -> None:
     found = runpy.run_path(str(EXAMPLES / "efficientnet_lite0.py"))
-    assert found["SPEC"].bounds()[0].flatten().tolist() == [-1, -1, -1] and len(found["CLASSES"]) == 10
+    assert found["SPEC"].bounds()[0].flatten().tolist() == [-1, -1, -1] and len(found["CLASSES"]) == 14
+
+
+def test_images_are_chosen_by_class_and_number() -> None:
+    choose = runpy.run_path(str(EXAMPLES / "efficientnet_lite0.py"))["chosen_images"]
+    labels = torch.tensor([1, 130, 301, 1, 130, 301])
+    assert choose(SimpleNamespace(labels=labels), "130:1,1:0") == [4, 0]
 
 
 @pytest.mark.slow
