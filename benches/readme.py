@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast.cli.study import PAPER
+from exml_fast.cli.study import DRAWN, PAPER
 from exml_fast.data import SOURCES
 from exml_fast.storage import atomic_path, load_json
 
@@ -86,7 +86,9 @@ def calibrated(path: Path) -> str:
     header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
     seeds = f"{results['rows'][0]['seeds']} seeds"
     best = max(value for cell, value in PAPER.items() if re.fullmatch("mnist/NC/(Model|Data|Aux).*", cell))
-    note = f"¹¹ Calibrated responses to random images, 5000 in the buffer; the best of Carta 2022 is {best:.1f}. "
+    inverted = any(row["slug"] in DRAWN for row in results["rows"])
+    images = "5000 in the buffer" + ", a fifth of them inverted from the experts" * inverted
+    note = f"¹¹ Calibrated responses to random images, {images}; the best of Carta 2022 is {best:.1f}. "
     note += "Some choices had seen these test digits ([which](docs/ex_model.md#what-each-idea-gave))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
@@ -275,6 +277,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("demo-digits.json", demo),
         ("carta2022-table2-mnist-nc.json", carta),
         ("calibrated-mnist-nc.json", calibrated),
+        ("calibrated-mnist-nc-bn-inverted.json", calibrated),
         ("calibrated-mnist-nc-bn.json", calibrated),
         ("calibrated-mnist-nc-bn-fields.json", calibrated),
         ("carta2022-table2-mnist-joint.json", carta),
