@@ -77,7 +77,7 @@ def calibrated(path: Path) -> str:
     rows = []
     for row in sorted(found.values(), key=lambda row: row["kind"] != "strategy"):
         ours = row["kind"] == "strategy"
-        known = SOURCES[row["slug"]].domain if ours else "–"
+        known = (SOURCES.get(row["slug"]) or DRAWN[row["slug"]]).domain if ours else "–"
         spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
         name = row["cell"].split("/", 2)[-1] + (" ¹¹" if ours else "")
         rows.append([name, known, number(row["ours"]) + spread, number(row["seconds"] / 60, 1, " min")])
