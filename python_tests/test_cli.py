@@ -505,6 +505,17 @@ def test_learn_from_random_images(
     assert (found and found.describe()["source"]["source"]) == source
 
 
+def test_invert_drawings(experts: Path, tmp_path: Path) -> None:
+    arguments = (experts / "expert_01", "--parametrisation", "pen-strokes", "--classes", "0,1", "--steps", 3)
+    summary = as_json("invert", *arguments, "--out", tmp_path / "run")
+    assert summary["recipe"]["name"] == "drawn_inversion" and summary["parametrisation"]["source"] == "PenStrokes"
+    pixels = Inverted.load(tmp_path / "run").pixels()
+    assert (pixels.amax((1, 2, 3)) > 0.5).all() and (pixels[:, :, 0] < 0.1).double().mean() > 0.9
+    refused = call("invert", *arguments, "--parametrisation", "crayon", "--out", tmp_path / "wrong", code=2)
+    assert "--parametrisation must be one of ['pen-strokes'], got 'crayon'" in " ".join(refused.output.split())
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_learn_from_inverted_strokes(npz: Path, experts: Path, tmp_path: Path) -> None:
     quick = ("--inversion", "steps=2", "--iterations", 5, "--buffer", 20)
     arguments = ("--data", npz, "--experts", experts, "--strategy", "inverted-strokes", *quick)

@@ -211,6 +211,12 @@ def invert(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Of the network inside: auto, float32 or bfloat16.")] = "auto",
+    parametrisation: Annotated[
+        str | None,
+        typer.Option(
+            help="Optimise the parameters of images of a kind in place of pixels: pen-strokes.", show_default=False
+        ),
+    ] = None,
     student: Annotated[
         str | None,
         typer.Option(
@@ -246,7 +252,8 @@ def invert(
         given: dict[str, Any] = {
             "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
             "input": parse_input(input_spec), "recipe": recipe, "classes": classes, "per_class": per_class,
-            "overrides": overrides, "precision": precision, "student": student, "statistics": statistics,
+            "overrides": overrides, "precision": precision, "parametrisation": parametrisation, "student": student,
+            "statistics": statistics,
             "statistics_count": statistics_count, "layers": layer or [], "judges": judge or [], "real": real,
             "png": png, "report": report, "seed": seed, "device": _device(device), "threads": threads,
         }  # fmt: skip

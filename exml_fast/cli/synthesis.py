@@ -14,12 +14,12 @@ from torch import Tensor
 
 from exml_fast.cli.teachers import Teacher, open_named, open_teacher
 from exml_fast.continual.expert import complete_arguments
-from exml_fast.data import InputSpec, Split, load, some_images
+from exml_fast.data import InputSpec, PenStrokes, Split, load, some_images
 from exml_fast.distillation import TransferConfig
 from exml_fast.distillation.logging import require_tensorboard
 from exml_fast.distillation.transfer import check_pool
 from exml_fast.evaluation import Evaluation, evaluate
-from exml_fast.inversion import Result, Synthesizer, recipes
+from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
 from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.statistics import bn_layers
 from exml_fast.inversion.synthesizer import suited_recipe
@@ -31,6 +31,7 @@ __all__ = [
     "prepared_transfer", "real_statistics", "save_images", "save_report", "write_images_page",
 ]  # fmt: skip
 
+PARAMETRISATIONS = {"pen-strokes": PenStrokes}
 READING = (
     "The images below were made from the network alone: no training image was used. A network recognises an image if "
     "the class it was made for has the largest logit. Networks that were not used to make the images show whether they "
@@ -126,14 +127,19 @@ def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.
 
 
 def _check_synthesis(
-    run: dict[str, Any], teacher: Teacher, recipe: recipes.Recipe, statistics: str | Tensor, images: int
+    run: dict[str, Any],
+    teacher: Teacher,
+    recipe: recipes.Recipe,
+    statistics: str | Tensor,
+    images: int,
+    parametrisation: Parametrisation | None = None,
 ) -> None:
     """ValueError for whatever a Synthesizer would complain about that is to make so many ``images``."""
     device = torch.device(run["device"])
     require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device, images)
     Synthesizer(
         teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run["precision"],
-        statistics=statistics, layers=run["layers"],
+        statistics=statistics, layers=run["layers"], parametrisation=parametrisation,
     )  # fmt: skip
 
 
@@ -145,9 +151,14 @@ def prepared_inversion(
     wanted = _classes_of(teacher, run["classes"])
     asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
     matched = _has_statistics(run, teacher)
-    recipe = _changed(run["recipe"] or suited_recipe(teacher.model, teacher.spec, matched), run["overrides"])
+    kind = run["parametrisation"]
+    if kind not in (None, *PARAMETRISATIONS):
+        raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
+    usual = "drawn_inversion" if kind else suited_recipe(teacher.model, teacher.spec, matched)
+    recipe = _changed(run["recipe"] or usual, run["overrides"])
     options: dict[str, Any] = {
-        "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
+        "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
+        "parametrisation": PARAMETRISATIONS[kind]() if kind else None,
     }  # fmt: skip
     if run["student"]:
         student = open_named(run["student"], run["device"], teacher.spec)
@@ -162,7 +173,8 @@ def prepared_inversion(
     elif recipe.compete > 0:
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
     classes = wanted or range(teacher.outputs())
-    _check_synthesis(run, teacher, recipe, options["statistics"], run["per_class"] * len(classes))
+    images = run["per_class"] * len(classes)
+    _check_synthesis(run, teacher, recipe, options["statistics"], images, options["parametrisation"])
     return teacher, wanted, recipe, options, asked
 
 
