@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,14 @@ from exml_fast.models import create
 FIELDS = NaturalFields()
 QUICK = {
     "iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}, "loss": "kl",
-    "lambda_ce": 0.0, "targets": "experts", "background": 0.6,
+    "lambda_ce": 0.0, "targets": "experts", "background_share": 0.6,
 }  # fmt: skip
 INVERSION = ModelInversion("model_inversion", steps=2, batch_size=20)
 
 
 def method(strategy: Strategy = INVERSION, seed: int = 5, **values: Any) -> ExModelDistillation:
     config = DistillationConfig.from_dict(QUICK | values)
-    return ExModelDistillation(strategy, config, seed=seed, background=FIELDS if config.background else None)
+    return ExModelDistillation(strategy, config, seed=seed, background=FIELDS if config.background_share else None)
 
 
 def with_batch_norm() -> list[Expert]:
@@ -88,12 +89,13 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
 
 
 def test_the_background_learns_as_random_images_alone_do() -> None:
-    """Distillation on the background is the same function of targets that Procedural's buffer has."""
+    """About as well: a tenth of the buffer has other images."""
     calibration = ResponseCalibration(FIELDS, images=500, share=0.01)
     values = QUICK | {"iterations": 150, "batch_size": 32, "optimizer": "adam", "lr": 3e-3, "buffer_size": 300}
     found = []
     for strategy, more, source in (
-        (Procedural(FIELDS), {"background": 0.0, "targets": "stored"}, None), (INVERSION, {"background": 0.9}, FIELDS),
+        (Procedural(FIELDS), {"background_share": 0.0, "targets": "stored"}, None),
+        (INVERSION, {"background_share": 0.9}, FIELDS),
     ):  # fmt: skip
         config = DistillationConfig.from_dict(values | more)
         run = ExModelDistillation(strategy, config, calibration=calibration, background=source)
@@ -148,11 +150,64 @@ def test_without_batch_norm_nothing_is_renormalised() -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+class Sharing:
+    """Random images, for experts of which one knows a class of the other's too."""
+
+    def __init__(self) -> None:
+        first, second = trained()
+        card = dataclasses.replace(second.card, classes=(1, 2, 3))
+        self.experts = [first, Expert(second.model, card)]
+
+    def samples(self, expert: Expert, count: int, generator: torch.Generator, *_: Any) -> tuple[Tensor, Tensor]:
+        return Procedural(FIELDS).samples(expert, count, generator)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_class_that_two_experts_know_is_the_mean_of_those_that_spoke(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, kept = [], module._Run._distil
+
+    def look(self: Any, expert: Expert) -> None:
+        kept(self, expert)
+        runs.append((torch.cat([self.background, self.buffer.images]), self.stored.clone(), self.heard.clone()))
+
+    monkeypatch.setattr(module._Run, "_distil", look)
+    sharing = Sharing()
+    method(sharing).run(ExpertStream(sharing.experts))
+    images, stored, heard = runs[1]
+    first, second = (expert.logits(images) for expert in sharing.experts)
+    torch.testing.assert_close(stored[:32, 1], (first[:32, 1] + second[:32, 1]) / 2)
+    torch.testing.assert_close(stored[32:, 1], second[32:, 1])
+    assert heard[:, 1:].all() and heard[:32, 0].all() and not heard[32:, 0].any()
+
+
+@pytest.mark.parametrize("values", [{"targets": "stored"}, {"lambda_ce": 0.5}, {"normalize": "standardize"}])
+def test_a_background_goes_with_other_settings(values: dict[str, Any], tmp_path: Path) -> None:
+    runs = [
+        ExModelDistillation(
+            INVERSION, DistillationConfig.from_dict(QUICK | values), seed=5, background=FIELDS, buffer_dir=folder
+        ).run(ExpertStream(list(trained())))
+        for folder in (None, tmp_path)
+    ]
+    assert runs[0].history == runs[1].history, "on disk as in memory"
+    states = [run.model.state_dict() for run in runs]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_random_images_before_random_images() -> None:
+    config = DistillationConfig.from_dict(QUICK)
+    run = ExModelDistillation(Procedural(FIELDS), config, background=FIELDS).run(ExpertStream(list(trained())))
+    assert len(run.buffer) == 16 and set(run.buffer.labels.tolist()) <= {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"background": 1.0}, "background must be at least 0 and less than 1, got 1.0"),
-        ({"targets": "live"}, "a background needs targets 'stored' or 'experts', got 'live'"),
+        ({"background_share": 1.0}, "background_share must be at least 0 and less than 1, got 1.0"),
+        ({"background_share": "half"}, "background_share must be at least 0"),
+        ({"task_labels": True}, "background_share must be 0 with task_labels"),
+        ({"targets": "live"}, "background_share needs targets 'stored' or 'experts', got 'live'"),
         ({"combine": "per_sample"}, "targets='experts' needs combine='per_unit'"),
     ],
 )
@@ -163,12 +218,14 @@ def test_settings_that_do_not_go_together(values: dict[str, Any], message: str) 
 
 def test_a_background_needs_its_source_and_renormalising_its_images() -> None:
     config = DistillationConfig.from_dict(QUICK)
-    with pytest.raises(ValueError, match="must be a source if and only if config"):
+    with pytest.raises(ValueError, match="must be a source if and only if background_share"):
         ExModelDistillation(INVERSION, config)
     with pytest.raises(ValueError, match="if and only if"):
         ExModelDistillation(INVERSION, background=FIELDS)
+    with pytest.raises(ValueError, match=r"buffer_size 4 with background_share 0.75 leaves 1 images for 2 experts"):
+        method(buffer_size=4, background_share=0.75).run(ExpertStream(list(trained())))
     with pytest.raises(ValueError, match="renormalise needs images of experts"):
-        method(Procedural(FIELDS), background=0.0, renormalise=True).run(ExpertStream(list(trained())))
+        method(Procedural(FIELDS), background_share=0.0, renormalise=True).run(ExpertStream(list(trained())))
 
 
 def test_drawings_of_each_class_begin_with_those_the_expert_sees_it_in() -> None:
@@ -178,7 +235,7 @@ def test_drawings_of_each_class_begin_with_those_the_expert_sees_it_in() -> None
     assert images.shape == (21, 1, 32, 32) and labels.tolist() == [2] * 11 + [3] * 10
     again, _ = strategy.samples(expert, 21, torch.Generator().manual_seed(0))
     assert torch.equal(images, again)
-    assert strategy.describe()["source"] == "PenStrokes" and strategy.describe()["pool"] == 200
+    assert strategy.describe()["parametrisation"] == PenStrokes().describe() and strategy.describe()["pool"] == 200
     still = DrawnInversion(PenStrokes(), pool=200, steps=1, lr=1e-30)
     begin, labels = still.samples(expert, 21, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)

@@ -136,6 +136,26 @@ def test_an_interrupted_run_over_parameters_continues_bit_for_bit(tmp_path: Path
     assert torch.equal(synthesizer().run(labels, seed=2, checkpoint=path).images, expected.images)
 
 
+def test_the_usual_recipe_is_that_of_drawings() -> None:
+    large = InputSpec(1, (128, 128), (0.1307,), (0.3081,))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 10)).eval()
+    result = invert(model, [3], 2, spec=large, parametrisation=STROKES, steps=2)
+    assert result.summary["recipe"]["name"] == "drawn_inversion"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_drawings_in_a_cuda_graph() -> None:
+    labels, start = torch.arange(6), STROKES.parameters(6, SPEC, seeded(3))
+    found = [
+        Synthesizer(network(), SPEC, CE, parametrisation=STROKES, precision="float32", device=device).run(
+            labels, start=start
+        )
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(found[0].images, found[1].images, atol=2e-2, rtol=1e-2)
+
+
 def test_what_does_not_go_together_is_said() -> None:
     def make(recipe: Recipe) -> Synthesizer:
         return Synthesizer(network(), SPEC, recipe, parametrisation=STROKES)

@@ -91,7 +91,7 @@ RANDOM_IMAGES: dict[str, Any] = {
     "iterations": 2000, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "loss": "kl",
     "lambda_ce": 0.0, "targets": "stored", "augmentation": {"shift": 0},
 }  # fmt: skip
-BEFORE_BACKGROUND = RANDOM_IMAGES | {"targets": "experts", "background": 0.8, "renormalise": True}
+BEFORE_BACKGROUND = RANDOM_IMAGES | {"targets": "experts", "background_share": 0.8, "renormalise": True}
 BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Oracle": Oracle,
     "Ensemble Avg.": EnsembleAverage,

@@ -69,12 +69,13 @@ class DistillationConfig:
         targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
             computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
             image outlives it. The previous ex-model then speaks for the earlier experts on new images only; "experts":
-            likewise, but it never speaks: units of experts that did not see an image count for nothing there.
-        background: share of the buffer that random images fill at the first expert, the ``background`` source's
-            (:class:`ExModelDistillation`). Every expert sees all of them, and their label is the class of their highest
-            target. Rounded down to whole images.
+            likewise, but it never speaks: units of experts that did not see an image count for nothing there (in the
+            cross-entropy all seen units count).
+        background_share: of the buffer that random images fill at the first expert, of the ``background`` of
+            :class:`ExModelDistillation`. Every expert sees all of them, and their label is the class of their highest
+            target.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
-            the buffer: a background's are not those of the classes.
+            the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
         task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
             experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -98,7 +99,7 @@ class DistillationConfig:
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
     targets: str = "live"
-    background: float = 0.0
+    background_share: float = 0.0
     renormalise: bool = False
     task_labels: bool = False
     init_from_first: bool = False
@@ -119,10 +120,13 @@ class DistillationConfig:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if self.keeps_targets and self.combine != "per_unit":
             raise ValueError(f"targets={self.targets!r} needs combine='per_unit', got {self.combine!r}")
-        if not 0 <= self.background < 1:
-            raise ValueError(f"background must be at least 0 and less than 1, got {self.background!r}")
-        if self.background and not self.keeps_targets:
-            raise ValueError(f"a background needs targets 'stored' or 'experts', got {self.targets!r}")
+        share = self.background_share
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ValueError(f"background_share must be at least 0 and less than 1, got {share!r}")
+        if share and not self.keeps_targets:
+            raise ValueError(f"background_share needs targets 'stored' or 'experts', got {self.targets!r}")
+        if share and self.task_labels:
+            raise ValueError("background_share must be 0 with task_labels: random images belong to no task")
         for name in ("iterations", "batch_size", "buffer_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -136,7 +140,7 @@ class DistillationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self, dict_factory=_with_lists)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> DistillationConfig:
@@ -156,6 +160,10 @@ class DistillationConfig:
         if self.schedule == "constant":
             return self.lr
         return one_cycle(self.lr, step, self.iterations)
+
+
+def _with_lists(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 @dataclass
@@ -293,7 +301,7 @@ class ExModelDistillation:
         device: where the networks, the buffer and the steps are.
         calibration: makes the experts' logits comparable (:class:`ResponseCalibration`); None takes them as they are.
         buffer_dir: folder for the buffer's images instead of memory (:class:`ImageBuffer`); results do not change.
-        background: what the random images of ``config.background`` are drawn from; they are kept in memory.
+        background: source of the random images of ``config.background_share``; they are kept in memory.
     """
 
     def __init__(
@@ -312,9 +320,9 @@ class ExModelDistillation:
     ) -> None:
         if model is not None and units is None:
             raise ValueError("units must be given with model: the global class id of each logit")
-        share = 0.0 if config is None else config.background
+        share = 0.0 if config is None else config.background_share
         if (background is not None) != (share > 0):
-            raise ValueError(f"background must be a source if and only if config.background is positive, got {share}")
+            raise ValueError(f"background must be a source if and only if background_share is positive, got {share}")
         self.strategy = strategy
         self.config = config or DistillationConfig()
         self.seed = seed
@@ -406,15 +414,20 @@ class _Run:
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
-        behind = int(self.config.background * self.config.buffer_size)
-        self.buffer = ImageBuffer(self.config.buffer_size - behind, method.buffer_dir)
+        random_images = round(self.config.background_share * self.config.buffer_size)
+        if self.config.buffer_size - random_images < len(stream):
+            raise ValueError(
+                f"buffer_size {self.config.buffer_size} with background_share {self.config.background_share} leaves "
+                f"{self.config.buffer_size - random_images} images for {len(stream)} experts"
+            )
+        self.buffer = ImageBuffer(self.config.buffer_size - random_images, method.buffer_dir)
         self.buffer_device = self.device if method.buffer_dir is None else torch.device("cpu")
         self.seed = method.seed
         self.generator = torch.Generator().manual_seed(self.seed)
         # The same from the seed whenever it is drawn: no checkpoint holds it. Its rows come before the buffer's.
         self.background = torch.empty(0, *self.spec.shape, device=self.buffer_device)
         if method.background is not None:
-            drawn = method.background.draw(behind, self.spec, torch.Generator().manual_seed(self.seed))
+            drawn = method.background.draw(random_images, self.spec, torch.Generator().manual_seed(self.seed))
             self.background = drawn.to(self.buffer_device)
         # Targets that are kept with the images, and of which units experts spoke; factors of the expert's logits, where
         # they are calibrated.
@@ -558,7 +571,7 @@ class _Run:
             highest = targets[0][:unlabelled].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
             positions = torch.cat([highest, positions[unlabelled:]])
         if self.once:
-            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions])
+            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions[behind:]])
         if not fixed:
             targets = None
         batch_bytes = config.batch_size * math.prod(self.spec.shape) * self.buffer.images.element_size()
@@ -595,7 +608,8 @@ class _Run:
         if config.keeps_targets:
             assert targets is not None
             self.stored, self.heard = targets[0], targets[1] if config.targets == "experts" else None
-        if config.renormalise:
+        copied = config.init_from_first and self.expert_index == 0 and self._same_network(expert)
+        if config.renormalise and not copied:
             self._renormalise()
 
     def _rows(self, index: Tensor) -> Tensor:
@@ -613,16 +627,22 @@ class _Run:
         """Targets and mask of images as they are, (N, K)."""
         blocks = torch.arange(len(positions), device=self.device).split(BLOCK_IMAGES)
         found = [
-            teachers(self._rows(rows), positions[rows], None if self.stored is None else self.stored[rows])
+            teachers(
+                self._rows(rows),
+                positions[rows],
+                None if self.stored is None else self.stored[rows],
+                None if self.heard is None else self.heard[rows],
+            )
             for rows in blocks
         ]
-        targets, mask = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-        return [targets, mask if self.heard is None else self.heard | (mask & teachers.current_known)]
+        return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
 
     @torch.no_grad()
     def _renormalise(self) -> None:
         """BatchNorms' running statistics become the mean of those of batches of the buffer's images."""
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
         images, momenta = self.buffer.images, [norm.momentum for norm in norms]
         self.model.eval()
         for norm in norms:
@@ -774,11 +794,15 @@ class _Teachers:
         self._scale = run.scale
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, positions: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, positions: Tensor, stored: Tensor | None = None, heard: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Eq. 6 to 8 for normalised images whose labels are at ``positions``: targets and mask, (N, K).
 
-        ``stored`` (N, K): earlier targets of the images in place of the previous ex-model's outputs.
+        ``stored`` (N, K): earlier targets of the images in place of the previous ex-model's outputs; ``heard`` (N, K):
+        units that an expert spoke of there, all known ones if None.
         """
+        previous_known = self.previous_known if heard is None else self.previous_known & heard
         how = self.config.normalize
         shape = (len(images), len(self.current_known))
         current, previous = images.new_zeros(shape), images.new_zeros(shape)
@@ -792,9 +816,10 @@ class _Teachers:
         if self.previous is not None:
             rows = self._rows(self.previous_known, positions, every)
             outputs = _outputs(self.previous, images[rows]) if stored is None else stored[rows]
-            previous[rows] = normalize(outputs, self.previous_known, how)
+            known = previous_known if previous_known.dim() == 1 else previous_known[rows]
+            previous[rows] = normalize(outputs, known, how)
         target, mask = combined_targets(
-            previous, current, self.previous_known, self.current_known, positions, self.config.combine
+            previous, current, previous_known, self.current_known, positions, self.config.combine
         )
         return (target, mask) if self._heads is None else (target, mask & self._heads[positions])
 

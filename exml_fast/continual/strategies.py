@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -143,8 +144,10 @@ class DrawnInversion(_Inversion):
     def _start(self, expert: Expert, labels: Tensor, generator: torch.Generator) -> Tensor:
         spec, device = expert.input_spec, next(expert.model.parameters()).device
         pool = self.parametrisation.parameters(max(self.pool, len(labels)), spec, generator)
+        # What is drawn at once: images of about 1 MPixel, 1000 at most.
+        block = max(1, min(1000, 2**20 // math.prod(spec.size)))
         seen = torch.cat(
-            [expert.logits(self.parametrisation.render(z.to(device), spec)).cpu() for z in pool.split(1000)]
+            [expert.logits(self.parametrisation.render(z.to(device), spec)).cpu() for z in pool.split(block)]
         )
         start = torch.empty(len(labels), pool.shape[1])
         for unit in labels.unique().tolist():
@@ -154,7 +157,7 @@ class DrawnInversion(_Inversion):
 
     def describe(self) -> dict[str, Any]:
         """Name, recipe and parametrisation."""
-        return {**super().describe(), "pool": self.pool, **self.parametrisation.describe()}
+        return {**super().describe(), "pool": self.pool, "parametrisation": self.parametrisation.describe()}
 
 
 class AdaptiveInversion(_Inversion):

@@ -19,8 +19,8 @@ __all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "PenStrokes"
 BLOCK_IMAGES, BLOCK_VALUES = 1000, 2**22
 # Where the input's own normalisation cannot be that of pixels in [0, 1] (as mean 0, std 1): about ImageNet's.
 USUAL_MEAN, USUAL_STD = 0.45, 0.25
-# Of a drawing: most strokes, and how far from the middle their control points may go, the image's edge being 1.
-STROKES, PLACES = 2, 0.75
+# Most strokes of a drawing.
+STROKES = 2
 
 
 class ImageSource(Protocol):
@@ -229,13 +229,17 @@ class PenStrokes(_Blocks):
         high = torch.where(there, path, -math.inf).amax((1, 2), keepdim=True)
         side = min(spec.size)
         scale = self.box * side / (high - low).amax(3, keepdim=True).clamp(min=0.3)
-        control = 2 * (control - (low + high) / 2) * scale / _extent(spec, control)
+        height, width = spec.size
+        control = 2 * (control - (low + high) / 2) * scale / torch.tensor([width, height])
         radius = self.pen[0] + (self.pen[1] - self.pen[0]) * uniform(count, 1)
         return torch.cat([control.flatten(1), drawn, radius.log()], 1)
 
     def limits(self, spec: InputSpec) -> tuple[Tensor, Tensor]:
-        """Lowest and highest value of each of the P parameters, (P,): inside the image, a pen not far from its own."""
-        places = torch.full((STROKES * self.points * 2,), PLACES)
+        """Lowest and highest value of each of the P parameters, (P,): about the box, a pen not far from its own.
+
+        Few random drawings have a control point, which is no point of the stroke, beyond.
+        """
+        places = torch.full((STROKES * self.points * 2,), 1.2 * self.box)
         drawn = torch.tensor([0.0, 1.0]).expand(STROKES, 2)
         radius = torch.tensor([[0.75 * self.pen[0], 1.2 * self.pen[1]]]).log()
         low, high = torch.cat([torch.stack([-places, places], 1), drawn, radius]).T.contiguous()
@@ -243,7 +247,9 @@ class PenStrokes(_Blocks):
 
     def render(self, parameters: Tensor, spec: InputSpec) -> Tensor:
         """Normalised images (N, C, H, W) of drawings (N, P); differentiable, but for whether a stroke is drawn."""
-        return spec.normalize(self._drawing(parameters, spec))
+        # Numbers, not tensors of them: a CUDA graph can hold no copy from the host.
+        pixels = self._drawing(parameters, spec)[:, :1]
+        return torch.cat([(pixels - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True)], 1)
 
     def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
         return self._drawing(self.parameters(count, spec, generator), spec)
@@ -253,7 +259,7 @@ class PenStrokes(_Blocks):
         control, drawn, radius = parameters.split([STROKES * self.points * 2, STROKES, 1], 1)
         count, drawn = len(parameters), drawn.detach()
         path = _b_spline(control.reshape(count * STROKES, self.points, 2), _dots(spec)).view(count, STROKES, -1, 2)
-        path = (path + 1) / 2 * _extent(spec, path)
+        path = torch.stack([(path[..., 0] + 1) / 2 * width, (path[..., 1] + 1) / 2 * height], -1)
         # Ink: Gaussian dots along the path, each with the ink of the way to the next.
         way = torch.linalg.vector_norm(path[:, :, 1:] - path[:, :, :-1], dim=3)
         pen = min(height, width) * radius.exp()[..., None]
@@ -274,12 +280,6 @@ SOURCES: dict[str, type[NaturalFields] | type[DeadLeaves] | type[PenStrokes]] = 
 
 def _dots(spec: InputSpec) -> int:
     return max(32, *spec.size)
-
-
-def _extent(spec: InputSpec, like: Tensor) -> Tensor:
-    """Width and height in pixels, (2,)."""
-    height, width = spec.size
-    return like.new_tensor([width, height])
 
 
 def _b_spline(control: Tensor, count: int) -> Tensor:

@@ -26,7 +26,10 @@ class Parametrisation(Protocol):
         ...
 
     def render(self, parameters: Tensor, spec: InputSpec) -> Tensor:
-        """Normalised images (N, C, H, W) of parameters (N, P), on their device; differentiable."""
+        """Normalised images (N, C, H, W) of parameters (N, P), on their device; differentiable.
+
+        On CUDA it is captured in a graph: no copies from or to the host.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

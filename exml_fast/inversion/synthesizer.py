@@ -103,7 +103,7 @@ class Synthesizer:
             changes to it are not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe;
-            :func:`suited_recipe` when None.
+            :func:`suited_recipe` when None, "drawn_inversion" with a parametrisation.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         device: where to run; where the model is when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
@@ -147,7 +147,7 @@ class Synthesizer:
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.spec = InputSpec.of(model if spec is None else spec)
-        self.recipe = suited_recipe(model, self.spec) if recipe is None else recipes.get(recipe)
+        self.recipe = _usual_recipe(model, self.spec, parametrisation) if recipe is None else recipes.get(recipe)
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
         self.precision, self.engine = precision, engine
@@ -487,7 +487,7 @@ class Synthesizer:
             row, column = bad[0].tolist()
             name, value, step = self.objective.names[column], block[row, column].item(), first + row
         elif not bool(x.isfinite().all()):
-            name, value, step = "the pixels", math.nan, first + len(block) - 1
+            name, value, step = "the images' values", math.nan, first + len(block) - 1
         else:
             return
         raise RuntimeError(
@@ -606,7 +606,8 @@ def invert(
         classes: class ids; all when None (an Expert's: those it was trained on).
         per_class: images for each. They are ordered class by class in turn (0, 1, …, 0, 1, …).
         recipe: a name (:func:`exml_fast.inversion.recipes.names`) or a Recipe. When None by the images' size: ours for
-            large ones ("deep_inversion/imagenet-transferable"), "deep_inversion" below 96 pixels.
+            large ones ("deep_inversion/imagenet-transferable"), "deep_inversion" below 96 pixels; "drawn_inversion"
+            with a parametrisation.
         spec: an InputSpec or what one can be read from (a torchvision weights enum, a dict, …); from the
             model when None.
         seed: the same seed gives the same images.
@@ -632,7 +633,7 @@ def invert(
         classes = getattr(model, "classes", None) if classes is None else classes
         model = model.model
     require_module(model)
-    chosen = suited_recipe(model, source) if recipe is None else recipes.get(recipe)
+    chosen = _usual_recipe(model, source, parametrisation) if recipe is None else recipes.get(recipe)
     synthesizer = Synthesizer(
         model, source, chosen.replace(**overrides), units=units, device=device, precision=precision,
         statistics=statistics, layers=layers, parametrisation=parametrisation,
@@ -640,6 +641,10 @@ def invert(
     ids = class_ids(synthesizer.units if classes is None else classes)
     labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)
     return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint=checkpoint)
+
+
+def _usual_recipe(model: nn.Module, spec: InputSpec, parametrisation: Parametrisation | None) -> Recipe:
+    return suited_recipe(model, spec) if parametrisation is None else recipes.get("drawn_inversion")
 
 
 def suited_recipe(model: nn.Module, spec: InputSpec, statistics: bool = True, adaptive: bool = False) -> Recipe:
