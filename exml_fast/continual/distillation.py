@@ -414,20 +414,20 @@ class _Run:
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
-        random_images = round(self.config.background_share * self.config.buffer_size)
-        if self.config.buffer_size - random_images < len(stream):
+        random_count = round(self.config.background_share * self.config.buffer_size)
+        if self.config.buffer_size - random_count < len(stream):
             raise ValueError(
                 f"buffer_size {self.config.buffer_size} with background_share {self.config.background_share} leaves "
-                f"{self.config.buffer_size - random_images} images for {len(stream)} experts"
+                f"{self.config.buffer_size - random_count} images for {len(stream)} experts"
             )
-        self.buffer = ImageBuffer(self.config.buffer_size - random_images, method.buffer_dir)
+        self.buffer = ImageBuffer(self.config.buffer_size - random_count, method.buffer_dir)
         self.buffer_device = self.device if method.buffer_dir is None else torch.device("cpu")
         self.seed = method.seed
         self.generator = torch.Generator().manual_seed(self.seed)
         # The same from the seed whenever it is drawn: no checkpoint holds it. Its rows come before the buffer's.
         self.background = torch.empty(0, *self.spec.shape, device=self.buffer_device)
         if method.background is not None:
-            drawn = method.background.draw(random_images, self.spec, torch.Generator().manual_seed(self.seed))
+            drawn = method.background.draw(random_count, self.spec, torch.Generator().manual_seed(self.seed))
             self.background = drawn.to(self.buffer_device)
         # Targets that are kept with the images, and of which units experts spoke; factors of the expert's logits, where
         # they are calibrated.
@@ -539,8 +539,8 @@ class _Run:
         if self.expert_index > 0:
             kept = self.buffer.subsample(min(len(self.buffer), self.buffer.capacity - len(labels)), self.generator)
             if self.stored is not None:
-                behind = len(self.background)
-                rows = torch.cat([torch.arange(behind), behind + kept.cpu()]).to(self.device)
+                random_count = len(self.background)
+                rows = torch.cat([torch.arange(random_count), random_count + kept.cpu()]).to(self.device)
                 self.stored = self.stored[rows]
                 self.heard = None if self.heard is None else self.heard[rows]
         self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
@@ -560,18 +560,18 @@ class _Run:
         labels = self.buffer.labels.to(self.device)
         place = torch.full((max(self.units) + 1,), -1, device=self.device)
         place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
-        behind = len(self.background)
-        positions = torch.cat([place.new_zeros(behind), place[labels]])
+        random_count = len(self.background)
+        positions = torch.cat([place.new_zeros(random_count), place[labels]])
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
         fixed = config.targets != "live" or not config.augmentation.active
         targets = self._targets(teachers, positions) if fixed or self.once else None
-        unlabelled = len(positions) if self.once else behind
+        unlabelled = len(positions) if self.once else random_count
         if unlabelled:
             assert targets is not None
             highest = targets[0][:unlabelled].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
             positions = torch.cat([highest, positions[unlabelled:]])
         if self.once:
-            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions[behind:]])
+            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions[random_count:]])
         if not fixed:
             targets = None
         batch_bytes = config.batch_size * math.prod(self.spec.shape) * self.buffer.images.element_size()
@@ -614,13 +614,13 @@ class _Run:
 
     def _rows(self, index: Tensor) -> Tensor:
         """Images of the background, and after it of the buffer, on the device."""
-        images, behind = self.buffer.images, len(self.background)
-        if not behind:
+        images, random_count = self.buffer.images, len(self.background)
+        if not random_count:
             return images[index.to(images.device)].to(self.device)
         at = index.to(images.device)
-        mine = at >= behind
+        mine = at >= random_count
         rows = images.new_empty(len(at), *self.spec.shape)
-        rows[mine], rows[~mine] = images[at[mine] - behind], self.background[at[~mine]]
+        rows[mine], rows[~mine] = images[at[mine] - random_count], self.background[at[~mine]]
         return rows.to(self.device)
 
     def _targets(self, teachers: _Teachers, positions: Tensor) -> list[Tensor]:
