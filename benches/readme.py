@@ -277,6 +277,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("demo-digits.json", demo),
         ("carta2022-table2-mnist-nc.json", carta),
         ("calibrated-mnist-nc.json", calibrated),
+        ("calibrated-mnist-nc-inverted.json", calibrated),
         ("calibrated-mnist-nc-bn-inverted.json", calibrated),
         ("calibrated-mnist-nc-bn.json", calibrated),
         ("calibrated-mnist-nc-bn-fields.json", calibrated),

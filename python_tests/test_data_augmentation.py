@@ -62,6 +62,14 @@ def test_rotation_and_flip() -> None:
     torch.testing.assert_close(shifted, exact, atol=1e-4, rtol=0)
 
 
+def test_scale_enlarges_and_shrinks() -> None:
+    square = torch.zeros(200, 1, 32, 32)
+    square[:, :, 8:24, 8:24] = 1
+    scaled = Augmentation(shift=0, scale=0.5)(square, UNIT, seeded())
+    side = scaled.sum((1, 2, 3)).sqrt()
+    assert 7 < side.min() < 9.5 and 22.5 < side.max() < 25
+
+
 def test_stretch_changes_width_and_height_each_by_its_own() -> None:
     images = disk(40, 60, 9).expand(400, 1, 40, 60)
     wide, high = (
