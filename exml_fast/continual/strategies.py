@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
 from exml_fast.data import ImageData, ImageSource
+from exml_fast.data.procedural import images_at_once
 from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
 
@@ -144,8 +144,7 @@ class DrawnInversion(_Inversion):
     def _start(self, expert: Expert, labels: Tensor, generator: torch.Generator) -> Tensor:
         spec, device = expert.input_spec, next(expert.model.parameters()).device
         pool = self.parametrisation.parameters(max(self.pool, len(labels)), spec, generator)
-        # What is drawn at once: images of about 1 MPixel, 1000 at most.
-        block = max(1, min(1000, 2**20 // math.prod(spec.size)))
+        block = images_at_once(spec)
         seen = torch.cat(
             [expert.logits(self.parametrisation.render(z.to(device), spec)).cpu() for z in pool.split(block)]
         )

@@ -37,6 +37,11 @@ class ImageSource(Protocol):
         ...
 
 
+def images_at_once(spec: InputSpec) -> int:
+    """Of how many images the drawing fits in a bounded memory."""
+    return max(1, min(BLOCK_IMAGES, BLOCK_VALUES // math.prod(spec.shape)))
+
+
 class _Blocks(abc.ABC):
     """Draws block by block; a subclass draws the pixels of one."""
 
@@ -44,7 +49,7 @@ class _Blocks(abc.ABC):
         """See :class:`ImageSource`; ValueError for a negative ``count``."""
         if count < 0:
             raise ValueError(f"count must not be negative, got {count}")
-        block = max(1, min(BLOCK_IMAGES, BLOCK_VALUES // math.prod(spec.shape)))
+        block = images_at_once(spec)
         sizes = [min(block, count - start) for start in range(0, count, block)]
         blocks = [spec.normalize(self._pixels(size, spec, generator)) for size in sizes]
         return torch.cat(blocks) if blocks else torch.empty(0, *spec.shape)
@@ -248,13 +253,14 @@ class PenStrokes(_Blocks):
     def render(self, parameters: Tensor, spec: InputSpec) -> Tensor:
         """Normalised images (N, C, H, W) of drawings (N, P); differentiable, but for whether a stroke is drawn."""
         # Numbers, not tensors of them: a CUDA graph can hold no copy from the host.
-        pixels = self._drawing(parameters, spec)[:, :1]
+        pixels = self._drawing(parameters, spec)
         return torch.cat([(pixels - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True)], 1)
 
     def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        return self._drawing(self.parameters(count, spec, generator), spec)
+        return self._drawing(self.parameters(count, spec, generator), spec).expand(count, *spec.shape)
 
     def _drawing(self, parameters: Tensor, spec: InputSpec) -> Tensor:
+        """(N, 1, H, W) in [0, 1]."""
         height, width = spec.size
         control, drawn, radius = parameters.split([STROKES * self.points * 2, STROKES, 1], 1)
         count, drawn = len(parameters), drawn.detach()
@@ -267,8 +273,7 @@ class PenStrokes(_Blocks):
         columns = _bell(path[..., 0].flatten(1), width, pen)
         rows = _bell(path[..., 1].flatten(1), height, pen) * ink.flatten(1)[..., None]
         image = torch.tanh(1.3 * rows.transpose(1, 2) @ columns)[:, None]
-        image = 1 - image if self.invert else image
-        return image.expand(count, spec.channels, height, width)
+        return 1 - image if self.invert else image
 
 
 SOURCES: dict[str, type[NaturalFields] | type[DeadLeaves] | type[PenStrokes]] = {

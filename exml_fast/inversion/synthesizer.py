@@ -103,7 +103,7 @@ class Synthesizer:
             changes to it are not seen.
         spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe;
-            :func:`suited_recipe` when None, "drawn_inversion" with a parametrisation.
+            :func:`suited_recipe` when None.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         device: where to run; where the model is when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
@@ -147,7 +147,9 @@ class Synthesizer:
         if block < 1:
             raise ValueError(f"block must be at least 1, got {block}")
         self.spec = InputSpec.of(model if spec is None else spec)
-        self.recipe = _usual_recipe(model, self.spec, parametrisation) if recipe is None else recipes.get(recipe)
+        self.recipe = recipes.get(
+            suited_recipe(model, self.spec, parametrisation=parametrisation) if recipe is None else recipe
+        )
         self.device = device_of(model) if device is None else torch.device(device)
         self.block = block
         self.precision, self.engine = precision, engine
@@ -633,7 +635,7 @@ def invert(
         classes = getattr(model, "classes", None) if classes is None else classes
         model = model.model
     require_module(model)
-    chosen = _usual_recipe(model, source, parametrisation) if recipe is None else recipes.get(recipe)
+    chosen = recipes.get(suited_recipe(model, source, parametrisation=parametrisation) if recipe is None else recipe)
     synthesizer = Synthesizer(
         model, source, chosen.replace(**overrides), units=units, device=device, precision=precision,
         statistics=statistics, layers=layers, parametrisation=parametrisation,
@@ -643,12 +645,19 @@ def invert(
     return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint=checkpoint)
 
 
-def _usual_recipe(model: nn.Module, spec: InputSpec, parametrisation: Parametrisation | None) -> Recipe:
-    return suited_recipe(model, spec) if parametrisation is None else recipes.get("drawn_inversion")
+def suited_recipe(
+    model: nn.Module,
+    spec: InputSpec,
+    statistics: bool = True,
+    adaptive: bool = False,
+    parametrisation: Parametrisation | None = None,
+) -> Recipe:
+    """:func:`recipes.suited`; for a network that takes one size alone, all its steps at that size.
 
-
-def suited_recipe(model: nn.Module, spec: InputSpec, statistics: bool = True, adaptive: bool = False) -> Recipe:
-    """:func:`recipes.suited`; for a network that takes one size alone, all its steps at that size."""
+    "drawn_inversion" with a parametrisation.
+    """
+    if parametrisation is not None:
+        return recipes.get("drawn_inversion")
     recipe = recipes.suited(spec.size, statistics, adaptive)
     if not recipe.coarse_steps:
         return recipe
