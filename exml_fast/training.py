@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ARITHMETIC", "arranged", "forward", "one_cycle"]
+__all__ = ["ARITHMETIC", "arranged", "forward", "one_cycle", "placed"]
 
 ARITHMETIC = ("float32", "bfloat16")
 
@@ -41,3 +41,10 @@ def arranged(model: nn.Module, arithmetic: str, format: torch.memory_format = to
             if p.dim() == 4:
                 p.data = p.data.contiguous(memory_format=format)
     return model
+
+
+def placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` on the device; on a CPU in the order of memory in which its convolutions are faster."""
+    model.to(device)
+    # torch's annotations of Module.to leave out that a memory format may stand alone.
+    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]

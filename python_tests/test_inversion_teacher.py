@@ -325,7 +325,7 @@ def test_plans_of_a_cpu_elsewhere() -> None:
     """Packed weights are oneDNN's: on another device the library computes, with weights that are there."""
     shape = ConvShape((2, 8, 8, 8), (6, 8, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
     layer = FrozenConv2d(
-        nn.Conv2d(8, 6, 3, padding=1, device="meta"), torch.float32, shape, Plan(True, "convolution", "packed")
+        nn.Conv2d(8, 6, 3, padding=1, device="meta"), torch.float32, shape, Plan("packed", "convolution", "packed")
     )
     assert layer.plan == Plan() and layer.weight.stride() == (72, 1, 24, 8)
     assert layer(torch.randn(2, 8, 8, 8, device="meta")).shape == (2, 6, 8, 8)

@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include "ops/checks.h"
+#include "ops/lane_conv2d.h"
 #include "ops/window_conv2d.h"
 
 namespace exml {
@@ -20,8 +21,11 @@ Adjoint adjoint_from(std::string_view name) {
   if (name == "convolution") return Adjoint::convolution;
   if (name == "zero_stuffed") return Adjoint::zero_stuffed;
   if (name == "subpixel") return Adjoint::subpixel;
-  TORCH_CHECK_VALUE(
-      false, "frozen_conv2d: adjoint must be 'library', 'convolution', 'zero_stuffed' or 'subpixel', got '", name, "'");
+  if (name == "lanes") return Adjoint::lanes;
+  TORCH_CHECK_VALUE(false,
+                    "frozen_conv2d: adjoint must be 'library', 'convolution', 'zero_stuffed', 'subpixel' or 'lanes', "
+                    "got '",
+                    name, "'");
 }
 
 namespace {
@@ -49,13 +53,15 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 }
 
 Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& packed) {
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& packed,
+               bool lanes) {
   check_pixels("frozen_conv2d", "x", x);
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups,
                     "frozen_conv2d: x must have shape (N, C, H, W) with C = ", weight.size(1) * groups,
                     " to match weight of shape ", weight.sizes(), " and groups = ", groups, ", got ", x.sizes());
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
                     x.scalar_type(), ", got ", weight.scalar_type());
+  if (lanes) return lane_conv2d_forward(x, weight, bias, padding);
   return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
 }
 
@@ -90,6 +96,7 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
     return std::get<0>(at::convolution_backward(g, input, weight, std::nullopt, stride, padding, dilation, false,
                                                 {0, 0}, groups, {true, false, false}));
   }
+  if (how == Adjoint::lanes) return lane_conv2d_input(g, weight, sizes, padding);
   const int64_t height = weight.size(2), width = weight.size(3);
   if (how == Adjoint::subpixel) {
     // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
@@ -113,10 +120,10 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
       "_frozen_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "
-      "groups, Tensor? packed=None, Tensor? prepared=None, str adjoint='library') -> Tensor");
+      "groups, Tensor? packed=None, Tensor? prepared=None, bool lanes=False, str adjoint='library') -> Tensor");
   m.def(
       "_frozen_conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-      "int groups, Tensor? packed) -> Tensor");
+      "int groups, Tensor? packed, bool lanes) -> Tensor");
   m.def(
       "_frozen_conv2d_backward(Tensor grad, Tensor weight, int[] sizes, bool channels_last, int[2] stride, int[2] "
       "padding, int[2] dilation, int groups, Tensor? prepared, str adjoint) -> Tensor");

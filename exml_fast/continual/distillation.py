@@ -30,7 +30,7 @@ from exml_fast.inversion.twin import twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
-from exml_fast.training import one_cycle
+from exml_fast.training import one_cycle, placed
 
 __all__ = [
     "DistillationConfig",
@@ -410,7 +410,7 @@ class _Run:
             arguments = {k: v for k, v in first.arguments.items() if k != "num_classes"}
             self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
             self.model = create(self.architecture, **self.arguments).to(self.device)
-        self.student = twin(_placed(self.model, self.device))
+        self.student = twin(placed(self.model, self.device))
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -498,7 +498,7 @@ class _Run:
             learned = f"the {number} before it are learned" if number else "none is learned yet"
             raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
         # A copy: whose expert it is may go on using it as it was.
-        return Expert(_placed(twin(expert.model, shared=False), self.device), expert.card)
+        return Expert(placed(twin(expert.model, shared=False), self.device), expert.card)
 
     def _generate(self, expert: Expert) -> None:
         count = self.buffer.capacity // (1 if self.once else self.expert_index + 1)
@@ -846,13 +846,6 @@ def _heads(run: _Run) -> Tensor:
             )
         heads[members[:, None], members] = True
     return heads
-
-
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` on the device; on a CPU in the order of memory in which its convolutions are faster."""
-    model.to(device)
-    # torch's annotations of Module.to leave out that a memory format may stand alone.
-    return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]
 
 
 def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import Augmentation, ImageData, InputSpec
+from exml_fast.inversion.twin import twin
 from exml_fast.models import create, takes
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
 from exml_fast.training import ARITHMETIC, arranged, forward, one_cycle
@@ -304,7 +305,7 @@ def train_expert(
         model = create(architecture, **arguments)
         if initial is not None:
             model.load_state_dict(dict(initial))
-        arranged(model.to(device), arithmetic).train()
+        network = twin(arranged(model.to(device), arithmetic)).train()
         bounds = spec.bounds(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         for epoch in range(epochs):
@@ -314,7 +315,7 @@ def train_expert(
                 inputs = images[index] if prepared else spec.prepare(images[index])
                 if augmentation is not None and augmentation.active:
                     inputs = augmentation(inputs, bounds, generator)
-                loss = ops.soft_cross_entropy(forward(model, inputs, arithmetic), labels[index])
+                loss = ops.soft_cross_entropy(forward(network, inputs, arithmetic), labels[index])
                 if schedule == "onecycle":
                     for group in optimizer.param_groups:
                         group["lr"] = one_cycle(lr, step, epochs * steps)

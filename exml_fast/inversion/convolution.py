@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan"]
+__all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan", "lanes_are_faster"]
 
 # A packed convolution is prepared for the batch it will see, and timed with at most so many images.
 MEASURED_BATCH = 2
@@ -33,8 +34,11 @@ FEW_CHANNELS = 4
 CLEAR_GAIN = 0.9
 # Output channels up to which our own convolution may beat the library's, and a vector of it in bytes.
 FEW_OUTPUTS, VECTOR = 16, 64
+# Channels up to which the convolution with one image a vector lane may be the fastest, its images a block, and the
+# memory a thread that a block may take.
+LANE_CHANNELS, LANE_IMAGES, LANE_BYTES = 64, 16, 2**23
 # Of the choices below: plans that were measured among others are forgotten.
-CHOICES = 2
+CHOICES = 3
 
 Key = TypeVar("Key")
 
@@ -51,10 +55,33 @@ class ConvShape:
     groups: int
     channels_last: bool
 
+    @classmethod
+    def of(cls, conv: nn.Module, input: Sequence[int], channels_last: bool) -> ConvShape:
+        """Of a convolution with numeric padding for such an input."""
+        assert isinstance(conv, nn.Conv2d)
+        settings = (input, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
+        # Pairs and fours, whose length mypy does not see.
+        input, weight, stride, padding, dilation = (tuple(int(v) for v in values) for values in settings)
+        return cls(input, weight, stride, padding, dilation, conv.groups, channels_last)  # type: ignore[arg-type]
+
     @property
     def depthwise(self) -> bool:
         """One filter a channel."""
         return self.groups == self.weight[0] == self.input[1] > 1
+
+    @property
+    def by_lanes(self) -> bool:
+        """Whether the convolution with one image a vector lane (csrc/ops/lane_conv2d.h) can do it, and may be fast."""
+        outputs, inputs, *kernel = self.weight
+        pixels = inputs * self.input[2] * (self.input[3] + 2 * self.padding[1]) + outputs * math.prod(self.input[2:])
+        return (
+            self.stride == self.dilation == (1, 1)
+            and self.groups == 1
+            and max(outputs, inputs) <= LANE_CHANNELS
+            and self.input[0] >= LANE_IMAGES // 2
+            and pixels * VECTOR <= LANE_BYTES
+            and all(0 <= p < k for p, k in zip(self.padding, kernel, strict=True))
+        )
 
     @property
     def flipped_padding(self) -> tuple[int, int]:
@@ -68,16 +95,17 @@ class Plan:
     """How a layer computes.
 
     Attributes:
-        packed: the forward weights are in oneDNN's layout.
+        forward: "plain" weights; "packed" in oneDNN's layout; "lanes": one image a vector lane, for few channels
+            (csrc/ops/lane_conv2d.h).
         adjoint: of the input gradient. "library": as the library does it; "convolution": for stride 1, a convolution
             with the flipped, transposed weights; "zero_stuffed": the same on a gradient with zeros between its values;
             "subpixel": stride² convolutions, one for each position modulo the stride, as the channels of one, then a
-            pixel shuffle.
+            pixel shuffle; "lanes" as above.
         adjoint_weights: of "convolution", "zero_stuffed" and "subpixel": "plain", "packed" in oneDNN's layout, or
             "windows", for our own convolution to few channels (csrc/ops/window_conv2d.h).
     """
 
-    packed: bool = False
+    forward: str = "plain"
     adjoint: str = "library"
     adjoint_weights: str = "plain"
 
@@ -100,10 +128,12 @@ class FrozenConv2d(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
         plain = weight.contiguous(memory_format=self.memory_format)
-        self.packed = _packed(plain, shape.padding, shape.stride, shape.dilation, shape) if plan.packed else None
+        self.packed = (
+            _packed(plain, shape.padding, shape.stride, shape.dilation, shape) if plan.forward == "packed" else None
+        )
         self.prepared = _prepared(plain, shape, plan)
         # Where nobody reads its values the plain weight is a shape only.
-        unread = plan.packed and plan.adjoint != "library"
+        unread = plan.forward == "packed" and plan.adjoint not in ("library", "lanes")
         self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
 
     @staticmethod
@@ -118,7 +148,7 @@ class FrozenConv2d(nn.Module):
         x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
         result: Tensor = torch.ops.exml._frozen_conv2d(
             x, self.weight, self.bias, s.stride, s.padding, s.dilation, s.groups, self.packed, self.prepared,
-            self.plan.adjoint,
+            self.plan.forward == "lanes", self.plan.adjoint,
         )  # fmt: skip
         return result
 
@@ -145,16 +175,45 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     Measured at the first call for a shape, dtype and number of threads on this machine and remembered in
     ``convolutions.json`` of the folder $EXML_FAST_CACHE (~/.cache/exml_fast), so that later runs compute the same bits.
     """
-    small = dataclasses.replace(shape, input=(min(shape.input[0], MEASURED_BATCH), *shape.input[1:]))
+    small = _few_images(shape)
+    return _once_a_machine(
+        f"{dataclasses.astuple(small)} {dtype}",
+        lambda: _measure(small, dtype),
+        lambda plan: could_be_chosen(plan, small, dtype),
+    )
+
+
+def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weight: bool) -> bool:
+    """Whether a layer that ``by_lanes`` allows learns, or answers, faster that way; remembered as the fastest plan is.
+
+    ``of_input`` and ``of_weight``: the gradients that are wanted beside the forward pass.
+    """
+    small = _few_images(shape)
+    plan, _ = _once_a_machine(
+        f"{dataclasses.astuple(small)} {dtype}, gradients {of_input, of_weight}",
+        lambda: _measure_lanes(small, dtype, of_input, of_weight),
+        lambda plan: plan in (Plan(), Plan("lanes")),
+    )
+    return plan.forward == "lanes"
+
+
+def _few_images(shape: ConvShape) -> ConvShape:
+    images = LANE_IMAGES if shape.by_lanes else MEASURED_BATCH
+    return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
+
+
+def _once_a_machine(
+    what: str, measure: Callable[[], tuple[Plan, float]], could_be: Callable[[Plan], bool]
+) -> tuple[Plan, float]:
     machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {dataclasses.astuple(small)} {dtype}"
+    key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {what}"
     with _measuring:
         if key not in _measured:
             found = _remembered().get(key)
-            if found is not None and _is_time(found[1]) and could_be_chosen(found[0], small, dtype):
+            if found is not None and _is_time(found[1]) and could_be(found[0]):
                 _measured[key] = found
             else:
-                _measured[key] = _measure(small, dtype)
+                _measured[key] = measure()
                 _remember(key)
         return _measured[key]
 
@@ -167,7 +226,7 @@ def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
     """Whether ``plan``, which a file or a caller says, is one of those tried for such a layer."""
     choices = list(_candidates(shape, dtype))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
-    return plan.packed in {choice.packed for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
+    return plan.forward in {choice.forward for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
 
 
 def _cache_file() -> Path:
@@ -196,21 +255,43 @@ def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     conv.weight.data.fill_(0.01)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_()
-    forward: dict[bool, float] = {}
+    forward: dict[str, float] = {}
     adjoint: dict[tuple[str, str], float] = {}
     for plan in _candidates(shape, dtype):
         layer = FrozenConv2d(conv, dtype, shape, plan)
-        if plan.packed not in forward:
-            forward[plan.packed] = _seconds(lambda: layer(x))  # noqa: B023  called here
+        if plan.forward not in forward:
+            forward[plan.forward] = _seconds(lambda: layer(x))  # noqa: B023  called here
         if (plan.adjoint, plan.adjoint_weights) not in adjoint:
             y = layer(x)
             g = torch.zeros_like(y)
             adjoint[plan.adjoint, plan.adjoint_weights] = _seconds(
                 lambda: torch.autograd.grad(y, x, g, retain_graph=True)  # noqa: B023
             )
-    packed = _best(forward)
+    ahead = _best(forward)
     how, weights = _best(adjoint)
-    return Plan(packed, how, weights), (forward[packed] + adjoint[how, weights]) / shape.input[0]
+    return Plan(ahead, how, weights), (forward[ahead] + adjoint[how, weights]) / shape.input[0]
+
+
+@torch.enable_grad()
+def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weight: bool) -> tuple[Plan, float]:
+    format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
+    x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_(of_input)
+    weight = torch.full(shape.weight, 0.01, dtype=dtype).contiguous(memory_format=format_).requires_grad_(of_weight)
+    wanted = [t for t in (x, weight) if t.requires_grad]
+    ways: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: nn.functional.conv2d(x, weight, padding=shape.padding),
+        "lanes": lambda: torch.ops.exml._lane_conv2d(x, weight, None, shape.padding),
+    }
+    g = torch.zeros_like(ways["plain"]().detach())
+
+    def pass_through(way: Callable[[], Tensor]) -> None:
+        y = way()
+        if wanted:
+            torch.autograd.grad(y, wanted, g)
+
+    seconds = {name: _seconds(lambda: pass_through(way)) for name, way in ways.items()}  # noqa: B023  called here
+    chosen = _best(seconds)
+    return Plan(chosen), seconds[chosen] / shape.input[0]
 
 
 def _best(seconds: dict[Key, float]) -> Key:
@@ -237,9 +318,13 @@ def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
         adjoints.append("subpixel")
     if dense and True in packs:
         packs = (True,)
+    ahead = ["packed" if pack else "plain" for pack in packs]
     ways = [(how, weights) for how in adjoints for weights in _weights_of(how, shape, packs)]
-    for number in range(max(len(packs), len(ways))):
-        yield Plan(packs[number % len(packs)], *ways[min(number, len(ways) - 1)])
+    if shape.by_lanes:
+        ahead.append("lanes")
+        ways.append(("lanes", "plain"))
+    for number in range(max(len(ahead), len(ways))):
+        yield Plan(ahead[number % len(ahead)], *ways[min(number, len(ways) - 1)])
 
 
 def _weights_of(adjoint: str, shape: ConvShape, packs: tuple[bool, ...]) -> list[str]:
@@ -271,7 +356,7 @@ def _packed(
 
 def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
     """The weights with which the adjoint is a convolution of the output's gradient."""
-    if plan.adjoint == "library":
+    if plan.adjoint in ("library", "lanes"):
         return None
     count, groups = shape.input[0], shape.groups
     out = _output_size(shape)

@@ -173,17 +173,19 @@ class FrozenTeacher:
         self.model, self._notes, inputs, matched = self._fuse(original, example, expected, norms)
         self._order = _order_of(calls, matched)
         self.matched_calls = len(matched)
-        substitute(self.model)
         convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
         self._memory_format = torch.channels_last if convolutions else torch.contiguous_format
         self._cast_inputs_of_others()
-        shapes = {name: _conv_shape(m, inputs[name], batch_size) for name, m in convolutions.items()}
+        shapes = {
+            name: ConvShape.of(m, (batch_size, *inputs[name].shape[1:]), True) for name, m in convolutions.items()
+        }
         self.plans: Plans = {}
         if plans is not None:
             _check_plans(plans, shapes, own)
         self._freeze_convolutions(
             convolutions, shapes, self._choose(shapes, own, precision) if plans is None else plans, own
         )
+        substitute(self.model)
         if self.dtype != own and plans is None and (failure := self._fails(example, expected)):
             self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
             self._freeze_convolutions(convolutions, shapes, self._choose(shapes, own, "float32"), own)
@@ -211,9 +213,10 @@ class FrozenTeacher:
         lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
         if self.device.type == "cpu" and convolutions:
             adjoints = Counter(m.plan.adjoint for m in convolutions)
-            packed = sum(m.plan.packed for m in convolutions)
+            ways = Counter(m.plan.forward for m in convolutions)
+            lanes = f", {ways['lanes']} with an image a vector lane" if ways["lanes"] else ""
             lines.append(
-                f"{packed} with packed weights; input gradients by "
+                f"{ways['packed']} with packed weights{lanes}; input gradients by "
                 + ", ".join(f"{how} ({number})" for how, number in adjoints.most_common())
             )
         return "\n".join([*lines, *self._notes])
@@ -344,13 +347,6 @@ def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Ten
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _conv_shape(conv: nn.Module, x: Tensor, batch_size: int) -> ConvShape:
-    assert isinstance(conv, nn.Conv2d)
-    stride, padding, dilation = (tuple(int(v) for v in value) for value in (conv.stride, conv.padding, conv.dilation))
-    # Pairs and fours, whose length mypy does not see.
-    return ConvShape((batch_size, *x.shape[1:]), tuple(conv.weight.shape), stride, padding, dilation, conv.groups, True)  # type: ignore[arg-type]
 
 
 @contextmanager

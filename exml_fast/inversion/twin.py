@@ -7,15 +7,16 @@ import copy
 from torch import nn
 
 from exml_fast.inversion.activation import FrozenTanh
+from exml_fast.inversion.lanes import LaneConv2d
 from exml_fast.inversion.pooling import AveragePool2d
 
 __all__ = ["substitute", "twin"]
 
 
 def substitute(model: nn.Module) -> None:
-    """Average poolings and hyperbolic tangents inside ``model`` become ours."""
+    """Convolutions of few channels, average poolings and hyperbolic tangents inside ``model`` become ours."""
     for name, module in list(model.named_modules()):
-        same = AveragePool2d.of(module) or FrozenTanh.of(module)
+        same = AveragePool2d.of(module) or FrozenTanh.of(module) or LaneConv2d.of(module)
         if same is not None and name:
             model.set_submodule(name, same)
 

@@ -91,11 +91,11 @@ def adapt(
             discriminator = DomainDiscriminator(outputs).to(device)
         optimizer = torch.optim.Adam(discriminator.parameters(), lr=discriminator_lr or config.lr, betas=(0.5, 0.999))
 
-        def loss(x: Tensor, _index: Tensor) -> Tensor:
+        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
             with torch.no_grad():
                 real = fixed(impressions[chosen])
-            ours = model(x)
+            ours = network(x)
             domain = torch.tensor([SOURCE, TARGET], device=device).repeat_interleave(len(x))
             judged = F.cross_entropy(discriminator(torch.cat([real, ours.detach()])), domain)
             optimizer.zero_grad(set_to_none=True)
@@ -152,15 +152,15 @@ def adapt_by_rehearsal(
     draw, changed = torch.Generator().manual_seed(seed), config.augmentation
     left = config.steps
 
-    def loss(x: Tensor, _index: Tensor) -> Tensor:
+    def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
         nonlocal left
         chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
-        total = ops.soft_cross_entropy(model(changed(impressions[chosen], bounds, draw)), answers[chosen])
+        total = ops.soft_cross_entropy(network(changed(impressions[chosen], bounds, draw)), answers[chosen])
         if information:
-            total = total - information * mutual_information(model(x))
+            total = total - information * mutual_information(network(x))
         if consistency and 2 * left <= config.steps:
             surest, label = averaged(x).softmax(1).max(1)
-            each = F.cross_entropy(model(changed(x, bounds, draw)), label, reduction="none")
+            each = F.cross_entropy(network(changed(x, bounds, draw)), label, reduction="none")
             total = total + consistency * (each * (surest >= confidence)).mean()
         _average(averaged, model)
         left -= 1

@@ -124,12 +124,12 @@ def universal_perturbations(
     with frozen(model, device) as fixed:
         handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
 
-        def loss(x: Tensor, _index: Tensor) -> Tensor:
+        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             with torch.no_grad():
                 labels = fixed(x).argmax(1)
             seen.clear()
             z = 2 * torch.rand(len(x), LATENT, generator=latent) - 1
-            logits = fixed(perturbed(x, generator(z.to(device)), spec, clamp))
+            logits = fixed(perturbed(x, network(z.to(device)), spec, clamp))
             return fooling_loss(logits, labels) + diversity * diversity_loss(seen[0])
 
         try:

@@ -80,15 +80,15 @@ def adversarial_training(
     ramp = max(round(warmup * config.steps), 1)
     taken = 0
 
-    def perturb(x: Tensor, labels: Tensor) -> Tensor:
+    def perturb(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         nonlocal taken
         taken += 1
         share = min(taken / ramp, 1.0)
         grown = Attack(share * attack.epsilon, share * attack.step, attack.steps)
         start = 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
-        model.eval()
-        adversarial = pgd(model, x, labels, grown, spec, start)
-        model.train()
+        network.eval()
+        adversarial = pgd(network, x, labels, grown, spec, start)
+        network.train()
         return adversarial
 
     return train_classifier(model, split, spec, config, attack=perturb, seed=seed, progress=progress)

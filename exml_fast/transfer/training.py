@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast._native import reused_memory
 from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress
+from exml_fast.inversion.twin import twin
 from exml_fast.models import final_linear
+from exml_fast.training import placed
 
 __all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
 
-ATTACKED = Callable[[Tensor, Tensor], Tensor]
+# The loss of a network for images x, and what an attack makes of images and labels; both are given the network.
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+ATTACKED = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Training:
 def train(
     model: nn.Module,
     images: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     config: Training,
     spec: InputSpec,
     *,
@@ -56,14 +61,16 @@ def train(
     progress: Progress | None = None,
     stage: str = "train",
 ) -> Tensor:
-    """Minimise ``loss(x, index)`` over the model's parameters, in place; the model is left in evaluation mode.
+    """Minimise ``loss(network, x, index)`` over the model's parameters, in place; it is left in evaluation mode.
 
-    ``x`` are augmented rows ``images[index]``, network input on the model's device. The caller's random state is left
+    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`). ``x`` are
+    augmented rows ``images[index]``, network input on the model's device. The caller's random state is left
     alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no number.
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
     device = next(model.parameters()).device
+    network = twin(placed(model, device))
     images = images.to(device)
     bounds = spec.bounds(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -71,15 +78,15 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history = torch.zeros(config.steps, dtype=torch.float64)
     batches = _endless_batches(len(images), config.batch_size, generator)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with reused_memory(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout
-        model.train()
+        network.train()
         for step in range(config.steps):
             index = next(batches).to(device)
             x = images[index]
             if config.augmentation.active:
                 x = config.augmentation(x, bounds, generator)
-            value = loss(x, index)
+            value = loss(network, x, index)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
@@ -93,6 +100,7 @@ def train(
                     )
                 if progress is not None:
                     progress(stage, step + 1, config.steps, {"loss": last})
+    network.eval()
     model.eval()
     return history
 
@@ -107,12 +115,12 @@ def train_classifier(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Cross-entropy on real images, or on what ``attack(x, labels)`` makes of each batch; history as :func:`train`."""
+    """Cross-entropy on real images, or on what ``attack(network, x, labels)`` makes of them; see :func:`train`."""
     labels = split.labels.to(next(model.parameters()).device)
 
-    def loss(x: Tensor, index: Tensor) -> Tensor:
-        x = x if attack is None else attack(x, labels[index])
-        return ops.soft_cross_entropy(model(x), labels[index])
+    def loss(network: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        x = x if attack is None else attack(network, x, labels[index])
+        return ops.soft_cross_entropy(network(x), labels[index])
 
     return train(model, spec.prepare(split.images), loss, config, spec, seed=seed, progress=progress)
 

@@ -12,6 +12,7 @@ from exml_fast import ops
 from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
+from exml_fast.inversion.twin import twin
 from exml_fast.transfer.training import Training, accuracy, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
@@ -80,11 +81,12 @@ def zskd(
     if outputs[0] != outputs[1]:
         raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
+        answers = twin(fixed)
 
-        def loss(x: Tensor, _index: Tensor) -> Tensor:
+        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             with torch.no_grad():
-                target = fixed(x)
-            return distillation_loss(student(x), target, temperature)
+                target = answers(x)
+            return distillation_loss(network(x), target, temperature)
 
         history = train(student, images, loss, config, spec, seed=seed, progress=progress, stage="distill")
     return Distilled(student, history)

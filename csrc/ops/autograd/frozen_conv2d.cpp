@@ -15,9 +15,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 Tensor forward_op(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
-                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& packed) {
+                  IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& packed, bool lanes) {
   static const auto op = find_op<decltype(forward_op)>("exml::_frozen_conv2d_forward");
-  return op.call(x, weight, bias, stride, padding, dilation, groups, packed);
+  return op.call(x, weight, bias, stride, padding, dilation, groups, packed, lanes);
 }
 
 Tensor backward_op(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last, IntArrayRef stride,
@@ -30,7 +30,8 @@ Tensor backward_op(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, 
 struct FrozenConv2d : torch::autograd::Function<FrozenConv2d> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                         IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                        const OptionalTensor& packed, const OptionalTensor& prepared, std::string_view adjoint) {
+                        const OptionalTensor& packed, const OptionalTensor& prepared, bool lanes,
+                        std::string_view adjoint) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto& saved = ctx->saved_data;
     saved["sizes"] = x.sizes();
@@ -42,12 +43,12 @@ struct FrozenConv2d : torch::autograd::Function<FrozenConv2d> {
     saved["weight"] = weight;  // constants: no version counter to watch, and oneDNN's tensors have none
     saved["prepared"] = prepared;
     saved["adjoint"] = std::string(adjoint);
-    return forward_op(x, weight, bias, stride, padding, dilation, groups, packed);
+    return forward_op(x, weight, bias, stride, padding, dilation, groups, packed, lanes);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     auto& saved = ctx->saved_data;
-    variable_list result(10);
+    variable_list result(11);
     result[0] =
         backward_op(grads[0], saved["weight"].toTensor(), saved["sizes"].toIntVector(), saved["channels_last"].toBool(),
                     saved["stride"].toIntVector(), saved["padding"].toIntVector(), saved["dilation"].toIntVector(),
@@ -58,16 +59,17 @@ struct FrozenConv2d : torch::autograd::Function<FrozenConv2d> {
 
 Tensor frozen_conv2d_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& packed,
-                              const OptionalTensor& prepared, std::string_view adjoint) {
+                              const OptionalTensor& prepared, bool lanes, std::string_view adjoint) {
   check_no_grad("frozen_conv2d", "weight", weight);
   if (bias) check_no_grad("frozen_conv2d", "bias", *bias);
-  return FrozenConv2d::apply(x, weight, bias, stride, padding, dilation, groups, packed, prepared, adjoint);
+  return FrozenConv2d::apply(x, weight, bias, stride, padding, dilation, groups, packed, prepared, lanes, adjoint);
 }
 
 Tensor frozen_conv2d_without_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
-                                      const OptionalTensor& packed, const OptionalTensor&, std::string_view) {
-  return forward_op(x, weight, bias, stride, padding, dilation, groups, packed);
+                                      const OptionalTensor& packed, const OptionalTensor&, bool lanes,
+                                      std::string_view) {
+  return forward_op(x, weight, bias, stride, padding, dilation, groups, packed, lanes);
 }
 
 Tensor backward_autograd(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last,

@@ -13,16 +13,18 @@
 #if EXML_CPU_VARIANTS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#define EXML_AVX2  // GCC does not tell C++ about a target set by a pragma
 #define EXML_CAPABILITY avx2
 #include "ops/cpu/basic_simd.h"
 #include "ops/cpu/elementary_simd.h"
 #include EXML_SIMD_SOURCE
 #undef EXML_CAPABILITY
+#undef EXML_AVX2
 #pragma GCC pop_options
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#define EXML_AVX512  // GCC does not tell C++ about a target set by a pragma
+#define EXML_AVX512
 #define EXML_CAPABILITY avx512
 #include "ops/cpu/basic_simd.h"
 #include "ops/cpu/elementary_simd.h"

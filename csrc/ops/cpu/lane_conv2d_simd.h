@@ -1,0 +1,282 @@
+// Inner loops of lane_conv2d, compiled once for each instruction set by for_each_capability.h. A plane of the scratch
+// memory holds a channel of kImages<A> images: [row][column][image].
+namespace exml::cpu::EXML_CAPABILITY {
+
+// Vectors as wide as the registers: many of them are live at a time, and GCC keeps wider ones in memory.
+#if defined(EXML_AVX512)
+constexpr int kLaneBytes = 64, kTiles = 24, kTileOutputs = 8;
+#elif defined(EXML_AVX2)
+constexpr int kLaneBytes = 32, kTiles = 12, kTileOutputs = 6;
+#else
+constexpr int kLaneBytes = 16, kTiles = 12, kTileOutputs = 6;
+#endif
+constexpr int kMostPixels = 8, kMostTaps = 5;
+
+template <typename A>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  typedef float type __attribute__((vector_size(kLaneBytes)));
+  typedef int32_t order __attribute__((vector_size(kLaneBytes)));
+};
+template <>
+struct LanesOf<double> {
+  typedef double type __attribute__((vector_size(kLaneBytes)));
+  typedef int64_t order __attribute__((vector_size(kLaneBytes)));
+};
+template <typename A>
+using Lanes = typename LanesOf<A>::type;
+template <typename A>
+constexpr int kImages = kLaneBytes / sizeof(A);
+
+// How many images are convolved at a time.
+template <typename A>
+int64_t lane_images(A) {
+  return kImages<A>;
+}
+
+template <typename A>
+EXML_INLINE Lanes<A> load_lanes(const A* p) {
+  Lanes<A> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename A>
+EXML_INLINE void store_lanes(A* p, Lanes<A> v) {
+  memcpy(p, &v, sizeof v);
+}
+template <typename A>
+EXML_INLINE Lanes<A> load_lanes(const BFloat16* p) {
+  A values[kImages<A>];
+  for (int i = 0; i < kImages<A>; ++i) values[i] = widen(p[i]);
+  return load_lanes<A>(values);
+}
+template <typename A>
+EXML_INLINE void store_lanes(BFloat16* p, Lanes<A> v) {
+  A values[kImages<A>];
+  store_lanes<A>(values, v);
+  for (int i = 0; i < kImages<A>; ++i) narrow(values[i], p[i]);
+}
+
+// [a0, b0, a1, b1, ...] of the lower or upper halves.
+template <typename A, int kUpper, int... kLane>
+EXML_INLINE Lanes<A> interleave(Lanes<A> a, Lanes<A> b, std::integer_sequence<int, kLane...>) {
+  constexpr int first = kUpper * kImages<A> / 2;
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, (first + kLane / 2 + kLane % 2 * kImages<A>)...);
+#else
+  return __builtin_shuffle(a, b, typename LanesOf<A>::order{(first + kLane / 2 + kLane % 2 * kImages<A>)...});
+#endif
+}
+
+// A square matrix. Each pass takes the highest bit of the row's number over to the lane's.
+template <typename A>
+EXML_INLINE void transpose(Lanes<A>* v) {
+  constexpr int n = kImages<A>;
+  using Order = std::make_integer_sequence<int, n>;
+#pragma GCC unroll 4
+  for (int pass = 1; pass < n; pass *= 2) {
+    Lanes<A> next[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = interleave<A, 0>(v[i], v[i + n / 2], Order());
+      next[2 * i + 1] = interleave<A, 1>(v[i], v[i + n / 2], Order());
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) v[i] = next[i];
+  }
+}
+
+// `size` values of each of `count` images, which lie `size` apart, to the places that `place` gives; images that are
+// not there become zeros.
+template <typename A, typename T>
+void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, A* to) {
+  constexpr int n = kImages<A>;
+  if (size < n) {
+    for (int64_t l = 0; l < size; ++l)
+      for (int64_t i = 0; i < n; ++i) to[place[l] * n + i] = i < count ? widen(from[i * size + l]) : A(0);
+    return;
+  }
+  for (int64_t first = 0; first < size; first += n) {
+    const int64_t l = std::min(first, size - n);  // the last step repeats what it must
+    Lanes<A> v[n];
+    for (int i = 0; i < n; ++i) v[i] = i < count ? load_lanes<A>(from + i * size + l) : Lanes<A>{};
+    transpose<A>(v);
+    for (int i = 0; i < n; ++i) store_lanes<A>(to + place[l + i] * n, v[i]);
+  }
+}
+
+template <typename A, typename T>
+void from_lanes(const A* from, int64_t size, int64_t count, const int32_t* place, T* to) {
+  constexpr int n = kImages<A>;
+  if (size < n) {
+    for (int64_t l = 0; l < size; ++l)
+      for (int64_t i = 0; i < count; ++i) narrow(from[place[l] * n + i], to[i * size + l]);
+    return;
+  }
+  for (int64_t first = 0; first < size; first += n) {
+    const int64_t l = std::min(first, size - n);
+    Lanes<A> v[n];
+    for (int i = 0; i < n; ++i) v[i] = load_lanes<A>(from + place[l + i] * n);
+    transpose<A>(v);
+    for (int i = 0; i < count; ++i) store_lanes<A>(to + i * size + l, v[i]);
+  }
+}
+
+// kPixels neighbouring pixels of kOutputs channels, which lie `plane` apart in `out`. `x` is the first pixel's window
+// in the first of `rows` rows; weights [channel][row of taps][tap][output].
+template <int kOutputs, int kPixels, typename A>
+EXML_INLINE void lane_tile(const A* x, const A* weights, const A* bias, int64_t rows, const LaneShape& s, A* out,
+                           int64_t plane) {
+  constexpr int n = kImages<A>;
+  Lanes<A> total[kOutputs][kPixels];
+  for (int k = 0; k < kOutputs; ++k)
+    for (int p = 0; p < kPixels; ++p) total[k][p] = Lanes<A>{} + bias[k];
+  for (int64_t c = 0; c < s.channels; ++c) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const A* values = x + (c * s.plane + i * s.row) * n;
+      const A* weight = weights + (c * s.kernel_height + i) * s.kernel_width * kOutputs;
+      for (int64_t j = 0; j < s.kernel_width; ++j, values += n, weight += kOutputs) {
+        Lanes<A> pixels[kPixels];
+        for (int p = 0; p < kPixels; ++p) pixels[p] = load_lanes<A>(values + p * n);
+        for (int k = 0; k < kOutputs; ++k) {
+          const Lanes<A> w = Lanes<A>{} + weight[k];
+          for (int p = 0; p < kPixels; ++p) total[k][p] += pixels[p] * w;
+        }
+      }
+    }
+  }
+  for (int k = 0; k < kOutputs; ++k)
+    for (int p = 0; p < kPixels; ++p) store_lanes<A>(out + (k * plane + p) * n, total[k][p]);
+}
+
+template <int kOutputs, int kPixels, typename A>
+EXML_INLINE void lane_pixels(int64_t count, const A* x, const A* weights, const A* bias, int64_t rows,
+                             const LaneShape& s, A* out, int64_t plane) {
+  if (count == kPixels) return lane_tile<kOutputs, kPixels>(x, weights, bias, rows, s, out, plane);
+  if constexpr (kPixels > 1) lane_pixels<kOutputs, kPixels - 1>(count, x, weights, bias, rows, s, out, plane);
+}
+
+// All rows of kOutputs channels; rows of taps beyond the image are left out.
+template <int kOutputs, typename A>
+void lane_rows(const A* x, const A* weights, const A* bias, const LaneShape& s, A* out) {
+  constexpr int n = kImages<A>, kPixels = kTiles / kOutputs < kMostPixels ? kTiles / kOutputs : kMostPixels;
+  const int64_t tiles = (s.out_width + kPixels - 1) / kPixels;
+  for (int64_t i = 0; i < s.out_height; ++i) {
+    const int64_t first = std::max<int64_t>(0, s.top - i);
+    const int64_t rows = std::min(s.kernel_height, s.height + s.top - i) - first;
+    const A* taps = weights + first * s.kernel_width * kOutputs;
+    for (int64_t t = 0; t < tiles; ++t) {  // tiles as wide as each other, up to a pixel
+      const int64_t begin = t * s.out_width / tiles, end = (t + 1) * s.out_width / tiles;
+      lane_pixels<kOutputs, kPixels>(end - begin, x + ((i + first - s.top) * s.row + begin) * n, taps, bias, rows, s,
+                                     out + (i * s.out_width + begin) * n, s.out_plane);
+    }
+  }
+}
+
+template <int kOutputs, typename A>
+EXML_INLINE void lane_outputs(int64_t count, const A* x, const A* weights, const A* bias, const LaneShape& s, A* out) {
+  if (count == kOutputs) return lane_rows<kOutputs>(x, weights, bias, s, out);
+  if constexpr (kOutputs > 1) lane_outputs<kOutputs - 1>(count, x, weights, bias, s, out);
+}
+
+// How many output channels each block has but the last, which may have fewer.
+inline int64_t lane_block(int64_t outputs, int64_t most) {
+  const int64_t blocks = (outputs + most - 1) / most;
+  return (outputs + blocks - 1) / blocks;
+}
+
+// Weights to what lane_convolve reads: for each block of outputs [channel][tap][output]. The adjoint's outputs are the
+// channels of the weights (K, C, h, w), and its taps are in reverse order.
+template <typename A, typename T>
+void lane_weights(const T* weights, int64_t outputs, int64_t channels, int64_t taps, bool adjoint, A* to) {
+  const int64_t block = lane_block(outputs, kTileOutputs);
+  for (int64_t first = 0; first < outputs; first += block) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t k = first; k < first + block && k < outputs; ++k) {
+          const int64_t at = adjoint ? (c * outputs + k) * taps + taps - 1 - t : (k * channels + c) * taps + t;
+          *to++ = widen(weights[at]);
+        }
+      }
+    }
+  }
+}
+
+// A convolution of kImages<A> images.
+template <typename A>
+void lane_convolve(const A* x, const A* weights, const A* bias, int64_t outputs, const LaneShape& s, A* out) {
+  const int64_t block = lane_block(outputs, kTileOutputs), taps = s.channels * s.kernel_height * s.kernel_width;
+  for (int64_t k = 0; k < outputs; k += block)
+    lane_outputs<kTileOutputs>(std::min(block, outputs - k), x, weights + k * taps, bias + k, s,
+                               out + k * s.out_plane * kImages<A>);
+}
+
+// total[k][j] += sum over pixels of grad[k] times x shifted by tap j of one row of taps. `totals` (kOutputs, taps of a
+// filter, lanes).
+template <int kOutputs, int kTaps, typename A>
+void lane_taps(const A* x, const A* grad, int64_t rows, const LaneShape& s, A* totals, int64_t taps) {
+  constexpr int n = kImages<A>;
+  Lanes<A> total[kOutputs][kTaps];
+  for (int k = 0; k < kOutputs; ++k)
+    for (int j = 0; j < kTaps; ++j) total[k][j] = load_lanes<A>(totals + (k * taps + j) * n);
+  for (int64_t i = 0; i < rows; ++i) {
+    const A *values = x + i * s.row * n, *pulls = grad + i * s.out_width * n;
+    for (int64_t p = 0; p < s.out_width; ++p, values += n, pulls += n) {
+      Lanes<A> pixels[kTaps];
+      for (int j = 0; j < kTaps; ++j) pixels[j] = load_lanes<A>(values + j * n);
+      for (int k = 0; k < kOutputs; ++k) {
+        const Lanes<A> pull = load_lanes<A>(pulls + k * s.out_plane * n);
+        for (int j = 0; j < kTaps; ++j) total[k][j] += pixels[j] * pull;
+      }
+    }
+  }
+  for (int k = 0; k < kOutputs; ++k)
+    for (int j = 0; j < kTaps; ++j) store_lanes<A>(totals + (k * taps + j) * n, total[k][j]);
+}
+
+template <int kOutputs, int kTaps, typename A>
+EXML_INLINE void lane_some_taps(int64_t outputs, int64_t count, const A* x, const A* grad, int64_t rows,
+                                const LaneShape& s, A* totals, int64_t taps) {
+  if constexpr (kOutputs * kTaps <= kTiles)
+    if (outputs == kOutputs && count == kTaps) return lane_taps<kOutputs, kTaps>(x, grad, rows, s, totals, taps);
+  if constexpr (kOutputs > 1)
+    if (outputs < kOutputs) return lane_some_taps<kOutputs - 1, kTaps>(outputs, count, x, grad, rows, s, totals, taps);
+  if constexpr (kTaps > 1) lane_some_taps<kOutputs, kTaps - 1>(outputs, count, x, grad, rows, s, totals, taps);
+}
+
+// Adds the gradient of the weights of kImages<A> images to totals (K, C, h, w, lanes).
+template <typename A>
+void lane_correlate(const A* x, const A* grad, int64_t outputs, const LaneShape& s, A* totals) {
+  constexpr int n = kImages<A>;
+  const int64_t taps = s.channels * s.kernel_height * s.kernel_width;
+  const int64_t width = lane_block(s.kernel_width, kMostTaps);
+  const int64_t block = lane_block(outputs, kTiles / width < kTileOutputs ? kTiles / width : kTileOutputs);
+  for (int64_t k = 0; k < outputs; k += block) {
+    for (int64_t c = 0; c < s.channels; ++c) {
+      for (int64_t i = 0; i < s.kernel_height; ++i) {
+        const int64_t first = std::max<int64_t>(0, s.top - i);
+        const int64_t rows = std::min(s.out_height, s.height + s.top - i) - first;
+        if (rows <= 0) continue;
+        for (int64_t j = 0; j < s.kernel_width; j += width)
+          lane_some_taps<kTileOutputs, kMostTaps>(
+              std::min(block, outputs - k), std::min(width, s.kernel_width - j),
+              x + (c * s.plane + (first + i - s.top) * s.row + j) * n,
+              grad + (k * s.out_plane + first * s.out_width) * n, rows, s,
+              totals + ((k * s.channels + c) * s.kernel_height * s.kernel_width + i * s.kernel_width + j) * n, taps);
+      }
+    }
+  }
+}
+
+// Sums over the lanes.
+template <typename A, typename T>
+void lane_sums(const A* totals, int64_t size, T* out) {
+  for (int64_t l = 0; l < size; ++l) {
+    A total = 0;
+    for (int i = 0; i < kImages<A>; ++i) total += totals[l * kImages<A> + i];
+    narrow(total, out[l]);
+  }
+}
+
+}  // namespace exml::cpu::EXML_CAPABILITY

@@ -1,0 +1,81 @@
+// Convolution of few channels on the CPU, in training too; elsewhere and where there is nothing to compute the
+// library's.
+#include "ops/lane_conv2d.h"
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "ops/checks.h"
+
+namespace exml {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor dense(const Tensor& x) {
+  return x.is_contiguous() || x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x
+                                                                              : x.contiguous(x.suggest_memory_format());
+}
+
+bool own(const Tensor& pixels, const Tensor& other) {
+  return pixels.device().is_cpu() && pixels.numel() > 0 && other.numel() > 0;
+}
+
+void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
+  check_pixels("lane_conv2d", "x", x);
+  TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1),
+                    "lane_conv2d: x must have shape (N, C, H, W) with C = ", weight.dim() == 4 ? weight.size(1) : 0,
+                    " to match weight of shape ", weight.sizes(), ", got ", x.sizes());
+  TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()),
+                    "lane_conv2d: weight and bias must have x's dtype ", x.scalar_type(), ", got ",
+                    weight.scalar_type(), bias ? " and " : "", bias ? c10::toString(bias->scalar_type()) : "");
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    const int64_t kernel = weight.size(2 + axis);
+    TORCH_CHECK_VALUE(padding[axis] >= 0 && padding[axis] < kernel,
+                      "lane_conv2d: padding must be from 0 to the kernel's size less one, got ", padding,
+                      " for kernels of ", weight.sizes().slice(2));
+    TORCH_CHECK_VALUE(x.size(2 + axis) + 2 * padding[axis] >= kernel, "lane_conv2d: kernels of ",
+                      weight.sizes().slice(2), " are larger than the padded images of x, ", x.sizes());
+  }
+}
+
+}  // namespace
+
+Tensor lane_conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
+  check(x, weight, bias, padding);
+  if (own(x, weight)) return lane_conv2d_cpu(dense(x), weight, bias, padding);
+  return at::convolution(x, weight, bias, {1, 1}, padding, {1, 1}, false, {0, 0}, 1);
+}
+
+Tensor lane_conv2d_input(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef padding) {
+  if (own(grad, weight)) return lane_conv2d_input_cpu(dense(grad), weight, padding);
+  const Tensor x = at::empty(sizes, grad.options());
+  return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,
+                                              {true, false, false}));
+}
+
+Tensor lane_conv2d_weight(const Tensor& grad, const Tensor& x, IntArrayRef sizes, IntArrayRef padding) {
+  if (own(grad, x)) return lane_conv2d_weight_cpu(dense(grad), dense(x), sizes, padding);
+  const Tensor weight = at::empty(sizes, grad.options());
+  return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,
+                                              {false, true, false}));
+}
+
+TORCH_LIBRARY_FRAGMENT(exml, m) {
+  m.def("_lane_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] padding) -> Tensor");
+  m.def("_lane_conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] padding) -> Tensor");
+  m.def("_lane_conv2d_input(Tensor grad, Tensor weight, int[] sizes, int[2] padding) -> Tensor");
+  m.def("_lane_conv2d_weight(Tensor grad, Tensor x, int[] sizes, int[2] padding) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) {
+  m.impl("_lane_conv2d_forward", &lane_conv2d_forward);
+  m.impl("_lane_conv2d_input", &lane_conv2d_input);
+  m.impl("_lane_conv2d_weight", &lane_conv2d_weight);
+}
+
+}  // namespace exml

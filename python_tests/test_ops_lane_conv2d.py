@@ -1,0 +1,203 @@
+"""The convolution with one image a vector lane against the library's, and the module that chooses between them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from exml_fast.inversion import convolution, lanes
+from exml_fast.inversion.convolution import ConvShape
+from exml_fast.inversion.lanes import LaneConv2d
+from exml_fast.inversion.twin import twin
+
+lane_conv2d = torch.ops.exml._lane_conv2d
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def run_python(code: str, **environment: str) -> None:
+    """In a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def both(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> list[list[Tensor]]:
+    """Output and all gradients by our op and, in float64, by the library."""
+    found = []
+    for dtype, op in (
+        (x.dtype, lane_conv2d),
+        (torch.float64, lambda x, w, b, p: F.conv2d(x, w, b, padding=p)),
+    ):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias) if t is not None]
+        out = op(*leaves[:2], leaves[2] if bias is not None else None, padding)
+        g = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).sin().to(dtype)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, g)])
+    return found
+
+
+@given(data=st.data())
+def test_values_and_gradients_are_the_librarys(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel = (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    padding = tuple(draw(st.integers(0, k - 1)) for k in kernel)
+    size = [draw(st.integers(max(1, k - 2 * p), 12)) for k, p in zip(kernel, padding, strict=True)]
+    batch, inputs, outputs = (draw(st.integers(1, n)) for n in (35, 5, 19))
+    dtype = draw(st.sampled_from(list(TOLERANCE)))
+    wide = draw(st.booleans())  # more than is read: no format at all
+    x = torch.randn(batch, inputs, size[0], size[1] * (1 + wide))[..., : size[1]].to(dtype)
+    if draw(st.booleans()):
+        x = x.contiguous(memory_format=draw(st.sampled_from([torch.channels_last, torch.contiguous_format])))
+    weight = torch.randn(outputs, inputs, *kernel).to(dtype)
+    bias = torch.randn(outputs).to(dtype) if draw(st.booleans()) else None
+    ours, expected = both(x, weight, bias, padding)
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert mine.dtype == dtype
+        scale = float(theirs.abs().max()) + 1
+        torch.testing.assert_close(mine.double() / scale, theirs / scale, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(capability: str) -> None:
+    """The choice is made when the extension is loaded."""
+    run_python(
+        "import torch, torch.nn.functional as F, exml_fast\n"
+        "op = torch.ops.exml._lane_conv2d\n"
+        "for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-11), (torch.bfloat16, 0.5)):\n"
+        "    for kernel, outputs, padding in ((5, 16, 0), (3, 7, 1), (1, 1, 0), (6, 13, 5)):\n"
+        "        leaves = [torch.randn(s).to(dtype).requires_grad_() for s in\n"
+        "                  ((37, 6, 9, 11), (outputs, 6, kernel, kernel), (outputs,))]\n"
+        "        y = op(*leaves, [padding, padding])\n"
+        "        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]\n"
+        "        z = F.conv2d(*exact, padding=padding)\n"
+        "        g = torch.randn_like(y)\n"
+        "        pairs = [(y, z), *zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(z, exact, g.double()))]\n"
+        "        for a, b in pairs:\n"
+        "            assert (a.double() - b).abs().max() <= limit * (1 + b.abs().max()) / 10, (dtype, kernel)\n",
+        EXML_CPU_CAPABILITY=capability,
+    )
+
+
+def test_gradcheck_and_second_derivatives() -> None:
+    x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((9, 2, 5, 4), (3, 2, 3, 3), 3))
+    assert torch.autograd.gradcheck(lambda *leaves: lane_conv2d(*leaves, (1, 2)), (x, weight, bias))
+    y = lane_conv2d(x, weight, bias, (0, 0))
+    for leaf in (x, weight):
+        (grad,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+        with pytest.raises(NotImplementedError, match="lane_conv2d: second derivatives"):
+            grad.sum().backward()
+
+
+def test_opcheck() -> None:
+    for bias in (None, torch.randn(3)):
+        torch.library.opcheck(lane_conv2d, (torch.randn(9, 2, 6, 6), torch.randn(3, 2, 3, 3), bias, (1, 1)))
+
+
+def test_no_images_and_no_number() -> None:
+    ours, expected = both(torch.randn(0, 2, 6, 6), torch.randn(3, 2, 3, 3), None, (1, 1))
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs)
+    x = torch.zeros(17, 1, 6, 6)
+    x[3, 0, 2, 2] = float("nan")
+    y = lane_conv2d(x, torch.ones(2, 1, 3, 3), None, (1, 1))
+    expected = F.conv2d(x, torch.ones(2, 1, 3, 3), padding=1)
+    assert torch.equal(y.isnan(), expected.isnan()) and int(y.isnan().sum()) == 18
+
+
+def test_several_threads_give_the_same() -> None:
+    run_python(
+        "import torch, exml_fast\n"
+        "x, w = torch.randn(100, 3, 9, 9), torch.randn(4, 3, 3, 3)\n"
+        "g = torch.randn(100, 4, 9, 9)\n"
+        "found = []\n"
+        "for threads in (1, 2, 2):\n"
+        "    torch.set_num_threads(threads)\n"
+        "    found.append((torch.ops.exml._lane_conv2d_input(g, w, x.shape, [1, 1]),\n"
+        "                  torch.ops.exml._lane_conv2d_weight(g, x, w.shape, [1, 1])))\n"
+        "for other in found[1:]:\n"
+        "    assert torch.equal(found[0][0], other[0])\n"
+        "    torch.testing.assert_close(found[0][1], other[1], rtol=1e-4, atol=1e-4)\n"
+        "assert torch.equal(found[1][1], found[2][1])\n"
+    )
+
+
+def test_errors_name_the_argument() -> None:
+    x, weight = torch.randn(9, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with C = 3"):
+        lane_conv2d(x[:, :2], weight, None, (0, 0))
+    with pytest.raises(ValueError, match="weight and bias must have x's dtype Float, got Double"):
+        lane_conv2d(x, weight.double(), None, (0, 0))
+    with pytest.raises(ValueError, match="padding must be from 0 to the kernel's size less one, got"):
+        lane_conv2d(x, weight, None, (3, 0))
+    with pytest.raises(ValueError, match=r"kernels of .* are larger than the padded images"):
+        lane_conv2d(x[..., :2, :2], weight, None, (0, 0))
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "lanes_are_faster", lambda *_: True)
+
+
+def test_module_shares_its_parameters_and_learns(always: None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.Tanh(), nn.Conv2d(4, 6, 3, bias=False), nn.Flatten())
+    other, reference = twin(model), copy.deepcopy(model)
+    assert isinstance(other[0], LaneConv2d) and other[0].weight is model[0].weight and other[2].bias is None
+    assert [name for name, _ in other.named_parameters()] == [name for name, _ in model.named_parameters()]
+    x = torch.randn(16, 1, 8, 8)
+    for network in (other, reference):
+        optimizer = torch.optim.SGD(network.parameters(), 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+    for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> None:
+    op = "exml::_lane_conv2d_forward"
+
+    def runs(conv: nn.Conv2d, x: Tensor) -> bool:
+        module = LaneConv2d.of(conv)
+        assert module is not None
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            y = module(x)
+        torch.testing.assert_close(y, conv(x))
+        return any(event.name == op for event in seen.events())
+
+    images = torch.randn(16, 2, 8, 8)
+    assert runs(nn.Conv2d(2, 3, 3), images)
+    assert not runs(nn.Conv2d(2, 3, 3), images[:4])  # most lanes would be empty
+    assert not runs(nn.Conv2d(2, 3, 3), images[0])  # one image without a batch
+    assert not runs(nn.Conv2d(2, 3, 3, stride=2), images)
+    assert not runs(nn.Conv2d(2, 4, 3, groups=2), images)
+    assert not runs(nn.Conv2d(2, 3, 3, dilation=2), images)
+    assert not runs(nn.Conv2d(2, 3, 3, padding=3), images)
+    for conv in (nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")):
+        assert LaneConv2d.of(conv) is None
+    assert LaneConv2d.of(nn.Linear(2, 3)) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert LaneConv2d.of(nn.Conv2d(2, 3, 3))(images).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="to have 2 channels"):
+        LaneConv2d.of(nn.Conv2d(2, 3, 3))(torch.randn(16, 3, 8, 8))
+
+
+def test_choice_is_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(convolution, "_measured", {})
+    shape = ConvShape((64, 1, 12, 12), (2, 1, 5, 5), (1, 1), (0, 0), (1, 1), 1, False)
+    first = [convolution.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]
+    monkeypatch.setattr(convolution, "_measure_lanes", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(convolution, "_measured", {})  # as in another process
+    assert first == [convolution.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]
