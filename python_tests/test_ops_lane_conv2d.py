@@ -114,6 +114,16 @@ def test_no_images_and_no_number() -> None:
     assert torch.equal(y.isnan(), expected.isnan()) and int(y.isnan().sum()) == 18
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_format_is_the_librarys(channels: int) -> None:
+    x, weight = torch.randn(9, channels, 6, 6), torch.randn(4, channels, 3, 3)
+    last = [torch.empty_like(t, memory_format=torch.channels_last).copy_(t) for t in (x, weight)]
+    for images in (x, last[0]):
+        for kernels in (weight, last[1]):
+            ours, library = lane_conv2d(images, kernels, None, (0, 0)), F.conv2d(images, kernels)
+            assert ours.stride() == library.stride()
+
+
 def test_several_threads_give_the_same() -> None:
     run_python(
         "import torch, exml_fast\n"

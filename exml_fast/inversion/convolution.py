@@ -15,8 +15,9 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ __all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan
 
 # A packed convolution is prepared for the batch it will see, and timed with at most so many images.
 MEASURED_BATCH = 2
-REPEATS = 3
+LEAST_ROUNDS, MOST_ROUNDS, MEASURED_SECONDS = 3, 20, 0.02
 FEW_CHANNELS = 4
 CLEAR_GAIN = 0.9
 # Output channels up to which our own convolution may beat the library's, and a vector of it in bytes.
@@ -127,7 +128,8 @@ class FrozenConv2d(nn.Module):
         self.dtype, self.shape, self.plan = dtype, shape, plan
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
-        plain = weight.contiguous(memory_format=self.memory_format)
+        # With one channel ``contiguous`` would keep the strides, from which our kernels read the format.
+        plain = torch.empty_like(weight, memory_format=self.memory_format).copy_(weight)
         self.packed = (
             _packed(plain, shape.padding, shape.stride, shape.dilation, shape) if plan.forward == "packed" else None
         )
@@ -255,28 +257,23 @@ def _measure(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     conv.weight.data.fill_(0.01)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_()
-    forward: dict[str, float] = {}
-    adjoint: dict[tuple[str, str], float] = {}
+    ahead: dict[str, Callable[[], object]] = {}
+    back: dict[tuple[str, str], Callable[[], object]] = {}
     for plan in _candidates(shape, dtype):
         layer = FrozenConv2d(conv, dtype, shape, plan)
-        if plan.forward not in forward:
-            forward[plan.forward] = _seconds(lambda: layer(x))  # noqa: B023  called here
-        if (plan.adjoint, plan.adjoint_weights) not in adjoint:
-            y = layer(x)
-            g = torch.zeros_like(y)
-            adjoint[plan.adjoint, plan.adjoint_weights] = _seconds(
-                lambda: torch.autograd.grad(y, x, g, retain_graph=True)  # noqa: B023
-            )
-    ahead = _best(forward)
-    how, weights = _best(adjoint)
-    return Plan(ahead, how, weights), (forward[ahead] + adjoint[how, weights]) / shape.input[0]
+        y = layer(x)
+        ahead.setdefault(plan.forward, partial(layer, x))
+        pull = partial(torch.autograd.grad, y, x, torch.zeros_like(y), retain_graph=True)
+        back.setdefault((plan.adjoint, plan.adjoint_weights), pull)
+    (forward, forward_time), ((how, weights), adjoint_time) = _fastest(ahead), _fastest(back)
+    return Plan(forward, how, weights), (forward_time + adjoint_time) / shape.input[0]
 
 
 @torch.enable_grad()
 def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weight: bool) -> tuple[Plan, float]:
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=format_).requires_grad_(of_input)
-    weight = torch.full(shape.weight, 0.01, dtype=dtype).contiguous(memory_format=format_).requires_grad_(of_weight)
+    weight = torch.empty(shape.weight, dtype=dtype, memory_format=format_).fill_(0.01).requires_grad_(of_weight)
     wanted = [t for t in (x, weight) if t.requires_grad]
     ways: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: nn.functional.conv2d(x, weight, padding=shape.padding),
@@ -289,18 +286,31 @@ def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weig
         if wanted:
             torch.autograd.grad(y, wanted, g)
 
-    seconds = {name: _seconds(lambda: pass_through(way)) for name, way in ways.items()}  # noqa: B023  called here
-    chosen = _best(seconds)
-    return Plan(chosen), seconds[chosen] / shape.input[0]
+    chosen, seconds = _fastest({name: partial(pass_through, way) for name, way in ways.items()})
+    return Plan(chosen), seconds / shape.input[0]
 
 
-def _best(seconds: dict[Key, float]) -> Key:
-    """The fastest; an earlier one unless the gain is clear, so that noise does not decide."""
+def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
+    """The fastest way and its seconds; an earlier one unless the gain is clear, so that noise does not decide."""
+    seconds = dict.fromkeys(ways, math.inf)
+    for way in ways.values():
+        way()
+    begun, rounds = time.perf_counter(), 0
+    # By turns: what else the machine does shall meet all of them.
+    while True:
+        for key, way in ways.items():
+            at = time.perf_counter()
+            way()
+            seconds[key] = min(seconds[key], time.perf_counter() - at)
+        rounds += 1
+        spent = time.perf_counter() - begun
+        if rounds >= LEAST_ROUNDS and (spent > MEASURED_SECONDS or rounds == MOST_ROUNDS):
+            break
     chosen = next(iter(seconds))
     for key, value in seconds.items():
         if value < CLEAR_GAIN * seconds[chosen]:
             chosen = key
-    return chosen
+    return chosen, seconds[chosen]
 
 
 def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
@@ -406,13 +416,3 @@ def _output_size(s: ConvShape) -> tuple[int, int]:
         for n, p, d, k, stride in zip(s.input[2:], s.padding, s.dilation, s.weight[2:], s.stride, strict=True)
     )
     return height, width
-
-
-def _seconds(f: Callable[[], object]) -> float:
-    f()
-    times = []
-    for _ in range(REPEATS):
-        begun = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - begun)
-    return min(times)
