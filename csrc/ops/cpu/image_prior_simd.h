@@ -127,6 +127,8 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
                     A* scratch, A* out) {
   const int64_t height = plane.height, length = plane.length, step = plane.step, width = plane.width();
   const int64_t radius = window.radius;
+  bool apart = false;  // most recipes have a weight for one of total variation and blur
+  for (int d = 0; d < 4; ++d) apart = apart || pull.abs[d] != A(0) || pull.square[d] != A(0);
   A *padded = scratch, *column = padded + radius * step;
   memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
   for (int64_t i = 0; i < height; ++i) {
@@ -177,9 +179,13 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
       if (e < length - step) value = rightwards(e, value);
       grad[e] = value;
     };
-    if (along_vectors<A>(step, length - step, [&](int64_t e, Mask<A>) {
-          store(grad + e, rightwards(e, leftwards(e, vertically(e, without_differences(e, Vector<A>{})))));
-        })) {
+    if (!apart) {
+      if (!along_vectors<A>(0, length,
+                            [&](int64_t e, Mask<A>) { store(grad + e, without_differences(e, Vector<A>{})); }))
+        for (int64_t e = 0; e < length; ++e) grad[e] = without_differences(e, A(0));
+    } else if (along_vectors<A>(step, length - step, [&](int64_t e, Mask<A>) {
+                 store(grad + e, rightwards(e, leftwards(e, vertically(e, without_differences(e, Vector<A>{})))));
+               })) {
       for (int64_t e = 0; e < step; ++e) one(e);
       for (int64_t e = length - step; e < length; ++e) one(e);
     } else {
