@@ -275,6 +275,32 @@ def test_other_unit_orders_own_models_and_heads() -> None:
         ExModelDistillation(real_images(), config, model=model)
 
 
+def test_strategies_get_networks_as_they_are() -> None:
+    """Not by our ops for training, from which the engine could fuse and freeze nothing."""
+
+    class Watching:
+        competes = True
+
+        def __init__(self) -> None:
+            self.seen: list[Expert] = []
+
+        def samples(self, *args: Any, rival: Expert | None) -> tuple[Tensor, Tensor]:
+            self.seen += [expert for expert in (args[0], rival) if expert is not None]
+            return real_images().samples(*args)
+
+        def describe(self) -> dict[str, Any]:
+            return {"strategy": "watching"}
+
+    strategy = Watching()
+    result = ExModelDistillation(strategy, change(iterations=5)).run(stream())
+    assert len(strategy.seen) == 3
+    for expert in strategy.seen:
+        assert type(expert.model) is type(trained()[0].model)
+        assert {type(m) for m in expert.model.modules()} == {type(m) for m in trained()[0].model.modules()}
+    rival = strategy.seen[2].model.state_dict()
+    assert any(not torch.equal(value, rival[name]) for name, value in weights(result).items())
+
+
 def test_a_run_is_reproducible_and_leaves_the_random_state_and_experts_alone() -> None:
     before, prints = torch.get_rng_state(), stream().fingerprints()
     x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from exml_fast.inversion import convolution, lanes
 from exml_fast.inversion.convolution import ConvShape
@@ -59,7 +61,7 @@ def test_values_and_gradients_are_the_librarys(data: st.DataObject) -> None:
     if draw(st.booleans()):
         x = x.contiguous(memory_format=draw(st.sampled_from([torch.channels_last, torch.contiguous_format])))
     weight = torch.randn(outputs, inputs, *kernel).to(dtype)
-    bias = torch.randn(outputs).to(dtype) if draw(st.booleans()) else None
+    bias = torch.randn(outputs, 2).to(dtype)[:, 0] if draw(st.booleans()) else None
     ours, expected = both(x, weight, bias, padding)
     for mine, theirs in zip(ours, expected, strict=True):
         assert mine.dtype == dtype
@@ -100,7 +102,9 @@ def test_gradcheck_and_second_derivatives() -> None:
 
 def test_opcheck() -> None:
     for bias in (None, torch.randn(3)):
-        torch.library.opcheck(lane_conv2d, (torch.randn(9, 2, 6, 6), torch.randn(3, 2, 3, 3), bias, (1, 1)))
+        for format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(9, 2, 6, 6).to(memory_format=format)
+            torch.library.opcheck(lane_conv2d, (x, torch.randn(3, 2, 3, 3), bias, (1, 1)))
 
 
 def test_no_images_and_no_number() -> None:
@@ -147,6 +151,13 @@ def test_errors_name_the_argument() -> None:
         lane_conv2d(x[:, :2], weight, None, (0, 0))
     with pytest.raises(ValueError, match="weight and bias must have x's dtype Float, got Double"):
         lane_conv2d(x, weight.double(), None, (0, 0))
+    for wrong in (torch.zeros(1), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got"):
+            lane_conv2d(x, weight, wrong, (0, 0))
+    with pytest.raises(ValueError, match="weight and bias must be on x's device cpu, got meta"):
+        lane_conv2d(x, weight.to("meta"), None, (0, 0))
+    with pytest.raises(ValueError, match="padding must be from 0"):
+        torch.ops.exml._lane_conv2d_input(x, weight, (9, 3, 2, 2), (3, 0))
     with pytest.raises(ValueError, match="padding must be from 0 to the kernel's size less one, got"):
         lane_conv2d(x, weight, None, (3, 0))
     with pytest.raises(ValueError, match=r"kernels of .* are larger than the padded images"):
@@ -175,16 +186,18 @@ def test_module_shares_its_parameters_and_learns(always: None) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> None:
-    op = "exml::_lane_conv2d_forward"
+def lane(conv: nn.Conv2d) -> nn.Conv2d:
+    assert LaneConv2d.adopt(conv)
+    return conv
 
+
+def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> None:
     def runs(conv: nn.Conv2d, x: Tensor) -> bool:
-        module = LaneConv2d.of(conv)
-        assert module is not None
+        expected = conv(x)
         with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-            y = module(x)
-        torch.testing.assert_close(y, conv(x))
-        return any(event.name == op for event in seen.events())
+            y = lane(conv)(x)
+        torch.testing.assert_close(y, expected)
+        return any(event.name == "exml::_lane_conv2d_forward" for event in seen.events())
 
     images = torch.randn(16, 2, 8, 8)
     assert runs(nn.Conv2d(2, 3, 3), images)
@@ -195,12 +208,36 @@ def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> Non
     assert not runs(nn.Conv2d(2, 3, 3, dilation=2), images)
     assert not runs(nn.Conv2d(2, 3, 3, padding=3), images)
     for conv in (nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")):
-        assert LaneConv2d.of(conv) is None
-    assert LaneConv2d.of(nn.Linear(2, 3)) is None
+        assert not LaneConv2d.adopt(conv)
+    hooked = nn.Conv2d(2, 3, 3)
+    hooked.register_full_backward_hook(lambda *_: None)
+    assert not LaneConv2d.adopt(nn.Linear(2, 3)) and not LaneConv2d.adopt(hooked)
     with torch.autocast("cpu", torch.bfloat16):
-        assert LaneConv2d.of(nn.Conv2d(2, 3, 3))(images).dtype == torch.bfloat16
+        assert lane(nn.Conv2d(2, 3, 3))(images).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="to have 2 channels"):
-        LaneConv2d.of(nn.Conv2d(2, 3, 3))(torch.randn(16, 3, 8, 8))
+        lane(nn.Conv2d(2, 3, 3))(torch.randn(16, 3, 8, 8))
+
+
+def test_module_is_measured_apart_from_its_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Inside of a checkpoint the measured passes would be run again, for ever."""
+    monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(convolution, "_measured", {})
+    block = nn.Sequential(lane(nn.Conv2d(4, 4, 3)), nn.ReLU())
+    x = torch.randn(16, 4, 8, 8, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None and len(convolution._measured) == 1
+
+
+def test_twins_of_networks_that_cannot_be_shared_are_they_themselves() -> None:
+    locked = nn.Sequential(nn.Conv2d(2, 3, 3))
+    locked.lock = threading.Lock()
+    scripted = torch.jit.trace(nn.Conv2d(2, 3, 3), torch.randn(1, 2, 8, 8))
+    for model in (locked, scripted):
+        assert twin(model) is model
+    kept = nn.Conv2d(2, 3, 3)
+    kept.gain = 2.0
+    made = twin(nn.Sequential(kept))[0]
+    assert type(kept) is nn.Conv2d and isinstance(made, LaneConv2d) and made.gain == 2.0
 
 
 def test_choice_is_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

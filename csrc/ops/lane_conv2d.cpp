@@ -25,22 +25,31 @@ bool own(const Tensor& pixels, const Tensor& other) {
   return pixels.device().is_cpu() && pixels.numel() > 0 && other.numel() > 0;
 }
 
+void check_padding(IntArrayRef x, IntArrayRef weight, IntArrayRef padding) {
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    const int64_t kernel = weight[2 + axis];
+    TORCH_CHECK_VALUE(padding[axis] >= 0 && padding[axis] < kernel,
+                      "lane_conv2d: padding must be from 0 to the kernel's size less one, got ", padding,
+                      " for kernels of ", weight.slice(2));
+    TORCH_CHECK_VALUE(x[2 + axis] + 2 * padding[axis] >= kernel, "lane_conv2d: kernels of ", weight.slice(2),
+                      " are larger than the padded images of x, ", x);
+  }
+}
+
 void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
   check_pixels("lane_conv2d", "x", x);
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1),
                     "lane_conv2d: x must have shape (N, C, H, W) with C = ", weight.dim() == 4 ? weight.size(1) : 0,
                     " to match weight of shape ", weight.sizes(), ", got ", x.sizes());
+  TORCH_CHECK_VALUE(weight.device() == x.device() && (!bias || bias->device() == x.device()),
+                    "lane_conv2d: weight and bias must be on x's device ", x.device(), ", got ", weight.device());
+  TORCH_CHECK_VALUE(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
+                    "lane_conv2d: bias must have shape (", weight.size(0), ",), got ",
+                    bias ? bias->sizes() : IntArrayRef());
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type() && (!bias || bias->scalar_type() == x.scalar_type()),
                     "lane_conv2d: weight and bias must have x's dtype ", x.scalar_type(), ", got ",
                     weight.scalar_type(), bias ? " and " : "", bias ? c10::toString(bias->scalar_type()) : "");
-  for (int64_t axis = 0; axis < 2; ++axis) {
-    const int64_t kernel = weight.size(2 + axis);
-    TORCH_CHECK_VALUE(padding[axis] >= 0 && padding[axis] < kernel,
-                      "lane_conv2d: padding must be from 0 to the kernel's size less one, got ", padding,
-                      " for kernels of ", weight.sizes().slice(2));
-    TORCH_CHECK_VALUE(x.size(2 + axis) + 2 * padding[axis] >= kernel, "lane_conv2d: kernels of ",
-                      weight.sizes().slice(2), " are larger than the padded images of x, ", x.sizes());
-  }
+  check_padding(x.sizes(), weight.sizes(), padding);
 }
 
 }  // namespace
@@ -48,10 +57,12 @@ void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, In
 Tensor lane_conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
   check(x, weight, bias, padding);
   if (own(x, weight)) return lane_conv2d_cpu(dense(x), weight, bias, padding);
-  return at::convolution(x, weight, bias, {1, 1}, padding, {1, 1}, false, {0, 0}, 1);
+  return at::convolution(x, weight, bias, {1, 1}, padding, {1, 1}, false, {0, 0}, 1)
+      .contiguous(lane_conv2d_format(x, weight));
 }
 
 Tensor lane_conv2d_input(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef padding) {
+  check_padding(sizes, weight.sizes(), padding);
   if (own(grad, weight)) return lane_conv2d_input_cpu(dense(grad), weight, padding);
   const Tensor x = at::empty(sizes, grad.options());
   return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,
@@ -59,6 +70,7 @@ Tensor lane_conv2d_input(const Tensor& grad, const Tensor& weight, IntArrayRef s
 }
 
 Tensor lane_conv2d_weight(const Tensor& grad, const Tensor& x, IntArrayRef sizes, IntArrayRef padding) {
+  check_padding(x.sizes(), sizes, padding);
   if (own(grad, x)) return lane_conv2d_weight_cpu(dense(grad), dense(x), sizes, padding);
   const Tensor weight = at::empty(sizes, grad.options());
   return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,

@@ -30,6 +30,13 @@ at::Tensor lane_conv2d_input_cpu(const at::Tensor& grad, const at::Tensor& weigh
 at::Tensor lane_conv2d_weight_cpu(const at::Tensor& grad, const at::Tensor& x, at::IntArrayRef sizes,
                                   at::IntArrayRef padding);
 
+// Of the result, as the library's.
+inline at::MemoryFormat lane_conv2d_format(const at::Tensor& x, const at::Tensor& weight) {
+  constexpr auto last = at::MemoryFormat::ChannelsLast;
+  return x.suggest_memory_format() == last || weight.suggest_memory_format() == last ? last
+                                                                                     : at::MemoryFormat::Contiguous;
+}
+
 // The same with checks, for any device and shape: the library's where the above do not apply.
 at::Tensor lane_conv2d_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                                at::IntArrayRef padding);

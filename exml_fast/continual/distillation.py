@@ -498,7 +498,11 @@ class _Run:
             learned = f"the {number} before it are learned" if number else "none is learned yet"
             raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
         # A copy: whose expert it is may go on using it as it was.
-        return Expert(placed(twin(expert.model, shared=False), self.device), expert.card)
+        try:
+            model = copy.deepcopy(expert.model)
+        except (RuntimeError, TypeError):  # as twin has it
+            model = expert.model
+        return Expert(placed(model, self.device), expert.card)
 
     def _generate(self, expert: Expert) -> None:
         count = self.buffer.capacity // (1 if self.once else self.expert_index + 1)
@@ -517,7 +521,7 @@ class _Run:
                 self._keep(self.spec.convert(images, expert.input_spec), labels)
             if self.calibration is not None:
                 same = torch.Generator().manual_seed(self.seed)
-                self.scale = self.calibration.scale(expert, same).to(self.device)
+                self.scale = self.calibration.scale(_by_our_ops(expert), same).to(self.device)
         self.generated, self.step = True, 0
         self.seconds.append({"generate": meter.seconds, "distil": 0.0, "evaluate": 0.0})
         self.peak_mb.append({"generate": meter.peak_mb, "distil": 0.0, "evaluate": 0.0})
@@ -532,7 +536,11 @@ class _Run:
         report("", 1, 1, {})
 
     def _rival(self) -> Expert | None:
-        return None if self.previous is None else Expert(self.previous, self._as_expert().card)
+        if self.previous is None:
+            return None
+        plain = copy.deepcopy(self.model)
+        plain.load_state_dict(self.previous.state_dict())
+        return Expert(plain, self._as_expert().card)
 
     def _keep(self, images: Tensor, labels: Tensor) -> None:
         """Into the buffer, for which others make room."""
@@ -777,7 +785,7 @@ class _Teachers:
     """The previous ex-model and the current expert, each asked only about the images that need it."""
 
     def __init__(self, run: _Run, expert: Expert) -> None:
-        self.config, self.previous, self.expert = run.config, run.previous, expert
+        self.config, self.previous, self.expert = run.config, run.previous, _by_our_ops(expert)
         count, device = len(run.units), run.device
         current = [run.position[c] for c in expert.classes]
         earlier = [run.position[c] for c in run.known(run.expert_index)]
@@ -827,6 +835,11 @@ class _Teachers:
         if every:
             return torch.arange(len(positions), device=positions.device)
         return torch.nonzero(known[positions])[:, 0]
+
+
+def _by_our_ops(expert: Expert) -> Expert:
+    """To be asked for answers; a strategy gets the network as it is, which the engine takes apart itself."""
+    return Expert(twin(expert.model), expert.card)
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ class Augmentation:
         grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
         if self.elastic:
             coarse = torch.randn(count, 2, ELASTIC_GRID, ELASTIC_GRID, generator=generator).to(images.device)
-            vertical, horizontal = (_bicubic(size).to(images.device) for size in (height, width))
+            vertical, horizontal = (_bicubic(size).to(coarse) for size in (height, width))
             smooth = vertical @ coarse @ horizontal.T
             pixel = grid.new_tensor([2 / width, 2 / height])
             grid = grid + self.elastic * pixel * smooth.permute(0, 2, 3, 1)

@@ -16,6 +16,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +36,13 @@ FEW_CHANNELS = 4
 CLEAR_GAIN = 0.9
 # Output channels up to which our own convolution may beat the library's, and a vector of it in bytes.
 FEW_OUTPUTS, VECTOR = 16, 64
-# Channels up to which the convolution with one image a vector lane may be the fastest, its images a block, and the
-# memory a thread that a block may take.
+# Channels up to which the convolution with one image a vector lane may be the fastest, the most images that a vector
+# takes, and the memory a thread that they may take.
 LANE_CHANNELS, LANE_IMAGES, LANE_BYTES = 64, 16, 2**23
 # Of the choices below: plans that were measured among others are forgotten.
 CHOICES = 3
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Key = TypeVar("Key")
 
@@ -162,7 +165,7 @@ class FrozenConv2d(nn.Module):
 def is_untouched(module: nn.Module) -> bool:
     """Whether calling ``module`` runs its class's own code alone: no hooks, no methods of the instance."""
     return not (
-        module._forward_hooks or module._forward_pre_hooks or {"forward", "_conv_forward"}.intersection(vars(module))
+        any(getattr(module, hooks) for hooks in HOOKS) or {"forward", "_conv_forward"}.intersection(vars(module))
     )
 
 
@@ -200,7 +203,7 @@ def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_we
 
 
 def _few_images(shape: ConvShape) -> ConvShape:
-    images = LANE_IMAGES if shape.by_lanes else MEASURED_BATCH
+    images = LANE_IMAGES * torch.get_num_threads() if shape.by_lanes else MEASURED_BATCH
     return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
 
 
@@ -215,7 +218,9 @@ def _once_a_machine(
             if found is not None and _is_time(found[1]) and could_be(found[0]):
                 _measured[key] = found
             else:
-                _measured[key] = measure()
+                # In a thread of its own the caller's autocast, hooks of saved tensors and checkpoints are not at work.
+                with ThreadPoolExecutor(1) as thread:
+                    _measured[key] = thread.submit(measure).result()
                 _remember(key)
         return _measured[key]
 
@@ -226,7 +231,9 @@ def _is_time(seconds: object) -> bool:
 
 def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
     """Whether ``plan``, which a file or a caller says, is one of those tried for such a layer."""
-    choices = list(_candidates(shape, dtype))
+    # Of another teacher's plans the batch may have been larger.
+    several = dataclasses.replace(shape, input=(max(shape.input[0], LANE_IMAGES), *shape.input[1:]))
+    choices = list(_candidates(several, dtype))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
     return plan.forward in {choice.forward for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
 

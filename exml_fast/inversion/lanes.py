@@ -13,39 +13,42 @@ DTYPES = (torch.float32, torch.float64)
 
 
 class LaneConv2d(nn.Conv2d):
-    """``nn.Conv2d`` that computes by csrc/ops/lane_conv2d.h where that is faster on this machine (measured once)."""
+    """``nn.Conv2d`` that computes by csrc/ops/lane_conv2d.h where that is faster on this machine (measured once).
+
+    It has no second derivatives.
+    """
 
     _chosen: dict[tuple[object, ...], bool]
 
     @classmethod
-    def of(cls, conv: nn.Module) -> LaneConv2d | None:
-        """The same as ``conv``, with its parameters, or None where it is something else."""
+    def adopt(cls, conv: nn.Module) -> bool:
+        """Make ``conv`` one of these where it is a plain convolution: it keeps its parameters and whatever it holds."""
         if type(conv) is not nn.Conv2d or not is_untouched(conv):
-            return None
+            return False
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            return None
-        same: LaneConv2d = nn.utils.skip_init(
-            cls, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, bias=conv.bias is not None,
-        )  # fmt: skip
-        same.weight, same.bias = conv.weight, conv.bias
-        same._chosen = {}
-        return same.train(conv.training)
+            return False
+        conv.__class__ = cls
+        vars(conv)["_chosen"] = {}
+        return True
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H', W')."""
-        if x.device.type == "cpu" and x.dim() == 4 and x.dtype == self.weight.dtype and x.dtype in DTYPES:
-            pulled = torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and self.weight.requires_grad
-            key = (x.shape, x.dtype, *pulled)
+        weight = self.weight
+        at_home = x.device == weight.device and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if at_home and x.dim() == 4 and x.dtype == weight.dtype and x.dtype in DTYPES:
+            pulled = torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and weight.requires_grad
+            # Of a single channel the strides tell what the library makes of it.
+            last = not x.is_contiguous() or weight.stride(1) == 1
+            key = (x.shape, x.dtype, last, torch.get_num_threads(), *pulled)
             if key not in self._chosen:
-                self._chosen[key] = self._lanes_are_faster(x, *pulled)
-            if self._chosen[key] and not torch.is_autocast_enabled("cpu"):
-                result: Tensor = torch.ops.exml._lane_conv2d(x, self.weight, self.bias, self.padding)
+                self._chosen[key] = self._lanes_are_faster(x, last, *pulled)
+            if self._chosen[key]:
+                result: Tensor = torch.ops.exml._lane_conv2d(x, weight, self.bias, self.padding)
                 return result
         return super().forward(x)
 
-    def _lanes_are_faster(self, x: Tensor, of_input: bool, of_weight: bool) -> bool:
+    def _lanes_are_faster(self, x: Tensor, last: bool, of_input: bool, of_weight: bool) -> bool:
         if x.shape[1] != self.in_channels:
             return False  # the library says what is wrong
-        shape = ConvShape.of(self, x.shape, not x.is_contiguous())
+        shape = ConvShape.of(self, x.shape, last)
         return shape.by_lanes and lanes_are_faster(shape, x.dtype, of_input, of_weight)

@@ -16,7 +16,8 @@ __all__ = ["substitute", "twin"]
 def substitute(model: nn.Module) -> None:
     """Convolutions of few channels, average poolings and hyperbolic tangents inside ``model`` become ours."""
     for name, module in list(model.named_modules()):
-        same = AveragePool2d.of(module) or FrozenTanh.of(module) or LaneConv2d.of(module)
+        LaneConv2d.adopt(module)
+        same = AveragePool2d.of(module) or FrozenTanh.of(module)
         if same is not None and name:
             model.set_submodule(name, same)
 
@@ -32,7 +33,10 @@ def twin(model: nn.Module, shared: bool = True) -> nn.Module:
     tensors = (*model.parameters(), *model.buffers()) if shared else ()
     try:
         made = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    except RuntimeError:  # it holds tensors of a graph, as torch.nn.utils.prune leaves them
+    except (RuntimeError, TypeError):  # it holds tensors of a graph, as torch.nn.utils.prune leaves them, or a lock
+        return model
+    # TorchScript copies all.
+    if shared and any(a is not b for a, b in zip(model.parameters(), made.parameters(), strict=True)):
         return model
     substitute(made)
     return made

@@ -17,6 +17,7 @@ from exml_fast.data import InputSpec, Split, load
 from exml_fast.inversion import Recipe, Result, class_similarity, invert, recipes
 from exml_fast.models import create
 from exml_fast.reproduce import Context, Outcome, Preset, task
+from exml_fast.training import placed
 from exml_fast.transfer.adaptation import adapt, adapt_by_rehearsal, tsne
 from exml_fast.transfer.perturbation import EPSILON, fooling_rate, perturbed, universal_perturbations
 from exml_fast.transfer.robustness import ATTACKS, Attack, adversarial_training, attack_accuracies, pgd
@@ -72,14 +73,14 @@ class Lab:
         architecture, arguments = self._architecture(table)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.context.seed + offset)
-            return create(architecture, **arguments).to(self.context.device)
+            return placed(create(architecture, **arguments), torch.device(self.context.device))
 
     def teacher(self, train: Split | None = None, robust: bool = False) -> nn.Module:
         """Trained with cross-entropy, or on PGD examples; kept in the context's folder."""
         name = "robust teacher" if robust else "teacher"
         folder = self.context.folder / name.replace(" ", "_")
         if (folder / "card.json").is_file():
-            return Expert.load(folder, self.context.device).model
+            return placed(Expert.load(folder).model, torch.device(self.context.device))
         model = self.network("teacher")
         train, config = train or self.data.train, training(self.preset["teacher"])
         options: dict[str, Any] = {"seed": self.context.seed, "progress": self.context.progress}

@@ -16,7 +16,6 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress
 from exml_fast.inversion.twin import twin
 from exml_fast.models import final_linear
-from exml_fast.training import placed
 
 __all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
 
@@ -63,14 +62,15 @@ def train(
 ) -> Tensor:
     """Minimise ``loss(network, x, index)`` over the model's parameters, in place; it is left in evaluation mode.
 
-    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`). ``x`` are
+    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`); they have no
+    second derivatives. ``x`` are
     augmented rows ``images[index]``, network input on the model's device. The caller's random state is left
     alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no number.
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
     device = next(model.parameters()).device
-    network = twin(placed(model, device))
+    network = twin(model)
     images = images.to(device)
     bounds = spec.bounds(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

@@ -13,7 +13,6 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
-from exml_fast.training import placed
 from exml_fast.transfer.training import Training, accuracy, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
@@ -82,7 +81,7 @@ def zskd(
     if outputs[0] != outputs[1]:
         raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
-        answers = placed(twin(fixed, shared=False), device)
+        answers = twin(fixed)
 
         def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             with torch.no_grad():

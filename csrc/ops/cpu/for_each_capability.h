@@ -1,5 +1,5 @@
 // Includes EXML_SIMD_SOURCE once for each instruction set, each time in a namespace of its own (EXML_CAPABILITY).
-// The source may define functions only, in that namespace, and include nothing that does more.
+// The source may define functions, types and constants only, in that namespace, and include nothing that does more.
 #include "math/activation.h"
 #include "ops/cpu/capability.h"
 #include "ops/cpu/simd.h"

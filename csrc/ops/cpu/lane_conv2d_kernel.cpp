@@ -18,8 +18,6 @@ using at::IntArrayRef;
 using at::Tensor;
 using cpu::LaneShape;
 
-constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
-
 // Planes an odd number of vectors apart: at powers of two their pixels would compete for the same lines of the cache.
 int64_t plane_of(int64_t height, int64_t row) { return height * row | 1; }
 
@@ -36,6 +34,7 @@ LaneShape shape_of(const Tensor& x, int64_t kernel_height, int64_t kernel_width,
 // Where each value of an image, in the order of the memory format, lies in scratch memory.
 std::vector<int32_t> places(const Tensor& x, int64_t row, int64_t plane, int64_t left) {
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
+  TORCH_CHECK(channels * plane <= INT32_MAX, "lane_conv2d: images of ", x.sizes(), " are too large");
   const bool rows_first = x.is_contiguous();
   std::vector<int32_t> place(channels * height * width);
   for (int64_t c = 0; c < channels; ++c)
@@ -67,12 +66,10 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
                 bool adjoint) {
   const int64_t batch = x.size(0), outputs = weight.size(adjoint ? 1 : 0);
   const LaneShape s = shape_of(x, weight.size(2), weight.size(3), top, left);
-  // As the library's.
-  const bool last = x.suggest_memory_format() == kChannelsLast || weight.suggest_memory_format() == kChannelsLast;
-  const auto format = last ? kChannelsLast : at::MemoryFormat::Contiguous;
+  const auto format = lane_conv2d_format(x, weight);
   Tensor out = at::empty({batch, outputs, s.out_height, s.out_width}, x.options().memory_format(format));
   const auto from = places(x, s.row, s.plane, left), to = places(out, s.out_width, s.out_plane, 0);
-  const Tensor plain = weight.contiguous();
+  const Tensor plain = weight.contiguous(), offsets = bias ? bias->contiguous() : Tensor();
   dispatch_pixels(x, [&](auto* pixels) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
     using A = Accumulator<T>;
@@ -82,7 +79,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
     EXML_CPU_CALL(lane_weights, static_cast<const T*>(plain.const_data_ptr()), outputs, s.channels,
                   s.kernel_height * s.kernel_width, adjoint, weights.data());
     if (bias)
-      for (int64_t k = 0; k < outputs; ++k) start[k] = widen(static_cast<const T*>(bias->const_data_ptr())[k]);
+      for (int64_t k = 0; k < outputs; ++k) start[k] = widen(static_cast<const T*>(offsets.const_data_ptr())[k]);
     const int64_t size = from.size(), out_size = to.size();
     at::parallel_for(0, (batch + n - 1) / n, 1, [&](int64_t begin, int64_t end) {
       A *images = padded_images<A>(s, left, n), *results = scratch<A, 1>(outputs * s.out_plane * n);
@@ -123,11 +120,13 @@ Tensor lane_conv2d_weight_cpu(const Tensor& grad, const Tensor& x, IntArrayRef s
     std::vector<A> totals(tasks * weights * n, A(0));
     at::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
       A *images = padded_images<A>(s, padding[1], n), *grads = scratch<A, 1>(outputs * s.out_plane * n);
-      for (int64_t block = first * blocks / tasks; block < last * blocks / tasks; ++block) {
-        const int64_t count = std::min(n, batch - block * n);
-        EXML_CPU_CALL(to_lanes, pixels + block * n * size, size, count, from.data(), images);
-        EXML_CPU_CALL(to_lanes, pulls + block * n * out_size, out_size, count, to.data(), grads);
-        EXML_CPU_CALL(lane_correlate, images, grads, outputs, s, totals.data() + first * weights * n);
+      for (int64_t task = first; task < last; ++task) {
+        for (int64_t block = task * blocks / tasks; block < (task + 1) * blocks / tasks; ++block) {
+          const int64_t count = std::min(n, batch - block * n);
+          EXML_CPU_CALL(to_lanes, pixels + block * n * size, size, count, from.data(), images);
+          EXML_CPU_CALL(to_lanes, pulls + block * n * out_size, out_size, count, to.data(), grads);
+          EXML_CPU_CALL(lane_correlate, images, grads, outputs, s, totals.data() + task * weights * n);
+        }
       }
     });
     for (int64_t task = 1; task < tasks; ++task)

@@ -91,7 +91,7 @@ EXML_INLINE void transpose(Lanes<A>* v) {
 // not there become zeros.
 template <typename A, typename T>
 void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, A* to) {
-  constexpr int n = kImages<A>;
+  constexpr int64_t n = kImages<A>;
   if (size < n) {
     for (int64_t l = 0; l < size; ++l)
       for (int64_t i = 0; i < n; ++i) to[place[l] * n + i] = i < count ? widen(from[i * size + l]) : A(0);
@@ -108,7 +108,7 @@ void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, 
 
 template <typename A, typename T>
 void from_lanes(const A* from, int64_t size, int64_t count, const int32_t* place, T* to) {
-  constexpr int n = kImages<A>;
+  constexpr int64_t n = kImages<A>;
   if (size < n) {
     for (int64_t l = 0; l < size; ++l)
       for (int64_t i = 0; i < count; ++i) narrow(from[place[l] * n + i], to[i * size + l]);
