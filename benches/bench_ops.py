@@ -30,6 +30,12 @@ NORMS: dict[str, tuple[tuple[int, ...], str, bool]] = {
     "mobilenet_v2": ((16, 96, 64, 64), "relu6", False),
     "resnet50": ((4, 256, 56, 56), "relu", True),
 }
+# Batch, channels, filters of 5×5 and size of the image.
+LENETS: dict[str, tuple[int, int, int, int]] = {
+    "LeNet-5, first": (256, 1, 6, 32),
+    "LeNet-5, second": (256, 6, 16, 14),
+    "Caffe's LeNet, second": (256, 20, 50, 14),
+}
 ROWS: dict[str, list[dict[str, Any]]] = {device: [] for device in DEVICES}
 
 
@@ -93,6 +99,25 @@ def run_calls(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callab
     benchmark.extra_info.update(row)
     benchmark.pedantic(contenders["exml_fast"], rounds=10, warmup_rounds=1)
     print(case, row["times_faster"])
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("layer", LENETS)
+def test_lane_conv2d(benchmark: Any, layer: str, memory_format: str) -> None:
+    """Convolutions of few channels, in training: beside the output the gradients of x, the weight and the bias."""
+    batch, inputs, outputs, size = LENETS[layer]
+    x, weight = (
+        torch.randn(shape).to(memory_format=FORMATS[memory_format]).requires_grad_()
+        for shape in ((batch, inputs, size, size), (outputs, inputs, 5, 5))
+    )
+    bias = torch.randn(outputs, requires_grad=True)
+    contenders = {
+        "exml_fast": lambda: torch.ops.exml._lane_conv2d(x, weight, bias, (0, 0)).sum(),
+        "pytorch": lambda: F.conv2d(x, weight, bias).sum(),
+        "compiled": compiled(lambda *leaves: F.conv2d(*leaves).sum(), x, weight, bias),
+    }
+    case = {"op": "lane_conv2d", "shape": list(x.shape), "layer": layer, "memory_format": memory_format}
+    run(benchmark, case, contenders, x, weight, bias)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -180,7 +180,7 @@ def ops(path: Path) -> str:
     for row in results["rows"]:
         others = {k: v for k, v in row["times_faster"].items()}
         size = " × ".join(map(str, row["shape"])) if "shape" in row else f"{row['layers']} layers"
-        what = [size, *(row[key] for key in ("activation", "memory_format", "target") if key in row)]
+        what = [size, *(row[key] for key in ("layer", "activation", "memory_format", "target") if key in row)]
         dtype = row.get("to", row["dtype"])
         what += [dtype] if dtype != "float32" else []
         names = ("published", "pytorch", "torch.optim", "torch.distributions")
@@ -199,8 +199,8 @@ def ops(path: Path) -> str:
     header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
     notes = (
         "² `bn_match`, `frozen_bn_act`, `match_statistics`: the published hook's formula; `image_prior`, "
-        "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `jitter_flip`: torch.roll and flip; `adam_clip_` "
-        "(one step): torch.optim.Adam and the clip; `dirichlet_targets` (one draw): torch.distributions.\n"
+        "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `lane_conv2d`: torch's convolution; `jitter_flip`: "
+        "torch.roll and flip; `adam_clip_` (one step): torch.optim.Adam and the clip; `dirichlet_targets` (one draw): torch.distributions.\n"
         "³ Of the op and of the contender that needs most."
     )
     return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
