@@ -200,7 +200,8 @@ def ops(path: Path) -> str:
     notes = (
         "² `bn_match`, `frozen_bn_act`, `match_statistics`: the published hook's formula; `image_prior`, "
         "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `lane_conv2d`: torch's convolution; `jitter_flip`: "
-        "torch.roll and flip; `adam_clip_` (one step): torch.optim.Adam and the clip; `dirichlet_targets` (one draw): torch.distributions.\n"
+        "torch.roll and flip; `adam_clip_` (one step): torch.optim.Adam and the clip; "
+        "`dirichlet_targets` (one draw): torch.distributions.\n"
         "³ Of the op and of the contender that needs most."
     )
     return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
