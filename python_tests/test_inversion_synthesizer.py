@@ -274,7 +274,7 @@ def test_a_run_of_another_device_continues(tmp_path: Path, steps: int, monkeypat
     saved = load_checkpoint(path)
     assert saved["state"]["step"] == steps
     assert {value.device.type for value in saved["state"].values() if isinstance(value, Tensor)} == {"cpu"}
-    saved["plans"] = dict.fromkeys(saved["plans"], ("float32", (False, "library", "plain")))
+    saved["plans"] = dict.fromkeys(saved["plans"], ("float32", ("plain", "library", "plain")))
     save_checkpoint(path, saved)
     # Another device draws other targets from the seed: those of the file count.
     monkeypatch.setattr(Synthesizer, "_soft_targets", lambda self, positions, among, seed: torch.rand(len(labels), 5))
@@ -399,7 +399,7 @@ def test_competition_makes_the_student_disagree(digits_teacher: tuple[nn.Module,
         for c in (1e-9, 3.0)
     ]
     wrong = [(student(r.images).argmax(1) != r.labels).double().mean().item() for r in results]
-    assert wrong[1] > wrong[0] + 0.3 and results[1].summary["teacher_accuracy"] > 0.9
+    assert wrong[1] > wrong[0] + 0.3 and results[1].summary["teacher_accuracy"] > 0.8
     final = results[1].history["compete"][-1]
     assert final < results[0].history["compete"][-1] and final < results[1].history["compete"][0]
 
