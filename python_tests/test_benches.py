@@ -214,6 +214,7 @@ def of_every_op(bench_ops: Any, benchmark: Any) -> None:
         bench_ops.test_image_prior(benchmark, (2, 3, 8, 8), memory_format, "cpu")
         bench_ops.test_jitter_flip(benchmark, (2, 3, 8, 8), memory_format, torch.bfloat16, "cpu")
         bench_ops.test_adam_clip(benchmark, (2, 3, 8, 8), memory_format, "cpu")
+        bench_ops.test_lane_conv2d(benchmark, "LeNet-5, first", memory_format)
     bench_ops.test_match_statistics(benchmark, 3, "cpu")
     for target in ("indices", "soft"):
         bench_ops.test_soft_cross_entropy(benchmark, (4, 10), target, "cpu")
@@ -242,7 +243,7 @@ def test_contenders_of_an_op_compute_the_same(bench_ops: Any, monkeypatch: pytes
     monkeypatch.setattr(bench_ops, "run", run)
     monkeypatch.setattr(bench_ops, "run_calls", run_calls)
     of_every_op(bench_ops, None)
-    assert len(set(seen)) == 8
+    assert len(set(seen)) == 9
 
 
 def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -252,9 +253,11 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     bench_ops.test_dirichlet_targets(SimpleNamespace(extra_info={}, pedantic=lambda *_, **__: None), 10, "cpu")
     rows = bench_ops.ROWS["cpu"]
     importlib.import_module("measure").write_results(tmp_path / "ops-cpu.json", rows)
-    lines = importlib.import_module("readme").ops(tmp_path / "ops-cpu.json").splitlines()
+    readme = importlib.import_module("readme")
+    short, lines = (table(tmp_path / "ops-cpu.json").splitlines() for table in (readme.ops, readme.all_ops))
     cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in lines if line.startswith("| `")}
     assert len(cells) == len(rows)
+    assert 0 < len(short) < len(lines) and not any("contiguous" in line for line in short)
     for name in (
         "`frozen_bn_act` 2 × 3 × 8 × 8, tanh, contiguous",
         "`frozen_bn_act` 2 × 3 × 8 × 8, residual and relu, channels_last, bfloat16",
@@ -262,6 +265,7 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
         "`jitter_flip` 2 × 3 × 8 × 8, channels_last, bfloat16",
         "`adam_clip_` 2 × 3 × 8 × 8, contiguous",
         "`jensen_shannon` 4 × 10",
+        "`lane_conv2d` 256 × 1 × 32 × 32, LeNet-5, first, contiguous",
     ):
         time, over_pytorch, _, over_compiled, _ = cells[name]
         assert time.endswith(" ms") and over_pytorch.endswith("×") and over_compiled.endswith("×"), name
