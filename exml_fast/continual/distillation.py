@@ -26,7 +26,7 @@ from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
-from exml_fast.inversion.twin import twin
+from exml_fast.inversion.twin import copied, twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
@@ -498,11 +498,7 @@ class _Run:
             learned = f"the {number} before it are learned" if number else "none is learned yet"
             raise ValueError(f"{self.stream.name(number)} cannot be read, {learned}: {error}") from error
         # A copy: whose expert it is may go on using it as it was.
-        try:
-            model = copy.deepcopy(expert.model)
-        except (RuntimeError, TypeError):  # as twin has it
-            model = expert.model
-        return Expert(placed(model, self.device), expert.card)
+        return Expert(placed(copied(expert.model), self.device), expert.card)
 
     def _generate(self, expert: Expert) -> None:
         count = self.buffer.capacity // (1 if self.once else self.expert_index + 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from exml_fast.inversion.activation import FrozenTanh
 from exml_fast.inversion.lanes import LaneConv2d
 from exml_fast.inversion.pooling import AveragePool2d
 
-__all__ = ["substitute", "twin"]
+__all__ = ["copied", "substitute", "twin"]
 
 
 def substitute(model: nn.Module) -> None:
@@ -22,21 +23,25 @@ def substitute(model: nn.Module) -> None:
             model.set_submodule(name, same)
 
 
-def twin(model: nn.Module, shared: bool = True) -> nn.Module:
+def copied(model: nn.Module, shared: Sequence[Tensor] = ()) -> nn.Module:
+    """A copy of ``model`` that has the ``shared`` tensors itself; ``model`` where it cannot be copied."""
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    except (RuntimeError, TypeError):  # it holds tensors of a graph, as torch.nn.utils.prune leaves them, or a lock
+        return model
+
+
+def twin(model: nn.Module) -> nn.Module:
     """A copy of ``model`` by our ops; with the same parameters and buffers: training one trains the other.
 
     ``model`` itself where one of its own modules has buffers to share (it might bind them anew instead of changing
-    them), or where it cannot be copied. ``shared=False``: with tensors of its own.
+    them), or where it cannot be copied.
     """
-    if shared and any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
+    if any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
         return model
-    tensors = (*model.parameters(), *model.buffers()) if shared else ()
-    try:
-        made = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    except (RuntimeError, TypeError):  # it holds tensors of a graph, as torch.nn.utils.prune leaves them, or a lock
-        return model
+    made = copied(model, (*model.parameters(), *model.buffers()))
     # TorchScript copies all.
-    if shared and any(a is not b for a, b in zip(model.parameters(), made.parameters(), strict=True)):
+    if made is model or any(a is not b for a, b in zip(model.parameters(), made.parameters(), strict=True)):
         return model
     substitute(made)
     return made

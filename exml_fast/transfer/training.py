@@ -63,9 +63,9 @@ def train(
     """Minimise ``loss(network, x, index)`` over the model's parameters, in place; it is left in evaluation mode.
 
     ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`); they have no
-    second derivatives. ``x`` are
-    augmented rows ``images[index]``, network input on the model's device. The caller's random state is left
-    alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no number.
+    second derivatives. ``x`` are augmented rows ``images[index]``, network input on the model's device. The caller's
+    random state is left alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no
+    number.
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
@@ -100,7 +100,6 @@ def train(
                     )
                 if progress is not None:
                     progress(stage, step + 1, config.steps, {"loss": last})
-    network.eval()
     model.eval()
     return history
 
