@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import torch
@@ -9,6 +12,14 @@ from torch import Tensor
 
 # Relative error against the float64 reference: rounding of the inputs is not part of it, rounding of the gradient is.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 6e-3}
+
+
+def run_python(code: str, **environment: str) -> None:
+    """In a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def relative_error(value: Tensor, reference: Tensor, least: float = 0.0) -> float:

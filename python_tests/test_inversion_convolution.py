@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from op_checks import relative_error, run_python
 from torch import nn
 
 from exml_fast.inversion import convolution
@@ -69,6 +72,72 @@ def test_every_plan_gives_the_same_values_and_gradients(data: st.DataObject) -> 
         (grad,) = torch.autograd.grad(out, x, g)
         torch.testing.assert_close(out, y, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+WINOGRAD = Plan("winograd", "convolution", "winograd")
+
+
+@given(data=st.data())
+def test_winograd_gives_the_same_values_and_gradients(data: st.DataObject) -> None:
+    draw = data.draw
+    inputs, outputs = draw(st.integers(16, 70)), draw(st.integers(16, 70))
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+    size = (draw(st.integers(1, 5)), inputs, draw(st.integers(3, 14)), draw(st.integers(3, 14)))
+    conv = nn.Conv2d(inputs, outputs, 3, 1, padding, bias=draw(st.booleans())).requires_grad_(False)
+    x = torch.randn(size, dtype=torch.float64, requires_grad=True)
+    y = copy.deepcopy(conv).double()(x)
+    g = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, x, g)
+    shape = shape_of(conv, size)
+    assert shape.by_winograd
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        out = FrozenConv2d(conv, dtype, shape, WINOGRAD)(x)
+        (grad,) = torch.autograd.grad(out, x, g.to(dtype))
+        assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
+        for found, wanted in ((out, y), (grad, expected)):
+            assert relative_error(found, wanted) < tolerance / 4
+            largest = float(wanted.detach().abs().max())
+            torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_winograd_by_every_instruction_set(capability: str) -> None:
+    """The choice is made when the extension is loaded."""
+    run_python(
+        "import torch, torch.nn.functional as F, exml_fast\n"
+        "from exml_fast.inversion.convolution import _transformed\n"
+        "for channels, outputs, size, padding in ((16, 40, 9, 1), (45, 16, 6, 0), (64, 33, 13, 2)):\n"
+        "    x, w = torch.randn(11, channels, size, size), torch.randn(outputs, channels, 3, 3)\n"
+        "    geometry = ((1, 1), (padding, padding), (1, 1), 1)\n"
+        "    z = F.conv2d(x.double(), w.double(), padding=padding)\n"
+        "    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):\n"
+        "        y = torch.ops.exml._frozen_conv2d(x.to(dtype), w.to(dtype), None, *geometry, _transformed(w))\n"
+        "        assert (y.double() - z).abs().max() <= limit * z.abs().max(), (dtype, channels)\n",
+        EXML_CPU_CAPABILITY=capability,
+    )
+
+
+def test_winograd_spreads_what_is_no_number_and_nothing_else() -> None:
+    conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 16, 12, 12)
+    expected = conv(x)
+    x[0, 3, 5, 6] = math.nan
+    y = FrozenConv2d(conv, torch.float32, shape_of(conv, (2, 16, 12, 12)), WINOGRAD)(x)
+    assert y[0, :, 4:7, 5:8].isnan().all()
+    torch.testing.assert_close(y[1], expected[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y[0, :, 8:], expected[0, :, 8:], rtol=1e-4, atol=1e-4)
+
+
+def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
+    conv = nn.Conv2d(16, 20, 3, padding=1).requires_grad_(False)
+    layer = FrozenConv2d(conv, torch.float32, shape_of(conv, (2, 16, 12, 12)), WINOGRAD)
+    assert layer(torch.zeros(0, 16, 12, 12)).shape == (0, 20, 12, 12)
+    with pytest.raises(ValueError, match="larger than the padded images"):
+        layer(torch.zeros(1, 16, 0, 12))
+    with pytest.raises(ValueError, match="Winograd's weights must be contiguous float32"):
+        torch.ops.exml._frozen_conv2d(
+            torch.zeros(1, 16, 8, 8), conv.weight, None, (1, 1), (1, 1), (1, 1), 1, torch.zeros(1, 6, 6, 20, 32)
+        )
 
 
 @pytest.mark.parametrize("plan", PLANS[1:], ids=str)

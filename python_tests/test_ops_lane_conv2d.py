@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from op_checks import run_python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,14 +22,6 @@ from exml_fast.inversion.twin import twin
 
 lane_conv2d = torch.ops.exml._lane_conv2d
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
-
-
-def run_python(code: str, **environment: str) -> None:
-    """In a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
 
 
 def both(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> list[list[Tensor]]:

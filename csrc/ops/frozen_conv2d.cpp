@@ -13,6 +13,7 @@
 #include "ops/checks.h"
 #include "ops/lane_conv2d.h"
 #include "ops/window_conv2d.h"
+#include "ops/winograd_conv2d.h"
 
 namespace exml {
 
@@ -32,6 +33,9 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+
+// Transformed weights in panels; oneDNN's own layouts have the convolution's four dimensions.
+bool is_winograd(const Tensor& weight) { return weight.dim() == 5; }
 
 // Weights in a layout of oneDNN's own go through the op that takes them as they are.
 Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
@@ -62,14 +66,19 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
                     x.scalar_type(), ", got ", weight.scalar_type());
   if (lanes) return lane_conv2d_forward(x, weight, bias, padding);
+  if (packed && is_winograd(*packed))
+    return winograd_conv2d_cpu(x.contiguous(at::MemoryFormat::ChannelsLast), *packed, bias, weight.size(0), padding);
   return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
 }
 
-// Stride 1, with weights that were prepared for the adjoint, in whichever layout.
-Tensor convolve_prepared(const Tensor& g, const Tensor& prepared, int64_t kernel_width, IntArrayRef padding,
-                         IntArrayRef dilation, int64_t groups) {
+// Stride 1, with weights that were prepared for the adjoint of `weight`, in whichever layout.
+Tensor convolve_prepared(const Tensor& g, const Tensor& prepared, const Tensor& weight, int64_t kernel_width,
+                         IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   if (prepared.dim() == 3)
     return window_conv2d_cpu(g.contiguous(at::MemoryFormat::ChannelsLast), prepared, kernel_width, padding);
+  if (is_winograd(prepared))
+    return winograd_conv2d_cpu(g.contiguous(at::MemoryFormat::ChannelsLast), prepared, std::nullopt, weight.size(1),
+                               padding);
   return convolve(g, prepared, std::nullopt, {1, 1}, padding, dilation, groups);
 }
 
@@ -101,7 +110,7 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
   if (how == Adjoint::subpixel) {
     // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
     const int64_t s = stride[0], taps = (std::max(height, width) + s - 1) / s;
-    const Tensor phases = convolve_prepared(g, *prepared, taps, {taps - 1, taps - 1}, {1, 1}, 1);
+    const Tensor phases = convolve_prepared(g, *prepared, weight, taps, {taps - 1, taps - 1}, {1, 1}, 1);
     const Tensor padded = at::pixel_shuffle(phases, s);
     const int64_t top = padding[0], left = padding[1];
     // Pixels that no output reaches lie beyond the shuffled image.
@@ -111,7 +120,7 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
     return whole.slice(2, top, top + sizes[2]).slice(3, left, left + sizes[3]).contiguous(format);
   }
   const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
-  if (how == Adjoint::convolution) return convolve_prepared(g, *prepared, width, flipped, dilation, groups);
+  if (how == Adjoint::convolution) return convolve_prepared(g, *prepared, weight, width, flipped, dilation, groups);
   const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
                                          sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
   return convolve(wide, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);

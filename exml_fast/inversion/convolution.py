@@ -27,20 +27,28 @@ from torch import Tensor, nn
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan", "lanes_are_faster"]
+__all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan", "lanes_are_faster", "only_plan"]
 
-# A packed convolution is prepared for the batch it will see, and timed with at most so many images.
-MEASURED_BATCH = 2
-LEAST_ROUNDS, MOST_ROUNDS, MEASURED_SECONDS = 3, 20, 0.02
+# A packed convolution is prepared for the batch it will see, and timed with at most so many images, or with one where
+# that takes so many products.
+MEASURED_BATCH, MANY_PRODUCTS = 2, 1e8
+LEAST_ROUNDS, MOST_ROUNDS, MEASURED_SECONDS = 3, 20, 0.006
 FEW_CHANNELS = 4
 CLEAR_GAIN = 0.9
+HOPELESS = 1.5  # times as long as the fastest
 # Output channels up to which our own convolution may beat the library's, and a vector of it in bytes.
 FEW_OUTPUTS, VECTOR = 16, 64
 # Channels up to which the convolution with one image a vector lane may be the fastest, the most images that a vector
 # takes, and the memory a thread that they may take.
 LANE_CHANNELS, LANE_IMAGES, LANE_BYTES = 64, 16, 2**23
+# Of Winograd's algorithm: pixels of a tile's side, tiles that show how fast it is, the fewest channels, and output
+# channels of a panel of weights.
+TILE, TILES, TILE_CHANNELS, PANEL = 4, 28, 16, 32
+# Winograd's F(4, 3) with the points 0, ±1, ±2 and infinity: the transform of three weights (Lavin 2016, 4.2).
+WINOGRAD = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
 # Of the choices below: plans that were measured among others are forgotten.
-CHOICES = 3
+CHOICES = 4
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -88,6 +96,18 @@ class ConvShape:
         )
 
     @property
+    def by_winograd(self) -> bool:
+        """Whether Winograd's algorithm (csrc/ops/winograd_conv2d.h) can do it, forward and back."""
+        return (
+            self.channels_last
+            and self.weight[2:] == (3, 3)
+            and self.stride == self.dilation == (1, 1)
+            and self.groups == 1
+            and min(self.weight[:2]) >= TILE_CHANNELS
+            and max(self.padding) <= 2
+        )
+
+    @property
     def flipped_padding(self) -> tuple[int, int]:
         """Padding of the convolution that is the adjoint of this one."""
         height, width = (d * (k - 1) for d, k in zip(self.dilation, self.weight[2:], strict=True))
@@ -100,13 +120,14 @@ class Plan:
 
     Attributes:
         forward: "plain" weights; "packed" in oneDNN's layout; "lanes": one image a vector lane, for few channels
-            (csrc/ops/lane_conv2d.h).
+            (csrc/ops/lane_conv2d.h); "winograd": of 3×3 layers, a quarter of the products, in float32
+            (csrc/ops/winograd_conv2d.h).
         adjoint: of the input gradient. "library": as the library does it; "convolution": for stride 1, a convolution
             with the flipped, transposed weights; "zero_stuffed": the same on a gradient with zeros between its values;
             "subpixel": stride² convolutions, one for each position modulo the stride, as the channels of one, then a
             pixel shuffle; "lanes" as above.
-        adjoint_weights: of "convolution", "zero_stuffed" and "subpixel": "plain", "packed" in oneDNN's layout, or
-            "windows", for our own convolution to few channels (csrc/ops/window_conv2d.h).
+        adjoint_weights: of "convolution", "zero_stuffed" and "subpixel": "plain", "packed" in oneDNN's layout,
+            "windows", for our own convolution to few channels (csrc/ops/window_conv2d.h), or "winograd" as above.
     """
 
     forward: str = "plain"
@@ -133,12 +154,15 @@ class FrozenConv2d(nn.Module):
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
         # With one channel ``contiguous`` would keep the strides, from which our kernels read the format.
         plain = torch.empty_like(weight, memory_format=self.memory_format).copy_(weight)
-        self.packed = (
-            _packed(plain, shape.padding, shape.stride, shape.dilation, shape) if plan.forward == "packed" else None
-        )
-        self.prepared = _prepared(plain, shape, plan)
+        self.packed: Tensor | None = None
+        if plan.forward == "packed":
+            self.packed = _packed(plain, shape.padding, shape.stride, shape.dilation, shape)
+        elif plan.forward == "winograd":
+            self.packed = _transformed(conv.weight.detach())
+        # Winograd's products are in float32, whatever the pixels are.
+        self.prepared = _prepared(conv.weight.detach() if plan.adjoint_weights == "winograd" else plain, shape, plan)
         # Where nobody reads its values the plain weight is a shape only.
-        unread = plan.forward == "packed" and plan.adjoint not in ("library", "lanes")
+        unread = self.packed is not None and plan.adjoint not in ("library", "lanes")
         self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
 
     @staticmethod
@@ -188,6 +212,12 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
     )
 
 
+def only_plan(shape: ConvShape, dtype: torch.dtype) -> Plan | None:
+    """The plan of a layer for which there is one choice only, for which nothing needs to be measured."""
+    first, *others = _candidates(shape, dtype)
+    return None if others else first
+
+
 def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weight: bool) -> bool:
     """Whether a layer that ``by_lanes`` allows learns, or answers, faster that way; remembered as the fastest plan is.
 
@@ -203,7 +233,12 @@ def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_we
 
 
 def _few_images(shape: ConvShape) -> ConvShape:
-    images = LANE_IMAGES * torch.get_num_threads() if shape.by_lanes else MEASURED_BATCH
+    products = math.prod(shape.weight) * math.prod(_output_size(shape))
+    images = 1 if products > MANY_PRODUCTS else MEASURED_BATCH
+    if shape.by_lanes:
+        images = LANE_IMAGES * torch.get_num_threads()
+    if shape.by_winograd:
+        images = max(images, TILES // math.prod(-(-n // TILE) for n in shape.input[2:]))
     return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
 
 
@@ -306,12 +341,13 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
     # By turns: what else the machine does shall meet all of them.
     while True:
         for key, way in ways.items():
-            at = time.perf_counter()
-            way()
-            seconds[key] = min(seconds[key], time.perf_counter() - at)
+            if seconds[key] == math.inf or seconds[key] < HOPELESS * min(seconds.values()):
+                at = time.perf_counter()
+                way()
+                seconds[key] = min(seconds[key], time.perf_counter() - at)
         rounds += 1
         spent = time.perf_counter() - begun
-        if rounds >= LEAST_ROUNDS and (spent > MEASURED_SECONDS or rounds == MOST_ROUNDS):
+        if len(ways) == 1 or (rounds >= LEAST_ROUNDS and (spent > MEASURED_SECONDS or rounds == MOST_ROUNDS)):
             break
     chosen = next(iter(seconds))
     for key, value in seconds.items():
@@ -340,6 +376,9 @@ def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
     if shape.by_lanes:
         ahead.append("lanes")
         ways.append(("lanes", "plain"))
+    if shape.by_winograd and dtype in (torch.float32, torch.bfloat16):
+        ahead.append("winograd")
+        ways.append(("convolution", "winograd"))
     for number in range(max(len(ahead), len(ways))):
         yield Plan(ahead[number % len(ahead)], *ways[min(number, len(ways) - 1)])
 
@@ -391,6 +430,8 @@ def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
         seen = (count, weight.shape[0], *out)
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     prepared = prepared.contiguous(memory_format=format_)
+    if plan.adjoint_weights == "winograd":
+        return _transformed(prepared)
     if plan.adjoint_weights == "windows":
         return _windows(prepared)
     packed = plan.adjoint_weights == "packed"
@@ -402,6 +443,15 @@ def _windows(weight: Tensor) -> Tensor:
     weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
     rows = weight.permute(0, 2, 3, 1).flatten(2)
     return nn.functional.pad(rows, (0, -rows.shape[2] % (VECTOR // rows.element_size()))).contiguous()
+
+
+def _transformed(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) to (K/32, 6, 6, C, 32) float32: G w Gᵀ (Lavin 2016, Eq. 12) in panels, K filled up with zeros."""
+    rows = torch.tensor(WINOGRAD, dtype=torch.float64)
+    both = torch.kron(rows, rows).to(weight.device, torch.float32)
+    padded = nn.functional.pad(weight.float().flatten(2), (0, 0, 0, 0, 0, -len(weight) % PANEL))
+    panels = padded.unflatten(0, (-1, PANEL)).permute(0, 3, 2, 1)  # (K/32, 9, C, 32)
+    return (both @ panels.flatten(2)).unflatten(2, panels.shape[2:]).unflatten(1, (6, 6))
 
 
 def _taps(shape: ConvShape) -> int:

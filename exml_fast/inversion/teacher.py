@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan, only_plan
 from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.inversion.statistics import (
     LayerStatistics,
@@ -31,7 +33,7 @@ __all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of"
 PRECISIONS = ("auto", "float32", "bfloat16")
 # "auto" takes bfloat16 where the convolutions of the network gain at least so much, and keeps a layer in float32 if
 # bfloat16 makes that layer so much slower that casting around it pays.
-WORTH_IT, CAST_PAYS = 1.2, 1.5
+WORTH_IT, CAST_PAYS = 1.05, 1.5
 # Relative; a fused network whose logits differ by more is not the network.
 TRACING_ERROR = 1e-3
 # The same of bfloat16: far beyond its rounding, so that only what is broken is refused.
@@ -62,6 +64,7 @@ class EagerTeacher:
     Args and errors as there; it computes in the network's own dtype.
     """
 
+    @reused_memory()
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -140,6 +143,7 @@ class FrozenTeacher:
     It may be called from several threads at a time.
     """
 
+    @reused_memory()
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -186,10 +190,12 @@ class FrozenTeacher:
             convolutions, shapes, self._choose(shapes, own, precision) if plans is None else plans, own
         )
         substitute(self.model)
-        if self.dtype != own and plans is None and (failure := self._fails(example, expected)):
+        failure = self._fails(example, expected)
+        if failure and self.dtype != own and plans is None:
             self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
             self._freeze_convolutions(convolutions, shapes, self._choose(shapes, own, "float32"), own)
-        if failure := self._fails(example, expected):
+            failure = self._fails(example, expected)
+        if failure:
             raise ValueError(f"{type(model).__name__} cannot be frozen: {failure}")
         if isinstance(statistics, Tensor):
             self._targets = pooled_statistics(lambda images: self(images.to(self.device))[1], statistics)
@@ -277,22 +283,24 @@ class FrozenTeacher:
         return f"its logits differ by {float((logits.detach() - expected).abs().max()):.3g} of {largest:.3g}"
 
     def _choose(self, shapes: dict[str, ConvShape], own: torch.dtype, precision: str) -> Plans:
+        if own != torch.float32 or precision != "auto":
+            dtype = torch.bfloat16 if precision == "bfloat16" and own == torch.float32 else own
+            return {name: (_name(dtype), self._plan(shape, dtype, timed=False)[0]) for name, shape in shapes.items()}
         single = {name: self._plan(shape, own) for name, shape in shapes.items()}
-        plans = {name: (_name(own), plan) for name, (plan, _) in single.items()}
-        if own != torch.float32 or precision == "float32":
-            return plans
         half = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
-        if precision == "auto":
-            half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
-            before = sum(seconds for _, seconds in single.values())
-            after = sum(half.get(name, single[name])[1] for name in shapes)
-            if before < WORTH_IT * after:
-                return plans
-        return plans | {name: ("bfloat16", plan) for name, (plan, _) in half.items()}
+        half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
+        before = sum(seconds for _, seconds in single.values())
+        after = sum(half.get(name, single[name])[1] for name in shapes)
+        plans = {name: (_name(own), plan) for name, (plan, _) in single.items()}
+        if before >= WORTH_IT * after:
+            plans |= {name: ("bfloat16", plan) for name, (plan, _) in half.items()}
+        return plans
 
-    def _plan(self, shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
+    def _plan(self, shape: ConvShape, dtype: torch.dtype, timed: bool = True) -> tuple[Plan, float]:
+        """The fastest plan and its time, which is NaN for the only plan where nobody asks for it."""
         if self.device.type == "cpu":
-            return fastest_plan(shape, dtype)
+            only = None if timed else only_plan(shape, dtype)
+            return fastest_plan(shape, dtype) if only is None else (only, math.nan)
         fast = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
         return Plan(), 0.5 if dtype == torch.bfloat16 and fast else 1.0
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/cpu/dispatch.h"
+#include "ops/cpu/scratch.h"
 #include "ops/lane_conv2d.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/lane_conv2d_simd.h"
@@ -43,14 +44,6 @@ std::vector<int32_t> places(const Tensor& x, int64_t row, int64_t plane, int64_t
         place[rows_first ? (c * height + i) * width + j : (i * width + j) * channels + c] =
             static_cast<int32_t>(c * plane + i * row + left + j);
   return place;
-}
-
-// Memory of this thread that calls share; they would map and clear it anew each time.
-template <typename A, int kPurpose>
-A* scratch(int64_t size) {
-  thread_local std::vector<A> memory;
-  if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
-  return memory.data();
 }
 
 template <typename A>

@@ -1,33 +1,20 @@
 // Inner loops of lane_conv2d, compiled once for each instruction set by for_each_capability.h. A plane of the scratch
 // memory holds a channel of kImages<A> images: [row][column][image].
+#include "ops/cpu/register_simd.h"
+
 namespace exml::cpu::EXML_CAPABILITY {
 
-// Vectors as wide as the registers: many of them are live at a time, and GCC keeps wider ones in memory.
 #if defined(EXML_AVX512)
-constexpr int kLaneBytes = 64, kTiles = 24, kTileOutputs = 8;
-#elif defined(EXML_AVX2)
-constexpr int kLaneBytes = 32, kTiles = 12, kTileOutputs = 6;
+constexpr int kTiles = 24, kTileOutputs = 8;
 #else
-constexpr int kLaneBytes = 16, kTiles = 12, kTileOutputs = 6;
+constexpr int kTiles = 12, kTileOutputs = 6;
 #endif
 constexpr int kMostPixels = 8, kMostTaps = 5;
 
 template <typename A>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  typedef float type __attribute__((vector_size(kLaneBytes)));
-  typedef int32_t order __attribute__((vector_size(kLaneBytes)));
-};
-template <>
-struct LanesOf<double> {
-  typedef double type __attribute__((vector_size(kLaneBytes)));
-  typedef int64_t order __attribute__((vector_size(kLaneBytes)));
-};
+using Lanes = Register<A>;
 template <typename A>
-using Lanes = typename LanesOf<A>::type;
-template <typename A>
-constexpr int kImages = kLaneBytes / sizeof(A);
+constexpr int kImages = kRegisterBytes / sizeof(A);
 
 // How many images are convolved at a time.
 template <typename A>
@@ -37,13 +24,11 @@ int64_t lane_images(A) {
 
 template <typename A>
 EXML_INLINE Lanes<A> load_lanes(const A* p) {
-  Lanes<A> v;
-  memcpy(&v, p, sizeof v);
-  return v;
+  return load_register<A>(p);
 }
 template <typename A>
 EXML_INLINE void store_lanes(A* p, Lanes<A> v) {
-  memcpy(p, &v, sizeof v);
+  store_register<A>(p, v);
 }
 template <typename A>
 EXML_INLINE Lanes<A> load_lanes(const BFloat16* p) {
@@ -65,7 +50,7 @@ EXML_INLINE Lanes<A> interleave(Lanes<A> a, Lanes<A> b, std::integer_sequence<in
 #ifdef __clang__
   return __builtin_shufflevector(a, b, (first + kLane / 2 + kLane % 2 * kImages<A>)...);
 #else
-  return __builtin_shuffle(a, b, typename LanesOf<A>::order{(first + kLane / 2 + kLane % 2 * kImages<A>)...});
+  return __builtin_shuffle(a, b, typename RegisterOf<A>::order{(first + kLane / 2 + kLane % 2 * kImages<A>)...});
 #endif
 }
 
