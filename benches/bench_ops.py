@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from measure import RESULTS, as_row, interleaved, peak_mb, saved_mb, write_results
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan
 from exml_fast.ops import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -35,6 +36,13 @@ LENETS: dict[str, tuple[int, int, int, int]] = {
     "LeNet-5, first": (256, 1, 6, 32),
     "LeNet-5, second": (256, 6, 16, 14),
     "Caffe's LeNet, second": (256, 20, 50, 14),
+}
+# Batch, channels, as many filters, and size of the image of 3×3 convolutions.
+CONVOLUTIONS: dict[str, tuple[int, int, int]] = {
+    "ResNet-18, first stage": (64, 64, 32),
+    "ResNet-18, last stage": (64, 512, 4),
+    "ResNet-50, first stage": (4, 64, 56),
+    "ResNet-50, last stage": (4, 512, 7),
 }
 ROWS: dict[str, list[dict[str, Any]]] = {device: [] for device in DEVICES}
 
@@ -118,6 +126,25 @@ def test_lane_conv2d(benchmark: Any, layer: str, memory_format: str) -> None:
     }
     case = {"op": "lane_conv2d", "shape": list(x.shape), "layer": layer, "memory_format": memory_format}
     run(benchmark, case, contenders, x, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", CONVOLUTIONS)
+def test_winograd_conv2d(benchmark: Any, layer: str, dtype: torch.dtype) -> None:
+    """Frozen 3×3 convolutions in channels_last; "packed" has the weights in the library's own layout."""
+    batch, channels, size = CONVOLUTIONS[layer]
+    x = torch.randn(batch, channels, size, size).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+    weight = conv.weight.to(dtype, memory_format=torch.channels_last)
+    shape = ConvShape.of(conv, x.shape, channels_last=True)
+    ours, packed = (FrozenConv2d(conv, dtype, shape, Plan(way, "convolution", way)) for way in ("winograd", "packed"))
+    contenders = {
+        "exml_fast": lambda: ours(x).sum(),
+        "pytorch": lambda: F.conv2d(x, weight, padding=1).sum(),
+        "packed": lambda: packed(x).sum(),
+        "compiled": compiled(lambda x: F.conv2d(x, weight, padding=1).sum(), x),
+    }
+    run(benchmark, {"op": "winograd_conv2d", "shape": list(x.shape), "layer": layer}, contenders, x)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,7 +12,8 @@ Per layer, the larger of the time to compute (FLOPs over those of a large matrix
 - other modules (pooling): read and write each way;
 - images: shift and flip with their adjoint, the prior forward and back, Adam and the clip, in float32.
 
-An activation that stays in the cache moves faster than this: on small networks the bound is not a strict one.
+An activation that stays in the cache moves faster than this, and Winograd's algorithm, by which the engine may compute
+3x3 convolutions on a CPU, needs a quarter of their multiplications: there the engine may be faster than "ideal".
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ from hypothesis import strategies as st
 from op_checks import relative_error, run_python
 from torch import nn
 
+from exml_fast import InputSpec
 from exml_fast.inversion import convolution
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan
+from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan, only_plan
+from exml_fast.inversion.teacher import FrozenTeacher
 
+SPEC = InputSpec(32, (10, 10), (0.0,) * 32, (1.0,) * 32)
 PLANS = [
     Plan(),
     *(
@@ -208,6 +213,61 @@ def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_
         (tmp_path / "cache" / "convolutions.json").write_text(broken)
         monkeypatch.setattr(convolution, "_measured", {})
         assert fastest_plan(shape, torch.float32)[1] > 0
+
+
+def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = ConvShape((4, 32, 8, 8), (32, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1, True)
+    several = ConvShape((4, 32, 8, 8), (32, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert only_plan(only, dtype) == Plan("packed", "convolution", "packed")
+        assert only_plan(several, dtype) is None
+    monkeypatch.setattr(convolution, "_measure", lambda *_: pytest.fail("measured"))
+    model = nn.Sequential(
+        nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
+    )
+    for precision in ("float32", "bfloat16"):
+        teacher = FrozenTeacher(model.eval(), SPEC, precision=precision, batch_size=4)
+        assert list(teacher.plans.values()) == [(precision, Plan("packed", "convolution", "packed"))]
+
+
+def test_what_is_hopelessly_slow_is_timed_once() -> None:
+    calls: list[str] = []
+
+    def way(name: str, seconds: float) -> Callable[[], None]:
+        return lambda: (calls.append(name), time.sleep(seconds))[1]
+
+    found, seconds = convolution._fastest({"slow": way("slow", 0.02), "fast": way("fast", 0.001)})
+    assert found == "fast" and seconds < 0.02
+    assert calls.count("slow") == 2 and calls.count("fast") > 2  # the first call of each is not timed
+
+
+def test_a_teacher_with_winograds_convolutions() -> None:
+    """Logits, statistics and the gradient of both, as without it; ReLU would jump where rounding changes a sign."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(32, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.SiLU())
+            self.second = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24))
+            self.head = nn.Linear(24, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.head(nn.functional.silu(self.second(x) + x).mean((2, 3)))
+
+    model, images = Net().eval(), torch.randn(5, 32, 10, 10)
+    found = []
+    for plan in (Plan(), WINOGRAD):
+        plans = {name: ("float32", plan) for name in ("first.0", "second.0")}
+        teacher = FrozenTeacher(model, SPEC, batch_size=5, plans=plans)
+        assert ("winograd" in teacher.summary()) == (plan == WINOGRAD)
+        x = images.clone().requires_grad_()
+        logits, layers = teacher(x)
+        total = logits.square().sum() + sum(layer.mean.square().sum() + layer.var.sum() for layer in layers)
+        (grad,) = torch.autograd.grad(total, x)
+        found.append((logits, grad, *(t for layer in layers for t in (layer.mean, layer.var))))
+    for mine, theirs in zip(*found, strict=True):
+        assert relative_error(mine, theirs) < 1e-4
 
 
 def test_what_it_takes() -> None:

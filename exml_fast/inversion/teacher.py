@@ -218,11 +218,14 @@ class FrozenTeacher:
         dtypes = Counter(_name(m.dtype) for m in convolutions)
         lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
         if self.device.type == "cpu" and convolutions:
-            adjoints = Counter(m.plan.adjoint for m in convolutions)
+            adjoints = Counter(
+                "winograd" if m.plan.adjoint_weights == "winograd" else m.plan.adjoint for m in convolutions
+            )
             ways = Counter(m.plan.forward for m in convolutions)
-            lanes = f", {ways['lanes']} with an image a vector lane" if ways["lanes"] else ""
+            own = {"winograd": "by Winograd's algorithm", "lanes": "with an image a vector lane"}
+            others = "".join(f", {ways[way]} {text}" for way, text in own.items() if ways[way])
             lines.append(
-                f"{ways['packed']} with packed weights{lanes}; input gradients by "
+                f"{ways['packed']} with packed weights{others}; input gradients by "
                 + ", ".join(f"{how} ({number})" for how, number in adjoints.most_common())
             )
         return "\n".join([*lines, *self._notes])

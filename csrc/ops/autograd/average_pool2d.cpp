@@ -42,12 +42,8 @@ struct AveragePool2d : torch::autograd::Function<AveragePool2d> {
 Tensor average_pool2d_autograd(const Tensor& x, IntArrayRef kernel) { return AveragePool2d::apply(x, kernel); }
 
 Tensor backward_autograd(const Tensor& grad, IntArrayRef sizes, IntArrayRef kernel, bool channels_last) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, sizes, kernel, channels_last);
-  }
-  return OnceDifferentiable::apply(grad, grad, result, "average_pool2d");
+  return once_differentiable("average_pool2d", grad, grad,
+                             [&] { return backward_op(grad, sizes, kernel, channels_last); });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_average_pool2d", &forward_op); }

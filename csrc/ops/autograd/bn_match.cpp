@@ -53,12 +53,7 @@ Tensor bn_match_without_autograd(const Tensor& x, const Tensor& mean, const Tens
 }
 
 Tensor backward_autograd(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, x, coefficients);
-  }
-  return OnceDifferentiable::apply(grad, x, result, "bn_match");
+  return once_differentiable("bn_match", grad, x, [&] { return backward_op(grad, x, coefficients); });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("bn_match", &bn_match_without_autograd); }

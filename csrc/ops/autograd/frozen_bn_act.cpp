@@ -74,12 +74,10 @@ std::vector<Tensor> backward_autograd(const OptionalTensor& grad_y, const Option
                                       const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
                                       const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
                                       std::string_view activation, double negative_slope, bool with_residual) {
-  std::vector<Tensor> results;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    results = backward_op(grad_y, grad_mean, grad_var, x, scale, shift, residual, mean, activation, negative_slope,
-                          with_residual);
-  }
+  std::vector<Tensor> results = below_autograd([&] {
+    return backward_op(grad_y, grad_mean, grad_var, x, scale, shift, residual, mean, activation, negative_slope,
+                       with_residual);
+  });
   const Tensor& grad = grad_y ? *grad_y : grad_mean ? *grad_mean : grad_var ? *grad_var : x;
   for (Tensor& result : results) result = OnceDifferentiable::apply(grad, x, result, "frozen_bn_act");
   return results;

@@ -75,12 +75,9 @@ Tensor frozen_conv2d_without_autograd(const Tensor& x, const Tensor& weight, con
 Tensor backward_autograd(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last,
                          IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                          const OptionalTensor& prepared, std::string_view adjoint) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, weight, sizes, channels_last, stride, padding, dilation, groups, prepared, adjoint);
-  }
-  return OnceDifferentiable::apply(grad, grad, result, "frozen_conv2d");
+  return once_differentiable("frozen_conv2d", grad, grad, [&] {
+    return backward_op(grad, weight, sizes, channels_last, stride, padding, dilation, groups, prepared, adjoint);
+  });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_frozen_conv2d", &frozen_conv2d_without_autograd); }

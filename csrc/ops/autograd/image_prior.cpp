@@ -53,12 +53,8 @@ Tensor image_prior_without_autograd(const Tensor& x, int64_t kernel_size, double
 
 Tensor backward_autograd(const Tensor& grads, const Tensor& x, const Tensor& sums, int64_t kernel_size, double sigma,
                          bool per_image) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grads, x, sums, kernel_size, sigma, per_image);
-  }
-  return OnceDifferentiable::apply(grads, x, result, "image_prior");
+  return once_differentiable("image_prior", grads, x,
+                             [&] { return backward_op(grads, x, sums, kernel_size, sigma, per_image); });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("image_prior", &image_prior_without_autograd); }

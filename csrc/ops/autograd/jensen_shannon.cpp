@@ -60,11 +60,8 @@ Tensor jensen_shannon_without_autograd(const Tensor& teacher_logits, const Tenso
 
 Tensor backward_autograd(const Tensor& grad, const Tensor& logits, const Tensor& other_logits, const Tensor& lse,
                          const Tensor& other_lse, double temperature, std::string_view reduction) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, logits, other_logits, lse, other_lse, temperature, reduction);
-  }
+  Tensor result =
+      below_autograd([&] { return backward_op(grad, logits, other_logits, lse, other_lse, temperature, reduction); });
   const variable_list inputs{grad, logits, other_logits};
   return OnceDifferentiable::apply(at::TensorList(inputs), variable_list{result}, "jensen_shannon")[0];
 }

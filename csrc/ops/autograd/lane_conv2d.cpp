@@ -55,21 +55,11 @@ Tensor lane_conv2d_autograd(const Tensor& x, const Tensor& weight, const Optiona
 }
 
 Tensor input_autograd(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef padding) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = input_op(grad, weight, sizes, padding);
-  }
-  return OnceDifferentiable::apply(grad, weight, result, "lane_conv2d");
+  return once_differentiable("lane_conv2d", grad, weight, [&] { return input_op(grad, weight, sizes, padding); });
 }
 
 Tensor weight_autograd(const Tensor& grad, const Tensor& x, IntArrayRef sizes, IntArrayRef padding) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = weight_op(grad, x, sizes, padding);
-  }
-  return OnceDifferentiable::apply(grad, x, result, "lane_conv2d");
+  return once_differentiable("lane_conv2d", grad, x, [&] { return weight_op(grad, x, sizes, padding); });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_lane_conv2d", &forward_op); }

@@ -84,11 +84,9 @@ Tensor match_statistics_without_autograd(TensorList means, TensorList variances,
 Tensor backward_autograd(const Tensor& grad, TensorList means, TensorList variances, TensorList target_means,
                          TensorList target_variances, const Tensor& sums, Weights weights, std::string_view distance,
                          std::string_view moment) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, means, variances, target_means, target_variances, sums, weights, distance, moment);
-  }
+  Tensor result = below_autograd([&] {
+    return backward_op(grad, means, variances, target_means, target_variances, sums, weights, distance, moment);
+  });
   variable_list inputs{grad};
   for (const auto& list : {means, variances}) inputs.insert(inputs.end(), list.begin(), list.end());
   return OnceDifferentiable::apply(TensorList(inputs), variable_list{result}, "match_statistics")[0];

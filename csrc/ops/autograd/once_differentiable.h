@@ -5,6 +5,13 @@
 
 namespace exml {
 
+// What `compute` returns where autograd does not follow it.
+template <typename F>
+auto below_autograd(F compute) {
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return compute();
+}
+
 struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
   // `result`, computed from `grad` and `x`, joined to their graph by a node that refuses to be differentiated.
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& x,
@@ -27,5 +34,11 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
         ": second derivatives are not implemented; use exml_fast.ops.reference where you need them");
   }
 };
+
+// What `compute` makes of `grad` and `x`; its derivatives raise.
+template <typename F>
+at::Tensor once_differentiable(const std::string& op, const at::Tensor& grad, const at::Tensor& x, F compute) {
+  return OnceDifferentiable::apply(grad, x, below_autograd(compute), op);
+}
 
 }  // namespace exml

@@ -58,12 +58,8 @@ Tensor soft_cross_entropy_without_autograd(const Tensor& logits, const Tensor& t
 
 Tensor backward_autograd(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
                          double temperature, std::string_view reduction) {
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op(grad, logits, target, lse, temperature, reduction);
-  }
-  return OnceDifferentiable::apply(grad, logits, result, "soft_cross_entropy");
+  return once_differentiable("soft_cross_entropy", grad, logits,
+                             [&] { return backward_op(grad, logits, target, lse, temperature, reduction); });
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) {
