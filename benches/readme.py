@@ -247,6 +247,22 @@ def inversion(path: Path) -> str:
     return table([*header, "set-up ⁸"], rows) + "\n\n" + "\n".join(notes) + "\n\n" + source(path, results)
 
 
+def precision(path: Path) -> str:
+    results = load_json(path)
+    rows = [
+        [
+            f"{row['network']}, {row['images']} images, {row['steps']} steps, {row['precision']}",
+            *(f"{row[key]:.1f} ± {row[f'{key}_std']:.1f}" for key in ("teacher", "judge")),
+            f"{row['objective']:.2f} ± {row['objective_std']:.2f}",
+            number(row["seconds"], 0, " s"),
+        ]
+        for row in results["rows"]
+    ]
+    asked = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
+    header = [f"{results['rows'][0]['seeds']} seeds", "recognised, in %", f"by {asked}, in %", "objective", "time"]
+    return table(header, rows) + "\n\n" + source(path, results)
+
+
 def ex_model(path: Path) -> str:
     results = load_json(path)
     rows = [
@@ -321,6 +337,8 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("yin2020-cifar10-students-published.json", students),
     ],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
+    "inversion-2-threads": [("inversion-cpu-2-threads.json", inversion)],
+    "precision": [("precision-cpu.json", precision)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
     "all-ops": [("ops-cuda.json", all_ops), ("ops-cpu.json", all_ops)],
     "ex-model": [("ex-model-cpu.json", ex_model)],
@@ -336,7 +354,7 @@ FILES = {
     "docs/transfer.md": ["nayak", "impressions"],
     "docs/ex_model.md": ["ex-model", "calibration"],
     "docs/deep_inversion.md": ["ablation"],
-    "docs/engine.md": ["all-ops"],
+    "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],
 }
 
 
