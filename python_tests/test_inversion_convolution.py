@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -110,7 +110,9 @@ def test_winograd_by_every_instruction_set(capability: str) -> None:
     """The choice is made when the extension is loaded."""
     run_python(
         "import torch, torch.nn.functional as F, exml_fast\n"
+        "from exml_fast._native import build_info\n"
         "from exml_fast.inversion.convolution import _transformed\n"
+        f"if build_info()['cpu_capability'] != '{capability}': raise SystemExit(0)  # not this machine's\n"
         "for channels, outputs, size, padding in ((16, 40, 9, 1), (45, 16, 6, 0), (64, 33, 13, 2)):\n"
         "    x, w = torch.randn(11, channels, size, size), torch.randn(outputs, channels, 3, 3)\n"
         "    geometry = ((1, 1), (padding, padding), (1, 1), 1)\n"
@@ -143,6 +145,15 @@ def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
         torch.ops.exml._frozen_conv2d(
             torch.zeros(1, 16, 8, 8), conv.weight, None, (1, 1), (1, 1), (1, 1), 1, torch.zeros(1, 6, 6, 20, 32)
         )
+    given = {"x": torch.zeros(1, 16, 8, 8), "bias": None, "stride": (1, 1), "groups": 1}
+    for wrong, message in (
+        ({"x": torch.zeros(1, 16, 8, 8, device="meta")}, "must be on the CPU, got meta"),
+        ({"bias": torch.zeros(21)}, r"bias must have shape \(20,\), got \[21\]"),
+        ({"stride": (2, 1)}, r"stride 1, dilation 1 and one group, got .*\[2, 1\]"),
+    ):
+        x, bias, stride, groups = (given | wrong).values()
+        with pytest.raises(ValueError, match=message):
+            torch.ops.exml._frozen_conv2d(x, conv.weight, bias, stride, (1, 1), (1, 1), groups, layer.packed)
 
 
 @pytest.mark.parametrize("plan", PLANS[1:], ids=str)
@@ -230,15 +241,79 @@ def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(teacher.plans.values()) == [(precision, Plan("packed", "convolution", "packed"))]
 
 
-def test_what_is_hopelessly_slow_is_timed_once() -> None:
+def by_a_clock_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]
+) -> tuple[list[str], tuple[str, float]]:
+    """The calls and the result of ``_fastest`` for ways that take these seconds, the last ones for ever."""
     calls: list[str] = []
+    now = 0.0
 
-    def way(name: str, seconds: float) -> Callable[[], None]:
-        return lambda: (calls.append(name), time.sleep(seconds))[1]
+    def way(name: str) -> None:
+        nonlocal now
+        times = seconds[name]
+        now += times[min(calls.count(name), len(times) - 1)]
+        calls.append(name)
 
-    found, seconds = convolution._fastest({"slow": way("slow", 0.02), "fast": way("fast", 0.001)})
-    assert found == "fast" and seconds < 0.02
-    assert calls.count("slow") == 2 and calls.count("fast") > 2  # the first call of each is not timed
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: now)
+        found = convolution._fastest({name: partial(way, name) for name in seconds})
+    return calls, found
+
+
+def test_the_fastest_way_is_found_beside_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, found = by_a_clock_of_its_own(monkeypatch, {"slow": [9.0, 0.02], "fast": [9.0, 0.001]})
+    assert found == ("fast", pytest.approx(0.001)) and calls.count("slow") == 3, (
+        "the first call is not timed, two show it hopeless"
+    )
+    _, found = by_a_clock_of_its_own(monkeypatch, {"first": [9.0, 0.006], "better": [9.0, 0.02, 0.002]})
+    assert found == ("better", pytest.approx(0.002)), "one interruption does not decide"
+    _, found = by_a_clock_of_its_own(monkeypatch, {"first": [0.0100], "hardly better": [0.0095]})
+    assert found[0] == "first"
+    calls, found = by_a_clock_of_its_own(monkeypatch, {"only": [9.0, 0.5, 0.1, 0.2]})
+    assert found == ("only", pytest.approx(0.1)) and len(calls) == 4
+
+
+def test_winograd_is_timed_with_enough_tiles_for_each_thread() -> None:
+    for size, batch, threads, images in ((56, 4, 1, 1), (14, 64, 1, 2), (4, 64, 1, 28), (4, 64, 2, 56), (7, 4, 1, 4)):
+        shape = ConvShape((batch, 128, size, size), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            assert convolution._few_images(shape).input[0] == images
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_winograd_with_threads_and_other_batches(threads: int) -> None:
+    conv = nn.Conv2d(20, 36, 3, padding=1).requires_grad_(False)
+    layer = FrozenConv2d(conv, torch.float32, shape_of(conv, (4, 20, 9, 11)), WINOGRAD)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for size in ((1, 20, 3, 3), (4, 20, 9, 11), (1, 20, 40, 37), (67, 20, 5, 4)):
+            x = torch.randn(size, requires_grad=True)
+            y, expected = layer(x), conv(x)
+            g = torch.randn_like(y)
+            assert relative_error(y, expected) < 1e-5
+            assert relative_error(*(torch.autograd.grad(out, x, g)[0] for out in (y, expected))) < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_winograd_under_autocast_and_in_a_bfloat16_network() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(32, 5),
+    ).eval()  # fmt: skip
+    images = torch.randn(4, 32, 10, 10)
+    for dtype in ("float32", "bfloat16"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            teacher = FrozenTeacher(model, SPEC, batch_size=4, plans={"0": (dtype, WINOGRAD)})
+        assert relative_error(teacher(images)[0], model(images)) < 0.02
+    half = copy.deepcopy(model).bfloat16()
+    teacher = FrozenTeacher(half, SPEC, batch_size=4, plans={"0": ("bfloat16", WINOGRAD)})
+    assert relative_error(teacher(images)[0], model(images)) < 0.05
 
 
 def test_a_teacher_with_winograds_convolutions() -> None:

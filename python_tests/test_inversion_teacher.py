@@ -51,6 +51,20 @@ class Twice(nn.Module):
         return self.head(self.bn(torch.tanh(self.bn(self.conv(x)))))
 
 
+class Broadcast(nn.Module):
+    """One learned image is added to all after the BatchNorm; squeeze() takes the axes of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        self.place = nn.Parameter(torch.randn(1, 8, 16, 16))
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.conv(x))) + self.bn(self.conv(x)) + self.place
+        return self.head(self.norm(F.adaptive_avg_pool2d(x, 1).squeeze()))
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -500,6 +514,13 @@ def test_hooks_and_patched_methods_are_kept() -> None:
     model.conv1.register_forward_hook(lambda module, args, output: output * 2)
     model.conv2.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     torch.testing.assert_close(FrozenTeacher(model, SPEC, precision="float32")(x)[0], model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_one_image_would_hide_is_fused() -> None:
+    model, images = Broadcast().eval(), torch.randn(2, 3, 16, 16)
+    teacher = FrozenTeacher(model, SPEC, precision="float32")
+    assert "failed" not in teacher.summary() and "1 with residual" in teacher.summary()
+    torch.testing.assert_close(teacher(images)[0], model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_norm_under_two_names_without_tracing() -> None:

@@ -66,8 +66,14 @@ Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
                     x.scalar_type(), ", got ", weight.scalar_type());
   if (lanes) return lane_conv2d_forward(x, weight, bias, padding);
-  if (packed && is_winograd(*packed))
+  if (packed && is_winograd(*packed)) {
+    const std::array<int64_t, 2> ones{1, 1}, kernel{3, 3};
+    TORCH_CHECK_VALUE(
+        stride == ones && dilation == ones && groups == 1 && weight.sizes().slice(2) == kernel,
+        "frozen_conv2d: Winograd's weights are for kernels of 3x3, stride 1, dilation 1 and one group, got ",
+        weight.sizes(), ", ", stride, ", ", dilation, " and ", groups);
     return winograd_conv2d_cpu(x.contiguous(at::MemoryFormat::ChannelsLast), *packed, bias, weight.size(0), padding);
+  }
   return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
 }
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from exml_fast._native import build_info
 from exml_fast.storage import load_json, save_json
 
 __all__ = ["ConvShape", "FrozenConv2d", "Plan", "could_be_chosen", "fastest_plan", "lanes_are_faster", "only_plan"]
@@ -238,14 +239,16 @@ def _few_images(shape: ConvShape) -> ConvShape:
     if shape.by_lanes:
         images = LANE_IMAGES * torch.get_num_threads()
     if shape.by_winograd:
-        images = max(images, TILES // math.prod(-(-n // TILE) for n in shape.input[2:]))
+        tiles = math.prod(-(-n // TILE) for n in _output_size(shape))
+        images = max(images, -(-TILES * torch.get_num_threads() // tiles))
     return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
 
 
 def _once_a_machine(
     what: str, measure: Callable[[], tuple[Plan, float]], could_be: Callable[[Plan], bool]
 ) -> tuple[Plan, float]:
-    machine = f"{platform.node()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    capabilities = f"{torch.backends.cpu.get_cpu_capability()}, {build_info()['cpu_capability']}"
+    machine = f"{platform.node()}, {capabilities}, torch {torch.__version__}"
     key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {what}"
     with _measuring:
         if key not in _measured:
@@ -286,6 +289,7 @@ def _remembered() -> dict[str, tuple[Plan, float]]:
 
 def _remember(key: str) -> None:
     entries = {**_remembered(), key: _measured[key]}
+    entries = {key: found for key, found in entries.items() if key.startswith(f"choices {CHOICES},")}
     with contextlib.suppress(OSError, RuntimeError):  # a machine where nothing can be written measures each time
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         save_json(_cache_file(), {key: [dataclasses.astuple(plan), time] for key, (plan, time) in entries.items()})
@@ -341,13 +345,14 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
     # By turns: what else the machine does shall meet all of them.
     while True:
         for key, way in ways.items():
-            if seconds[key] == math.inf or seconds[key] < HOPELESS * min(seconds.values()):
+            if rounds < 2 or seconds[key] < HOPELESS * min(seconds.values()):
                 at = time.perf_counter()
                 way()
                 seconds[key] = min(seconds[key], time.perf_counter() - at)
         rounds += 1
         spent = time.perf_counter() - begun
-        if len(ways) == 1 or (rounds >= LEAST_ROUNDS and (spent > MEASURED_SECONDS or rounds == MOST_ROUNDS)):
+        enough = len(ways) == 1 or spent > MEASURED_SECONDS or rounds == MOST_ROUNDS
+        if rounds >= LEAST_ROUNDS and enough:
             break
     chosen = next(iter(seconds))
     for key, value in seconds.items():

@@ -184,7 +184,7 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         graph = _Tracer().trace(model)
     traced = fx.GraphModule(model, graph, type(model).__name__)
     with torch.no_grad():
-        ShapeProp(traced).propagate(example[:1])
+        ShapeProp(traced).propagate(example)
     return traced
 
 

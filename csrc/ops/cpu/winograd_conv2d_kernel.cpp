@@ -18,15 +18,14 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kTile = 4, kPlaces = 36, kVector = 16;
+constexpr int64_t kTile = 4, kPlaces = 36, kVector = cpu::kLanes<float>;
 // Floats of scratch memory for the factors of a block, some of a second-level cache, and rows of its products.
 constexpr int64_t kBlockFloats = 1 << 16, kLeastRows = 28, kMostRows = 224;
 
-// Rows of the left factor that a block takes, of `total`, each of `floats`; every thread gets some.
-int64_t block_rows(int64_t total, int64_t floats) {
-  const int64_t fits = std::clamp(kBlockFloats / floats, kLeastRows, kMostRows);
-  const int64_t threads = at::get_num_threads(), blocks = std::max(threads, (total + fits - 1) / fits);
-  return (total + blocks - 1) / blocks;
+// Blocks of tiles, as large as each other up to a tile and as many for each thread; `floats` of factors a tile.
+int64_t block_count(int64_t tiles, int64_t floats) {
+  const int64_t fits = std::clamp(kBlockFloats / floats, kLeastRows, kMostRows), threads = at::get_num_threads();
+  return std::min(tiles, threads * ((tiles + fits * threads - 1) / (fits * threads)));
 }
 
 std::vector<float> starts(const std::optional<Tensor>& bias, int64_t panels) {
@@ -57,13 +56,13 @@ void convolve(const T* pixels, int64_t batch, const Plane& in, const float* pane
   const int64_t down = (out.height + kTile - 1) / kTile, across = (out.width + kTile - 1) / kTile;
   // Rows a little more than the channels apart: at powers of two they would compete for the same lines of the cache.
   const int64_t tiles = batch * down * across, row = in.channels + kVector;
-  const int64_t rows = block_rows(tiles, kPlaces * row);
+  const int64_t blocks = block_count(tiles, kPlaces * row), rows = (tiles + blocks - 1) / blocks;
   const std::vector<T> zeros(in.channels, T{});
-  at::parallel_for(0, (tiles + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     const int64_t place = rows * row, panel_place = rows * kPanel + kVector;
     float *factors = scratch<float, 0>(kPlaces * place), *products = scratch<float, 1>(kPlaces * panel_place);
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * rows, some = std::min(rows, tiles - first);
+      const int64_t first = block * tiles / blocks, some = (block + 1) * tiles / blocks - first;
       const auto corner = [&](int64_t t, int64_t& n, int64_t& y, int64_t& x) {
         n = (first + t) / (down * across);
         y = (first + t) / across % down * kTile;
@@ -98,6 +97,11 @@ void convolve(const T* pixels, int64_t batch, const Plane& in, const float* pane
 
 Tensor winograd_conv2d_cpu(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& bias, int64_t outputs,
                            at::IntArrayRef padding) {
+  TORCH_CHECK_VALUE(x.device().is_cpu() && panels.device().is_cpu(),
+                    "frozen_conv2d: x and Winograd's weights must be on the CPU, got ", x.device(), " and ",
+                    panels.device());
+  TORCH_CHECK_VALUE(!bias || bias->sizes() == at::IntArrayRef({outputs}), "frozen_conv2d: bias must have shape (",
+                    outputs, ",), got ", bias ? bias->sizes() : at::IntArrayRef());
   TORCH_CHECK_VALUE(x.scalar_type() != at::kDouble && x.size(1) >= kVector, "frozen_conv2d: x must have at least ",
                     kVector, " channels and be float32 or bfloat16 where the weights are Winograd's, got ", x.sizes(),
                     " ", x.scalar_type());

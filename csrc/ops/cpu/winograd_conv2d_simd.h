@@ -11,7 +11,7 @@ constexpr int kBlockRows = 6;
 #else
 constexpr int kBlockRows = 4;
 #endif
-constexpr int kPanelColumns = 32;
+constexpr int kPanelColumns = kPanel;
 
 // kRows x kColumns registers of a b; rows of a lie `row` apart, those of b and c kPanelColumns.
 template <int kRows, int kColumns>
