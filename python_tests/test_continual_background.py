@@ -88,6 +88,70 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
     assert len(result.buffer) == 16
 
 
+def test_views_have_targets_of_their_own_and_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of each image's views, by every expert; the same ones for the second expert as for the first."""
+    runs = []
+    asked, distil = module._Run._targets, module._Run._distil
+
+    def look(self: Any, *args: Any) -> list[Tensor]:
+        runs.append((self.shown.clone(), self.keys.clone()))
+        return asked(self, *args)
+
+    def then(self: Any, expert: Expert) -> None:
+        distil(self, expert)
+        assert self.shown is None, "not kept between experts"
+        runs[-1] += (self.stored.clone(), self.heard.clone())
+
+    monkeypatch.setattr(module._Run, "_targets", look)
+    monkeypatch.setattr(module._Run, "_distil", then)
+    result = method(views=3).run(ExpertStream(list(trained())))
+    assert len(result.buffer) == 16
+    first, second = trained()
+    (shown, keys, stored, heard), (again, later, stored_again, heard_again) = runs
+    assert shown.shape == (120, 1, 32, 32) and keys.tolist() == list(range(40))
+    torch.testing.assert_close(shown[:72:3], FIELDS.draw(24, first.input_spec, torch.Generator().manual_seed(5)))
+    assert not torch.equal(shown[0], shown[1]) and not torch.equal(shown[1], shown[2])
+    low, high = first.input_spec.bounds()
+    assert (shown[:72] >= low - 1e-5).all() and (shown[:72] <= high + 1e-5).all()
+    # Images that are still there have the views that they had.
+    where = torch.tensor([keys.tolist().index(key) for key in later.tolist() if key < 40])
+    assert 24 < len(where) < 40 and len(later) == 40
+    assert torch.equal(again.unflatten(0, (40, 3))[: len(where)], shown.unflatten(0, (40, 3))[where])
+    for expert, images, targets in ((first, shown, stored), (second, again, stored_again)):
+        units = list(expert.classes)
+        torch.testing.assert_close(targets[:, units], expert.logits(images)[:, expert.positions(expert.classes)])
+    assert heard[:, [0, 1]].all() and not heard[:, [2, 3]].any() and heard_again[:, [2, 3]].all()
+    assert torch.equal(
+        stored_again.unflatten(0, (40, 3))[: len(where), :, :2], stored.unflatten(0, (40, 3))[where, :, :2]
+    )
+    assert not heard_again.unflatten(0, (40, 3))[len(where) :, :, :2].any()
+
+
+@pytest.mark.parametrize("targets", ["experts", "stored"])
+def test_views_resume_bit_for_bit(targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_STEPS", 10)
+    stream, values = ExpertStream(list(trained())), {"views": 2, "targets": targets}
+    whole = method(**values).run(stream)
+
+    def stop(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if stage.startswith("expert 2/2: distil") and step >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        method(**values).run(stream, stop, checkpoint_dir=tmp_path)
+    again = method(**values).run(stream, checkpoint_dir=tmp_path)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], value, msg=name)
+
+
+def test_views_of_random_images_alone() -> None:
+    """They are labelled by what is said of them as they are."""
+    result = method(Procedural(FIELDS), background_share=0.0, targets="stored", views=2).run(
+        ExpertStream(list(trained()))
+    )
+    assert len(result.buffer) == 40 and set(result.buffer.labels.tolist()) <= {0, 1, 2, 3}
+
+
 def test_the_background_learns_as_random_images_alone_do() -> None:
     """About as well: a tenth of the buffer has other images."""
     calibration = ResponseCalibration(FIELDS, images=500, share=0.01)
@@ -204,6 +268,11 @@ def test_random_images_before_random_images() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"views": 0}, "views must be a positive integer, got 0"),
+        (
+            {"views": 2, "targets": "live", "background_share": 0.0},
+            "views needs targets 'stored' or 'experts', got 'live'",
+        ),
         ({"background_share": 1.0}, "background_share must be at least 0 and less than 1, got 1.0"),
         ({"background_share": "half"}, "background_share must be at least 0"),
         ({"task_labels": True}, "background_share must be 0 with task_labels"),

@@ -47,6 +47,8 @@ CHECKPOINT_FILE, GENERATION_FILE = "distillation.pt", "generation.pt"
 BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
 # Targets that do not change are computed for so many images at once: the buffer may be larger than the memory.
 BLOCK_IMAGES = 512
+# How the further views of an image differ from it (``DistillationConfig.views``).
+VIEW = Augmentation(shift=2, rotation=15.0, scale=0.15, stretch=0.1, shear=0.15, elastic=0.7)
 # Smaller experts may wait for Python's own garbage collection.
 COLLECT_BYTES = 2**20
 
@@ -76,6 +78,10 @@ class DistillationConfig:
             target.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
+        views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
+            little. They are the same from the seed whenever they are made, and have targets of their own, which are
+            kept: where augmentation would show the ex-model images of which no expert spoke. Needs targets that are
+            kept, and memory for the views of the whole buffer while an expert is learned.
         task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
             experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -101,6 +107,7 @@ class DistillationConfig:
     targets: str = "live"
     background_share: float = 0.0
     renormalise: bool = False
+    views: int = 1
     task_labels: bool = False
     init_from_first: bool = False
     reset: bool = False
@@ -127,7 +134,9 @@ class DistillationConfig:
             raise ValueError(f"background_share needs targets 'stored' or 'experts', got {self.targets!r}")
         if share and self.task_labels:
             raise ValueError("background_share must be 0 with task_labels: random images belong to no task")
-        for name in ("iterations", "batch_size", "buffer_size"):
+        if self.views != 1 and not self.keeps_targets:
+            raise ValueError(f"views needs targets 'stored' or 'experts', got {self.targets!r}")
+        for name in ("iterations", "batch_size", "buffer_size", "views"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -429,6 +438,9 @@ class _Run:
         if method.background is not None:
             drawn = method.background.draw(random_count, self.spec, torch.Generator().manual_seed(self.seed))
             self.background = drawn.to(self.buffer_device)
+        # A number for each image, by which its views are made again; and those, while an expert is learned.
+        self.keys = torch.arange(len(self.background))
+        self.shown: Tensor | None = None
         # Targets that are kept with the images, and of which units experts spoke; factors of the expert's logits, where
         # they are calibrated.
         self.stored: Tensor | None = None
@@ -542,17 +554,22 @@ class _Run:
         """Into the buffer, for which others make room."""
         if self.expert_index > 0:
             kept = self.buffer.subsample(min(len(self.buffer), self.buffer.capacity - len(labels)), self.generator)
+            random_count = len(self.background)
+            places = torch.cat([torch.arange(random_count), random_count + kept.cpu()])
+            self.keys = self.keys[places]
             if self.stored is not None:
-                random_count = len(self.background)
-                rows = torch.cat([torch.arange(random_count), random_count + kept.cpu()]).to(self.device)
+                rows = self._rows_of(places).to(self.device)
                 self.stored = self.stored[rows]
                 self.heard = None if self.heard is None else self.heard[rows]
         self.buffer.add(images.to(self.buffer_device), labels.to(self.buffer_device))
+        first = 1 + int(self.keys.max()) if len(self.keys) else 0
+        keys = torch.arange(first, first + len(images))
+        self.keys = torch.cat([self.keys, keys])
         if self.stored is None or self.previous is None:
             return
-        shape = (len(images), len(self.units))
+        shape = (len(images) * self.config.views, len(self.units))
         if self.heard is None:
-            said = _outputs(self.previous, images.to(self.device))
+            said = _outputs(self.previous, self._views(images.to(self.device), keys))
         else:
             said = self.stored.new_zeros(shape)
             self.heard = torch.cat([self.heard, self.heard.new_zeros(shape)])
@@ -565,7 +582,10 @@ class _Run:
         place = torch.full((max(self.units) + 1,), -1, device=self.device)
         place[torch.tensor(self.units, device=self.device)] = torch.arange(len(self.units), device=self.device)
         random_count = len(self.background)
-        positions = torch.cat([place.new_zeros(random_count), place[labels]])
+        positions = torch.cat([place.new_zeros(random_count), place[labels]]).repeat_interleave(config.views)
+        random_count *= config.views
+        everything = torch.cat([self.background, self.buffer.images]) if config.views > 1 else None
+        self.shown = None if everything is None else self._views(everything.to(self.device), self.keys)
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
         fixed = config.targets != "live" or not config.augmentation.active
         targets = self._targets(teachers, positions) if fixed or self.once else None
@@ -575,7 +595,8 @@ class _Run:
             highest = targets[0][:unlabelled].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
             positions = torch.cat([highest, positions[unlabelled:]])
         if self.once:
-            self.buffer.relabel(torch.tensor(self.units, device=self.device)[positions[random_count:]])
+            as_they_are = positions[random_count :: config.views]
+            self.buffer.relabel(torch.tensor(self.units, device=self.device)[as_they_are])
         if not fixed:
             targets = None
         batch_bytes = config.batch_size * math.prod(self.spec.shape) * self.buffer.images.element_size()
@@ -609,6 +630,7 @@ class _Run:
             due = self.step - last_written >= self.checkpoint_every and self.step < config.iterations
             last_written = self.step if due else last_written
             self._take_snapshot(write=due)
+        self.shown = None
         if config.keeps_targets:
             assert targets is not None
             self.stored, self.heard = targets[0], targets[1] if config.targets == "experts" else None
@@ -616,8 +638,27 @@ class _Run:
         if config.renormalise and not copied:
             self._renormalise()
 
+    def _rows_of(self, places: Tensor) -> Tensor:
+        """Rows of all views of the images at these places."""
+        views = self.config.views
+        return (places[:, None] * views + torch.arange(views)).flatten()
+
+    def _views(self, images: Tensor, keys: Tensor) -> Tensor:
+        """(N · views, C, H, W): all views of each image, one image after the other; without any, the images."""
+        views = self.config.views
+        if views == 1:
+            return images
+        shown = images.repeat_interleave(views, 0)
+        generator = torch.Generator()
+        for row, image in zip(range(0, len(shown), views), keys.tolist(), strict=True):
+            generator.manual_seed((1_000_003 * self.seed + image) % 2**63)
+            shown[row + 1 : row + views] = VIEW(shown[row + 1 : row + views], self.bounds, generator)
+        return shown
+
     def _rows(self, index: Tensor) -> Tensor:
-        """Images of the background, and after it of the buffer, on the device."""
+        """Images of the background, and after it of the buffer, on the device; or all of their views."""
+        if self.shown is not None:
+            return self.shown[index.to(self.device)]
         images, random_count = self.buffer.images, len(self.background)
         if not random_count:
             return images[index.to(images.device)].to(self.device)
@@ -726,6 +767,7 @@ class _Run:
             "buffer": self.buffer.state_dict(),
             "stored": self.stored,
             "heard": self.heard,
+            "keys": self.keys,
             "scale": self.scale,
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
@@ -769,6 +811,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
         self.stored, self.heard, self.scale = state["stored"], state["heard"], state["scale"]
+        self.keys = state["keys"].cpu()
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
         if state["cuda_generator"] is not None and self.device.type == "cuda":
