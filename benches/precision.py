@@ -51,9 +51,13 @@ def published(folder: Path, depth: int) -> nn.Module:
 
 def cases(weights: Path, scale: float) -> list[Case]:
     """Both, with the steps times ``scale``."""
-    small = recipes.get("deep_inversion/cifar10").replace(flip=True, clip="valid", tv_l2=1e-4, steps=round(300 * scale))
+
+    def steps(number: int) -> int:
+        return max(1, round(number * scale))
+
+    small = recipes.get("deep_inversion/cifar10").replace(flip=True, clip="valid", tv_l2=1e-4, steps=steps(300))
     large = recipes.get("deep_inversion/imagenet-transferable")
-    large = large.replace(steps=round(100 * scale), coarse_steps=(round(300 * scale),))
+    large = large.replace(steps=steps(100), coarse_steps=(steps(300),))
     # Goldfish, flamingo, ladybug, zebra, red panda, fire engine, strawberry, daisy.
     wanted = [1, 130, 301, 340, 387, 555, 949, 985]
     return [

@@ -248,18 +248,20 @@ def inversion(path: Path) -> str:
 
 
 def precision(path: Path) -> str:
-    results = load_json(path)
+    def spread(value: float | None, digits: int) -> str:
+        return "" if value is None else f" ± {value:.{digits}f}"
+
+    results, asked = load_json(path), {"teacher": 1, "judge": 1, "objective": 2}
     rows = [
         [
             f"{row['network']}, {row['images']} images, {row['steps']} steps, {row['precision']}",
-            *(f"{row[key]:.1f} ± {row[f'{key}_std']:.1f}" for key in ("teacher", "judge")),
-            f"{row['objective']:.2f} ± {row['objective_std']:.2f}",
+            *(f"{row[key]:.{digits}f}" + spread(row[f"{key}_std"], digits) for key, digits in asked.items()),
             number(row["seconds"], 0, " s"),
         ]
         for row in results["rows"]
     ]
-    asked = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
-    header = [f"{results['rows'][0]['seeds']} seeds", "recognised, in %", f"by {asked}, in %", "objective", "time"]
+    others = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
+    header = [f"{results['rows'][0]['seeds']} seeds", "recognised, in %", f"by {others}, in %", "objective", "time"]
     return table(header, rows) + "\n\n" + source(path, results)
 
 
