@@ -348,7 +348,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "calibration": [("calibration-usps.json", calibration), ("calibration-fashion-mnist.json", calibration)],
     "nayak": [
         (f"nayak2021-{name}.json", nayak)
-        for name in ("table1", "table5-mnist-usps", "table5-usps-mnist", "table7-mnist")
+        for name in ("table1", "table2", "table5-mnist-usps", "table5-usps-mnist", "table7-mnist")
     ],
 }
 FILES = {

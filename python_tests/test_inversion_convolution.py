@@ -345,6 +345,24 @@ def test_a_teacher_with_winograds_convolutions() -> None:
         assert relative_error(mine, theirs) < 1e-4
 
 
+def test_a_network_whose_logits_winograd_changes_is_frozen_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
+    fails = FrozenTeacher._fails
+
+    def and_with_winograd(self: FrozenTeacher, *args: torch.Tensor) -> str:
+        return "its logits differ" if "Winograd" in self.summary().splitlines()[1] else fails(self, *args)
+
+    monkeypatch.setattr(FrozenTeacher, "_fails", and_with_winograd)
+    monkeypatch.setattr("exml_fast.inversion.teacher.fastest_plan", lambda *_: (WINOGRAD, 1.0))
+    for precision in ("float32", "bfloat16"):
+        teacher = FrozenTeacher(model, SPEC, precision=precision, batch_size=4)
+        assert "without Winograd's algorithm: its logits differ with it" in teacher.summary()
+        assert teacher.plans["0"] == (precision, WINOGRAD.without_winograd(getattr(torch, precision)))
+        FrozenTeacher(model, SPEC, batch_size=4, plans=teacher.plans)  # as a resumed run has them
+    with pytest.raises(ValueError, match="cannot be frozen: its logits differ"):
+        FrozenTeacher(model, SPEC, batch_size=4, plans={"0": ("float32", WINOGRAD)})
+
+
 def test_what_it_takes() -> None:
     assert FrozenConv2d.takes(nn.Conv2d(3, 4, 3)) and not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding="same"))
     assert not FrozenConv2d.takes(nn.Conv2d(3, 4, 3, padding_mode="reflect", padding=1))

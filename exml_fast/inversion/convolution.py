@@ -135,6 +135,14 @@ class Plan:
     adjoint: str = "library"
     adjoint_weights: str = "plain"
 
+    def without_winograd(self, dtype: torch.dtype) -> Plan:
+        """The same with the library's convolutions in its place, which round less."""
+        weights = "packed" if _can_pack(dtype) else "plain"
+        forward, adjoint_weights = (
+            weights if way == "winograd" else way for way in (self.forward, self.adjoint_weights)
+        )
+        return Plan(forward, self.adjoint, adjoint_weights)
+
 
 class FrozenConv2d(nn.Module):
     """``conv`` with constant weights in ``dtype``; casts its input to it.

@@ -191,9 +191,14 @@ class FrozenTeacher:
         )
         substitute(self.model)
         failure = self._fails(example, expected)
+        if failure and plans is None and (others := _without_winograd(self.plans)) != self.plans:
+            self._notes.append(f"without Winograd's algorithm: {failure} with it")
+            self._freeze_convolutions(convolutions, shapes, others, own)
+            failure = self._fails(example, expected)
         if failure and self.dtype != own and plans is None:
             self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
-            self._freeze_convolutions(convolutions, shapes, self._choose(shapes, own, "float32"), own)
+            others = _without_winograd(self._choose(shapes, own, "float32"))
+            self._freeze_convolutions(convolutions, shapes, others, own)
             failure = self._fails(example, expected)
         if failure:
             raise ValueError(f"{type(model).__name__} cannot be frozen: {failure}")
@@ -352,6 +357,10 @@ def _check_plans(plans: Plans, shapes: dict[str, ConvShape], own: torch.dtype) -
                 if plan == Plan() or could_be_chosen(plan, shapes[name], getattr(torch, dtype)):
                     continue
         raise ValueError(f"{rule}: expected one of {dtypes} and a Plan for {shapes[name]} for {name!r}, got {value!r}")
+
+
+def _without_winograd(plans: Plans) -> Plans:
+    return {name: (dtype, plan.without_winograd(getattr(torch, dtype))) for name, (dtype, plan) in plans.items()}
 
 
 def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:
