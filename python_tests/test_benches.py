@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from exml_fast.data import InputSpec
 from exml_fast.inversion import Synthesizer
 from exml_fast.inversion.augmentation import Augmentation, Draws
 from exml_fast.storage import load_json
@@ -270,6 +271,28 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     ):
         time, over_pytorch, _, over_compiled, _ = cells[name]
         assert time.endswith(" ms") and over_pytorch.endswith("×") and over_compiled.endswith("×"), name
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_precisions_are_compared_and_rendered(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seeds: int
+) -> None:
+    precision = importlib.import_module("precision")
+    small, large = precision.cases(tmp_path, 0.001)
+    assert small.recipe.steps == large.recipe.steps == 1 and large.recipe.coarse_steps == (1,)
+    spec = InputSpec(3, (16, 16), (0.5,) * 3, (0.5,) * 3)
+    networks = lambda: (network()[0].eval(), network()[0].eval())  # noqa: E731
+    case = dataclasses.replace(small, load=networks, spec=spec, labels=torch.arange(5))
+    monkeypatch.setattr(precision, "cases", lambda *_: [case])
+    path = tmp_path / "precision-cpu.json"
+    argv = f"precision.py --weights {tmp_path} --seeds {seeds} --json {path}".split()
+    monkeypatch.setattr(sys, "argv", argv)
+    precision.main()
+    rows = load_json(path)["rows"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    assert all(0 <= row["teacher"] <= 100 and 0 <= row["judge"] <= 100 and row["objective"] > 0 for row in rows)
+    table = importlib.import_module("readme").precision(path)
+    assert "| ResNet-20, 5 images, 1 steps, bfloat16 |" in table and ("±" in table) == (seeds > 1)
 
 
 def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
