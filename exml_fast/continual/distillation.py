@@ -80,8 +80,9 @@ class DistillationConfig:
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
             little. They are the same from the seed whenever they are made, and have targets of their own, which are
-            kept: where augmentation would show the ex-model images of which no expert spoke. Needs targets that are
-            kept, and memory for the views of the whole buffer while an expert is learned.
+            kept: where ``augmentation``, which should then change nothing, would show the ex-model images of which no
+            expert spoke. Needs targets that are kept, and memory for the views of the whole buffer while an expert is
+            learned, also where the buffer is in a folder.
         task_labels: the task of every image is known (multi-task, Carta 2022, sec. 5): an image of a class of
             experience i trains the units of experience i only, one head of many. Experiences must share no class.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -577,6 +578,7 @@ class _Run:
 
     def _distil(self, expert: Expert) -> None:
         config, stage = self.config, self._stage("distil")
+        begun = time.perf_counter()
         teachers = _Teachers(self, expert)
         labels = self.buffer.labels.to(self.device)
         place = torch.full((max(self.units) + 1,), -1, device=self.device)
@@ -584,8 +586,8 @@ class _Run:
         random_count = len(self.background)
         positions = torch.cat([place.new_zeros(random_count), place[labels]]).repeat_interleave(config.views)
         random_count *= config.views
-        everything = torch.cat([self.background, self.buffer.images]) if config.views > 1 else None
-        self.shown = None if everything is None else self._views(everything.to(self.device), self.keys)
+        if config.views > 1:
+            self.shown = self._views(torch.cat([self.background, self.buffer.images]).to(self.device), self.keys)
         seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
         fixed = config.targets != "live" or not config.augmentation.active
         targets = self._targets(teachers, positions) if fixed or self.once else None
@@ -604,6 +606,7 @@ class _Run:
         parameters = self.optimizer.param_groups[0]
         last_written = self.step
         self.student.train()
+        self.seconds[-1]["distil"] += time.perf_counter() - begun
         while self.step < config.iterations:
             started = time.perf_counter()
             steps = min(block_steps, config.iterations - self.step)
