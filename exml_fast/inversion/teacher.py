@@ -142,6 +142,7 @@ class FrozenTeacher:
     It may be called from several threads at a time.
     """
 
+    @reused_memory()  # page faults would take much of the time, and be measured
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     @torch.inference_mode(False)
@@ -294,13 +295,9 @@ class FrozenTeacher:
     def _choose(self, shapes: dict[str, ConvShape], own: torch.dtype, precision: str) -> Plans:
         if own != torch.float32 or precision != "auto":
             dtype = torch.bfloat16 if precision == "bfloat16" and own == torch.float32 else own
-            with reused_memory():
-                return {
-                    name: (_name(dtype), self._plan(shape, dtype, timed=False)[0]) for name, shape in shapes.items()
-                }
-        with reused_memory():  # or page faults would be measured
-            single = {name: self._plan(shape, own) for name, shape in shapes.items()}
-            half = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
+            return {name: (_name(dtype), self._plan(shape, dtype, timed=False)[0]) for name, shape in shapes.items()}
+        single = {name: self._plan(shape, own) for name, shape in shapes.items()}
+        half = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
         half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
         before = sum(seconds for _, seconds in single.values())
         after = sum(half.get(name, single[name])[1] for name in shapes)
