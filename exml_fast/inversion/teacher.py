@@ -191,16 +191,14 @@ class FrozenTeacher:
             convolutions, shapes, self._choose(shapes, own, precision) if plans is None else plans, own
         )
         substitute(self.model)
-        failure = self._fails(example, expected)
-        if failure and plans is None and (others := _without_winograd(self.plans)) != self.plans:
-            self._notes.append(f"without Winograd's algorithm: {failure} with it")
-            self._freeze_convolutions(convolutions, shapes, others, own)
-            failure = self._fails(example, expected)
-        if failure and self.dtype != own and plans is None:
-            self._notes.append(f"float32: the network does not run in bfloat16: {failure}")
-            others = _without_winograd(self._choose(shapes, own, "float32"))
-            self._freeze_convolutions(convolutions, shapes, others, own)
-            failure = self._fails(example, expected)
+        failure = first = self._fails(example, expected)
+        for note, others in self._fallbacks(shapes, own) if failure and plans is None else ():
+            if others != self.plans:
+                self._freeze_convolutions(convolutions, shapes, others, own)
+                failure = self._fails(example, expected)
+            if not failure:
+                self._notes.append(note.format(first))
+                break
         if failure:
             raise ValueError(f"{type(model).__name__} cannot be frozen: {failure}")
         if isinstance(statistics, Tensor):
@@ -305,6 +303,14 @@ class FrozenTeacher:
         if before >= WORTH_IT * after:
             plans |= {name: ("bfloat16", plan) for name, (plan, _) in half.items()}
         return plans
+
+    def _fallbacks(self, shapes: dict[str, ConvShape], own: torch.dtype) -> Iterator[tuple[str, Plans]]:
+        """What may be tried where the network does not run by the plans that were chosen, and what to say of it."""
+        yield "without Winograd's algorithm: {} with it", _without_winograd(self.plans)
+        if self.dtype != own:
+            single = self._choose(shapes, own, "float32")
+            yield "float32: the network does not run in bfloat16: {}", single
+            yield "float32, and without Winograd's algorithm: {}", _without_winograd(single)
 
     def _plan(self, shape: ConvShape, dtype: torch.dtype, timed: bool = True) -> tuple[Plan, float]:
         """The fastest plan and its time, which is NaN for the only plan where nobody asks for it."""
