@@ -73,7 +73,7 @@ def script(model: nn.Module, hook: Any, prior: Any, steps: int) -> tuple[list[Te
         loss = loss + 0.1 * loss_var_l1 + 1e-3 * loss_var_l2 + 0.05 * loss_features
         loss.backward()
         losses.append(loss.detach())
-        gradients.append(inputs.grad.clone())  # type: ignore[union-attr]
+        gradients.append(inputs.grad.clone())  # type: ignore[union-attr]  # backward has run
         optimizer.step()
     for h in hooks:
         h.close()

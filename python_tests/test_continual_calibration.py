@@ -68,7 +68,7 @@ def test_a_unit_that_never_responds_is_named() -> None:
 )
 def test_bad_settings(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ResponseCalibration(FIELDS, **values)  # type: ignore[arg-type]
+        ResponseCalibration(FIELDS, **values)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="targets='stored' needs combine='per_unit', got 'per_sample'"):
         DistillationConfig(targets="stored", combine="per_sample")
     with pytest.raises(ValueError, match="targets must be one of"):

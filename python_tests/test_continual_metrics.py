@@ -32,12 +32,12 @@ def test_what_was_not_measured_counts_for_nothing() -> None:
     assert math.isnan(forgetting([[0.5, 0.3]])) and math.isnan(average_accuracy([[NAN, NAN]]))
     for bad in ([], [[]], [0.5]):
         with pytest.raises(ValueError, match="experts, experiences"):
-            forgetting(bad)  # type: ignore[arg-type]
+            forgetting(bad)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_result_has_the_matrix_of_its_evaluations() -> None:
     made = {"expert": None, "buffer": None, "history": [], "seconds": [], "peak_mb": []}
-    result = DistillationResult(evaluations=[[0.9, 0.1], [0.4, 0.8]], **made)  # type: ignore[arg-type]
+    result = DistillationResult(evaluations=[[0.9, 0.1], [0.4, 0.8]], **made)  # type: ignore[arg-type]  # no expert is asked
     assert result.matrix.shape == (2, 2)
     assert (result.average_accuracy, result.forgetting) == (pytest.approx(0.6), pytest.approx(0.5))
     for wrong in ([], [0.5, 0.6]):

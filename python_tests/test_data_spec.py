@@ -66,7 +66,7 @@ def test_of_every_source() -> None:
     assert InputSpec.of(SimpleNamespace(input_spec=GREY)) is GREY
     config = {"input_size": (3, 64, 48), "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     model = torch.nn.Identity()
-    model.pretrained_cfg = config  # type: ignore[assignment]
+    model.pretrained_cfg = config  # type: ignore[assignment]  # as on timm's models
     assert InputSpec.of(model).size == (64, 48)
     assert InputSpec.of(config) == InputSpec.of(model) == InputSpec.of(SimpleNamespace(**config))
 
