@@ -56,7 +56,7 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import SOURCES, Augmentation, ImageData, PenStrokes, load
+from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -178,11 +178,16 @@ class Settings:
     auxiliary: str = "fashion-mnist"
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
+    """Fields of the inverting strategies' recipes, over those of the variant or of ``inversion_recipe``."""
+    inversion_recipe: str | None = None
+    """Name of a recipe for all inverting strategies but those of drawings, in place of the variant's."""
     distillation: dict[str, Any] = field(default_factory=dict)
     random_images: dict[str, Any] = field(default_factory=dict)
     """Fields of the distillation with the strategies of random images, over RANDOM_IMAGES, in place of those above."""
     calibration: str | None = None
     """A source for all strategies, or "none"; by default random images calibrate the experts on themselves."""
+    background: str | None = None
+    """Source of the random images of ``distillation.background_share``, for all strategies that have none of their own."""
     buffer_dir: str | None = None
 
     def expert_epochs(self) -> int:
@@ -200,8 +205,8 @@ class Settings:
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
-        variant = "" if strategy in DRAWN else f"/{self.variant}"
-        return recipes.get(f"{RECIPES[strategy]}{variant}").replace(**self.inversion)
+        name = RECIPES[strategy] if strategy in DRAWN else self.inversion_recipe or f"{RECIPES[strategy]}/{self.variant}"
+        return recipes.get(name).replace(**self.inversion)
 
     def config(self, strategy: str) -> DistillationConfig:
         """How the ex-model is distilled with a strategy."""
@@ -214,6 +219,12 @@ class Settings:
         """On what the experts' logits are calibrated with a strategy."""
         source = RANDOM.get(self.calibration or strategy)
         return None if source is None else ResponseCalibration(source())
+
+    def background_of(self, strategy: str) -> ImageSource | None:
+        """Where the random images come from that a strategy's are put before."""
+        if strategy in DRAWN:
+            return DRAWN[strategy]()
+        return None if self.background is None or strategy in SOURCES else SOURCES[self.background]()
 
     def published(self) -> dict[str, Any]:
         """For the file of results: without where files lie on this machine, which decides nothing."""
@@ -243,6 +254,8 @@ class Settings:
         self.augmentation()
         if self.calibration not in (None, "none", *SOURCES):
             raise ValueError(f"--calibration must be one of {['none', *SOURCES]}, got {self.calibration!r}")
+        if self.background not in (None, *SOURCES):
+            raise ValueError(f"background must be one of {list(SOURCES)}, got {self.background!r}")
         for strategy in self.strategies:
             self.config(strategy)
         for strategy in set(self.strategies) & set(RECIPES):
@@ -426,7 +439,7 @@ class Study:
         method = ExModelDistillation(
             strategy, self.settings.config(name), seed=seed, device=self.settings.device, buffer_dir=images,
             calibration=self.settings.calibration_of(name),
-            background=DRAWN[name]() if name in DRAWN else None,
+            background=self.settings.background_of(name),
         )  # fmt: skip
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
@@ -522,7 +535,9 @@ class Study:
             return f"random images, what is known: {SOURCES[name].domain}"
         if name in DRAWN:
             return f"random images and inverted ones of their kind, what is known: {DRAWN[name].domain}"
-        return "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
+        shown = "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
+        background = self.settings.background_of(name)
+        return shown if background is None else f"{shown}, and random ones, what is known: {background.domain}"
 
     def _strategy(self, name: str) -> Strategy:
         if name == "replay":

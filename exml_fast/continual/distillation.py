@@ -30,7 +30,7 @@ from exml_fast.inversion.twin import copied, twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
-from exml_fast.training import one_cycle, placed
+from exml_fast.training import ARITHMETIC, forward, one_cycle, placed
 
 __all__ = [
     "DistillationConfig",
@@ -51,6 +51,7 @@ BLOCK_IMAGES = 512
 VIEW = Augmentation(shift=2, rotation=15.0, scale=0.15, stretch=0.1, shear=0.15, elastic=0.7)
 # Smaller experts may wait for Python's own garbage collection.
 COLLECT_BYTES = 2**20
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class DistillationConfig:
 
     Attributes:
         iterations, batch_size, lr, momentum, weight_decay, optimizer: SGD steps an expert ("sgd" or "adam").
+        arithmetic: of the ex-model while it learns, "float32" or "bfloat16" (torch.autocast: weights, optimiser and
+            loss stay float32); faster where the processor has bfloat16.
         schedule: "constant", or "onecycle" (cosine from lr/25 up in the first 30 %, cosine down to lr/1e4).
         lambda_ce: weight of the cross-entropy in Eq. 10.
         loss: "mse" (Eq. 9) or "kl" (softened by ``temperature``, times its square).
@@ -74,8 +77,8 @@ class DistillationConfig:
             likewise, but it never speaks: units of experts that did not see an image count for nothing there (in the
             cross-entropy all seen units count).
         background_share: of the buffer that random images fill at the first expert, of the ``background`` of
-            :class:`ExModelDistillation`. Every expert sees all of them, and their label is the class of their highest
-            target.
+            :class:`ExModelDistillation`. Every expert sees all of them. They have no label: to the cross-entropy, a
+            mean over the batch, they add nothing.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
@@ -97,6 +100,7 @@ class DistillationConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
+    arithmetic: str = "float32"
     lambda_ce: float = 1.0
     loss: str = "mse"
     temperature: float = 2.0
@@ -116,6 +120,7 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         choices = {
             "optimizer": ("sgd", "adam"),
+            "arithmetic": ARITHMETIC,
             "schedule": ("constant", "onecycle"),
             "loss": ("mse", "kl"),
             "mse": ("mean", "sum"),
@@ -281,7 +286,8 @@ def distillation_loss(
         logits: (N, K) of the ex-model.
         target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing. With
             ``config.task_labels`` the mask is the image's head, and the cross-entropy is over it alone.
-        labels: (N,) positions among the units ``seen``, not among all K.
+        labels: (N,) positions among the units ``seen``, not among all K; or, with ``config.background_share``, -1 for an image
+            without a label, which adds nothing to the cross-entropy.
         seen: int64 positions of the units that any expert has been trained on so far.
     """
     if config.loss == "mse":
@@ -294,7 +300,11 @@ def distillation_loss(
         term = (log_q.exp() * (log_q - log_p)).sum(1).mean() * config.temperature**2
     if config.task_labels:
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return term, ops.soft_cross_entropy(logits if len(seen) == logits.shape[1] else logits[:, seen], labels)
+    logits = logits if len(seen) == logits.shape[1] else logits[:, seen]
+    if not config.background_share:
+        return term, ops.soft_cross_entropy(logits, labels)
+    each = ops.soft_cross_entropy(logits, labels.clamp(min=0), reduction="none")
+    return term, torch.where(labels == UNLABELLED, 0.0, each).mean()
 
 
 class ExModelDistillation:
@@ -588,17 +598,15 @@ class _Run:
         random_count *= config.views
         if config.views > 1:
             self.shown = self._views(torch.cat([self.background, self.buffer.images]).to(self.device), self.keys)
-        seen_place = torch.cumsum(teachers.seen_mask, 0) - 1
         fixed = config.targets != "live" or not config.augmentation.active
         targets = self._targets(teachers, positions) if fixed or self.once else None
-        unlabelled = len(positions) if self.once else random_count
-        if unlabelled:
-            assert targets is not None
-            highest = targets[0][:unlabelled].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
-            positions = torch.cat([highest, positions[unlabelled:]])
         if self.once:
-            as_they_are = positions[random_count :: config.views]
-            self.buffer.relabel(torch.tensor(self.units, device=self.device)[as_they_are])
+            assert targets is not None
+            highest = targets[0][random_count:].masked_fill(~teachers.seen_mask, -math.inf).argmax(1)
+            positions = torch.cat([positions[:random_count], highest])
+            self.buffer.relabel(torch.tensor(self.units, device=self.device)[highest[:: config.views]])
+        label_of = (torch.cumsum(teachers.seen_mask, 0) - 1)[positions]
+        label_of[:random_count] = UNLABELLED
         if not fixed:
             targets = None
         batch_bytes = config.batch_size * math.prod(self.spec.shape) * self.buffer.images.element_size()
@@ -617,12 +625,13 @@ class _Run:
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.bounds, self.generator)
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
-            batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, seen_place[at])), strict=True)
+            batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, label_of[index])), strict=True)
             terms = torch.zeros(2, device=self.device)
             for batch, batch_goal, batch_mask, batch_labels in batches:
                 parameters["lr"] = config.rate(self.step)
                 term, ce = distillation_loss(
-                    self.student(batch), batch_goal, batch_mask, batch_labels, teachers.seen, config
+                    forward(self.student, batch, config.arithmetic),
+                    *(batch_goal, batch_mask, batch_labels, teachers.seen, config),
                 )
                 self.optimizer.zero_grad(set_to_none=True)
                 (term + config.lambda_ce * ce).backward()
