@@ -39,7 +39,7 @@ def generator() -> torch.Generator:
 
 def test_scale_is_the_level_over_the_mean_of_the_largest_responses() -> None:
     expert = trained()[1]
-    found = ResponseCalibration(FIELDS, images=200, share=0.02, level=5.0).scale(expert, generator())
+    found = ResponseCalibration(FIELDS, images=200, share=0.02, level=5.0).measure(expert, generator()).scale
     responses = expert.logits(FIELDS.draw(200, expert.input_spec, generator()))[:, [2, 3]]
     assert expert.classes == (2, 3)
     torch.testing.assert_close(found, 5 / responses.sort(0, descending=True).values[:4].mean(0))
@@ -51,7 +51,8 @@ def test_a_louder_expert_is_no_louder_afterwards() -> None:
     images = quadrants().spec.prepare(quadrants().test.images)
     columns = expert.positions(expert.classes)
     quiet, loud = (
-        one.logits(images)[:, columns] * calibration.scale(one, generator()) for one in (expert, scaled(expert, 7.0))
+        one.logits(images)[:, columns] * calibration.measure(one, generator()).scale
+        for one in (expert, scaled(expert, 7.0))
     )
     torch.testing.assert_close(quiet, loud)
 
@@ -59,7 +60,7 @@ def test_a_louder_expert_is_no_louder_afterwards() -> None:
 def test_a_unit_that_never_responds_is_named() -> None:
     silent = scaled(trained()[0], 0.0)
     with pytest.raises(ValueError, match=r"the expert's logit of class 0 reaches 0 on images of .*NaturalFields"):
-        ResponseCalibration(FIELDS, images=20).scale(silent, generator())
+        ResponseCalibration(FIELDS, images=20).measure(silent, generator())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def run_and_look(strategy: Procedural, monkeypatch: pytest.MonkeyPatch) -> tuple
 
 
 def said(expert: Expert, images: Tensor) -> Tensor:
-    scale = ResponseCalibration(FIELDS, images=50).scale(expert, torch.Generator().manual_seed(5))
+    scale = ResponseCalibration(FIELDS, images=50).measure(expert, torch.Generator().manual_seed(5)).scale
     return expert.logits(images)[:, expert.positions(expert.classes)] * scale
 
 

@@ -186,8 +186,10 @@ class Settings:
     """Fields of the distillation with the strategies of random images, over RANDOM_IMAGES, in place of those above."""
     calibration: str | None = None
     """A source for all strategies, or "none"; by default random images calibrate the experts on themselves."""
+    typicality: float = 0.0
+    """Of the calibration (:class:`ResponseCalibration`)."""
     background: str | None = None
-    """Source of the random images of ``distillation.background_share``, for all strategies that have none of their own."""
+    """Source of the random images of ``distillation.background_share``, where a strategy has none of its own."""
     buffer_dir: str | None = None
 
     def expert_epochs(self) -> int:
@@ -205,7 +207,9 @@ class Settings:
 
     def recipe(self, strategy: str) -> recipes.Recipe:
         """The recipe of an inverting strategy."""
-        name = RECIPES[strategy] if strategy in DRAWN else self.inversion_recipe or f"{RECIPES[strategy]}/{self.variant}"
+        name = RECIPES[strategy]
+        if strategy not in DRAWN:
+            name = self.inversion_recipe or f"{name}/{self.variant}"
         return recipes.get(name).replace(**self.inversion)
 
     def config(self, strategy: str) -> DistillationConfig:
@@ -218,7 +222,7 @@ class Settings:
     def calibration_of(self, strategy: str) -> ResponseCalibration | None:
         """On what the experts' logits are calibrated with a strategy."""
         source = RANDOM.get(self.calibration or strategy)
-        return None if source is None else ResponseCalibration(source())
+        return None if source is None else ResponseCalibration(source(), typicality=self.typicality)
 
     def background_of(self, strategy: str) -> ImageSource | None:
         """Where the random images come from that a strategy's are put before."""
@@ -254,6 +258,8 @@ class Settings:
         self.augmentation()
         if self.calibration not in (None, "none", *SOURCES):
             raise ValueError(f"--calibration must be one of {['none', *SOURCES]}, got {self.calibration!r}")
+        if not 0 <= self.typicality < math.inf:
+            raise ValueError(f"typicality must not be negative, got {self.typicality!r}")
         if self.background not in (None, *SOURCES):
             raise ValueError(f"background must be one of {list(SOURCES)}, got {self.background!r}")
         for strategy in self.strategies:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageSource
+from exml_fast.inversion.statistics import LayerInput, StatisticsCapture, bn_layers
 
-__all__ = ["ResponseCalibration"]
+__all__ = ["Measured", "ResponseCalibration", "statistics_distances"]
+
+# Statistics of so many images are taken at once.
+BLOCK_IMAGES = 512
+# BatchNorm's own: a channel that never varies.
+EPSILON = 1e-5
+
+
+class Measured(NamedTuple):
+    """What a :class:`ResponseCalibration` found out about an expert."""
+
+    scale: Tensor
+    """Factors (C,) of the logits of its C own classes."""
+    usual: Tensor
+    """Mean and standard deviation (2, L) of the distances of images of the source, L calls of BatchNorms; L = 0
+    without typicality or BatchNorms."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +42,18 @@ class ResponseCalibration:
 
     ``images`` are drawn from ``source`` for each expert, the same for all; ``share`` of them, those of the highest
     response, count. ``level``: the highest response afterwards.
+
+    ``typicality`` t > 0 lowers the responses of an expert with BatchNorms to images that are unlike its own data, on
+    which it may be certain all the same: z ← z − t · mean over the BatchNorms of (d − m) / s. There d is the distance
+    of the image's statistics from those that the layer remembers (:func:`statistics_distances`), m and s its mean and
+    deviation on images of the source.
     """
 
     source: ImageSource
     images: int = 20000
     share: float = 0.001
     level: float = 10.0
+    typicality: float = 0.0
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -38,23 +62,73 @@ class ResponseCalibration:
             raise ValueError(f"share must be more than 0 and at most 1, got {self.share!r}")
         if not self.level > 0:
             raise ValueError(f"level must be positive, got {self.level!r}")
+        if not 0 <= self.typicality < math.inf:
+            raise ValueError(f"typicality must not be negative, got {self.typicality!r}")
 
-    def scale(self, expert: Expert, generator: torch.Generator) -> Tensor:
-        """Factors (len(expert.classes),) of the logits of the expert's own classes.
+    def measure(self, expert: Expert, generator: torch.Generator) -> Measured:
+        """Look at an expert's answers to images of the source.
 
-        ValueError if a unit's highest response is not positive, or not finite.
+        ValueError if a unit's highest response is not positive, or not finite, or if all images are equally typical.
         """
         images = self.source.draw(self.images, expert.input_spec, generator)
-        logits = expert.logits(images)[:, expert.positions(expert.classes)]
+        logits, distances = self._answers(expert, images)
         highest = logits.topk(max(1, round(self.share * self.images)), 0).values.mean(0)
         for unit, response in zip(expert.classes, highest.tolist(), strict=True):
-            if not 0 < response < float("inf"):
+            if not 0 < response < math.inf:
                 raise ValueError(
                     f"the expert's logit of class {unit} reaches {response:.3g} on images of {self.source.describe()}: "
                     "expected a positive number; choose another source"
                 )
-        return self.level / highest
+        mean = distances.mean(0)
+        deviation = (distances - mean).square().mean(0).sqrt()
+        if not (deviation > 0).all():
+            raise ValueError(
+                f"images of {self.source.describe()} are all as far from what a BatchNorm of the expert remembers: "
+                "choose another source, or typicality 0"
+            )
+        return Measured(self.level / highest, torch.stack([mean, deviation]))
+
+    def responses(self, expert: Expert, images: Tensor, measured: Measured) -> Tensor:
+        """Calibrated logits (N, C) of the expert's own classes for images (N, C, H, W) of its input."""
+        logits, distances = self._answers(expert, images)
+        responses = logits * measured.scale
+        if not distances.shape[1]:
+            return responses
+        mean, deviation = measured.usual
+        return responses - self.typicality * ((distances - mean) / deviation).mean(1, keepdim=True)
+
+    def _answers(self, expert: Expert, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) of the expert's own classes, and the distances (N, L) of its statistics, where they count."""
+        own = expert.positions(expert.classes)
+        if not self.typicality or not bn_layers(expert.model):
+            logits = expert.logits(images)[:, own]
+            return logits, logits.new_empty(len(images), 0)
+        found = []
+        with StatisticsCapture(expert.model) as capture:
+            for block in images.split(BLOCK_IMAGES):
+                capture.calls.clear()
+                logits = expert.logits(block, BLOCK_IMAGES)[:, own]
+                found.append((logits, statistics_distances(capture.calls)))
+            capture.calls.clear()
+        logits, distances = (torch.cat(blocks) for blocks in zip(*found, strict=True))
+        return logits, distances.to(logits)
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values."""
         return {**dataclasses.asdict(self), "source": self.source.describe()}
+
+
+@torch.no_grad()
+def statistics_distances(calls: Sequence[LayerInput]) -> Tensor:
+    """How far each image's statistics are from those that BatchNorms remember: (N, L) for L calls of layers.
+
+    The root of the mean over the channels of m₁² + (m₂ − 1)², where m₁ and m₂ are the mean and the mean square over
+    the image of the layer's input, standardised by its running statistics. Zero where the image alone has them.
+    """
+    distances = []
+    for x, mean, var in calls:
+        pixels = x.reshape(*x.shape[:2], -1).to(torch.promote_types(x.dtype, torch.float32))
+        standardised = (pixels - mean[:, None]) / (var[:, None] + EPSILON).sqrt()
+        means, squares = standardised.mean(2), standardised.square().mean(2)
+        distances.append((means.square() + (squares - 1).square()).mean(1).sqrt())
+    return torch.stack(distances, 1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.continual.buffer import ImageBuffer
-from exml_fast.continual.calibration import ResponseCalibration
+from exml_fast.continual.calibration import Measured, ResponseCalibration
 from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.strategies import Strategy
@@ -286,8 +286,8 @@ def distillation_loss(
         logits: (N, K) of the ex-model.
         target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing. With
             ``config.task_labels`` the mask is the image's head, and the cross-entropy is over it alone.
-        labels: (N,) positions among the units ``seen``, not among all K; or, with ``config.background_share``, -1 for an image
-            without a label, which adds nothing to the cross-entropy.
+        labels: (N,) positions among the units ``seen``, not among all K; or, with ``config.background_share``, -1 for an
+            image without a label, which adds nothing to the cross-entropy.
         seen: int64 positions of the units that any expert has been trained on so far.
     """
     if config.loss == "mse":
@@ -452,11 +452,11 @@ class _Run:
         # A number for each image, by which its views are made again; and those, while an expert is learned.
         self.keys = torch.arange(len(self.background))
         self.shown: Tensor | None = None
-        # Targets that are kept with the images, and of which units experts spoke; factors of the expert's logits, where
-        # they are calibrated.
+        # Targets that are kept with the images, and of which units experts spoke; what the calibration found out about
+        # the expert.
         self.stored: Tensor | None = None
         self.heard: Tensor | None = None
-        self.scale: Tensor | None = None
+        self.measured: Measured | None = None
         # Where the run is: expert, whether its images are in the buffer, and how many of its steps are done.
         self.expert_index, self.generated, self.step = 0, False, 0
         self.history: list[dict[str, list[float]]] = []
@@ -540,7 +540,7 @@ class _Run:
                 self._keep(self.spec.convert(images, expert.input_spec), labels)
             if self.calibration is not None:
                 same = torch.Generator().manual_seed(self.seed)
-                self.scale = self.calibration.scale(_by_our_ops(expert), same).to(self.device)
+                self.measured = self.calibration.measure(_by_our_ops(expert), same)
         self.generated, self.step = True, 0
         self.seconds.append({"generate": meter.seconds, "distil": 0.0, "evaluate": 0.0})
         self.peak_mb.append({"generate": meter.peak_mb, "distil": 0.0, "evaluate": 0.0})
@@ -780,7 +780,7 @@ class _Run:
             "stored": self.stored,
             "heard": self.heard,
             "keys": self.keys,
-            "scale": self.scale,
+            "measured": None if self.measured is None else list(self.measured),
             "generator": self.generator.get_state(),
             "global_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -822,7 +822,8 @@ class _Run:
             self.previous.load_state_dict(state["previous"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"] | {"labels": state["buffer"]["labels"].to(self.buffer_device)})
-        self.stored, self.heard, self.scale = state["stored"], state["heard"], state["scale"]
+        self.stored, self.heard = state["stored"], state["heard"]
+        self.measured = None if state["measured"] is None else Measured(*state["measured"])
         self.keys = state["keys"].cpu()
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["global_generator"].cpu())
@@ -850,7 +851,7 @@ class _Teachers:
         self._heads = _heads(run) if run.config.task_labels else None
         self._from = expert.positions(expert.classes)
         self._to = torch.tensor(current, device=device)
-        self._scale = run.scale
+        self._calibration, self._measured = run.calibration, run.measured
 
     @torch.no_grad()
     def __call__(
@@ -869,8 +870,10 @@ class _Teachers:
         rows = self._rows(self.current_known, positions, every)
         mapped = images.new_zeros((len(rows), shape[1]))
         seen = self.expert.input_spec.convert(images[rows], self._spec)
-        own = self.expert.logits(seen)[:, self._from]
-        mapped[:, self._to] = own if self._scale is None else own * self._scale
+        if self._calibration is None or self._measured is None:
+            mapped[:, self._to] = self.expert.logits(seen)[:, self._from]
+        else:
+            mapped[:, self._to] = self._calibration.responses(self.expert, seen, self._measured)
         current[rows] = normalize(mapped, self.current_known, how)
         if self.previous is not None:
             rows = self._rows(self.previous_known, positions, every)
