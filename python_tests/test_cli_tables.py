@@ -87,6 +87,9 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("colour = 1", "'colour' is not a setting of learn"),
         ("parts = 'many'", "parts must be of type int, got 'many'"),
         ("strategies = ['magic']", "--strategy must be one of"),
+        ("background = 'noise'", "background must be one of"),
+        ("typicality = -1.0", "typicality must not be negative"),
+        ("inversion_recipe = 'magic'", "unknown recipe 'magic'"),
         ("distillation = { rate = 3 }", "no field 'rate'"),
         ("seeds = 3", "'seeds' is an option of the command"),
     ):
@@ -94,6 +97,40 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         assert message in call("learn", "--preset", own, "--out", tmp_path / "bad", code=2).output
     assert "is for task 'zskd'" in call("learn", "--preset", "digits/zskd", code=2).output
     assert not (tmp_path / "bad").exists()
+
+
+def test_images_by_another_recipe_before_random_ones(npz: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        f"""task = "learn"
+data = "{npz}"
+epochs = 1
+arguments = {{ batch_norm = true }}
+strategies = ["model-inversion", "natural-fields"]
+inversion_recipe = "deep_inversion/cifar10-transferable"
+inversion = {{ steps = 3 }}
+background = "natural-fields"
+calibration = "natural-fields"
+typicality = 0.5
+random_images = {{ iterations = 2, buffer_size = 20 }}
+
+[distillation]
+iterations = 2
+buffer_size = 20
+targets = "experts"
+background_share = 0.5
+arithmetic = "bfloat16"
+"""
+    )
+    call("learn", "--preset", own, "--json", "--out", tmp_path / "out")
+    stored = load_json(tmp_path / "out" / "results.json")
+    inverted, random = stored["rows"][:2]
+    assert inverted["note"].startswith(
+        "images inverted from the experts, and random ones, what is known: natural images; 2 of"
+    )
+    assert "3 of" in inverted["note"] and random["note"].startswith("random images, what is known: natural images")
+    card = load_json(tmp_path / "out" / "ex-model" / "model-inversion" / "card.json")["training"]
+    assert card["strategy"]["recipe"]["bn_distance"] == "gaussian_kl" and card["config"]["arithmetic"] == "bfloat16"
 
 
 def test_a_strategy_that_is_registered_later_works_in_presets(

@@ -50,6 +50,8 @@ def with_batch_norm() -> list[Expert]:
         arguments = complete_arguments("lenet5", {"batch_norm": True}, 4, expert.input_spec)
         torch.manual_seed(number)
         model = create("lenet5", **arguments).eval()
+        with torch.no_grad():  # a calibration asks for positive answers
+            model.classifier[-1].bias += 1
         names = tuple("abcd")
         experts.append(Expert(model, Card("lenet5", arguments, expert.units, expert.classes, names, expert.input_spec)))
     return experts
@@ -152,6 +154,43 @@ def test_views_of_random_images_alone() -> None:
     assert len(result.buffer) == 40 and set(result.buffer.labels.tolist()) <= {0, 1, 2, 3}
 
 
+def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the strategy count in the cross-entropy with the class of their expert, those of the background not."""
+    seen, loss, rows = [], module.distillation_loss, module._Run._rows
+
+    def spy(logits: Tensor, target: Tensor, mask: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        seen.append(labels.clone())
+        return loss(logits, target, mask, labels, *rest)
+
+    def look(self: Any, index: Tensor) -> Tensor:
+        asked.append(torch.where(index < 24, -1, self.buffer.labels[(index - 24).clamp(min=0)]))
+        return rows(self, index)
+
+    asked: list[Tensor] = []
+    monkeypatch.setattr(module, "distillation_loss", spy)
+    monkeypatch.setattr(module._Run, "_rows", look)
+    result = method(lambda_ce=1.0).run(ExpertStream(list(trained())))
+    # Two blocks of steps, after each the images that are asked for targets: all 40 in their order.
+    steps = torch.cat([found for found in asked if len(found) == 160])
+    assert torch.equal(torch.cat(seen), steps) and 0.3 < (steps < 0).double().mean() < 0.9
+    assert sorted(steps.unique().tolist()) == [-1, 0, 1, 2, 3]
+    assert all(ce > 0 for ce in result.history[1]["ce"])
+
+
+def test_cross_entropy_is_a_mean_over_the_batch_with_and_without_labels() -> None:
+    config = DistillationConfig.from_dict(QUICK | {"lambda_ce": 1.0})
+    logits, target = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels, seen = torch.tensor([2, -1, 0, -1, -1, 1]), torch.tensor([0, 1, 3])
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    leaf = logits.clone().requires_grad_()
+    _, found = module.distillation_loss(leaf, target, mask, labels, seen, config)
+    labelled = [0, 2, 5]
+    expected = nn.functional.cross_entropy(logits[labelled][:, seen], labels[labelled], reduction="sum") / 6
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, leaf)
+    assert not gradient[[1, 3, 4]].any() and gradient[labelled].any(1).all()
+
+
 def test_the_background_learns_as_random_images_alone_do() -> None:
     """About as well: a tenth of the buffer has other images."""
     calibration = ResponseCalibration(FIELDS, images=500, share=0.01)
@@ -167,9 +206,13 @@ def test_the_background_learns_as_random_images_alone_do() -> None:
     assert found[1] > found[0] - 0.15 and found[1] > 0.6, found
 
 
-def test_an_interrupted_run_with_a_background_ends_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("typicality", [0.0, 0.5])
+def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float, tmp_path: Path) -> None:
     def run(**options: Any) -> Any:
-        return method(buffer_size=30, renormalise=True).run(ExpertStream(with_batch_norm()), **options)
+        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
+        calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
+        run = ExModelDistillation(INVERSION, config, seed=5, background=FIELDS, calibration=calibration)
+        return run.run(ExpertStream(with_batch_norm()), **options)
 
     expected, calls = run(), 0
 
@@ -186,8 +229,9 @@ def test_an_interrupted_run_with_a_background_ends_bit_for_bit(tmp_path: Path) -
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     with pytest.raises(ValueError, match="another run: background was"):
-        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True})
-        ExModelDistillation(INVERSION, config, seed=5, background=PenStrokes()).run(
+        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
+        calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
+        ExModelDistillation(INVERSION, config, seed=5, background=PenStrokes(), calibration=calibration).run(
             ExpertStream(with_batch_norm()), checkpoint_dir=tmp_path
         )
 

@@ -1,6 +1,7 @@
 """Experts' outputs on one scale, images by chance, and targets that outlive their expert."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -16,9 +17,12 @@ from exml_fast.continual import (
     Procedural,
     ResponseCalibration,
     stream_accuracy,
+    train_stream,
 )
 from exml_fast.continual import distillation as module
-from exml_fast.data import NaturalFields
+from exml_fast.continual.calibration import statistics_distances
+from exml_fast.data import InputSpec, NaturalFields
+from exml_fast.inversion.statistics import LayerInput
 
 FIELDS = NaturalFields()
 QUICK = {"iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}}
@@ -63,9 +67,85 @@ def test_a_unit_that_never_responds_is_named() -> None:
         ResponseCalibration(FIELDS, images=20).measure(silent, generator())
 
 
+@cache
+def with_batch_norm() -> Expert:
+    """An expert of two of the four quadrants."""
+    (expert,) = train_stream(quadrants(), [[1, 3]], epochs=2, lr=0.02, arguments={"batch_norm": True})
+    return expert
+
+
+def test_untypical_images_lose() -> None:
+    """What is subtracted is the mean over the layers of the standardised distance, the same from both logits."""
+    expert, source = with_batch_norm(), NaturalFields()
+    plain, typical = (ResponseCalibration(source, images=60, share=0.1, typicality=t) for t in (0.0, 0.7))
+    images = quadrants().spec.prepare(quadrants().test.images)
+    measured = typical.measure(expert, generator())
+    assert measured.usual.shape == (2, 2) and plain.measure(expert, generator()).usual.shape == (2, 0)
+
+    def distances(images: Tensor) -> Tensor:
+        found = []
+        for name in ("features.1", "features.5"):
+            norm, inputs = expert.model.get_submodule(name), []
+            handle = norm.register_forward_pre_hook(lambda _m, args, inputs=inputs: inputs.append(args[0]))
+            expert.logits(images, len(images))
+            handle.remove()
+            z = (inputs[0] - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + 1e-5).sqrt()
+            first, second = z.mean((2, 3)), z.square().mean((2, 3))
+            found.append(((first**2 + (second - 1) ** 2).mean(1)) ** 0.5)
+        return torch.stack(found, 1)
+
+    usual = distances(source.draw(60, expert.input_spec, generator()))
+    standardised = (distances(images) - usual.mean(0)) / usual.std(0, correction=0)
+    expected = plain.responses(expert, images, plain.measure(expert, generator())) - 0.7 * standardised.mean(
+        1, keepdim=True
+    )
+    torch.testing.assert_close(typical.responses(expert, images, measured), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_with_the_remembered_statistics_are_at_no_distance() -> None:
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=generator())
+    mean, var = x[0].mean((1, 2)), x[0].var((1, 2), correction=0)
+    one, two = statistics_distances([LayerInput(x, mean, var), LayerInput(x[:, :, 0], mean, var)]).unbind(1)
+    assert one[0] < 1e-4 < one[1:].min() and two.min() > 1e-2
+
+
+def test_typicality_is_for_experts_with_batch_norms() -> None:
+    expert = trained()[0]
+    images = FIELDS.draw(9, expert.input_spec, torch.Generator().manual_seed(1))
+    found = []
+    for t in (0.0, 3.0):
+        calibration = ResponseCalibration(FIELDS, images=50, typicality=t)
+        found.append(calibration.responses(expert, images, calibration.measure(expert, generator())))
+    assert torch.equal(*found)
+
+
+def test_images_that_are_all_alike_tell_nothing_of_typicality() -> None:
+    class Grey(NaturalFields):
+        def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+            return torch.full((count, *spec.shape), 0.3)
+
+    # Of one image alone as well.
+    for source, images in ((Grey(), 20), (FIELDS, 1)):
+        with pytest.raises(ValueError, match="all as far from what a BatchNorm of the expert remembers"):
+            ResponseCalibration(source, images=images, typicality=0.5).measure(loud_everywhere(), generator())
+
+
+def loud_everywhere() -> Expert:
+    """Its logits are positive for every image."""
+    expert = Expert(copy.deepcopy(with_batch_norm().model), with_batch_norm().card)
+    with torch.no_grad():
+        expert.model.classifier[-1].bias += 1e3
+    return expert
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"images": 0}, "images must be at least 1"), ({"share": 0}, "share must be"), ({"level": 0}, "level must be")],
+    [
+        ({"typicality": -0.1}, "typicality must not be negative, got -0.1"),
+        ({"images": 0}, "images must be at least 1"),
+        ({"share": 0}, "share must be"),
+        ({"level": 0}, "level must be"),
+    ],
 )
 def test_bad_settings(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):

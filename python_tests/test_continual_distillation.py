@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_onecycle_rises_and_falls() -> None:
     ("change", "message"),
     [
         ({"optimizer": "lbfgs"}, "optimizer must be one of"),
+        ({"arithmetic": "float16"}, "arithmetic must be one of"),
         ({"normalize": "softmax"}, "normalize must be one of"),
         ({"combine": "x"}, "combine must be one of"),
         ({"iterations": 0}, "iterations must be a positive integer"),
@@ -400,3 +402,18 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"of another run: {name} was"):
             method.run(experts, checkpoint_dir=tmp_path)
+
+
+def test_bfloat16_learns_the_same() -> None:
+    """Convolutions and linear layers round; weights and loss do not, and what is learned is as good."""
+    runs = [
+        ExModelDistillation(real_images(), dataclasses.replace(QUICK, arithmetic=arithmetic)).run(
+            ExpertStream(list(trained()))
+        )
+        for arithmetic in ("float32", "bfloat16")
+    ]
+    plain, rounded = (run.history[0]["mse"][0] for run in runs)
+    assert rounded != plain and rounded == pytest.approx(plain, rel=0.05)
+    assert {p.dtype for p in runs[1].model.parameters()} == {torch.float32}
+    accuracies = [stream_accuracy(run.expert, quadrants()) for run in runs]
+    assert accuracies[1] > accuracies[0] - 0.1, accuracies

@@ -286,7 +286,7 @@ def distillation_loss(
         logits: (N, K) of the ex-model.
         target, mask: (N, K) of :func:`combined_targets`; units outside the mask count for nothing. With
             ``config.task_labels`` the mask is the image's head, and the cross-entropy is over it alone.
-        labels: (N,) positions among the units ``seen``, not among all K; or, with ``config.background_share``, -1 for an
+        labels: (N,) positions among the units ``seen``, not among all K; or, with ``config.background_share``, -1: an
             image without a label, which adds nothing to the cross-entropy.
         seen: int64 positions of the units that any expert has been trained on so far.
     """
