@@ -1,15 +1,18 @@
 """What makes the outputs of experts that never met comparable? Ensembles and ex-models on sets kept for such choices.
 
-Five experts of two classes each; accuracy over all classes, on USPS and Fashion-MNIST: choices need not see MNIST.
+Five experts of two classes each; accuracy over all classes, on USPS, Fashion-MNIST and training images of MNIST that
+its experts have not seen: choices need not see MNIST's test images.
 An ensemble answers with the highest of all experts' own logits, after it has scaled them by what is named; an ex-model
 is distilled from them by the stream's protocol with few steps.
 
 python benches/calibration.py --data usps --experts experts/usps
+python benches/calibration.py --data mnist --held-out 10000 --experts experts/mnist
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from exml_fast.continual import (
     ResponseCalibration,
     stream_accuracy,
 )
-from exml_fast.data import SOURCES, ImageData, load
+from exml_fast.data import SOURCES, ImageData, Split, load
 
 IMAGES = 20000
 SHARES = (0.2, 0.01, 0.001, 0.0001)
@@ -103,17 +106,27 @@ def ex_models(stream: ExpertStream, data: ImageData, seed: int) -> list[dict[str
     return rows
 
 
+def held_out(data: ImageData, count: int) -> ImageData:
+    """The last ``count`` training images for the test, the others to train."""
+    if not count:
+        return data
+    images, labels = data.train.images, data.train.labels
+    train, test = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
+    return dataclasses.replace(data, name=f"{data.name}-held-out", train=train, test=test)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="usps")
     parser.add_argument("--data-root")
     parser.add_argument("--experts", type=Path, required=True, help="Folder; experts are trained into it if missing.")
+    parser.add_argument("--held-out", type=int, default=0, help="So many training images in place of the test images.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ensembles", action="store_true", help="Leave out the ex-models, which take minutes.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = load(arguments.data, arguments.data_root)
+    data = held_out(load(arguments.data, arguments.data_root), arguments.held_out)
     settings = Settings(data=arguments.data, seed=arguments.seed)
     stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)
     rows = ensembles(list(stream), data)
