@@ -5,8 +5,8 @@ its experts have not seen: choices need not see MNIST's test images.
 An ensemble answers with the highest of all experts' own logits, after it has scaled them by what is named; an ex-model
 is distilled from them by the stream's protocol with few steps.
 
-python benches/calibration.py --data usps --experts experts/usps
-python benches/calibration.py --data mnist --held-out 10000 --experts experts/mnist
+python benches/calibration.py --data usps --experts experts
+python benches/calibration.py --data mnist --held-out 10000 --experts experts
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def main() -> None:
     torch.set_num_threads(1)
     data = held_out(load(arguments.data, arguments.data_root), arguments.held_out)
     settings = Settings(data=arguments.data, seed=arguments.seed)
-    stream = train_experts(data, arguments.experts, settings, arguments.seed, lambda *_: None)
+    # Not those that have seen the test images, and not those of another seed.
+    folder = arguments.experts / f"{data.name}-{arguments.held_out}-{arguments.seed}"
+    stream = train_experts(data, folder, settings, arguments.seed, lambda *_: None)
     rows = ensembles(list(stream), data)
     if not arguments.ensembles:
         rows += ex_models(stream, data, arguments.seed)

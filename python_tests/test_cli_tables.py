@@ -88,6 +88,9 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("parts = 'many'", "parts must be of type int, got 'many'"),
         ("strategies = ['magic']", "--strategy must be one of"),
         ("background = 'noise'", "background must be one of"),
+        ("background = 'natural-fields'", "got 'natural-fields' and 0.0 for model-inversion"),
+        ("distillation = { background_share = 0.5, targets = 'stored' }", "got None and 0.5 for model-inversion"),
+        ("typicality = 0.5", "typicality needs a calibration, which model-inversion has not, got 0.5"),
         ("typicality = -1.0", "typicality must not be negative"),
         ("inversion_recipe = 'magic'", "unknown recipe 'magic'"),
         ("distillation = { rate = 3 }", "no field 'rate'"),
@@ -122,6 +125,8 @@ background_share = 0.5
 arithmetic = "bfloat16"
 """
     )
+    calibration = settings_of(learn_preset(str(own))).calibration_of("model-inversion")
+    assert calibration is not None and calibration.typicality == 0.5
     call("learn", "--preset", own, "--json", "--out", tmp_path / "out")
     stored = load_json(tmp_path / "out" / "results.json")
     inverted, random = stored["rows"][:2]

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from small_experts import quadrants, trained
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast.continual import (
     DistillationConfig,
@@ -20,9 +20,8 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.continual import distillation as module
-from exml_fast.continual.calibration import statistics_distances
+from exml_fast.continual.calibration import statistics_distance
 from exml_fast.data import InputSpec, NaturalFields
-from exml_fast.inversion.statistics import LayerInput
 
 FIELDS = NaturalFields()
 QUICK = {"iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}}
@@ -104,9 +103,49 @@ def test_untypical_images_lose() -> None:
 
 def test_images_with_the_remembered_statistics_are_at_no_distance() -> None:
     x = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=generator())
-    mean, var = x[0].mean((1, 2)), x[0].var((1, 2), correction=0)
-    one, two = statistics_distances([LayerInput(x, mean, var), LayerInput(x[:, :, 0], mean, var)]).unbind(1)
-    assert one[0] < 1e-4 < one[1:].min() and two.min() > 1e-2
+    layer = nn.BatchNorm2d(4, eps=1e-6).double()
+    assert layer.running_mean is not None and layer.running_var is not None
+    layer.running_mean.copy_(x[0].mean((1, 2)))
+    layer.running_var.copy_(x[0].var((1, 2), correction=0))
+    far = statistics_distance(x, layer)
+    assert far[0] < 1e-5 < 1e-2 < far[1:].min()
+    assert statistics_distance(x[:, :, 0, 0], layer).shape == (3,)
+
+
+def test_a_network_may_change_what_a_layer_was_given() -> None:
+    """The distance is that of the input when the layer is called."""
+
+    class Added(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.in_place = nn.BatchNorm2d(1), in_place
+            self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))
+            nn.init.constant_(self.classifier[1].bias, 5.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 0
+            y = self.norm(x)
+            if self.in_place:
+                x += y
+            else:
+                x = x + y
+            return self.classifier(x)
+
+    calibration = ResponseCalibration(FIELDS, images=50, typicality=1.0)
+    found = [
+        calibration.measure(Expert(Added(flag), trained()[0].card), generator()).usual for flag in (False, True)
+    ]  # fmt: skip
+    assert torch.equal(*found) and found[0].shape == (2, 1)
+
+
+def test_layers_without_statistics_say_nothing() -> None:
+    model = copy.deepcopy(with_batch_norm().model)
+    model.set_submodule("features.1", nn.BatchNorm2d(6, track_running_stats=False))
+    calibration = ResponseCalibration(FIELDS, images=50, typicality=1.0)
+    with torch.no_grad():
+        model.classifier[-1].bias += 1e3
+    assert calibration.measure(Expert(model, with_batch_norm().card), generator()).usual.shape == (2, 1)
 
 
 def test_typicality_is_for_experts_with_batch_norms() -> None:
@@ -119,15 +158,17 @@ def test_typicality_is_for_experts_with_batch_norms() -> None:
     assert torch.equal(*found)
 
 
-def test_images_that_are_all_alike_tell_nothing_of_typicality() -> None:
+@pytest.mark.parametrize("images", [1, 7, 20, 60, 1000])
+def test_images_that_are_all_alike_tell_nothing_of_typicality(images: int) -> None:
+    """Also where the mean of equal distances is rounded; and nor does a single image."""
+
     class Grey(NaturalFields):
         def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
             return torch.full((count, *spec.shape), 0.3)
 
-    # Of one image alone as well.
-    for source, images in ((Grey(), 20), (FIELDS, 1)):
-        with pytest.raises(ValueError, match="all as far from what a BatchNorm of the expert remembers"):
-            ResponseCalibration(source, images=images, typicality=0.5).measure(loud_everywhere(), generator())
+    source = FIELDS if images == 1 else Grey()
+    with pytest.raises(ValueError, match="all as far from what a BatchNorm of the expert remembers"):
+        ResponseCalibration(source, images=images, typicality=0.5).measure(loud_everywhere(), generator())
 
 
 def loud_everywhere() -> Expert:

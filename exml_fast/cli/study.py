@@ -263,7 +263,14 @@ class Settings:
         if self.background not in (None, *SOURCES):
             raise ValueError(f"background must be one of {list(SOURCES)}, got {self.background!r}")
         for strategy in self.strategies:
-            self.config(strategy)
+            share = self.config(strategy).background_share
+            if (self.background_of(strategy) is not None) != (share > 0):
+                raise ValueError(
+                    "background must be a source if and only if background_share is positive, "
+                    f"got {self.background!r} and {share} for {strategy}"
+                )
+            if self.typicality and self.calibration_of(strategy) is None:
+                raise ValueError(f"typicality needs a calibration, which {strategy} has not, got {self.typicality!r}")
         for strategy in set(self.strategies) & set(RECIPES):
             self.recipe(strategy)
 
@@ -535,13 +542,13 @@ class Study:
         return sum(a * n for a, n in zip(accuracies, sizes, strict=True) if n) / max(sum(sizes), 1)
 
     def _source(self, name: str) -> str:
-        if name == "replay":
-            return "real images of the experts' classes"
         if name in SOURCES:
             return f"random images, what is known: {SOURCES[name].domain}"
         if name in DRAWN:
             return f"random images and inverted ones of their kind, what is known: {DRAWN[name].domain}"
         shown = "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
+        if name == "replay":
+            shown = "real images of the experts' classes"
         background = self.settings.background_of(name)
         return shown if background is None else f"{shown}, and random ones, what is known: {background.domain}"
 

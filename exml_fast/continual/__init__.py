@@ -2,7 +2,7 @@
 
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.buffer import ImageBuffer
-from exml_fast.continual.calibration import ResponseCalibration
+from exml_fast.continual.calibration import Measured, ResponseCalibration
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.distillation import DistillationConfig, DistillationResult, ExModelDistillation
 from exml_fast.continual.expert import Card, Expert, train_expert
@@ -44,6 +44,7 @@ __all__ = [
     "Expert",
     "ExpertStream",
     "ImageBuffer",
+    "Measured",
     "MinEntropy",
     "DrawnInversion",
     "ModelInversion",

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageSource
-from exml_fast.inversion.statistics import LayerInput, StatisticsCapture, bn_layers
+from exml_fast.inversion.statistics import bn_layers
 
-__all__ = ["Measured", "ResponseCalibration", "statistics_distances"]
+__all__ = ["Measured", "ResponseCalibration", "statistics_distance"]
 
 # Statistics of so many images are taken at once.
 BLOCK_IMAGES = 512
-# BatchNorm's own: a channel that never varies.
-EPSILON = 1e-5
+# Relative: distances that vary by no more are the same but for rounding.
+SAME = 1e-4
 
 
 class Measured(NamedTuple):
@@ -43,10 +42,10 @@ class ResponseCalibration:
     ``images`` are drawn from ``source`` for each expert, the same for all; ``share`` of them, those of the highest
     response, count. ``level``: the highest response afterwards.
 
-    ``typicality`` t > 0 lowers the responses of an expert with BatchNorms to images that are unlike its own data, on
-    which it may be certain all the same: z ← z − t · mean over the BatchNorms of (d − m) / s. There d is the distance
-    of the image's statistics from those that the layer remembers (:func:`statistics_distances`), m and s its mean and
-    deviation on images of the source.
+    ``typicality`` t > 0 lowers the responses of an expert with BatchNorms (that keep statistics) to images that are
+    unlike its own data, on which it may be certain all the same: z ← z − t · mean over the BatchNorms of (d − m) / s.
+    There d is the distance of the image's statistics from those that the layer remembers
+    (:func:`statistics_distance`), m and s its mean and deviation on images of the source.
     """
 
     source: ImageSource
@@ -68,7 +67,8 @@ class ResponseCalibration:
     def measure(self, expert: Expert, generator: torch.Generator) -> Measured:
         """Look at an expert's answers to images of the source.
 
-        ValueError if a unit's highest response is not positive, or not finite, or if all images are equally typical.
+        ValueError if a unit's highest response is not positive, or not finite, or if all images are equally typical
+        (of a single one as well).
         """
         images = self.source.draw(self.images, expert.input_spec, generator)
         logits, distances = self._answers(expert, images)
@@ -81,7 +81,7 @@ class ResponseCalibration:
                 )
         mean = distances.mean(0)
         deviation = (distances - mean).square().mean(0).sqrt()
-        if not (deviation > 0).all():
+        if not (deviation > SAME * mean).all():
             raise ValueError(
                 f"images of {self.source.describe()} are all as far from what a BatchNorm of the expert remembers: "
                 "choose another source, or typicality 0"
@@ -99,19 +99,25 @@ class ResponseCalibration:
 
     def _answers(self, expert: Expert, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (N, C) of the expert's own classes, and the distances (N, L) of its statistics, where they count."""
-        own = expert.positions(expert.classes)
-        if not self.typicality or not bn_layers(expert.model):
-            logits = expert.logits(images)[:, own]
-            return logits, logits.new_empty(len(images), 0)
-        found = []
-        with StatisticsCapture(expert.model) as capture:
+        own, found, distances = expert.positions(expert.classes), [], list[Tensor]()
+
+        def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            # At once: the network may change the input in place, and a large one could not keep them all.
+            distances.append(statistics_distance(inputs[0], layer))
+
+        layers = [m for _, m in bn_layers(expert.model) if m.running_mean is not None] if self.typicality else []
+        handles = [layer.register_forward_pre_hook(look) for layer in layers]
+        try:
             for block in images.split(BLOCK_IMAGES):
-                capture.calls.clear()
+                distances.clear()
                 logits = expert.logits(block, BLOCK_IMAGES)[:, own]
-                found.append((logits, statistics_distances(capture.calls)))
-            capture.calls.clear()
-        logits, distances = (torch.cat(blocks) for blocks in zip(*found, strict=True))
-        return logits, distances.to(logits)
+                far = torch.stack(distances, 1).to(logits) if distances else logits.new_empty(len(block), 0)
+                found.append((logits, far))
+        finally:
+            for handle in handles:
+                handle.remove()
+        logits, far = (torch.cat(blocks) for blocks in zip(*found, strict=True))
+        return logits, far
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values."""
@@ -119,16 +125,14 @@ class ResponseCalibration:
 
 
 @torch.no_grad()
-def statistics_distances(calls: Sequence[LayerInput]) -> Tensor:
-    """How far each image's statistics are from those that BatchNorms remember: (N, L) for L calls of layers.
+def statistics_distance(x: Tensor, layer: nn.Module) -> Tensor:
+    """How far the statistics of each image of ``x`` (N, C, ...) are from those that a BatchNorm remembers: (N,).
 
     The root of the mean over the channels of m₁² + (m₂ − 1)², where m₁ and m₂ are the mean and the mean square over
     the image of the layer's input, standardised by its running statistics. Zero where the image alone has them.
     """
-    distances = []
-    for x, mean, var in calls:
-        pixels = x.reshape(*x.shape[:2], -1).to(torch.promote_types(x.dtype, torch.float32))
-        standardised = (pixels - mean[:, None]) / (var[:, None] + EPSILON).sqrt()
-        means, squares = standardised.mean(2), standardised.square().mean(2)
-        distances.append((means.square() + (squares - 1).square()).mean(1).sqrt())
-    return torch.stack(distances, 1)
+    mean, var = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
+    pixels = x.reshape(*x.shape[:2], -1).to(torch.promote_types(x.dtype, torch.float32))
+    standardised = (pixels - mean[:, None]) / (var[:, None] + cast(float, layer.eps)).sqrt()
+    means, squares = standardised.mean(2), standardised.square().mean(2)
+    return (means.square() + (squares - 1).square()).mean(1).sqrt()
