@@ -26,6 +26,7 @@ from exml_fast.continual import (
     ExModelDistillation,
     Expert,
     ExpertStream,
+    Measured,
     ResponseCalibration,
     new_classes,
     train_stream,
@@ -494,7 +495,8 @@ def test_learn_from_random_images(
         kept(self, *args, **options)
 
     monkeypatch.setattr(ExModelDistillation, "__init__", spy)
-    monkeypatch.setattr(ResponseCalibration, "scale", lambda self, expert, generator: torch.ones(len(expert.classes)))
+    one = Measured(torch.ones(2), torch.empty(2, 0))
+    monkeypatch.setattr(ResponseCalibration, "measure", lambda self, expert, generator: one)
     more = [] if calibration is None else ["--calibration", calibration]
     arguments = ("--data", npz, "--experts", experts, "--strategy", "dead-leaves", *QUICK_LEARN, *more)
     row = as_json("learn", *arguments, "--out", tmp_path / "run")["rows"][0]
