@@ -170,7 +170,7 @@ def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "distillation_loss", spy)
     monkeypatch.setattr(module._Run, "_rows", look)
     result = method(lambda_ce=1.0).run(ExpertStream(list(trained())))
-    # Two blocks of steps, after each the images that are asked for targets: all 40 in their order.
+    # Of each expert's 20 steps of 8; the other rows are all 40 images, for their targets.
     steps = torch.cat([found for found in asked if len(found) == 160])
     assert torch.equal(torch.cat(seen), steps) and 0.3 < (steps < 0).double().mean() < 0.9
     assert sorted(steps.unique().tolist()) == [-1, 0, 1, 2, 3]
@@ -208,10 +208,11 @@ def test_the_background_learns_as_random_images_alone_do() -> None:
 
 @pytest.mark.parametrize("typicality", [0.0, 0.5])
 def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float, tmp_path: Path) -> None:
-    def run(**options: Any) -> Any:
-        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
-        calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
-        run = ExModelDistillation(INVERSION, config, seed=5, background=FIELDS, calibration=calibration)
+    config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
+    calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
+
+    def run(source: NaturalFields | PenStrokes = FIELDS, **options: Any) -> Any:
+        run = ExModelDistillation(INVERSION, config, seed=5, background=source, calibration=calibration)
         return run.run(ExpertStream(with_batch_norm()), **options)
 
     expected, calls = run(), 0
@@ -229,11 +230,7 @@ def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     with pytest.raises(ValueError, match="another run: background was"):
-        config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
-        calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
-        ExModelDistillation(INVERSION, config, seed=5, background=PenStrokes(), calibration=calibration).run(
-            ExpertStream(with_batch_norm()), checkpoint_dir=tmp_path
-        )
+        run(PenStrokes(), checkpoint_dir=tmp_path)
 
 
 def test_renormalised_statistics_are_those_of_the_strategys_images() -> None:

@@ -546,9 +546,10 @@ class Study:
             return f"random images, what is known: {SOURCES[name].domain}"
         if name in DRAWN:
             return f"random images and inverted ones of their kind, what is known: {DRAWN[name].domain}"
-        shown = "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
         if name == "replay":
             shown = "real images of the experts' classes"
+        else:
+            shown = "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
         background = self.settings.background_of(name)
         return shown if background is None else f"{shown}, and random ones, what is known: {background.domain}"
 
