@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast.cli.study import BEFORE_BACKGROUND, DRAWN, PAPER, RANDOM
+from exml_fast.cli.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
 from exml_fast.data import SOURCES
 from exml_fast.storage import atomic_path, load_json
 
@@ -116,6 +116,23 @@ def cifar10(path: Path) -> str:
         "time",
     ]
     return table(header, rows) + "\n\n" + " ".join(dict.fromkeys(notes)) + "\n\n" + source(path, results)
+
+
+def rates(path: Path) -> str:
+    """Experts trained as the text of Carta 2022, App. A says, beside those of its table, which are in the README."""
+    by_table, by_text = load_json(path.with_name("carta2022-table2-mnist-nc.json")), load_json(path)
+    theirs = {row["cell"]: row for row in by_table["rows"]}
+    (settings,) = by_text["details"].values()
+    rows = [
+        [row["cell"].split("/", 2)[-1], number(row["paper"])]
+        + [f"{found['ours']:.1f} ± {found['std']:.1f}" for found in (theirs[row["cell"]], row)]
+        for row in by_text["rows"]
+    ]
+    usual = PUBLISHED["mnist"].epochs["new-classes"]
+    trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
+    note = f"{by_text['rows'][0]['seeds']} seeds; {settings['distillation']['iterations']} distillation steps an expert."
+    header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", *trained]
+    return table(header, rows) + "\n\n" + note + "\n\n" + source(path, by_text)
 
 
 def calibration(path: Path) -> str:
@@ -370,6 +387,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "all-ops": [("ops-cuda.json", all_ops), ("ops-cpu.json", all_ops)],
     "ex-model": [("ex-model-cpu.json", ex_model)],
     "impressions": [("impressions-cpu.json", impressions)],
+    "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
     "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt")],
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
     "nayak": [
@@ -380,7 +398,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
 FILES = {
     "README.md": ["results", "images", "inversion", "ops"],
     "docs/transfer.md": ["nayak", "impressions"],
-    "docs/ex_model.md": ["ex-model", "cifar10", "calibration"],
+    "docs/ex_model.md": ["rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["ablation"],
     "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],
 }

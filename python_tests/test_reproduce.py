@@ -166,12 +166,20 @@ def test_adaptation_by_command(npz: str, tmp_path: Path) -> None:
 
 def test_perturbation_by_reproduce(npz: str, tmp_path: Path) -> None:
     changes = TINY | {"data": npz, "perturbation.steps": 3, "perturbation.batch_size": 8, "perturbation.samples": 2}
+    changes |= {"perturbation.epsilons": [0.01, 0.9], "teacher.steps": 60}
     results = tmp_path / "rows.json"
-    arguments = ["--seeds", 1, "--out", tmp_path / "out", "--results", results, *options(changes)]
+    arguments = ["--seeds", 1, "--out", tmp_path / "out", "--results", results, "--report", *options(changes)]
     output = call("reproduce", "digits/perturb", *arguments).output
     rows = {row["cell"]: row["ours"] for row in load_json(results)["rows"]}
-    assert {"Ours", "Random signs", "PGD for each image"} <= set(rows) and "Random signs" in output
+    names = {"Ours", "Random signs", "PGD for each image"}
+    assert names <= set(rows) and "Random signs" in output
+    assert {f"{name} at ε = {epsilon}" for name in names for epsilon in (0.01, 0.9)} <= set(rows)
+    attack = "PGD for each image"
+    assert rows[f"{attack} at ε = 0.01"] < rows[attack] < rows[f"{attack} at ε = 0.9"]
+    assert (tmp_path / "out" / "report" / "index.html").read_text().count("<svg") == 1
     assert "nayak2021/table7-mnist" in call("reproduce").stdout
+    refused = [*arguments[:2], "--out", tmp_path / "no", *options(changes | {"perturbation.epsilons": [0.1, 2.0]})]
+    assert "must be in (0, 1], got 0.2 and [0.1, 2.0]" in call("reproduce", "digits/perturb", *refused, code=2).output
 
 
 def test_the_wrong_task_is_named(tmp_path: Path) -> None:

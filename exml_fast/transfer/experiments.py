@@ -34,6 +34,7 @@ from exml_fast.transfer.zskd import TEMPERATURE, transfer_set_sweep, zskd
 __all__ = ["CLASS_IMPRESSIONS", "Lab"]
 
 CLASS_IMPRESSIONS = {"targets": "hard"}
+BY_BOUND = "Fooling rate by the bound of the perturbations"
 REHEARSAL_WEIGHTS = ("information", "consistency", "confidence")
 SHOWN = 4
 
@@ -289,41 +290,54 @@ def run_adapt(preset: Preset, context: Context) -> Outcome:
 
 @task("perturb")
 def run_perturb(preset: Preset, context: Context) -> Outcome:
-    """Table 7, with Class Impressions beside, and two yardsticks.
+    """Table 7, with Class Impressions beside, and two yardsticks; ``epsilons`` adds the same for other bounds.
 
     Random signs of size ε say what any noise of that size does; PGD made for each image alone with the same ε, what no
     perturbation common to all can be expected to exceed.
     """
     table = preset["perturbation"]
     lab = Lab(preset, context)
+    bound, clamp, number = table.get("epsilon", EPSILON), table.get("clamp", True), table.get("samples", 10)
+    others = table.get("epsilons", [])
+    if not isinstance(others, list) or any(not isinstance(e, int | float) or not 0 < e <= 1 for e in [bound, *others]):
+        raise ValueError(f"perturbation.epsilon and epsilons must be in (0, 1], got {bound!r} and {others!r}")
+    bounds = sorted({bound, *others})
     teacher, test = lab.teacher(), lab.data.test
     lab.percent("Accuracy", accuracy(teacher, test, lab.spec))
-    epsilon, clamp = table.get("epsilon", EPSILON), table.get("clamp", True)
     made = {"Ours": lab.impressions(teacher)}
     if table.get("class_impressions"):
         made["AAA"] = lab.impressions(teacher, "class impressions", **CLASS_IMPRESSIONS)
-    number = table.get("samples", 10)
-    for name, impressions in made.items():
+
+    def perturbations(images: Tensor, epsilon: float) -> Tensor:
         with lab.stage("perturbations"):
             generator = universal_perturbations(
-                teacher, impressions.images, lab.spec, epsilon=epsilon, config=training(table),
+                teacher, images, lab.spec, epsilon=epsilon, config=training(table),
                 diversity=table.get("diversity", 1.0), clamp=clamp, seed=context.seed, progress=context.progress,
             ).generator  # fmt: skip
-        drawn = generator.sample(number, context.seed)
-        lab.percent(name, float(fooling_rate(teacher, drawn, test, lab.spec, clamp=clamp).mean()))
-        if name == "Ours":
-            flat = (0.5 + drawn.cpu() / (2 * epsilon)).clamp(0, 1)
-            lab.outcome.samples["Perturbations, ±ε drawn as white and black"] = (
-                flat,
-                torch.arange(number) % lab.classes,
-            )
+        return generator.sample(number, context.seed).cpu()
+
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for epsilon in bounds:
+        drawn = {name: perturbations(impressions.images, epsilon) for name, impressions in made.items()}
+        if epsilon == bound:
+            flat = (0.5 + drawn["Ours"] / (2 * epsilon)).clamp(0, 1)
+            labels = torch.arange(number) % lab.classes
+            lab.outcome.samples["Perturbations, ±ε drawn as white and black"] = (flat, labels)
             x = test.normalized(lab.spec, slice(0, number))
-            pixels = perturbed(x, drawn.cpu()[: len(x)], lab.spec, clamp)
+            pixels = perturbed(x, drawn["Ours"][: len(x)], lab.spec, clamp)
             lab.outcome.samples["Perturbed test images"] = (pixels.clamp(0, 1), test.labels[: len(x)])
-    noise = torch.Generator().manual_seed(context.seed)
-    signs = epsilon * (2.0 * torch.randint(0, 2, tuple(drawn.shape), generator=noise) - 1)
-    lab.percent("Random signs", float(fooling_rate(teacher, signs, test, lab.spec, clamp=clamp).mean()))
-    lab.percent("PGD for each image", individual_rate(teacher, first_images(test, 2000), lab.spec, epsilon))
+        noise = torch.Generator().manual_seed(context.seed)
+        drawn["Random signs"] = epsilon * (2.0 * torch.randint(0, 2, (number, *lab.spec.shape), generator=noise) - 1)
+        found = {
+            name: float(fooling_rate(teacher, those, test, lab.spec, clamp=clamp).mean()) for name, those in drawn.items()
+        }
+        found["PGD for each image"] = individual_rate(teacher, first_images(test, 2000), lab.spec, epsilon)
+        for name, share in found.items():
+            lab.percent(name if epsilon == bound else f"{name} at ε = {epsilon:g}", share)
+            rates.setdefault(name, []).append((epsilon, 100 * share))
+    if len(bounds) > 1:
+        lab.outcome.lines[BY_BOUND] = rates
+        lab.outcome.axes[BY_BOUND] = ("ε, pixels being in [0, 1]", "fooling rate, %")
     return lab.outcome
 
 
