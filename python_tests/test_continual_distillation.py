@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_experts import quadrants, real_images, trained
 from torch import Tensor, nn
 
+from exml_fast.continual import distillation
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.distillation import (
     Augmentation,
@@ -27,6 +28,7 @@ from exml_fast.continual.expert import Expert, train_expert
 from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
+from exml_fast.training import forward
 
 QUICK = DistillationConfig(iterations=150, batch_size=16, lr=0.05, buffer_size=60, augmentation=Augmentation(shift=2))
 
@@ -146,6 +148,11 @@ def test_onecycle_rises_and_falls() -> None:
         ({"lr": 0.0}, "lr must be positive"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"lambda_ce": -1.0}, "lambda_ce must not be negative"),
+        ({"mixup": -0.1, "lambda_ce": 0.0}, "mixup must not be negative"),
+        ({"mixup": 1.0}, "mixup needs lambda_ce=0: a blend has no label, got 1.0"),
+        ({"mixup": 1.0, "lambda_ce": 0.0, "targets": "fixed"}, "mixup needs targets='live'"),
+        ({"mixup": 1.0, "lambda_ce": 0.0, "combine": "per_sample"}, "mixup needs combine='per_unit'"),
+        ({"mixup": 1.0, "lambda_ce": 0.0, "task_labels": True}, "mixup needs task_labels=False"),
         ({"augmentation": {"shift": -1}}, "shift must be an integer from 0"),
         ({"augmentation": {"rotation": 200}}, "rotation must be between"),
         ({"augmentation": {"flip": 2}}, "flip must be a probability"),
@@ -176,7 +183,8 @@ def change(**values: Any) -> DistillationConfig:
     [
         {}, {"normalize": "mean", "combine": "per_unit"}, {"optimizer": "adam", "lr": 0.003, "schedule": "onecycle"},
         {"targets": "fixed", "momentum": 0.9, "lr": 0.01}, {"loss": "kl", "normalize": "standardize"},
-        {"targets": "stored", "momentum": 0.9, "lr": 0.01},
+        {"targets": "stored", "momentum": 0.9, "lr": 0.01}, {"combine": "per_sample"},
+        {"mixup": 0.5, "lambda_ce": 0.0, "loss": "kl"},
     ],
 )  # fmt: skip
 def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
@@ -189,11 +197,11 @@ def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
     assert result.expert.classes == result.expert.units == (0, 1, 2, 3)
     assert result.expert.card.class_names == tuple(data.class_names)
     assert len(result.buffer) == 60 and torch.bincount(result.buffer.labels).tolist() == [15] * 4
+    config = result.expert.card.training["config"]
     for history in result.history:
         assert history["step"] == [100, 150] and len(history["loss"]) == 2
-        assert history["loss"][1] == pytest.approx(
-            history[result.expert.card.training["config"]["loss"]][1] + history["ce"][1]
-        )
+        term, ce = (history[name][1] for name in (config["loss"], "ce"))
+        assert history["loss"][1] == pytest.approx(term + config["lambda_ce"] * ce)
     assert all(s["generate"] > 0 and s["distil"] > 0 for s in result.seconds)
 
 
@@ -225,10 +233,65 @@ def test_init_from_first_copies_and_does_not_train_on_it() -> None:
     assert method.run(one).history[0]["step"] == [100, 150]
 
 
-def test_reset_starts_each_expert_from_the_same_weights() -> None:
-    seen: list[int] = []
-    result = ExModelDistillation(real_images(), change(reset=True)).run(stream(), evaluate=lambda e: seen.append(1))
-    assert stream_accuracy(result.expert, quadrants()) >= 0.9 and len(seen) == 2
+@pytest.mark.parametrize("reset", [True, False])
+def test_reset_starts_each_expert_from_the_same_weights(monkeypatch: pytest.MonkeyPatch, reset: bool) -> None:
+    begun: list[Tensor] = []
+
+    def looking(network: nn.Module, *arguments: Any) -> Tensor:
+        begun.append(next(network.parameters()).detach().clone())
+        return forward(network, *arguments)
+
+    monkeypatch.setattr(distillation, "forward", looking)
+    ExModelDistillation(real_images(), change(reset=reset)).run(stream())
+    assert len(begun) == 2 * 150 and torch.equal(begun[0], begun[150]) == reset
+    assert not torch.equal(begun[0], begun[149])
+
+
+def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        """Black or white images."""
+
+        def samples(self, expert: Expert, count: int, *_: Any) -> tuple[Tensor, Tensor]:
+            labels = torch.arange(count) % 2
+            return (labels == 1).float()[:, None, None, None].expand(count, 1, 32, 32).contiguous(), labels
+
+        def describe(self) -> dict[str, Any]:
+            return {"strategy": "plain"}
+
+    seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
+    answer = distillation._Teachers.__call__
+
+    def asked(self: Any, images: Tensor, *arguments: Any) -> Any:
+        seen["teacher"].append(images)
+        return answer(self, images, *arguments)
+
+    def learning(network: nn.Module, images: Tensor, *arguments: Any) -> Tensor:
+        seen["student"].append(images)
+        return forward(network, images, *arguments)
+
+    monkeypatch.setattr(distillation._Teachers, "__call__", asked)
+    monkeypatch.setattr(distillation, "forward", learning)
+    config = change(mixup=1.0, lambda_ce=0.0, augmentation={"shift": 0}, iterations=100)
+    ExModelDistillation(Plain(), config).run(ExpertStream(trained()[:1]))
+    teacher, student = (torch.cat(images) for images in seen.values())
+    assert torch.equal(teacher, student) and len(student) == 1600
+    shares = student.flatten(1)[:, 0]
+    assert torch.equal(student, shares[:, None, None, None].expand_as(student))
+    blended = shares[(shares > 0) & (shares < 1)]
+    assert 0.4 < len(blended) / len(shares) < 0.6  # the others had a partner of their own colour
+    quartiles = torch.histc(blended, 4, 0, 1) / len(blended)
+    assert (quartiles - 0.25).abs().max() < 0.06  # Beta(1, 1)
+
+
+def test_the_weight_of_the_cross_entropy_counts() -> None:
+    def first(weight: float) -> Tensor:
+        config = change(iterations=1, lambda_ce=weight, lr=1.0)
+        result = ExModelDistillation(real_images(), config).run(ExpertStream(trained()[:1]))
+        return torch.cat([value.flatten() for value in result.model.parameters()])
+
+    without, once, twice = first(0.0), first(1.0), first(2.0)
+    assert (once - without).abs().max() > 1e-3
+    torch.testing.assert_close(twice - without, 2 * (once - without), atol=1e-5, rtol=1e-4)
 
 
 def test_with_task_labels_each_image_trains_its_own_head() -> None:
@@ -347,9 +410,11 @@ class WithDropout(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 6, 8, 9])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path, at: int, optimizer: str) -> None:
-    config = change(iterations=250, optimizer=optimizer, momentum=0.9, lr=0.003, schedule="onecycle")
+@pytest.mark.parametrize("other", [{"optimizer": "sgd"}, {"optimizer": "adam", "mixup": 1.0, "lambda_ce": 0.0}])
+def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(
+    tmp_path: Path, at: int, other: dict[str, Any]
+) -> None:
+    config = change(iterations=250, momentum=0.9, lr=0.003, schedule="onecycle", **other)
     torch.manual_seed(0)
     model = WithDropout()
 

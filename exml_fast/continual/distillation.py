@@ -71,6 +71,8 @@ class DistillationConfig:
         combine: Eq. 8 "per_unit", by each unit's class (as the published code), or "per_sample", by the label.
         buffer_size: N of Alg. 1.
         augmentation: of the images in the distillation steps.
+        mixup: a of the shares Beta(a, a) with which each image is blended with another of its step (Zhang 2018) before
+            the models see it; 0 for none. A blend has no label: needs ``lambda_ce`` 0, targets "live", combine "per_unit".
         targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
             computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
             image outlives it. The previous ex-model then speaks for the earlier experts on new images only; "experts":
@@ -109,6 +111,7 @@ class DistillationConfig:
     combine: str = "per_unit"
     buffer_size: int = 5000
     augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
     targets: str = "live"
     background_share: float = 0.0
     renormalise: bool = False
@@ -149,9 +152,14 @@ class DistillationConfig:
         for name in ("lr", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        for name in ("lambda_ce", "momentum", "weight_decay"):
+        for name in ("lambda_ce", "momentum", "weight_decay", "mixup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if self.mixup:
+            blends = {"targets": "live", "combine": "per_unit", "lambda_ce": 0, "task_labels": False}
+            for name, needed in blends.items():
+                if getattr(self, name) != needed:
+                    raise ValueError(f"mixup needs {name}={needed!r}: a blend has no label, got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -598,7 +606,7 @@ class _Run:
         random_count *= config.views
         if config.views > 1:
             self.shown = self._views(torch.cat([self.background, self.buffer.images]).to(self.device), self.keys)
-        fixed = config.targets != "live" or not config.augmentation.active
+        fixed = config.targets != "live" or not (config.augmentation.active or config.mixup)
         targets = self._targets(teachers, positions) if fixed or self.once else None
         if self.once:
             assert targets is not None
@@ -624,6 +632,9 @@ class _Run:
             at = positions[index]
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.bounds, self.generator)
+            if config.mixup:
+                # Rows are in random order: the next one is as good as any.
+                inputs = torch.lerp(inputs.roll(1, 0), inputs, self._shares(len(inputs)))
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
             batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, label_of[index])), strict=True)
             terms = torch.zeros(2, device=self.device)
@@ -649,6 +660,12 @@ class _Run:
         copied = config.init_from_first and self.expert_index == 0 and self._same_network(expert)
         if config.renormalise and not copied:
             self._renormalise()
+
+    def _shares(self, count: int) -> Tensor:
+        """(count, 1, 1, 1) from Beta(a, a)."""
+        first = torch.zeros(count, dtype=torch.int64)
+        drawn = ops.dirichlet_targets(torch.ones(2, 2), first, self.config.mixup, self.generator)
+        return drawn[:, 0, None, None, None].to(self.device)
 
     def _rows_of(self, places: Tensor) -> Tensor:
         """Rows of all views of the images at these places."""
