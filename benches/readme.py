@@ -130,7 +130,9 @@ def rates(path: Path) -> str:
     ]
     usual = PUBLISHED["mnist"].epochs["new-classes"]
     trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
-    note = f"{by_text['rows'][0]['seeds']} seeds; {settings['distillation']['iterations']} distillation steps an expert."
+    note = (
+        f"{by_text['rows'][0]['seeds']} seeds; {settings['distillation']['iterations']} distillation steps an expert."
+    )
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", *trained]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, by_text)
 

@@ -65,6 +65,7 @@ class Outcome:
         points: by title, points (N, 2) of each group.
         matrices: by title, (K, K) numbers from 0 upwards.
         class_names: of the labels.
+        pages: by title, what writes a page of its own to a path, given the run's provenance.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Outcome:
     points: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     matrices: dict[str, Tensor] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
+    pages: dict[str, Callable[[Path, dict[str, Any]], Path]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

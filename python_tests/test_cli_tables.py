@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_experts import save_npz
+from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
 from exml_fast.cli import study as studies
 from exml_fast.cli.app import app
 from exml_fast.cli.study import PUBLISHED, Settings, Study
+from exml_fast.continual import train_stream
 from exml_fast.cli.tables import learn_preset, settings_of
 from exml_fast.continual import DistillationConfig, Replay
 from exml_fast.models import create
@@ -142,14 +144,16 @@ def test_a_strategy_that_is_registered_later_works_in_presets(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(studies.STRATEGIES, "real-images", "Real Images")
-    monkeypatch.setattr(Study, "_strategy", lambda self, name: Replay(self.data))
+    monkeypatch.setattr(Study, "_strategy", lambda self, name, stream: Replay(self.data))
     own = tmp_path / "mine.toml"
     own.write_text(f'task = "learn"\ndata = "{npz}"\nepochs = 1\nstrategies = ["real-images"]\n')
     arguments = ("--iterations", 2, "--buffer", 8, "--json", "--out", tmp_path / "out")
     assert json.loads(call("learn", "--preset", own, *arguments).stdout)["rows"][0]["name"] == "Real Images"
 
 
-def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path) -> None:
+def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": 1, "new-classes": 2})
+    monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
     mnist = npz.with_name("mnist.npz")
     mnist.write_bytes(npz.read_bytes())
     changes = options(TINY | {"data": str(mnist)})
@@ -165,7 +169,13 @@ def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path) -> None:
     assert rows["MNIST/Joint/Oracle"]["paper"] == 93.71 and "2 of 100 epochs" in rows["MNIST/Joint/Oracle"]["note"]
     assert "43.23" in printed and "* shorter than published: " in printed
     assert set(stored["details"]) == {"mnist/NC", "mnist/Joint"}
-    assert "43.23" in (out / "report" / "index.html").read_text()
+    page = (out / "report" / "index.html").read_text()
+    assert "43.23" in page and '<a href="mnist-NC/index.html">mnist/NC</a>' in page
+    for row, similarities in (("mnist-NC", 2), ("mnist-Joint", 1)):
+        of_row = (out / "report" / row / "index.html").read_text()
+        for table in ("Accuracy by experience", "Images of each class in the final buffer", "Time and memory by stage"):
+            assert table in of_row
+        assert of_row.count('aria-label="Class similarities of Expert') == similarities
     # Whatever is finished is not computed again.
     (out / "parts" / "mnist-NC" / "parts" / "replay-seed_1.json").unlink()
     times = {file: file.stat().st_mtime_ns for file in out.glob("parts/*/parts/*.json")}
@@ -174,6 +184,29 @@ def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path) -> None:
     call("reproduce", "--out", out, "--resume")
     assert load_json(out / "results.json")["rows"][1]["values"] == rows["MNIST/NC/Replay ED"]["values"]
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("--classes-per-step", "1"), ("--argument", "batch_norm=true"), ("--architecture", "slim_resnet18"),
+        ("--scenario", "multi-task"),
+    ],
+)  # fmt: skip
+def test_no_figure_of_the_paper_beside_other_experts(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
+) -> None:
+    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": 1, "new-classes": 2})
+    monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
+    mnist = tmp_path / "mnist.npz"
+    mnist.write_bytes(npz.read_bytes())
+    common = ("learn", "--data", mnist, "--strategy", "replay", "--epochs", 1, "--iterations", 2, "--buffer", 1000)
+
+    def papers(*arguments: object) -> set[float | None]:
+        return {row["paper"] for row in json.loads(call(*common, *arguments, "--json").stdout)["rows"]}
+
+    assert 99.42 in papers("--out", tmp_path / "as published")
+    assert papers(*changes, "--out", tmp_path / "other") == {None}
 
 
 def test_the_sweep_draws_a_line_a_strategy(npz: Path, tmp_path: Path) -> None:
@@ -187,6 +220,41 @@ def test_the_sweep_draws_a_line_a_strategy(npz: Path, tmp_path: Path) -> None:
     assert (tmp_path / "buffer_sizes.png").stat().st_size > 1000
     assert "Test accuracy by buffer size" in (tmp_path / "report" / "index.html").read_text()
     assert len(list((tmp_path / "experts").iterdir())) == 1, "the sizes share their experts"
+
+
+def test_a_baseline_that_fails_is_tried_again(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only networks that cannot be averaged leave a row out."""
+
+    def damaged(_stream: Any) -> Any:
+        raise ValueError("expert 2 cannot be read")
+
+    common = ("learn", "--data", npz, "--strategy", "replay", "--epochs", 1, "--iterations", 2, "--report")
+    with monkeypatch.context() as patched:
+        patched.setitem(studies.BASELINES, "Ensemble Avg.", damaged)
+        assert "expert 2 cannot be read" in call(*common, "--out", tmp_path, code=2).output
+    rows = json.loads(call("learn", "--out", tmp_path, "--resume", "--json").stdout)["rows"]
+    assert [row["name"] for row in rows] == ["Replay", *studies.BASELINES]
+    assert "Time and memory by stage" in (tmp_path / "report" / "index.html").read_text(), "asked for before"
+
+
+def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = quadrants()
+    for i, expert in enumerate(train_stream(data, [[0, 1], [2, 3]], epochs=1, head="own", common_initialisation=False)):
+        expert.save(tmp_path / "experts" / f"expert_{i}")
+    common = ("learn", "--data", npz, "--experts", tmp_path / "experts", "--strategy", "replay", "--iterations", 2)
+    call(*common, "--report", "--out", tmp_path / "own")
+    page = (tmp_path / "own" / "report" / "index.html").read_text()
+    assert page.count('aria-label="Class similarities of Expert') == 2 and "2 by 2" in page
+
+    def none(_model: Any) -> Any:
+        raise ValueError("source must have a linear layer")
+
+    monkeypatch.setattr("exml_fast.cli.summary.class_similarity", none)
+    said = call(*common, "--report", "--out", tmp_path / "none").output
+    assert said.count("no class similarities: source must have a linear layer") == 2
+    assert "Class similarities of" not in (tmp_path / "none" / "report" / "index.html").read_text()
 
 
 def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from exml_fast.continual.distillation import DistillationConfig, ExModelDistillation
 from exml_fast.continual.expert import Expert, train_expert
+from exml_fast.continual.scenarios import new_instances
 from exml_fast.continual.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
     DataImpression,
     ModelInversion,
+    Replay,
     balanced_labels,
 )
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
+from exml_fast.inversion import recipes
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -150,10 +153,55 @@ def test_the_rival_is_the_ex_model_so_far() -> None:
     assert len(result.buffer) == 8
 
 
-def test_competition_that_cannot_be() -> None:
-    expert = trained()[0]
-    other = Expert(expert.model, dataclasses.replace(expert.card, input_spec=InputSpec(1, (32, 32), (0.1,), (0.3,))))
-    with pytest.raises(ValueError, match="competition needs an ex-model with the expert's input"):
-        AdaptiveInversion().samples(expert, 2, seeded(), rival=other)
+def test_the_rival_sees_images_converted_to_its_input() -> None:
+    """The same network behind another normalisation makes the same images."""
+    expert = trained()[1]
+    rival = train_expert(quadrants(), [2, 3], epochs=2, seed=9, lr=0.02)
+    (mean,), (std,) = rival.input_spec.mean, rival.input_spec.std
+    spec = InputSpec(1, (32, 32), (mean + 0.1,), (std * 2,))
+
+    class Renormalised(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = rival.model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x * 2 + 0.1 / std)
+
+    other = Expert(Renormalised(), dataclasses.replace(rival.card, input_spec=spec))
+    strategy = AdaptiveInversion(compete=300.0, steps=3, lr=0.05, init="normal", init_scale=0.1)
+    same, converted = (strategy.samples(expert, 4, seeded(), rival=r)[0] for r in (rival, other))
+    torch.testing.assert_close(converted, same, atol=1e-3, rtol=0)
+    alone = strategy.samples(expert, 4, seeded(), rival=None)[0]
+    assert (same - alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", [ModelInversion, DataImpression, AdaptiveInversion])
+def test_a_stream_of_other_architectures_and_inputs(kind: Any) -> None:
+    spec = InputSpec(3, (24, 24), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    other = train_expert(quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=2, arguments={"depth": 8})
+    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+    result = ExModelDistillation(kind(steps=5), config).run(ExpertStream([trained()[0], other]))
+    assert result.buffer.images.shape == (8, 1, 32, 32) and result.buffer.images.isfinite().all()
+    assert torch.bincount(result.buffer.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_the_weight_of_the_competition() -> None:
+    assert AdaptiveInversion().recipe.compete == 10
+    assert AdaptiveInversion(recipes.get("model_inversion").replace(compete=2.0)).recipe.compete == 2
+    assert AdaptiveInversion(compete=3).recipe.compete == 3
     with pytest.raises(ValueError, match="compete must be positive"):
         AdaptiveInversion(compete=0)
+
+
+def test_replay_gives_what_there_is_and_each_expert_its_part() -> None:
+    data, expert = quadrants(), trained()[0]
+    images, labels = Replay(data).samples(expert, 1000, seeded())
+    assert len(images) == 80 and torch.bincount(labels).tolist() == [40, 40]
+    first, second = new_instances(data, 2)
+    card = dataclasses.replace(expert.card, sha256="0" * 64)
+    replay = Replay(data, {card.sha256: second})
+    mine = replay.samples(Expert(expert.model, card), 1000, seeded())[0]
+    want = expert.input_spec.prepare(second.train.of_classes([0, 1]).images)
+    assert torch.equal(mine.flatten(1).sum(1).sort().values, want.flatten(1).sum(1).sort().values)
+    assert len(first.train.images) + len(second.train.images) == len(data.train.images)

@@ -20,7 +20,7 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
 from exml_fast.cli.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
-from exml_fast.cli.summary import joint_rows, print_rows, write_page
+from exml_fast.cli.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
 from exml_fast.cli.synthesis import (
     history_rows,
     learned_row,
@@ -168,7 +168,7 @@ def train_experts_command(
         )  # fmt: skip
         given.check()
         loaded = load(data, data_root) if not resume else None
-        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        settings, used_threads, _ = _open(context, guard, out, given, threads, False, resume, overwrite)
         _use_threads(used_threads)
         loaded = loaded or load(settings.data, settings.data_root)
         with Reporter() as report:
@@ -541,7 +541,7 @@ def learn(
                 study.stream(given.seed)
             if report:
                 _require_report()
-        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        settings, used_threads, report = _open(context, guard, out, given, threads, report, resume, overwrite)
         _use_threads(used_threads)
         with Reporter() as reporter:
             study = Study(settings, out, reporter)
@@ -552,7 +552,7 @@ def learn(
         if report:
             page = write_page(
                 out / "report" / "index.html", study, None, f"Learning from experts of {settings.data}",
-                _summary(study), origin, _shown_settings(study, used_threads),
+                summary_of(study), origin, settings_of_study(study, used_threads),
             )  # fmt: skip
         close_run(out)
         if as_json:
@@ -643,7 +643,7 @@ def demo(
         given.check()
         if not resume:
             load(data, data_root)
-        settings, used_threads = _open(context, guard, out, given, threads, resume, overwrite)
+        settings, used_threads, _ = _open(context, guard, out, given, threads, True, resume, overwrite)
         _use_threads(used_threads)
         inverting = [name for name in settings.strategies if name in RECIPES]
         joint_settings = Settings(**{**asdict(settings), "scenario": "joint", "strategies": inverting})
@@ -657,8 +657,8 @@ def demo(
         save_json(out / "results.json", {**origin, "settings": settings.published(), "rows": rows})
         page = write_page(
             out / "report" / "index.html", study, beside, f"Learning without data: {study.data.name}",
-            _summary(study) + " The settings are the demo's: few steps, so that it ends in minutes.", origin,
-            _shown_settings(study, used_threads),
+            summary_of(study) + " The settings are the demo's: few steps, so that it ends in minutes.", origin,
+            settings_of_study(study, used_threads),
         )  # fmt: skip
         close_run(out)
         if as_json:
@@ -669,11 +669,20 @@ def demo(
 
 
 def _open(
-    context: typer.Context, guard: Guard, out: Path, given: Settings, threads: int | None, resume: bool, overwrite: bool
-) -> tuple[Settings, int | None]:
-    stored = open_run(context, guard, out, asdict(given) | {"threads": threads}, resume, overwrite)
-    threads = stored.pop("threads", None)
-    return Settings(**stored), threads
+    context: typer.Context,
+    guard: Guard,
+    out: Path,
+    given: Settings,
+    threads: int | None,
+    report: bool,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[Settings, int | None, bool]:
+    """Settings, threads and whether a page is wanted: as given, or as stored."""
+    own = asdict(given) | {"threads": threads, "report": report}
+    stored = open_run(context, guard, out, own, resume, overwrite)
+    threads, report = stored.pop("threads", None), bool(stored.pop("report", False))
+    return Settings(**stored), threads, report
 
 
 def _sizes(text: str) -> list[int]:
@@ -716,40 +725,6 @@ def _published(run: dict[str, Any]) -> dict[str, Any]:
     shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
     networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
     return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}
-
-
-def _summary(study: Study) -> str:
-    count, classes = len(study.experiences), len(study.data.class_names)
-    each = f"{count} experts, each of which has seen only its own classes" if count > 1 else "one expert"
-    return (
-        f"The data are {study.data.name} ({len(study.data.train)} training and {len(study.data.test)} test images, "
-        f"{classes} classes). They were used to train {each}, and then only to measure: the ex-models below have "
-        "learned from the experts alone."
-    )
-
-
-def _shown_settings(study: Study, threads: int | None) -> dict[str, Any]:
-    settings = study.settings
-    shown: dict[str, Any] = {
-        "Data": settings.data,
-        "Experiences": [" ".join(study.data.class_names[c] for c in e) for e in study.experiences],
-        "Seeds": study.seeds,
-        "Experts": settings.experts
-        or f"{settings.architecture}, {settings.expert_epochs()} epochs, SGD, learning rate {settings.expert_lr}",
-    }
-    shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip")
-    for strategy in settings.strategies:
-        if strategy == "auxiliary-data":
-            shown[STRATEGIES[strategy]] = settings.auxiliary
-        elif strategy in RECIPES:
-            recipe = settings.recipe(strategy)
-            shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
-    fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")
-    for strategy in settings.strategies:
-        name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
-        shown[name] = {field: getattr(settings.config(strategy), field) for field in fields}
-    shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
-    return shown
 
 
 def _print_cards(stream: ExpertStream, out: Path) -> None:

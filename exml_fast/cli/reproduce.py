@@ -14,7 +14,7 @@ from exml_fast import reproduce
 from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
-from exml_fast.cli.tables import choose
+from exml_fast.cli.tables import choose, folder_of
 from exml_fast.storage import save_json
 
 __all__ = ["reproduce_command", "transfer"]
@@ -183,7 +183,11 @@ def _write_page(
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
     summary = "What learned from synthetic images has not seen the training images; figures are on test images."
     page = ExperimentPage(name, summary, whole["command"], settings, machine, whole["rows"])
-    write_experiment(path, page, outcome)
+    parts = {} if outcome is None else outcome.pages
+    origin = {name: whole[name] for name in ("command", "commit", "date", "machine")}
+    pages = {title: write(path.parent / folder_of(title) / "index.html", origin) for title, write in parts.items()}
+    links = {title: page.relative_to(path.parent).as_posix() for title, page in pages.items()}
+    write_experiment(path, page, outcome, links)
 
 
 def _print(rows: list[dict[str, Any]], title: str) -> None:

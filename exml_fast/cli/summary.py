@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from exml_fast.cli.study import STRATEGIES, Study
+from exml_fast.cli.study import RECIPES, STRATEGIES, Study
+from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
 
-__all__ = ["joint_rows", "print_rows", "write_page"]
+__all__ = ["joint_rows", "print_rows", "settings_of_study", "summary_of", "write_page"]
 
 REAL_PER_CLASS = 4
 # On the page; more would be too wide.
@@ -86,11 +87,15 @@ def write_page(
             seconds[name] = {k: v for k, v in part["seconds"].items()}
             confusions[name] = torch.tensor(part["confusion"])
     stream = study.stream(study.seeds[0])
-    similarities = {
-        f"Expert {i + 1} (knows {_names(card)})": class_similarity(stream[i].model)
-        for i, card in enumerate(stream.cards[:SHOWN_EXPERTS])
-        if len(card.units) == len(study.data.class_names)
-    }
+    similarities: dict[str, Tensor] = {}
+    unit_names: dict[str, Sequence[str]] = {}
+    for i, card in enumerate(stream.cards[:SHOWN_EXPERTS]):
+        expert = f"Expert {i + 1} (knows {_names(card)})"
+        try:
+            similarities[expert] = class_similarity(stream[i].model)
+        except ValueError as error:  # as without a final linear layer
+            study.report.say(f"{expert}: no class similarities: {error}")
+        unit_names[expert] = card.class_names
     references = {}
     if joint_study is not None:
         similarities["The joint model"] = class_similarity(joint_study.stream(joint_study.seeds[0])[0].model)
@@ -111,11 +116,48 @@ def write_page(
         seen=study.seen(),
         confusions=confusions,
         similarities=similarities,
+        unit_names=unit_names,
         seconds=seconds,
         tables=_tables(study, own, rows),
     )
     write_picture(path.with_name("samples.png"), samples)
     return write_report(path, report)
+
+
+def summary_of(study: Study) -> str:
+    """What the data were used for."""
+    count, classes = len(study.experiences), len(study.data.class_names)
+    each = f"{count} experts, each of which has seen only its own classes" if count > 1 else "one expert"
+    return (
+        f"The data are {study.data.name} ({len(study.data.train)} training and {len(study.data.test)} test images, "
+        f"{classes} classes). They were used to train {each}, and then only to measure: the ex-models below have "
+        "learned from the experts alone."
+    )
+
+
+def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
+    """Of a study, as the page shows them."""
+    settings = study.settings
+    shown: dict[str, Any] = {
+        "Data": settings.data,
+        "Experiences": [" ".join(study.data.class_names[c] for c in e) for e in study.experiences],
+        "Seeds": study.seeds,
+        "Experts": settings.experts
+        or f"{settings.architecture}, {settings.expert_epochs()} epochs, SGD, learning rate {settings.expert_lr}",
+    }
+    shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip")
+    for strategy in settings.strategies:
+        if strategy == "auxiliary-data":
+            shown[STRATEGIES[strategy]] = settings.auxiliary
+        elif strategy in RECIPES:
+            recipe = settings.recipe(strategy)
+            shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
+    fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")
+    for strategy in settings.strategies:
+        name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
+        shown[name] = {field: getattr(settings.config(strategy), field) for field in fields}
+    shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
+    return shown
 
 
 def _tables(study: Study, own: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

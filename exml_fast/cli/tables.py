@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from exml_fast import reproduce
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.study import ALL, Settings, Study
+from exml_fast.cli.summary import settings_of_study, summary_of, write_page
 from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
 
-__all__ = ["choose", "learn_preset", "settings_of"]
+__all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 
 OF_THE_RUN = ("seed", "seeds", "device", "data_root", "experts")
 TRAINING = (
@@ -130,12 +131,29 @@ def _finished(preset: Preset, run: Whole, outcome: Outcome) -> Iterator[tuple[St
             settings_of(values), device=run.device, data_root=run.data_root, seed=run.seeds[0], seeds=len(run.seeds)
         )
     for name, settings in chosen.items():
-        folder = run.folder / "parts" / name.replace("/", "-").replace(" ", "-")
+        folder = run.folder / "parts" / folder_of(name)
         study = Study(settings, folder, report, name, run.folder / "experts" / _experts_of(settings))
         rows = study.run()
         outcome.settings[name or study.data.name] = settings.published()
+        outcome.pages[name or study.data.name] = _page_of(study)
         outcome.seconds |= {", ".join(filter(None, [name, row["name"]])): row["seconds"] for row in rows}
         yield study, rows
+
+
+def folder_of(title: str) -> str:
+    """A study's title as the name of its folder."""
+    return title.replace("/", "-").replace(" ", "-")
+
+
+def _page_of(study: Study) -> Callable[[Path, dict[str, Any]], Path]:
+    """What writes the page that ``learn --report`` writes."""
+
+    def write(path: Path, origin: dict[str, Any]) -> Path:
+        title = f"{study.title}: learning from experts of {study.data.name}".removeprefix(": ")
+        settings = settings_of_study(study, origin["machine"]["threads"])
+        return write_page(path, study, None, title, summary_of(study), origin, settings)
+
+    return write
 
 
 def _planned(preset: Preset) -> dict[str, dict[str, Any]]:

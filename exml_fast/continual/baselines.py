@@ -14,7 +14,11 @@ from exml_fast.continual.expert import Card, Expert
 from exml_fast.data import InputSpec
 from exml_fast.models import create
 
-__all__ = ["EnsembleAverage", "MinEntropy", "Oracle", "ParameterAverage"]
+__all__ = ["DifferentNetworks", "EnsembleAverage", "MinEntropy", "Oracle", "ParameterAverage"]
+
+
+class DifferentNetworks(ValueError):
+    """Parameters of networks that differ were to be averaged."""
 
 
 class _Ensemble:
@@ -137,7 +141,7 @@ def _require_same(first: Card, other: Card, number: int) -> None:
     for name in ("architecture", "arguments", "units", "input_spec"):
         mine, theirs = getattr(first, name), getattr(other, name)
         if mine != theirs:
-            raise ValueError(
+            raise DifferentNetworks(
                 f"parameters of different networks cannot be averaged: {name} of expert 1 is {mine}, "
                 f"of expert {number} {theirs}"
             )

@@ -72,7 +72,8 @@ class DistillationConfig:
         buffer_size: N of Alg. 1.
         augmentation: of the images in the distillation steps.
         mixup: a of the shares Beta(a, a) with which each image is blended with another of its step (Zhang 2018) before
-            the models see it; 0 for none. A blend has no label: needs ``lambda_ce`` 0, targets "live", combine "per_unit".
+            the models see it; 0 for none. A blend has no label: needs ``lambda_ce`` 0, targets "live", combine
+            "per_unit".
         targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
             computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
             image outlives it. The previous ex-model then speaks for the earlier experts on new images only; "experts":
@@ -159,7 +160,9 @@ class DistillationConfig:
             blends = {"targets": "live", "combine": "per_unit", "lambda_ce": 0, "task_labels": False}
             for name, needed in blends.items():
                 if getattr(self, name) != needed:
-                    raise ValueError(f"mixup needs {name}={needed!r}: a blend has no label, got {getattr(self, name)!r}")
+                    raise ValueError(
+                        f"mixup needs {name}={needed!r}: a blend has no label, got {getattr(self, name)!r}"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

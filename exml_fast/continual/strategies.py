@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from exml_fast.continual.buffer import balanced_indices
 from exml_fast.continual.expert import Expert, Progress
-from exml_fast.data import ImageData, ImageSource
+from exml_fast.data import ImageData, ImageSource, InputSpec
 from exml_fast.data.procedural import images_at_once
 from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
 from exml_fast.storage import PathLike
@@ -162,16 +163,21 @@ class DrawnInversion(_Inversion):
 class AdaptiveInversion(_Inversion):
     """Model Inversion whose images also compete with the ex-model so far: it shall not know them yet (Yin 2020, Eq. 8).
 
-    ``compete`` is the weight of the competition (Yin 2020: 10 on CIFAR-10), ``overrides`` are fields of the recipe.
+    ``compete`` is the weight of the competition, by default the recipe's own or, if that is 0, Yin 2020's 10 for
+    CIFAR-10; ``overrides`` are fields of the recipe. With a recipe of DeepInversion it is Adaptive DeepInversion ED.
     """
 
     name = "adaptive_inversion"
     competes = True
 
-    def __init__(self, recipe: str | Recipe = "model_inversion", compete: float = 10.0, **overrides: Any) -> None:
-        super().__init__(recipe, compete=compete, **overrides)
-        if not compete > 0:
+    def __init__(
+        self, recipe: str | Recipe = "model_inversion", compete: float | None = None, **overrides: Any
+    ) -> None:
+        super().__init__(recipe, **overrides)
+        weight = compete if compete is not None else self.recipe.compete or 10.0
+        if not weight > 0:
             raise ValueError(f"compete must be positive, got {compete!r}")
+        self.recipe = self.recipe.replace(compete=weight)
 
     def samples(
         self,
@@ -182,15 +188,24 @@ class AdaptiveInversion(_Inversion):
         checkpoint: PathLike | None = None,
         rival: Expert | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ValueError if the ex-model has another input than the expert, or lacks its units."""
+        """See :class:`Strategy`; ValueError if the ex-model lacks units of the expert."""
         if rival is None:
             return self._invert(self.recipe.replace(compete=0.0), None, expert, count, generator, progress, checkpoint)
+        layers = [rival.model, _Columns(rival.positions(expert.units))]
         if rival.input_spec != expert.input_spec:
-            raise ValueError(
-                f"competition needs an ex-model with the expert's input, {expert.input_spec}, got {rival.input_spec}"
-            )
-        units = nn.Sequential(rival.model, _Columns(rival.positions(expert.units)))
-        return self._invert(self.recipe, units, expert, count, generator, progress, checkpoint)
+            layers.insert(0, _Converted(rival.input_spec, expert.input_spec))
+        return self._invert(self.recipe, nn.Sequential(*layers), expert, count, generator, progress, checkpoint)
+
+
+class _Converted(nn.Module):
+    """Images for one network's input as another sees them."""
+
+    def __init__(self, spec: InputSpec, given: InputSpec) -> None:
+        super().__init__()
+        self.spec, self.given = spec, given
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.spec.convert(images, self.given)
 
 
 class _Columns(nn.Module):
@@ -294,13 +309,14 @@ class Procedural:
 
 
 class Replay:
-    """Replay ED: real training images of the expert's classes, as many of each as there are (Carta 2022, sec. 5).
+    """Replay ED: real training images of the expert's classes, equally many of each (Carta 2022, sec. 5).
 
-    No data-free method: it shows what the distillation would reach with the data.
+    No data-free method: it shows what the distillation would reach with the data. ``parts``: the data of each expert,
+    by the SHA-256 on its card, where they share classes and not images (new instances); of all images otherwise.
     """
 
-    def __init__(self, data: ImageData) -> None:
-        self.data = data
+    def __init__(self, data: ImageData, parts: Mapping[str, ImageData] | None = None) -> None:
+        self.data, self.parts = data, dict(parts or {})
 
     def samples(
         self,
@@ -310,13 +326,13 @@ class Replay:
         progress: Progress | None = None,
         checkpoint: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint`` is not used; ValueError if there are fewer than ``count`` images."""
-        own = self.data.train.of_classes(expert.classes)
-        if count > len(own):
-            raise ValueError(f"count is {count}, but {self.data.name!r} has only {len(own)} images of the classes")
-        chosen = own.subset(balanced_indices(own.labels, count, generator))
+        """See :class:`Strategy`; ``checkpoint`` is not used. No more images than there are of the expert's classes."""
+        data = self.parts.get(expert.card.sha256 or "", self.data)
+        own = data.train.of_classes(expert.classes)
+        chosen = own.subset(balanced_indices(own.labels, min(count, len(own)), generator))
         return expert.input_spec.prepare(chosen.images), chosen.labels
 
     def describe(self) -> dict[str, Any]:
-        """Name and data set."""
-        return {"strategy": "replay", "data": self.data.name, "images": len(self.data.train)}
+        """Name, data set, and whether each expert has a part of it."""
+        data = {"data": self.data.name, "images": len(self.data.train), "parts": len(self.parts)}
+        return {"strategy": "replay", **data}

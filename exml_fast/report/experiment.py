@@ -27,8 +27,10 @@ class ExperimentPage:
     rows: Sequence[Mapping[str, Any]]
 
 
-def write_experiment(path: PathLike, page: ExperimentPage, outcome: Outcome | None = None) -> Path:
-    """Write the page, with the pictures of an outcome, to ``path`` and return it."""
+def write_experiment(
+    path: PathLike, page: ExperimentPage, outcome: Outcome | None = None, links: Mapping[str, str] | None = None
+) -> Path:
+    """Write the page, with the pictures of an outcome and links to pages by title, to ``path`` and return it."""
     names = outcome.class_names if outcome is not None else []
     pictures: dict[str, str] = {}
     groups: list[dict[str, Any]] = []
@@ -43,7 +45,8 @@ def write_experiment(path: PathLike, page: ExperimentPage, outcome: Outcome | No
         for title, matrix in outcome.matrices.items():
             pictures[title] = charts.heatmap(matrix, names, title, written="{:.2f}")
     html = load_template("experiment.html").render(
-        report=page, rows=page.rows, groups=groups, pictures=pictures, columns=max(min(len(names), STRIP_CLASSES), 1),
+        report=page, rows=page.rows, groups=groups, pictures=pictures, links=links or {},
+        columns=max(min(len(names), STRIP_CLASSES), 1),
         note="; ".join(dict.fromkeys(row["note"] for row in page.rows if row["reduced"])),
     )  # fmt: skip
     with atomic_path(path) as temporary:

@@ -87,6 +87,7 @@ class Report:
         seen: percent of the test images whose class has been seen after each expert.
         confusions: (K, K) counts, true class by predicted class.
         similarities: (K, K) class similarities of experts.
+        unit_names: by name of a similarity, the K classes where they are not all in order.
         seconds: by run, seconds of each stage.
     """
 
@@ -105,6 +106,7 @@ class Report:
     seen: Sequence[float] = ()
     confusions: Mapping[str, Tensor] = field(default_factory=dict)
     similarities: Mapping[str, Tensor] = field(default_factory=dict)
+    unit_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -134,7 +136,10 @@ def render(report: Report) -> str:
         },
         similarities={
             name: charts.heatmap(
-                matrix, names, f"Class similarities of {name}, {len(matrix)} by {len(matrix)}", written="{:.2f}"
+                matrix,
+                report.unit_names.get(name, names),
+                f"Class similarities of {name}, {len(matrix)} by {len(matrix)}",
+                written="{:.2f}",
             )
             for name, matrix in report.similarities.items()
         },

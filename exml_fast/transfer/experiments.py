@@ -308,7 +308,7 @@ def run_perturb(preset: Preset, context: Context) -> Outcome:
     if table.get("class_impressions"):
         made["AAA"] = lab.impressions(teacher, "class impressions", **CLASS_IMPRESSIONS)
 
-    def perturbations(images: Tensor, epsilon: float) -> Tensor:
+    def trained(images: Tensor, epsilon: float) -> Tensor:
         with lab.stage("perturbations"):
             generator = universal_perturbations(
                 teacher, images, lab.spec, epsilon=epsilon, config=training(table),
@@ -318,7 +318,7 @@ def run_perturb(preset: Preset, context: Context) -> Outcome:
 
     rates: dict[str, list[tuple[float, float]]] = {}
     for epsilon in bounds:
-        drawn = {name: perturbations(impressions.images, epsilon) for name, impressions in made.items()}
+        drawn = {name: trained(impressions.images, epsilon) for name, impressions in made.items()}
         if epsilon == bound:
             flat = (0.5 + drawn["Ours"] / (2 * epsilon)).clamp(0, 1)
             labels = torch.arange(number) % lab.classes
@@ -329,7 +329,8 @@ def run_perturb(preset: Preset, context: Context) -> Outcome:
         noise = torch.Generator().manual_seed(context.seed)
         drawn["Random signs"] = epsilon * (2.0 * torch.randint(0, 2, (number, *lab.spec.shape), generator=noise) - 1)
         found = {
-            name: float(fooling_rate(teacher, those, test, lab.spec, clamp=clamp).mean()) for name, those in drawn.items()
+            name: float(fooling_rate(teacher, perturbations, test, lab.spec, clamp=clamp).mean())
+            for name, perturbations in drawn.items()
         }
         found["PGD for each image"] = individual_rate(teacher, first_images(test, 2000), lab.spec, epsilon)
         for name, share in found.items():
