@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from small_experts import save_npz
 from typer.testing import CliRunner, Result
@@ -480,6 +481,19 @@ def test_auxiliary_data_from_a_file(npz: Path, experts: Path, tmp_path: Path) ->
     arguments = ("--data", npz, "--experts", experts, *auxiliary, *QUICK_LEARN, "--out", tmp_path / "run")
     assert as_json("learn", *arguments)["rows"][0]["name"] == "Auxiliary Data"
     assert (tmp_path / "run" / "ex-model" / "card.json").is_file()
+
+
+def test_auxiliary_data_from_a_folder_of_photographs(npz: Path, experts: Path, tmp_path: Path) -> None:
+    """Of any size and at any depth, as a user's ImageNet."""
+    for i in range(40):
+        place = tmp_path / "photos" / f"n{i % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (20 + i, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        Image.fromarray(pixels.numpy()).save(place / f"{i}.jpg")
+    auxiliary = ("--strategy", "auxiliary-data", "--auxiliary", tmp_path / "photos")
+    arguments = ("--data", npz, "--experts", experts, *auxiliary, *QUICK_LEARN, "--out", tmp_path / "run")
+    (row,) = [row for row in as_json("learn", *arguments)["rows"] if row["kind"] == "strategy"]
+    assert row["note"].startswith(f"images of {tmp_path / 'photos'}")
 
 
 @pytest.mark.parametrize("calibration", [None, "none", "pen-strokes"])

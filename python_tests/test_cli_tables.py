@@ -14,9 +14,8 @@ from typer.testing import CliRunner
 from exml_fast.cli import study as studies
 from exml_fast.cli.app import app
 from exml_fast.cli.study import PUBLISHED, Settings, Study
-from exml_fast.continual import train_stream
 from exml_fast.cli.tables import learn_preset, settings_of
-from exml_fast.continual import DistillationConfig, Replay
+from exml_fast.continual import DistillationConfig, Replay, train_stream
 from exml_fast.models import create
 from exml_fast.reproduce import load_preset, names
 from exml_fast.storage import load_json, save_tensors

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.study import Settings, Study
 from exml_fast.continual import new_classes, new_instances
 from exml_fast.data import load
 from exml_fast.data.core50 import read_core50
@@ -34,6 +36,9 @@ def test_sessions_objects_and_frames(core50: Path) -> None:
         assert torch.equal(split.images[:, 0, 0, 0].long(), split.groups)
         assert torch.equal(split.images[:, 1, 0, 0].long(), split.labels + 1)
         assert split.images[:, 2].max() == 0  # of three frames the first
+    assert len(load(str(core50), every=1).train) == 3 * len(data.train)
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        load(str(core50), every=0)
     train, _ = read_core50(core50, size=2, every=2)
     assert train.images.shape == (800, 3, 2, 2) and set(train.images[:, 2].unique().tolist()) == {0, 20}
 
@@ -45,6 +50,18 @@ def test_the_paper_s_experiences(core50: Path) -> None:
     assert [part.train.groups.unique().tolist() for part in parts if part.train.groups is not None] == [
         [1], [2], [4], [5], [6], [8], [9], [11],
     ]  # fmt: skip
+
+
+def test_a_study_says_how_many_frames_it_took(core50: Path, tmp_path: Path) -> None:
+    def study(every: int) -> Study:
+        return Study(Settings(data=str(core50), scenario="new-instances", every=every), tmp_path, Reporter())
+
+    assert len(study(1).data.train) == 3 * len(study(20).data.train)
+    for every, said in ((20, True), (1, False)):
+        assert ("one of 20 frames" in study(every).shorter(None)) == said
+        assert ("one of 20 frames" in study(every).shorter("model-inversion")) == said
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        Settings(every=0).check()
 
 
 def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:

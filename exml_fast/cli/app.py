@@ -35,6 +35,7 @@ from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.buffer import IMAGES_FILE
 from exml_fast.data import SOURCES, load
+from exml_fast.data.sets import TORCHVISION_SETS
 from exml_fast.distillation import TensorBoard
 from exml_fast.distillation import distill as distill_model
 from exml_fast.evaluation.features import logits as logits_of
@@ -64,9 +65,13 @@ OneThread = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
-Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a .npz file or an image folder.")]
+NAMED = ", ".join(["digits", "core50", *TORCHVISION_SETS])
+Data = Annotated[str, typer.Option(help=f"{NAMED}, a .npz file or an image folder.")]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Where MNIST and Fashion-MNIST are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
+    str | None,
+    typer.Option(
+        help="Where downloaded data sets and core50_128x128 are kept.", envvar="EXML_FAST_DATA", show_envvar=True
+    ),
 ]
 Scenario = Annotated[str, typer.Option(help="joint, new-classes, multi-task or new-instances.")]
 PerStep = Annotated[

@@ -58,7 +58,8 @@ from exml_fast.continual import (
 from exml_fast.continual.baselines import DifferentNetworks
 from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load
+from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load, some_images
+from exml_fast.data.core50 import EVERY
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -112,6 +113,8 @@ SHOWN_BASELINES = {
     "new-instances": ["Ensemble Avg.", "Min. Entropy", "Param. Avg."],
 }
 SAMPLES_PER_CLASS = 8
+# Of a folder; as many as one expert is asked about.
+AUXILIARY_IMAGES = 20000
 STAGES = ("generate", "distil", "evaluate")
 FIGURES = ("average_accuracy", "forgetting")
 # Carta 2022, Tables 2 and 3, in percent.
@@ -167,6 +170,8 @@ class Settings:
 
     data: str = "digits"
     data_root: str | None = None
+    every: int = EVERY
+    """Of CORe50's films one frame of so many (:func:`exml_fast.data.load`)."""
     scenario: str = "new-classes"
     classes_per_step: list[int] = field(default_factory=lambda: [2])
     parts: int = 8
@@ -256,6 +261,8 @@ class Settings:
             raise ValueError(f"--parts must be at least 1, got {self.parts}")
         if self.seeds < 1:
             raise ValueError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
         if not self.expert_lr > 0:
             raise ValueError(f"--expert-lr must be positive, got {self.expert_lr}")
         if self.expert_batch_size < 1:
@@ -351,13 +358,13 @@ class Study:
         settings.check()
         self.settings, self.out, self.report, self.title = settings, out, report, title
         self.trained = trained or out / "experts"
-        self.data = load(settings.data, settings.data_root)
+        self.data = load(settings.data, settings.data_root, every=settings.every)
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.networks = {settings.architecture}
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
-        self._auxiliary: ImageData | None = None
+        self._auxiliary: AuxiliaryData | None = None
         if "auxiliary-data" in settings.strategies:
-            self._auxiliary = load(settings.auxiliary, settings.data_root)
+            self._auxiliary = self._read_auxiliary()
 
     def run(self) -> list[dict[str, Any]]:
         """Everything, and the rows of the table (see :meth:`rows`)."""
@@ -589,7 +596,15 @@ class Study:
         if name == "data-impression":
             return DataImpression(self.settings.recipe(name))
         assert self._auxiliary is not None
-        return AuxiliaryData(self._auxiliary.train.images, self._auxiliary.name)
+        return self._auxiliary
+
+    def _read_auxiliary(self) -> AuxiliaryData:
+        """Training images of a data set, or some of those that lie in a folder, at any depth."""
+        name, folder = self.settings.auxiliary, Path(self.settings.auxiliary).expanduser()
+        if folder.is_dir():
+            return AuxiliaryData(some_images(folder, self.data.spec.size, AUXILIARY_IMAGES), folder.name)
+        found = load(name, self.settings.data_root)
+        return AuxiliaryData(found.train.images, found.name)
 
     def shorter(self, strategy: str | None) -> list[str]:
         """Where a row (None: a baseline's) fell short of the paper, of its MNIST where it has not these data."""
@@ -598,6 +613,9 @@ class Study:
         if self.data.name in PUBLISHED and self.settings.experts is None:
             epochs = self.settings.expert_epochs()
             taken["epochs of the experts"] = (epochs, published.epochs.get(self.settings.scenario, epochs))
+        frames = (
+            [f"one of {self.settings.every} frames"] if self.data.name == "core50" and self.settings.every > 1 else []
+        )
         if strategy is not None:
             config = self.settings.config(strategy)
             if strategy not in RANDOM:  # a method of our own has no published length
@@ -605,7 +623,7 @@ class Study:
             taken["images"] = (config.buffer_size, published.buffer)
         if strategy in RECIPES and strategy not in DRAWN:
             taken["inversion steps"] = (self.settings.recipe(strategy).steps, published.steps)
-        return [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
+        return frames + [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
 
     def _part(self, slug: str, seed: int) -> Path:
         return self.out / "parts" / f"{slug}-seed_{seed}.json"

@@ -24,6 +24,7 @@ __all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 
 OF_THE_RUN = ("seed", "seeds", "device", "data_root", "experts")
 TRAINING = (
+    "every",
     "classes_per_step",
     "parts",
     "architecture",

@@ -39,8 +39,10 @@ def read_core50(path: Path, size: int | None = None, every: int = EVERY) -> tupl
         every: one frame of so many; 1 takes all 165,000 (8 GB).
 
     Raises:
-        ValueError: naming the folder or file that is missing or named otherwise.
+        ValueError: naming the folder or file that is missing or named otherwise, or ``every`` below 1.
     """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
     train: list[tuple[Path, int, int]] = []
     test: list[tuple[Path, int, int]] = []
     for session in range(1, 12):

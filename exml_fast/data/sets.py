@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exml_fast.data.core50 import CLASS_NAMES, is_core50, read_core50
+from exml_fast.data.core50 import CLASS_NAMES, EVERY, is_core50, read_core50
 from exml_fast.data.spec import InputSpec
 
 __all__ = ["ImageData", "Split", "load", "some_images"]
@@ -96,7 +96,9 @@ class ImageData:
         return list(range(len(self.class_names)))
 
 
-def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None = None) -> ImageData:
+def load(
+    name: str, root: str | os.PathLike[str] | None = None, size: int | None = None, every: int = EVERY
+) -> ImageData:
     """Load a data set.
 
     Args:
@@ -104,10 +106,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
             32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32),
             all downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
             x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
-            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128`` (one frame a second), which "core50"
-            looks for in ``root``.
+            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128``, which "core50" looks for in ``root``.
         root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
         size: side to which the images of a folder are resized; needed when they differ in size.
+        every: of CORe50's films one frame of so many; 20 is one a second, 1 takes all (8 GB).
 
     Raises:
         ValueError: naming the key, file or name that is wrong.
@@ -125,7 +127,7 @@ def load(name: str, root: str | os.PathLike[str] | None = None, size: int | None
     if path.is_file() and path.suffix == ".npz":
         return _npz(path)
     if path.is_dir() and is_core50(path):
-        train, test = read_core50(path, size)
+        train, test = read_core50(path, size, every)
         spec = InputSpec(3, (train.images.shape[2], train.images.shape[3]), *IMAGENET)
         return ImageData("core50", train, test, CLASS_NAMES, spec)
     if path.is_dir():
