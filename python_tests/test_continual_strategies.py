@@ -205,3 +205,25 @@ def test_replay_gives_what_there_is_and_each_expert_its_part() -> None:
     want = expert.input_spec.prepare(second.train.of_classes([0, 1]).images)
     assert torch.equal(mine.flatten(1).sum(1).sort().values, want.flatten(1).sum(1).sort().values)
     assert len(first.train.images) + len(second.train.images) == len(data.train.images)
+
+
+@pytest.mark.parametrize("kind", [ModelInversion, DataImpression, AdaptiveInversion])
+def test_a_run_interrupted_among_its_images_ends_as_if_it_had_not_been(tmp_path: Path, kind: Any) -> None:
+    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+
+    def run(progress: Any = None, folder: Path | None = None) -> Any:
+        method = ExModelDistillation(kind(steps=120, batch_size=2), config)
+        return method.run(ExpertStream(list(trained())), progress, folder)
+
+    def stop(stage: str, step: int, _total: int, _terms: dict[str, float]) -> None:
+        if stage == "expert 2/2: generate" and step >= 150:
+            raise KeyboardInterrupt
+
+    steps: list[int] = []
+    straight = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(stop, tmp_path)
+    resumed = run(lambda stage, step, *_: steps.append(step) if stage.endswith("generate") else None, tmp_path)
+    assert min(step for step in steps if step > 1) > 150, "nothing was done twice"
+    assert resumed.expert.fingerprint() == straight.expert.fingerprint()
+    assert torch.equal(resumed.buffer.images, straight.buffer.images)
