@@ -93,7 +93,7 @@ def calibrated(path: Path) -> str:
     }
     inverted = "".join(f", {1 - share:.0%} of them inverted from the experts" for share in sorted(shares))
     views = max(values.get("random_images", {}).get("views", 1) for values in results["details"].values())
-    forms = f", each kept in {views} forms" if views > 1 else ""
+    forms = f", each in {views} forms" if views > 1 else ""
     images = f"5000 in the buffer{forms}{inverted}"
     note = f"¹¹ Calibrated responses to random images, {images}; the best of Carta 2022 is {best:.1f}. "
     note += "Some choices had seen these test digits ([which](docs/ex_model.md#what-each-idea-gave))."
