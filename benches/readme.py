@@ -132,9 +132,11 @@ def rates(path: Path) -> str:
     ]
     usual = PUBLISHED["mnist"].epochs["new-classes"]
     trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
-    note = (
-        f"{by_text['rows'][0]['seeds']} seeds; {settings['distillation']['iterations']} distillation steps an expert."
-    )
+    length = (by_text["rows"][0]["seeds"], settings["distillation"]["iterations"])
+    readme = (by_table["settings"]["seeds"], by_table["settings"]["distillation"]["iterations"])
+    if length != readme:
+        raise ValueError(f"{path.name}: seeds and steps are {length}, those of the README's table {readme}")
+    note = f"{length[0]} seeds; {length[1]} distillation steps an expert."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", *trained]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, by_text)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
 from exml_fast.cli import study as studies
 from exml_fast.cli.app import app
+from exml_fast.cli.progress import Reporter
 from exml_fast.cli.study import PUBLISHED, Settings, Study
 from exml_fast.cli.tables import learn_preset, settings_of
 from exml_fast.continual import DistillationConfig, Replay, train_stream
@@ -151,7 +153,7 @@ def test_a_strategy_that_is_registered_later_works_in_presets(
 
 
 def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": 1, "new-classes": 2})
+    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": [4], "new-classes": [2, 2]})
     monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
     mnist = npz.with_name("mnist.npz")
     mnist.write_bytes(npz.read_bytes())
@@ -188,14 +190,14 @@ def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     "changes",
     [
-        ("--classes-per-step", "1"), ("--argument", "batch_norm=true"), ("--architecture", "slim_resnet18"),
-        ("--scenario", "multi-task"),
+        ("--classes-per-step", "1"), ("--classes-per-step", "3,1"), ("--argument", "batch_norm=true"),
+        ("--architecture", "slim_resnet18"), ("--experts", "EXPERTS"),
     ],
 )  # fmt: skip
 def test_no_figure_of_the_paper_beside_other_experts(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
 ) -> None:
-    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": 1, "new-classes": 2})
+    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": [4], "new-classes": [2, 2]})
     monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
     mnist = tmp_path / "mnist.npz"
     mnist.write_bytes(npz.read_bytes())
@@ -204,6 +206,9 @@ def test_no_figure_of_the_paper_beside_other_experts(
     def papers(*arguments: object) -> set[float | None]:
         return {row["paper"] for row in json.loads(call(*common, *arguments, "--json").stdout)["rows"]}
 
+    if changes[0] == "--experts":  # what they are stands on their cards
+        call("train-experts", "--data", mnist, "--argument", "batch_norm=true", "--epochs", 1, "--out", tmp_path / "bn")
+        changes = ("--experts", str(tmp_path / "bn"))
     assert 99.42 in papers("--out", tmp_path / "as published")
     assert papers(*changes, "--out", tmp_path / "other") == {None}
 
@@ -234,6 +239,25 @@ def test_a_baseline_that_fails_is_tried_again(npz: Path, tmp_path: Path, monkeyp
     rows = json.loads(call("learn", "--out", tmp_path, "--resume", "--json").stdout)["rows"]
     assert [row["name"] for row in rows] == ["Replay", *studies.BASELINES]
     assert "Time and memory by stage" in (tmp_path / "report" / "index.html").read_text(), "asked for before"
+
+
+def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None:
+    settings = Settings(strategies=["model-inversion", "adaptive-inversion"], inversion={"compete": 2.0})
+    settings.check()
+    assert (settings.recipe("model-inversion").compete, settings.recipe("adaptive-inversion").compete) == (0, 2)
+    with pytest.raises(ValueError, match="compete must be positive for adaptive-inversion, got 0"):
+        dataclasses.replace(settings, inversion={"compete": 0}).check()
+
+
+def test_replay_of_new_instances_has_a_part_for_each_expert(npz: Path, tmp_path: Path) -> None:
+    settings = Settings(data=str(npz), scenario="new-instances", parts=2, epochs=1, strategies=["replay"])
+    study = Study(settings, tmp_path, Reporter())
+    replay, experts = study._strategy("replay", study.stream(0)), study.stream(0)
+    seen = [replay.samples(expert, 1000, torch.Generator().manual_seed(0))[0] for expert in experts]
+    assert [len(images) for images in seen] == [80, 80]
+    sums = torch.cat(seen).flatten(1).double().sum(1)
+    everything = experts[0].input_spec.prepare(study.data.train.images).flatten(1).double().sum(1)
+    torch.testing.assert_close(sums.sort().values, everything.sort().values)
 
 
 def test_the_page_shows_own_heads_and_says_what_it_cannot_show(

@@ -35,7 +35,7 @@ from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.buffer import IMAGES_FILE
 from exml_fast.data import SOURCES, load
-from exml_fast.data.sets import TORCHVISION_SETS
+from exml_fast.data.sets import NAMES
 from exml_fast.distillation import TensorBoard
 from exml_fast.distillation import distill as distill_model
 from exml_fast.evaluation.features import logits as logits_of
@@ -65,8 +65,7 @@ OneThread = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
-NAMED = ", ".join(["digits", "core50", *TORCHVISION_SETS])
-Data = Annotated[str, typer.Option(help=f"{NAMED}, a .npz file or an image folder.")]
+Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a .npz file or an image folder.")]
 DataRoot = Annotated[
     str | None,
     typer.Option(
@@ -477,7 +476,9 @@ def learn(
     scenario: Scenario = "new-classes",
     classes_per_step: PerStep = "2",
     parts: Parts = 8,
-    auxiliary: Annotated[str, typer.Option(help="Data set of auxiliary-data.")] = "fashion-mnist",
+    auxiliary: Annotated[
+        str, typer.Option(help="Data set, or folder of any images, of auxiliary-data.")
+    ] = "fashion-mnist",
     variant: Annotated[str, typer.Option(help="Published variant of the recipes: mnist, cifar10 or core50.")] = "mnist",
     buffer: Annotated[int | None, typer.Option(min=1, help="Images kept; 5000, digits: 300.")] = None,
     buffer_dir: Annotated[

@@ -60,6 +60,7 @@ from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load, some_images
 from exml_fast.data.core50 import EVERY
+from exml_fast.data.sets import NAMES
 from exml_fast.inversion import recipes
 from exml_fast.metering import Meter
 from exml_fast.models import create
@@ -147,19 +148,22 @@ class Published:
     epochs: Mapping[str, int]
     """Of the experts, by scenario."""
     architecture: str
-    experiences: Mapping[str, int]
+    experiences: Mapping[str, list[int]]
+    """Numbers of classes, by scenario."""
     buffer: int = 5000
 
 
 PUBLISHED = {
-    "mnist": Published(30000, 3000, {"joint": 100, "new-classes": 20}, "lenet5", {"joint": 1, "new-classes": 5}),
+    "mnist": Published(
+        30000, 3000, {"joint": 100, "new-classes": 20}, "lenet5", {"joint": [10], "new-classes": 5 * [2]},
+    ),
     "cifar10": Published(
         50000, 500, {"joint": 100, "new-classes": 100, "multi-task": 100}, "slim_resnet18",
-        {"joint": 1, "new-classes": 5, "multi-task": 5},
+        {"joint": [10], "new-classes": 5 * [2], "multi-task": 5 * [2]},
     ),
     "core50": Published(
         20000, 500, {"joint": 40, "new-classes": 4, "new-instances": 10}, "torchvision/mobilenet_v2",
-        {"joint": 1, "new-classes": 9, "new-instances": 8},
+        {"joint": [50], "new-classes": [10, *8 * [5]], "new-instances": 8 * [50]},
     ),
 }  # fmt: skip
 
@@ -225,7 +229,8 @@ class Settings:
         name = RECIPES[strategy]
         if strategy not in DRAWN:
             name = self.inversion_recipe or f"{name}/{self.variant}"
-        return recipes.get(name).replace(**self.inversion)
+        recipe = recipes.get(name).replace(**self.inversion)
+        return recipe if strategy == "adaptive-inversion" else recipe.replace(compete=0.0)
 
     def config(self, strategy: str) -> DistillationConfig:
         """How the ex-model is distilled with a strategy."""
@@ -247,7 +252,8 @@ class Settings:
 
     def published(self) -> dict[str, Any]:
         """For the file of results: without where files lie on this machine, which decides nothing."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data_root", "experts", "buffer_dir")}
+        own = dataclasses.asdict(self) | {"auxiliary": Path(self.auxiliary).name}
+        return {k: v for k, v in own.items() if k not in ("data_root", "experts", "buffer_dir")}
 
     def check(self) -> None:
         """ValueError for what can be seen to be wrong before anything is computed."""
@@ -290,6 +296,8 @@ class Settings:
                 raise ValueError(f"typicality needs a calibration, which {strategy} has not, got {self.typicality!r}")
         for strategy in set(self.strategies) & set(RECIPES):
             self.recipe(strategy)
+        if "adaptive-inversion" in self.strategies and not self.inversion.get("compete", 1) > 0:
+            raise ValueError(f"compete must be positive for adaptive-inversion, got {self.inversion['compete']!r}")
 
 
 def config(values: dict[str, Any]) -> DistillationConfig:
@@ -362,9 +370,8 @@ class Study:
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.networks = {settings.architecture}
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
-        self._auxiliary: AuxiliaryData | None = None
-        if "auxiliary-data" in settings.strategies:
-            self._auxiliary = self._read_auxiliary()
+        if "auxiliary-data" in settings.strategies and not self._folder():
+            self._auxiliary()  # what is wrong with it shows before anything is computed
 
     def run(self) -> list[dict[str, Any]]:
         """Everything, and the rows of the table (see :meth:`rows`)."""
@@ -438,11 +445,11 @@ class Study:
         return rows
 
     def _as_published(self) -> bool:
-        """Whether the experts are as many, of the same classes and networks, as those of the paper's figures."""
+        """Whether the experts know as many classes each, and are of the same network, as the paper's."""
         published, settings = PUBLISHED.get(self.data.name), self.settings
         return (
             published is not None
-            and published.experiences.get(settings.scenario) == len(self.experiences)
+            and published.experiences.get(settings.scenario) == [len(classes) for classes in self.experiences]
             and sorted({c for classes in self.experiences for c in classes}) == self.data.classes
             and self.networks == {published.architecture}
             and not settings.arguments
@@ -577,7 +584,11 @@ class Study:
         if name == "replay":
             shown = "real images of the experts' classes"
         else:
-            shown = "images inverted from the experts" if name in RECIPES else f"images of {self.settings.auxiliary}"
+            shown = (
+                "images inverted from the experts"
+                if name in RECIPES
+                else f"images of {Path(self.settings.auxiliary).name}"
+            )
         background = self.settings.background_of(name)
         return shown if background is None else f"{shown}, and random ones, what is known: {background.domain}"
 
@@ -595,15 +606,18 @@ class Study:
             return AdaptiveInversion(self.settings.recipe(name))
         if name == "data-impression":
             return DataImpression(self.settings.recipe(name))
-        assert self._auxiliary is not None
-        return self._auxiliary
+        return self._auxiliary()
 
-    def _read_auxiliary(self) -> AuxiliaryData:
+    def _folder(self) -> Path | None:
+        """Of auxiliary images, unless a data set is named."""
+        folder = Path(self.settings.auxiliary).expanduser()
+        return folder if self.settings.auxiliary not in NAMES and folder.is_dir() else None
+
+    def _auxiliary(self) -> AuxiliaryData:
         """Training images of a data set, or some of those that lie in a folder, at any depth."""
-        name, folder = self.settings.auxiliary, Path(self.settings.auxiliary).expanduser()
-        if folder.is_dir():
+        if folder := self._folder():
             return AuxiliaryData(some_images(folder, self.data.spec.size, AUXILIARY_IMAGES), folder.name)
-        found = load(name, self.settings.data_root)
+        found = load(self.settings.auxiliary, self.settings.data_root)
         return AuxiliaryData(found.train.images, found.name)
 
     def shorter(self, strategy: str | None) -> list[str]:

@@ -91,8 +91,9 @@ def write_page(
     unit_names: dict[str, Sequence[str]] = {}
     for i, card in enumerate(stream.cards[:SHOWN_EXPERTS]):
         expert = f"Expert {i + 1} (knows {_names(card)})"
+        model = stream[i].model
         try:
-            similarities[expert] = class_similarity(stream[i].model)
+            similarities[expert] = class_similarity(model)
         except ValueError as error:  # as without a final linear layer
             study.report.say(f"{expert}: no class similarities: {error}")
         unit_names[expert] = card.class_names
@@ -145,14 +146,17 @@ def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
         "Experts": settings.experts
         or f"{settings.architecture}, {settings.expert_epochs()} epochs, SGD, learning rate {settings.expert_lr}",
     }
-    shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip")
+    shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip", "compete")
     for strategy in settings.strategies:
         if strategy == "auxiliary-data":
             shown[STRATEGIES[strategy]] = settings.auxiliary
         elif strategy in RECIPES:
             recipe = settings.recipe(strategy)
             shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
-    fields = ("buffer_size", "iterations", "batch_size", "optimizer", "lr", "lambda_ce", "normalize", "combine")
+    fields = (
+        "buffer_size", "iterations", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
+        "targets", "normalize", "combine",
+    )  # fmt: skip
     for strategy in settings.strategies:
         name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
         shown[name] = {field: getattr(settings.config(strategy), field) for field in fields}

@@ -18,13 +18,13 @@ from exml_fast import reproduce
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.study import ALL, Settings, Study
 from exml_fast.cli.summary import settings_of_study, summary_of, write_page
+from exml_fast.data.core50 import EVERY
 from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
 
 __all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 
 OF_THE_RUN = ("seed", "seeds", "device", "data_root", "experts")
 TRAINING = (
-    "every",
     "classes_per_step",
     "parts",
     "architecture",
@@ -136,7 +136,7 @@ def _finished(preset: Preset, run: Whole, outcome: Outcome) -> Iterator[tuple[St
         study = Study(settings, folder, report, name, run.folder / "experts" / _experts_of(settings))
         rows = study.run()
         outcome.settings[name or study.data.name] = settings.published()
-        outcome.pages[name or study.data.name] = _page_of(study)
+        outcome.pages[name or study.data.name] = _page_of(settings, folder, study.trained, name)
         outcome.seconds |= {", ".join(filter(None, [name, row["name"]])): row["seconds"] for row in rows}
         yield study, rows
 
@@ -146,13 +146,14 @@ def folder_of(title: str) -> str:
     return title.replace("/", "-").replace(" ", "-")
 
 
-def _page_of(study: Study) -> Callable[[Path, dict[str, Any]], Path]:
-    """What writes the page that ``learn --report`` writes."""
+def _page_of(settings: Settings, out: Path, trained: Path, name: str) -> Callable[[Path, dict[str, Any]], Path]:
+    """What writes the page that ``learn --report`` writes, of a study that is finished."""
 
     def write(path: Path, origin: dict[str, Any]) -> Path:
+        study = Study(settings, out, Reporter(), name, trained)
         title = f"{study.title}: learning from experts of {study.data.name}".removeprefix(": ")
-        settings = settings_of_study(study, origin["machine"]["threads"])
-        return write_page(path, study, None, title, summary_of(study), origin, settings)
+        shown = settings_of_study(study, origin["machine"]["threads"])
+        return write_page(path, study, None, title, summary_of(study), origin, shown)
 
     return write
 
@@ -176,6 +177,8 @@ def _experts_of(settings: Settings) -> str:
     """A name for what decides the experts: those of multi-task are those of new classes."""
     scenario = {"multi-task": "new-classes"}.get(settings.scenario, settings.scenario)
     values = [settings.data, settings.expert_epochs(), *(getattr(settings, name) for name in TRAINING)]
+    if settings.every != EVERY:
+        values.append(settings.every)
     digest = hashlib.sha256(json.dumps([scenario, *values]).encode()).hexdigest()
     return f"{Path(settings.data).stem}-{scenario}-{digest[:8]}"
 

@@ -71,9 +71,9 @@ class DistillationConfig:
         combine: Eq. 8 "per_unit", by each unit's class (as the published code), or "per_sample", by the label.
         buffer_size: N of Alg. 1.
         augmentation: of the images in the distillation steps.
-        mixup: a of the shares Beta(a, a) with which each image is blended with another of its step (Zhang 2018) before
+        mixup: a of the shares Beta(a, a) with which each image is blended with another random one (Zhang 2018) before
             the models see it; 0 for none. A blend has no label: needs ``lambda_ce`` 0, targets "live", combine
-            "per_unit".
+            "per_unit" and no ``task_labels``; the cross-entropy that is recorded then means nothing.
         targets: "live": the models see the augmented images; "fixed": the targets are those of the images as they are,
             computed once an expert; "stored": likewise, and kept with the images, so that what the expert said of an
             image outlives it. The previous ex-model then speaks for the earlier experts on new images only; "experts":
@@ -636,7 +636,7 @@ class _Run:
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.bounds, self.generator)
             if config.mixup:
-                # Rows are in random order: the next one is as good as any.
+                # Rows are drawn at random: the one before is as good as any.
                 inputs = torch.lerp(inputs.roll(1, 0), inputs, self._shares(len(inputs)))
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
             batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, label_of[index])), strict=True)
@@ -827,6 +827,8 @@ class _Run:
         value: Any
         for name, value in self.identity.items():
             was: Any = state["identity"].get(name)
+            if name == "config":  # of a version that had fewer fields
+                was = DistillationConfig.from_dict(was).to_dict()
             if name == "experts":  # those to come may have been mended, and more may have come
                 was, value = was[:begun], value[:begun]
             if was != value:

@@ -309,7 +309,7 @@ class Procedural:
 
 
 class Replay:
-    """Replay ED: real training images of the expert's classes, equally many of each (Carta 2022, sec. 5).
+    """Replay ED: real training images of the expert's classes, as equal in number as they allow (Carta 2022, sec. 5).
 
     No data-free method: it shows what the distillation would reach with the data. ``parts``: the data of each expert,
     by the SHA-256 on its card, where they share classes and not images (new instances); of all images otherwise.
@@ -333,6 +333,6 @@ class Replay:
         return expert.input_spec.prepare(chosen.images), chosen.labels
 
     def describe(self) -> dict[str, Any]:
-        """Name, data set, and whether each expert has a part of it."""
+        """Name, data set, and how many experts have data of their own."""
         data = {"data": self.data.name, "images": len(self.data.train), "parts": len(self.parts)}
         return {"strategy": "replay", **data}

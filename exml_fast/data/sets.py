@@ -32,6 +32,7 @@ TORCHVISION_SETS = {
     "cifar10": ("CIFAR10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
+NAMES = ("digits", "core50", *TORCHVISION_SETS)
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def load(
         return ImageData("core50", train, test, CLASS_NAMES, spec)
     if path.is_dir():
         return _folder(path, size)
-    names = ["digits", "core50", *TORCHVISION_SETS]
-    raise ValueError(f"no data set {name!r}: expected one of {names}, an existing .npz file or an image folder")
+    raise ValueError(f"no data set {name!r}: expected one of {list(NAMES)}, an existing .npz file or an image folder")
 
 
 def _root(root: str | os.PathLike[str] | None) -> Path:
