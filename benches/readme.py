@@ -394,7 +394,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "ex-model": [("ex-model-cpu.json", ex_model)],
     "impressions": [("impressions-cpu.json", impressions)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
-    "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt")],
+    "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt-joint")],
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
     "nayak": [
         (f"nayak2021-{name}.json", nayak)

@@ -457,6 +457,17 @@ def test_checkpoints_are_written_within_an_expert(tmp_path: Path) -> None:
     assert straight.expert.fingerprint() == resumed.expert.fingerprint()
 
 
+def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ExModelDistillation(real_images(), QUICK).run(stream(), Interrupt(3), tmp_path)
+    (file,) = tmp_path.glob("*.pt")
+    state = torch.load(file, weights_only=True)
+    del state["identity"]["config"]["mixup"]
+    torch.save(state, file)
+    resumed = ExModelDistillation(real_images(), QUICK).run(stream(), checkpoint_dir=tmp_path)
+    assert resumed.expert.fingerprint() == ExModelDistillation(real_images(), QUICK).run(stream()).expert.fingerprint()
+
+
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     config = change(iterations=2)
     ExModelDistillation(real_images(), config).run(stream(), checkpoint_dir=tmp_path)
