@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ARITHMETIC", "arranged", "forward", "one_cycle", "placed"]
+from exml_fast import ops
+
+__all__ = ["ARITHMETIC", "arranged", "blended", "forward", "one_cycle", "placed"]
 
 ARITHMETIC = ("float32", "bfloat16")
 
@@ -48,3 +50,13 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     model.to(device)
     # torch's annotations of Module.to leave out that a memory format may stand alone.
     return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]
+
+
+def blended(images: Tensor, a: float, generator: torch.Generator) -> Tensor:
+    """Each of ``images`` (N, C, H, W) mixed with the one before it, in shares from Beta(a, a) (Zhang 2018).
+
+    Of rows that were drawn at random the one before is as good as any. ``generator`` is on the CPU.
+    """
+    first = torch.zeros(len(images), dtype=torch.int64)
+    shares = ops.dirichlet_targets(torch.ones(2, 2), first, a, generator)[:, 0, None, None, None]
+    return torch.lerp(images.roll(1, 0), images, shares.to(images))

@@ -154,6 +154,33 @@ def test_a_student_learns_from_impressions_alone(data: ImageData, teacher: nn.Mo
     teacher.eval()
 
 
+def test_teacher_and_student_see_the_same_blends() -> None:
+    """Of black and white images those between, in shares from Beta(1, 1)."""
+
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    class Seeing(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.last, self.name = nn.Linear(1024, 4), name
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) == 32:
+                seen.setdefault(self.name, []).append(x.detach().flatten(1)[:, 0].clone())
+            return self.last(x.flatten(1))
+
+    images = (torch.arange(64) % 2).float()[:, None, None, None].expand(64, 1, 32, 32)
+    config = Training(steps=40, batch_size=32)
+    zskd(Seeing("teacher"), Seeing("student"), images, SPEC, config=config, mixup=1.0)
+    zskd(Seeing("plain"), Seeing("other"), images, SPEC, config=config)
+    shares, same = torch.cat(seen["teacher"]), torch.cat(seen["student"])
+    assert torch.equal(shares, same) and len(shares) == 40 * 32
+    between = shares[(shares > 0) & (shares < 1)]
+    assert 0.4 < len(between) / len(shares) < 0.6  # the others had a partner of their own colour
+    assert (torch.histc(between, 4, 0, 1) / len(between) - 0.25).abs().max() < 0.06
+    assert set(torch.cat(seen["plain"]).tolist()) == {0.0, 1.0}
+
+
 def test_sweep_takes_the_first_images(data: ImageData, teacher: nn.Module) -> None:
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -179,6 +206,8 @@ def test_bad_distillation_is_named(teacher: nn.Module) -> None:
         zskd(teacher, create("lenet5_half"), images, SPEC)
     with pytest.raises(ValueError, match="temperature must be positive"):
         zskd(teacher, student, images, SPEC, temperature=0)
+    with pytest.raises(ValueError, match="mixup must not be negative, got -1"):
+        zskd(teacher, student, images, SPEC, mixup=-1)
 
 
 # Perturbations.

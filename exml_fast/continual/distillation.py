@@ -30,7 +30,7 @@ from exml_fast.inversion.twin import copied, twin
 from exml_fast.metering import Meter
 from exml_fast.models import create
 from exml_fast.storage import load_checkpoint, save_checkpoint
-from exml_fast.training import ARITHMETIC, forward, one_cycle, placed
+from exml_fast.training import ARITHMETIC, blended, forward, one_cycle, placed
 
 __all__ = [
     "DistillationConfig",
@@ -636,8 +636,7 @@ class _Run:
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.bounds, self.generator)
             if config.mixup:
-                # Rows are drawn at random: the one before is as good as any.
-                inputs = torch.lerp(inputs.roll(1, 0), inputs, self._shares(len(inputs)))
+                inputs = blended(inputs, config.mixup, self.generator)
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
             batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, label_of[index])), strict=True)
             terms = torch.zeros(2, device=self.device)
@@ -663,12 +662,6 @@ class _Run:
         copied = config.init_from_first and self.expert_index == 0 and self._same_network(expert)
         if config.renormalise and not copied:
             self._renormalise()
-
-    def _shares(self, count: int) -> Tensor:
-        """(count, 1, 1, 1) from Beta(a, a)."""
-        first = torch.zeros(count, dtype=torch.int64)
-        drawn = ops.dirichlet_targets(torch.ones(2, 2), first, self.config.mixup, self.generator)
-        return drawn[:, 0, None, None, None].to(self.device)
 
     def _rows_of(self, places: Tensor) -> Tensor:
         """Rows of all views of the images at these places."""

@@ -120,8 +120,8 @@ class Lab:
         with self.stage(stage):
             zskd(
                 teacher, student, images, self.spec, config=training(table),
-                temperature=table.get("temperature", TEMPERATURE), seed=self.context.seed,
-                progress=self.context.progress,
+                temperature=table.get("temperature", TEMPERATURE), mixup=table.get("mixup", 0.0),
+                seed=self.context.seed, progress=self.context.progress,
             )  # fmt: skip
         return student
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
+from exml_fast.training import blended
 from exml_fast.transfer.training import Training, accuracy, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
@@ -49,6 +51,7 @@ def zskd(
     *,
     config: Training | None = None,
     temperature: float = TEMPERATURE,
+    mixup: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Distilled:
@@ -64,11 +67,15 @@ def zskd(
         spec: of the network input; the impressions' own when None.
         config: how to train; by default 5000 steps with :data:`IMPRESSION_AUGMENTATION`.
         temperature: τ of the loss.
+        mixup: ours: a of the shares Beta(a, a) with which each augmented image is blended with another before both see
+            it; 0 for none.
 
     Raises:
         ValueError: naming the argument: images of another shape than ``spec``, no specification, logits of another
-            number, a temperature that is not positive.
+            number, a temperature that is not positive, a negative ``mixup``.
     """
+    if not 0 <= mixup < math.inf:
+        raise ValueError(f"mixup must not be negative, got {mixup!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature!r}")
     config = config or Training(augmentation=IMPRESSION_AUGMENTATION)
@@ -81,9 +88,11 @@ def zskd(
     if outputs[0] != outputs[1]:
         raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
-        answers = twin(fixed)
+        answers, shares = twin(fixed), torch.Generator().manual_seed(seed)
 
         def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
+            if mixup:
+                x = blended(x, mixup, shares)
             with torch.no_grad():
                 target = answers(x)
             return distillation_loss(network(x), target, temperature)
