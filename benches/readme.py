@@ -397,7 +397,14 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
     "nayak": [
         (f"nayak2021-{name}.json", nayak)
-        for name in ("table1", "table2", "table5-mnist-usps", "table5-usps-mnist", "table7-mnist")
+        for name in (
+            "table1",
+            "table2",
+            "table5-mnist-usps",
+            "table5-usps-mnist",
+            "table7-mnist",
+            "table7-fashion-mnist",
+        )
     ],
 }
 FILES = {
