@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 
-__all__ = ["ARITHMETIC", "arranged", "blended", "forward", "one_cycle", "placed"]
+__all__ = ["ARITHMETIC", "arranged", "blended", "forward", "mixup", "one_cycle", "placed"]
 
 ARITHMETIC = ("float32", "bfloat16")
 
@@ -52,6 +52,11 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if device.type == "cpu" else model  # type: ignore[call-overload]
 
 
+def mixup(images: Tensor, share: Tensor, order: Tensor) -> Tensor:
+    """``share · images + (1 − share) · images[order]`` (Zhang 2018); ``share`` broadcasts, ``order`` (N,)."""
+    return torch.lerp(images[order], images, share.to(images))
+
+
 def blended(images: Tensor, a: float, generator: torch.Generator) -> Tensor:
     """Each of ``images`` (N, C, H, W) mixed with the one before it, in shares from Beta(a, a) (Zhang 2018).
 
@@ -59,4 +64,4 @@ def blended(images: Tensor, a: float, generator: torch.Generator) -> Tensor:
     """
     first = torch.zeros(len(images), dtype=torch.int64)
     shares = ops.dirichlet_targets(torch.ones(2, 2), first, a, generator)[:, 0, None, None, None]
-    return torch.lerp(images.roll(1, 0), images, shares.to(images))
+    return mixup(images, shares, torch.arange(len(images)).roll(1).to(images.device))

@@ -13,6 +13,7 @@ A run's folder::
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
 import statistics
@@ -30,7 +31,6 @@ from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import (
     AdaptiveInversion,
     AuxiliaryData,
-    Card,
     DataImpression,
     DistillationConfig,
     DrawnInversion,
@@ -368,10 +368,10 @@ class Study:
         self.trained = trained or out / "experts"
         self.data = load(settings.data, settings.data_root, every=settings.every)
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
-        self.networks = {settings.architecture}
+        self.networks = {_network(settings.architecture, settings.arguments)}
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
         if "auxiliary-data" in settings.strategies and not self._folder():
-            self._auxiliary()  # what is wrong with it shows before anything is computed
+            _ = self._auxiliary  # what is wrong with it shows before anything is computed
 
     def run(self) -> list[dict[str, Any]]:
         """Everything, and the rows of the table (see :meth:`rows`)."""
@@ -388,7 +388,8 @@ class Study:
         settings = self.settings
         if settings.experts is not None:
             stream = ExpertStream(settings.experts, settings.device)
-            self.experiences, self.networks = stream.experiences, {_network(card) for card in stream.cards}
+            self.experiences = stream.experiences
+            self.networks = {_network(card.architecture, card.arguments) for card in stream.cards}
             if extra := sorted({c for e in stream.experiences for c in e} - set(self.data.classes)):
                 raise ValueError(f"{settings.experts}: the experts know classes {extra}, {self.data.name!r} has not")
             require = {"new-instances": stream.require_same_classes, "joint": stream.require_same_classes}
@@ -452,7 +453,6 @@ class Study:
             and published.experiences.get(settings.scenario) == [len(classes) for classes in self.experiences]
             and sorted({c for classes in self.experiences for c in classes}) == self.data.classes
             and self.networks == {published.architecture}
-            and not settings.arguments
         )
 
     def part(self, name: str, seed: int | None = None) -> dict[str, Any]:
@@ -606,13 +606,14 @@ class Study:
             return AdaptiveInversion(self.settings.recipe(name))
         if name == "data-impression":
             return DataImpression(self.settings.recipe(name))
-        return self._auxiliary()
+        return self._auxiliary
 
     def _folder(self) -> Path | None:
         """Of auxiliary images, unless a data set is named."""
         folder = Path(self.settings.auxiliary).expanduser()
         return folder if self.settings.auxiliary not in NAMES and folder.is_dir() else None
 
+    @functools.cached_property
     def _auxiliary(self) -> AuxiliaryData:
         """Training images of a data set, or some of those that lie in a folder, at any depth."""
         if folder := self._folder():
@@ -647,9 +648,9 @@ class Study:
         return ", ".join(word for word in words if word)
 
 
-def _network(card: Card) -> str:
-    own = {name: value for name, value in card.arguments.items() if name not in ("num_classes", "in_channels")}
-    return f"{card.architecture} {own}" if own else card.architecture
+def _network(architecture: str, arguments: Mapping[str, Any]) -> str:
+    own = {name: value for name, value in arguments.items() if name not in ("num_classes", "in_channels")}
+    return f"{architecture} {own}" if own else architecture
 
 
 def _or_none(value: float) -> float | None:

@@ -327,7 +327,7 @@ class Replay:
         checkpoint: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Strategy`; ``checkpoint`` is not used. No more images than there are of the expert's classes."""
-        data = self.parts.get(expert.card.sha256 or "", self.data)
+        data = self.parts.get(expert.card.sha256, self.data)
         own = data.train.of_classes(expert.classes)
         chosen = own.subset(balanced_indices(own.labels, min(count, len(own)), generator))
         return expert.input_spec.prepare(chosen.images), chosen.labels

@@ -2,7 +2,8 @@
 
 from exml_fast.distillation.config import TransferConfig
 from exml_fast.distillation.logging import TensorBoard
-from exml_fast.distillation.loss import divergence, mixup
+from exml_fast.distillation.loss import divergence
 from exml_fast.distillation.transfer import Transfer, distill
+from exml_fast.training import mixup
 
 __all__ = ["TensorBoard", "Transfer", "TransferConfig", "distill", "divergence", "mixup"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["divergence", "mixup"]
+__all__ = ["divergence"]
 
 
 def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -17,8 +16,3 @@ def divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: floa
     p = F.log_softmax(teacher_logits / temperature, 1)
     q = F.log_softmax(student_logits / temperature, 1)
     return temperature**2 * F.kl_div(q, p, reduction="batchmean", log_target=True)
-
-
-def mixup(images: Tensor, share: Tensor, order: Tensor) -> Tensor:
-    """``share · images + (1 − share) · images[order]`` (Zhang 2018), ``share`` a scalar in [0, 1], ``order`` (N,)."""
-    return torch.lerp(images[order], images, share.to(images))
