@@ -153,6 +153,7 @@ def test_onecycle_rises_and_falls() -> None:
         ({"mixup": 1.0, "lambda_ce": 0.0, "targets": "fixed"}, "mixup needs targets='live'"),
         ({"mixup": 1.0, "lambda_ce": 0.0, "combine": "per_sample"}, "mixup needs combine='per_unit'"),
         ({"mixup": 1.0, "lambda_ce": 0.0, "task_labels": True}, "mixup needs task_labels=False"),
+        ({"align": True, "task_labels": True}, "align must be False with task_labels"),
         ({"augmentation": {"shift": -1}}, "shift must be an integer from 0"),
         ({"augmentation": {"rotation": 200}}, "rotation must be between"),
         ({"augmentation": {"flip": 2}}, "flip must be a probability"),
@@ -466,6 +467,66 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -
     torch.save(state, file)
     resumed = ExModelDistillation(real_images(), QUICK).run(stream(), checkpoint_dir=tmp_path)
     assert resumed.expert.fingerprint() == ExModelDistillation(real_images(), QUICK).run(stream()).expert.fingerprint()
+
+
+def test_aligned_rows_have_one_norm_an_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After weight aligning (Zhao 2020): the centred logits of an expert's classes change by one factor."""
+    changes = []
+    align = distillation._Run._align
+
+    def spy(self: Any) -> None:
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        align(self)
+        changes.append((before, {name: value.clone() for name, value in self.model.state_dict().items()}))
+
+    monkeypatch.setattr(distillation._Run, "_align", spy)
+    result = ExModelDistillation(real_images(), change(align=True)).run(stream())
+    (before, after), (old, new) = changes
+    assert all(torch.equal(value, after[name]) for name, value in before.items())  # one expert: nothing to align
+    weight, bias = "classifier.4.weight", "classifier.4.bias"
+    assert [name for name, value in old.items() if not torch.equal(value, new[name])] == [weight, bias]
+    centred = {name: old[name] - old[name].mean(0) for name in (weight, bias)}
+    norms = centred[weight].norm(dim=1).view(2, 2).mean(1)  # experts know classes 0, 1 and 2, 3
+    assert abs(norms[1] / norms[0] - 1) > 0.01  # something to align
+    for name, value in centred.items():
+        factors = (norms.mean() / norms).repeat_interleave(2).view(-1, *[1] * (value.ndim - 1))
+        torch.testing.assert_close(new[name], value * factors)
+    torch.testing.assert_close(weights(result)[weight], new[weight])
+    assert stream_accuracy(result.expert, quadrants()) >= 0.9
+
+
+def test_aligning_is_kept_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ExModelDistillation(real_images(), change(align=True)).run(stream(), Interrupt(3), tmp_path)
+    resumed = ExModelDistillation(real_images(), change(align=True)).run(stream(), checkpoint_dir=tmp_path)
+    straight = ExModelDistillation(real_images(), change(align=True)).run(stream())
+    assert resumed.expert.fingerprint() == straight.expert.fingerprint()
+
+
+def test_experts_that_share_all_classes_have_nothing_to_align() -> None:
+    experts = [trained()[0]] * 2
+    plain, aligned = (
+        ExModelDistillation(real_images(), change(align=flag, iterations=20)).run(ExpertStream(experts))
+        for flag in (False, True)
+    )
+    assert all(torch.equal(value, weights(aligned)[name]) for name, value in weights(plain).items())
+
+
+class TwoLinears(nn.Module):
+    """Whose last linear layer does not give the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify, self.after = nn.Conv2d(1, 4, 32), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(x).flatten(1) + self.after(x[:, 0, 0, :3]).sum(1, keepdim=True)
+
+
+def test_aligning_needs_a_linear_layer_that_gives_the_logits() -> None:
+    method = ExModelDistillation(real_images(), change(align=True), model=TwoLinears(), units=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match="align needs a final linear layer with 4 outputs.*got 3"):
+        method.run(stream())
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.inversion.twin import copied, twin
 from exml_fast.metering import Meter
-from exml_fast.models import create
+from exml_fast.models import create, final_linear
 from exml_fast.storage import load_checkpoint, save_checkpoint
 from exml_fast.training import ARITHMETIC, blended, forward, one_cycle, placed
 
@@ -84,6 +84,9 @@ class DistillationConfig:
             mean over the batch, they add nothing.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
+        align: after each expert, scale the rows of the final linear layer, centred over the classes seen, and its biases
+            to the same mean norm for the classes of every expert (after weight aligning, Zhao 2020, "Maintaining
+            Discrimination and Fairness in Class Incremental Learning"): later classes' logits else stay smaller.
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
             little. They are the same from the seed whenever they are made, and have targets of their own, which are
             kept: where ``augmentation``, which should then change nothing, would show the ex-model images of which no
@@ -116,6 +119,7 @@ class DistillationConfig:
     targets: str = "live"
     background_share: float = 0.0
     renormalise: bool = False
+    align: bool = False
     views: int = 1
     task_labels: bool = False
     init_from_first: bool = False
@@ -144,6 +148,8 @@ class DistillationConfig:
             raise ValueError(f"background_share needs targets 'stored' or 'experts', got {self.targets!r}")
         if share and self.task_labels:
             raise ValueError("background_share must be 0 with task_labels: random images belong to no task")
+        if self.align and self.task_labels:
+            raise ValueError("align must be False with task_labels: every task has a head of its own")
         if self.views != 1 and not self.keeps_targets:
             raise ValueError(f"views needs targets 'stored' or 'experts', got {self.targets!r}")
         for name in ("iterations", "batch_size", "buffer_size", "views"):
@@ -442,6 +448,7 @@ class _Run:
             self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
             self.model = create(self.architecture, **self.arguments).to(self.device)
         self.student = twin(placed(self.model, self.device))
+        self.classifier = self._final_linear() if self.config.align else None
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -662,6 +669,8 @@ class _Run:
         copied = config.init_from_first and self.expert_index == 0 and self._same_network(expert)
         if config.renormalise and not copied:
             self._renormalise()
+        if config.align:
+            self._align()
 
     def _rows_of(self, places: Tensor) -> Tensor:
         """Rows of all views of the images at these places."""
@@ -724,6 +733,36 @@ class _Run:
             self.model(images[rows.to(images.device)].to(self.device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+    @torch.no_grad()
+    def _align(self) -> None:
+        """Classifier rows get the same mean norm for the classes of every expert."""
+        new_classes, seen = [], set[int]()
+        for classes in self.stream.experiences[: self.expert_index + 1]:
+            new_classes.append([self.position[c] for c in classes if c not in seen])
+            seen.update(classes)
+        groups = [group for group in new_classes if group]
+        if len(groups) == 1:
+            return
+        layer = self.classifier
+        assert layer is not None
+        parameters = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        for parameter in parameters:  # softmax does not see it
+            parameter[sum(groups, [])] -= parameter[sum(groups, [])].mean(0)
+        norms = [layer.weight[group].norm(dim=1).mean() for group in groups]
+        for group, norm in zip(groups, norms, strict=True):
+            for parameter in parameters:
+                parameter[group] *= sum(norms) / (len(norms) * norm)
+
+    def _final_linear(self) -> nn.Linear:
+        """The layer whose outputs are the logits."""
+        layer = final_linear(self.model, torch.zeros(1, *self.spec.shape, device=self.device))
+        if layer.out_features != len(self.units):
+            raise ValueError(
+                f"align needs a final linear layer with {len(self.units)} outputs, one for each unit of the ex-model, "
+                f"got {layer.out_features}"
+            )
+        return layer
 
     def _record(self, stage: str, terms: list[float], seconds: float) -> None:
         term, ce = terms
