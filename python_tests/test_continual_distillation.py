@@ -525,7 +525,7 @@ class TwoLinears(nn.Module):
 
 def test_aligning_needs_a_linear_layer_that_gives_the_logits() -> None:
     method = ExModelDistillation(real_images(), change(align=True), model=TwoLinears(), units=[0, 1, 2, 3])
-    with pytest.raises(ValueError, match="align needs a final linear layer with 4 outputs.*got 3"):
+    with pytest.raises(ValueError, match=r"align needs a final linear layer with 4 outputs.*got 3"):
         method.run(stream())
 
 

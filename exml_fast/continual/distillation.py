@@ -84,9 +84,10 @@ class DistillationConfig:
             mean over the batch, they add nothing.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
-        align: after each expert, scale the rows of the final linear layer, centred over the classes seen, and its biases
-            to the same mean norm for the classes of every expert (after weight aligning, Zhao 2020, "Maintaining
-            Discrimination and Fairness in Class Incremental Learning"): later classes' logits else stay smaller.
+        align: after each expert, scale the rows of the final linear layer, centred over the classes seen, to the same
+            mean norm for the classes of every expert, and the biases with them (after weight aligning, Zhao 2020,
+            "Maintaining Discrimination and Fairness in Class Incremental Learning"): where later classes' logits
+            would stay smaller.
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
             little. They are the same from the seed whenever they are made, and have targets of their own, which are
             kept: where ``augmentation``, which should then change nothing, would show the ex-model images of which no
@@ -737,22 +738,23 @@ class _Run:
     @torch.no_grad()
     def _align(self) -> None:
         """Classifier rows get the same mean norm for the classes of every expert."""
-        new_classes, seen = [], set[int]()
+        groups: list[list[int]] = []  # positions of the classes that each expert was the first to know
+        seen: list[int] = []
         for classes in self.stream.experiences[: self.expert_index + 1]:
-            new_classes.append([self.position[c] for c in classes if c not in seen])
-            seen.update(classes)
-        groups = [group for group in new_classes if group]
+            groups.append([self.position[c] for c in classes if self.position[c] not in seen])
+            seen += groups[-1]
+        groups = [group for group in groups if group]
         if len(groups) == 1:
             return
         layer = self.classifier
         assert layer is not None
         parameters = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
         for parameter in parameters:  # softmax does not see it
-            parameter[sum(groups, [])] -= parameter[sum(groups, [])].mean(0)
-        norms = [layer.weight[group].norm(dim=1).mean() for group in groups]
-        for group, norm in zip(groups, norms, strict=True):
+            parameter[seen] -= parameter[seen].mean(0)
+        norms = torch.stack([layer.weight[group].norm(dim=1).mean() for group in groups])
+        for group, factor in zip(groups, norms.mean() / norms, strict=True):
             for parameter in parameters:
-                parameter[group] *= sum(norms) / (len(norms) * norm)
+                parameter[group] *= factor
 
     def _final_linear(self) -> nn.Linear:
         """The layer whose outputs are the logits."""
