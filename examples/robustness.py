@@ -1,4 +1,4 @@
-"""An adversarially trained network and a plain one under attack (Nayak 2021, 4.1.5). Needs the extra `attacks`.
+"""Does a student inherit robustness? (Nayak 2021, 4.1.5). Needs the extra `attacks`.
 
 Run it with: python examples/robustness.py
 """
@@ -12,13 +12,28 @@ from exml_fast.models import create
 digits = xf.data.load("digits")
 attack = transfer.Attack(epsilon=0.1, step=0.03, steps=5)
 config = transfer.Training(steps=400, batch_size=64, lr=2e-3)
-for name in ("plain", "robust"):
-    torch.manual_seed(0)
-    model = create("lenet5", activation="relu")
-    if name == "plain":
-        transfer.train_classifier(model, digits.train, digits.spec, config)
-    else:
-        transfer.adversarial_training(model, digits.train, digits.spec, config, attack)
+
+
+def report(name, model):
     found = transfer.attack_accuracies(model, digits.test, digits.spec, attack)
     attacked = ", ".join(f"{kind} {share:.1%}" for kind, share in found.adversarial.items())
     print(f"{name}: {found.natural:.1%} as they are, under attack {attacked}")
+
+
+torch.manual_seed(0)
+plain = create("lenet5", activation="relu")
+transfer.train_classifier(plain, digits.train, digits.spec, config)
+report("plain teacher", plain)
+
+torch.manual_seed(0)
+robust = create("lenet5", activation="relu")
+transfer.adversarial_training(robust, digits.train, digits.spec, config, attack)
+report("robust teacher", robust)
+
+# From here on without data: the robust teacher's impressions, as they are and under attack.
+impressions = xf.invert(robust, per_class=50, recipe="data_impressions/nayak", spec=digits.spec, steps=150, lr=0.05)
+for name, met in (("its student", None), ("its student under attack", attack)):
+    torch.manual_seed(1)
+    student = create("lenet5_half", activation="relu")
+    transfer.zskd(robust, student, impressions, attack=met)
+    report(name, student)

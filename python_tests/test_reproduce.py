@@ -145,7 +145,26 @@ def test_robustness_by_command(npz: str, tmp_path: Path) -> None:
         call("transfer", "robustness", "--data", npz, "--out", tmp_path, "--json", *options(changes)).stdout
     )
     cells = [row["cell"] for row in summary["rows"]]
-    assert len(cells) == 28 and "robust Student/pgd A_adv" in cells
+    assert len(cells) == 35 and "robust Student/pgd A_adv" in cells and "robust Student under attack/A_nat" in cells
+    assert Expert.load(tmp_path / "parts" / "seed_0" / "student_under_attack").card.architecture == "lenet5_half"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attack.step": 0.5}, "step must be in"),
+        ({"attack.distillation.step": 0.5}, "step must be in"),
+        ({"attack.distillation.size": 1}, "attack: 'size' is not known; expected"),
+        ({"attack.bound": 0.1}, "attack: 'bound' is not known; expected"),
+    ],
+)
+def test_bad_attacks_of_a_preset_are_named_before_anything_is_trained(
+    change: dict[str, Any], message: str, npz: str, tmp_path: Path
+) -> None:
+    changes = TINY | STUDENT | change
+    result = call("transfer", "robustness", "--data", npz, "--out", tmp_path, *options(changes), code=2)
+    assert message in result.output
+    assert not list(tmp_path.glob("parts/*/teacher"))
 
 
 def test_adaptation_by_command(npz: str, tmp_path: Path) -> None:

@@ -181,6 +181,63 @@ def test_teacher_and_student_see_the_same_blends() -> None:
     assert set(torch.cat(seen["plain"]).tolist()) == {0.0, 1.0}
 
 
+def test_a_student_under_attack_sees_moved_images_and_learns_the_answers_for_those_that_were(
+    teacher: nn.Module,
+) -> None:
+    """Within the bound, which grows over the first 30 % of the steps, and farther from the teacher's answers."""
+    seen: dict[str, list[torch.Tensor]] = {"teacher": [], "student": []}
+
+    class Recording(nn.Module):
+        def __init__(self, name: str, inner: nn.Module) -> None:
+            super().__init__()
+            self.name, self.inner = name, inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.inner(x)
+            if len(x) == 16 and (self.name == "teacher" or self.training):
+                seen[self.name].append(x.detach().clone())
+            return z
+
+    torch.manual_seed(0)
+    student = create("lenet5_half", num_classes=4, activation="relu")
+    images = quadrants().train.normalized(SPEC)
+    attack = Attack(0.1, 0.05, 3)
+    config = Training(steps=10, batch_size=16, lr=1e-6)
+    done = zskd(
+        Recording("teacher", teacher), Recording("student", student), images, SPEC, config=config, temperature=2.0,
+        attack=attack,
+    )  # fmt: skip
+    pairs = list(zip(seen["teacher"], seen["student"], strict=True))
+    assert len(pairs) == 10
+    bounds = [float((b - a).abs().max()) * SPEC.std[0] for a, b in pairs]
+    grown = [0.1 * min(k / 3, 1) for k in range(1, 11)]
+    for bound, expected in zip(bounds, grown, strict=True):
+        assert 0.8 * expected < bound <= expected + 1e-6
+    low, high = (b.item() for b in SPEC.bounds())
+    with torch.no_grad():
+        for k, (plain, moved) in enumerate(pairs):
+            assert moved.min() >= low - 1e-6 and moved.max() <= high + 1e-6
+            target = teacher(plain)
+            # The student hardly learns at this rate: what it answers now is what it answered then.
+            assert done.history[k] == pytest.approx(float(distillation_loss(student(moved), target, 2.0)), rel=1e-2)
+            assert distillation_loss(student(moved), target, 1.0) > distillation_loss(student(plain), target, 1.0)
+
+
+def test_a_student_under_attack_is_more_robust(data: ImageData) -> None:
+    pytest.importorskip("art", reason="needs the extra attacks")
+    attack = Attack(0.25, 0.1, 4)
+    torch.manual_seed(0)
+    robust = create("lenet5", num_classes=4, activation="relu")
+    adversarial_training(robust, data.train, SPEC, Training(steps=100, batch_size=32, lr=3e-3), attack)
+    images, found = data.train.normalized(SPEC), []
+    for met in (None, attack):
+        torch.manual_seed(1)
+        student = create("lenet5_half", num_classes=4, activation="relu")
+        zskd(robust, student, images, SPEC, config=Training(steps=150, batch_size=32, lr=3e-3), attack=met)
+        found.append(attack_accuracies(student, data.test, SPEC, attack, ["pgd"]))
+    assert found[1].adversarial["pgd"] > found[0].adversarial["pgd"] + 0.1 and found[1].natural > 0.8, found
+
+
 def test_sweep_takes_the_first_images(data: ImageData, teacher: nn.Module) -> None:
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -37,6 +37,8 @@ CLASS_IMPRESSIONS = {"targets": "hard"}
 BY_BOUND = "Fooling rate by the bound of the perturbations"
 REHEARSAL_WEIGHTS = ("information", "consistency", "confidence")
 SHOWN = 4
+# Tables of [attack] with what differs while the robust teacher, and while the student under attack, is trained.
+TRAINED_UNDER = ("training", "distillation")
 
 
 class Lab:
@@ -53,7 +55,8 @@ class Lab:
             if name in preset:
                 training(preset[name])
         if "attack" in preset:
-            attack_of(preset["attack"])
+            for part in ("", *TRAINED_UNDER):
+                attack_of(preset["attack"], part)
         self.data = load(preset["data"], context.data_root)
         self.classes = len(self.data.class_names)
         # Pixels in [0, 1] go into the networks as they are (Nayak 2021, 4.1.2.1).
@@ -88,8 +91,7 @@ class Lab:
         with self.stage(name):
             if robust:
                 config = dataclasses.replace(config, steps=self.preset["attack"].get("training_steps", config.steps))
-                attack = attack_of(self.preset["attack"])
-                attack = dataclasses.replace(attack, **self.preset["attack"].get("training", {}))
+                attack = attack_of(self.preset["attack"], "training")
                 adversarial_training(model, train, self.spec, config, attack, **options)
             else:
                 train_classifier(model, train, self.spec, config, **options)
@@ -114,14 +116,14 @@ class Lab:
         self.show(name.capitalize(), result.pixels(), result.labels)
         return result
 
-    def student(self, teacher: nn.Module, images: Tensor, stage: str) -> nn.Module:
-        """Distilled from these images."""
+    def student(self, teacher: nn.Module, images: Tensor, stage: str, attack: Attack | None = None) -> nn.Module:
+        """Distilled from these images, or from what ``attack`` makes of them."""
         student, table = self.network("student", 1000), self.preset["distillation"]
         with self.stage(stage):
             zskd(
                 teacher, student, images, self.spec, config=training(table),
                 temperature=table.get("temperature", TEMPERATURE), mixup=table.get("mixup", 0.0),
-                seed=self.context.seed, progress=self.context.progress,
+                attack=attack, seed=self.context.seed, progress=self.context.progress,
             )  # fmt: skip
         return student
 
@@ -220,7 +222,10 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
 
 @task("robustness")
 def run_robustness(preset: Preset, context: Context) -> Outcome:
-    """Table 4: attacks on a plain and a robust teacher, and on the students of their impressions."""
+    """Table 4: attacks on a plain and a robust teacher, and on the students of their impressions.
+
+    With ``[attack.distillation]`` also on a student of the robust teacher's impressions under attack (ours).
+    """
     lab = Lab(preset, context)
     attack = attack_of(preset["attack"])
     test = first_images(lab.data.test, preset["attack"].get("test_images"))
@@ -229,7 +234,14 @@ def run_robustness(preset: Preset, context: Context) -> Outcome:
         teacher = lab.teacher(robust=robust)
         impressions = lab.impressions(teacher, f"impressions of the {kind} teacher")
         student = lab.student(teacher, impressions.images, f"student of the {kind} teacher")
-        for who, model in (("Teacher", teacher), ("Student", student)):
+        networks = {"Teacher": teacher, "Student": student}
+        if robust and "distillation" in preset["attack"]:
+            met = attack_of(preset["attack"], "distillation")
+            networks["Student under attack"] = lab.student(
+                teacher, impressions.images, "student under attack", attack=met
+            )
+            lab.save(networks["Student under attack"], "student", "student_under_attack")
+        for who, model in networks.items():
             lab.percent(f"{kind} {who}/A_nat", accuracy(model, lab.data.test, lab.spec))
             with lab.stage("attacks"):
                 found = attack_accuracies(model, test, lab.spec, attack, ATTACKS, seed=context.seed)
@@ -362,10 +374,14 @@ def training(table: dict[str, Any]) -> Training:
     return Training(**given)
 
 
-def attack_of(table: dict[str, Any]) -> Attack:
-    """The fields of :class:`Attack` in a preset's table."""
+def attack_of(table: dict[str, Any], other: str = "") -> Attack:
+    """The fields of :class:`Attack` in a preset's table; those that its table ``other`` has from there."""
     own = {f.name for f in dataclasses.fields(Attack)}
-    return Attack(**{name: value for name, value in table.items() if name in own})
+    expected = own | {"training_steps", "test_images", *TRAINED_UNDER}
+    if unknown := sorted((set(table) - expected) | (set(table.get(other, {})) - own)):
+        raise ValueError(f"attack: {unknown[0]!r} is not known; expected {sorted(expected)}")
+    given = table | table.get(other, {})
+    return Attack(**{name: value for name, value in given.items() if name in own})
 
 
 def first_images(split: Split, count: int | None) -> Split:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.data import InputSpec, Split
 from exml_fast.inversion import Progress
-from exml_fast.transfer.training import Training, train_classifier
+from exml_fast.transfer.training import Attacked, Training, train_classifier
 
-__all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd"]
+__all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd", "ramped"]
 
 ATTACKS = ("fgsm", "ifgsm", "pgd")
 
@@ -43,8 +43,8 @@ def pgd(
 ) -> Tensor:
     """Network input within ε of ``x`` (N, C, H, W) that raises the loss of ``labels`` (Madry 2018, Eq. 2.2).
 
-    ``start`` (N, C, H, W) in [−1, 1] says where in the ε-ball to begin; at ``x`` when None. The model's mode and
-    parameters' gradients are left as they are.
+    ``labels`` are classes (N,), or shares of them (N, K). ``start`` (N, C, H, W) in [−1, 1] says where in the ε-ball to
+    begin; at ``x`` when None. The model's mode and parameters' gradients are left as they are.
     """
     low, high = spec.bounds(x.device)
     scale = 1 / torch.tensor(spec.std, device=x.device)[:, None, None]
@@ -60,24 +60,14 @@ def pgd(
     return adversarial.detach()
 
 
-def adversarial_training(
-    model: nn.Module,
-    split: Split,
-    spec: InputSpec,
-    config: Training,
-    attack: Attack,
-    *,
-    warmup: float = 0.3,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Cross-entropy on PGD examples from random starts (Madry 2018), in place; losses (steps,).
+def ramped(attack: Attack, spec: InputSpec, steps: int, *, warmup: float = 0.3, seed: int = 0) -> Attacked:
+    """``perturb(network, x, labels)``: PGD examples from random starts, for ``steps`` steps of training.
 
-    ε grows linearly over the first ``warmup`` of the steps: from the start at full size, small networks learn to give
-    one constant answer.
+    ε grows linearly over the first ``warmup`` of them: from the start at full size, small networks learn to give one
+    constant answer. The network sees them in evaluation mode, and is in training mode afterwards.
     """
     generator = torch.Generator().manual_seed(seed)
-    ramp = max(round(warmup * config.steps), 1)
+    ramp = max(round(warmup * steps), 1)
     taken = 0
 
     def perturb(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -91,6 +81,22 @@ def adversarial_training(
         network.train()
         return adversarial
 
+    return perturb
+
+
+def adversarial_training(
+    model: nn.Module,
+    split: Split,
+    spec: InputSpec,
+    config: Training,
+    attack: Attack,
+    *,
+    warmup: float = 0.3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Cross-entropy on PGD examples (Madry 2018; :func:`ramped`), in place; losses (steps,)."""
+    perturb = ramped(attack, spec, config.steps, warmup=warmup, seed=seed)
     return train_classifier(model, split, spec, config, attack=perturb, seed=seed, progress=progress)
 
 

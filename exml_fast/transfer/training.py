@@ -21,7 +21,7 @@ __all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", 
 
 # The loss of a network for images x, and what an attack makes of images and labels; both are given the network.
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-ATTACKED = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Attacked = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def train_classifier(
     spec: InputSpec,
     config: Training,
     *,
-    attack: ATTACKED | None = None,
+    attack: Attacked | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:

@@ -15,6 +15,7 @@ from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
 from exml_fast.training import blended
+from exml_fast.transfer.robustness import Attack, ramped
 from exml_fast.transfer.training import Training, accuracy, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
@@ -52,13 +53,14 @@ def zskd(
     config: Training | None = None,
     temperature: float = TEMPERATURE,
     mixup: float = 0.0,
+    attack: Attack | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Distilled:
     """Train ``student`` to answer as ``teacher`` does on impressions (Nayak 2021, Eq. 4).
 
-    Teacher and student see the same augmented images. Real images instead of impressions give ordinary distillation
-    (Student-KD in the paper's tables).
+    Teacher and student see the same augmented images, but for ``attack``. Real images instead of impressions give
+    ordinary distillation (Student-KD in the paper's tables).
 
     Args:
         teacher: returns logits (N, K); left as it was.
@@ -69,6 +71,10 @@ def zskd(
         temperature: τ of the loss.
         mixup: ours: a of the shares Beta(a, a) with which each augmented image is blended with another before both see
             it; 0 for none.
+        attack: ours, for a student that is to be robust as its teacher is (adversarially robust distillation,
+            Goldblum 2020, without labels): the student sees each image moved within the attack's bound, from a random
+            start, to where its answer is farthest from the teacher's answer for the image as it was, and learns that
+            answer there. The bound grows over the first 30 % of the steps. None shows both the same image.
 
     Raises:
         ValueError: naming the argument: images of another shape than ``spec``, no specification, logits of another
@@ -89,12 +95,15 @@ def zskd(
         raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
         answers, shares = twin(fixed), torch.Generator().manual_seed(seed)
+        perturb = None if attack is None else ramped(attack, spec, config.steps, seed=seed)
 
         def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             if mixup:
                 x = blended(x, mixup, shares)
             with torch.no_grad():
                 target = answers(x)
+            if perturb is not None:
+                x = perturb(network, x, target.softmax(1))
             return distillation_loss(network(x), target, temperature)
 
         history = train(student, images, loss, config, spec, seed=seed, progress=progress, stage="distill")
