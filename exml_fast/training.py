@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 
-__all__ = ["ARITHMETIC", "arranged", "blended", "forward", "mixup", "one_cycle", "placed"]
+__all__ = ["ARITHMETIC", "Rounded", "arranged", "blended", "forward", "mixup", "one_cycle", "placed"]
 
 ARITHMETIC = ("float32", "bfloat16")
 
@@ -34,6 +34,18 @@ def forward(model: nn.Module, inputs: Tensor, arithmetic: str) -> Tensor:
         output = model(inputs)
     logits: Tensor = output[0] if isinstance(output, tuple) else output
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Rounded(nn.Module):
+    """``model`` whose forward and backward passes are in ``arithmetic`` (:func:`forward`)."""
+
+    def __init__(self, model: nn.Module, arithmetic: str) -> None:
+        super().__init__()
+        self.model, self.arithmetic = model, arithmetic
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (N, K), at least float32."""
+        return forward(self.model, inputs, self.arithmetic)
 
 
 def arranged(model: nn.Module, arithmetic: str, format: torch.memory_format = torch.channels_last) -> nn.Module:

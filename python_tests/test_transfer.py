@@ -14,7 +14,7 @@ from torch import nn
 from exml_fast import invert
 from exml_fast.continual import Augmentation
 from exml_fast.data import ImageData, InputSpec
-from exml_fast.models import create
+from exml_fast.models import create, final_linear
 from exml_fast.transfer import (
     Attack,
     DomainDiscriminator,
@@ -152,6 +152,29 @@ def test_a_student_learns_from_impressions_alone(data: ImageData, teacher: nn.Mo
     assert same(before, state(teacher)) and teacher.training
     assert all(p.requires_grad for p in teacher.parameters())
     teacher.eval()
+
+
+def test_bfloat16_is_the_networks_alone(data: ImageData, teacher: nn.Module) -> None:
+    """Of both while a student is distilled: their layers round, weights and loss do not."""
+    rounded: list[tuple[bool, torch.dtype]] = []
+
+    def look(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        rounded.append((module.training, output.dtype))
+
+    for arithmetic, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        torch.manual_seed(0)
+        student = create("lenet5_half", num_classes=4, activation="relu")
+        handles = [final_linear(student).register_forward_hook(look), final_linear(teacher).register_forward_hook(look)]
+        config = Training(steps=100, batch_size=32, lr=3e-3, arithmetic=arithmetic)
+        rounded.clear()
+        done = zskd(teacher, student, data.train.normalized(SPEC), SPEC, config=config)
+        for handle in handles:
+            handle.remove()
+        assert set(rounded[2:]) == {(False, dtype), (True, dtype)}  # after a look at the number of outputs
+        assert all(p.dtype == torch.float32 for p in student.parameters())
+        assert accuracy(student, data.test, SPEC) > 0.9 and done.history.isfinite().all()
+    with pytest.raises(ValueError, match=r"arithmetic must be one of .*, got 'float16'"):
+        Training(arithmetic="float16")
 
 
 def test_teacher_and_student_see_the_same_blends() -> None:

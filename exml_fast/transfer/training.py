@@ -16,6 +16,7 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress
 from exml_fast.inversion.twin import twin
 from exml_fast.models import final_linear
+from exml_fast.training import ARITHMETIC, Rounded
 
 __all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
 
@@ -29,7 +30,8 @@ class Training:
     """Adam with a cosine to zero, over ``steps`` batches of shuffled images.
 
     The papers give no optimiser but Adam at 0.001 (published code of Nayak 2021). ``augmentation`` is applied anew to
-    each batch. ValueError naming the field that leaves its range.
+    each batch. ``arithmetic`` is that of the networks, "float32", or "bfloat16" (torch.autocast: weights, optimiser and
+    loss stay float32), which is faster where the processor has it. ValueError naming the field that leaves its range.
     """
 
     steps: int = 5000
@@ -37,6 +39,7 @@ class Training:
     lr: float = 1e-3
     weight_decay: float = 0.0
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(shift=0))
+    arithmetic: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -47,6 +50,8 @@ class Training:
             raise ValueError(f"lr must be a positive number, got {self.lr!r}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        if self.arithmetic not in ARITHMETIC:
+            raise ValueError(f"arithmetic must be one of {list(ARITHMETIC)}, got {self.arithmetic!r}")
 
 
 def train(
@@ -70,7 +75,7 @@ def train(
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
     device = next(model.parameters()).device
-    network = twin(model)
+    network = Rounded(twin(model), config.arithmetic)
     images = images.to(device)
     bounds = spec.bounds(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

@@ -14,7 +14,7 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
-from exml_fast.training import blended
+from exml_fast.training import Rounded, blended
 from exml_fast.transfer.robustness import Attack, ramped
 from exml_fast.transfer.training import Training, accuracy, train
 
@@ -94,7 +94,7 @@ def zskd(
     if outputs[0] != outputs[1]:
         raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
-        answers, shares = twin(fixed), torch.Generator().manual_seed(seed)
+        answers, shares = Rounded(twin(fixed), config.arithmetic), torch.Generator().manual_seed(seed)
         perturb = None if attack is None else ramped(attack, spec, config.steps, seed=seed)
 
         def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
