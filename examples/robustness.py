@@ -31,9 +31,13 @@ transfer.adversarial_training(robust, digits.train, digits.spec, config, attack)
 report("robust teacher", robust)
 
 # From here on without data: the robust teacher's impressions, as they are and under attack.
-impressions = xf.invert(robust, per_class=50, recipe="data_impressions/nayak", spec=digits.spec, steps=150, lr=0.05)
+impressions = xf.invert(robust, per_class=30, recipe="data_impressions/nayak", spec=digits.spec, steps=100, lr=0.05)
+varied = xf.continual.Augmentation(
+    shift=3, rotation=20.0, scale=0.25, stretch=0.2, shear=0.3, elastic=1.0, contrast=(4.0, 20.0)
+)
+learning = transfer.Training(steps=1000, batch_size=64, lr=2e-3, augmentation=varied)
 for name, met in (("its student", None), ("its student under attack", attack)):
     torch.manual_seed(1)
     student = create("lenet5_half", activation="relu")
-    transfer.zskd(robust, student, impressions, attack=met)
+    transfer.zskd(robust, student, impressions, config=learning, attack=met)
     report(name, student)

@@ -85,10 +85,10 @@ def test_impressions_of_digits_are_enough(
 def test_adversarial_training_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("art", reason="needs the extra attacks")
     runpy.run_path(str(EXAMPLES / "robustness.py"))
-    plain, robust = (
+    plain, robust, student, under_attack = (
         float(line.split("pgd ")[1].rstrip("%")) for line in capsys.readouterr().out.splitlines() if "pgd" in line
     )
-    assert robust > plain + 10
+    assert robust > plain + 10 and student > plain + 10 and under_attack > plain + 10
 
 
 def test_a_stream_is_learned_in_two_goes(
