@@ -495,6 +495,10 @@ def test_auxiliary_data_from_a_folder_of_photographs(npz: Path, experts: Path, t
     (row,) = [row for row in as_json("learn", *arguments)["rows"] if row["kind"] == "strategy"]
     assert row["note"].startswith("images of photos")
     assert load_json(tmp_path / "run" / "results.json")["settings"]["auxiliary"] == "photos", "no place on this machine"
+    (tmp_path / "empty").mkdir()
+    early = ("--strategy", "auxiliary-data", "--auxiliary", tmp_path / "empty", "--out", tmp_path / "none")
+    output = call("learn", "--data", npz, *early, code=2).output
+    assert "holds no images" in output and not (tmp_path / "none" / "experts").exists()
 
 
 @pytest.mark.parametrize("calibration", [None, "none", "pen-strokes"])

@@ -18,6 +18,7 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.study import PUBLISHED, Settings, Study
 from exml_fast.cli.tables import learn_preset, settings_of
 from exml_fast.continual import DistillationConfig, Replay, train_stream
+from exml_fast.data import Augmentation
 from exml_fast.models import create
 from exml_fast.reproduce import load_preset, names
 from exml_fast.storage import load_json, save_tensors
@@ -66,6 +67,34 @@ def test_presets_hold_the_appendix() -> None:
         10,
     )
     assert len(CARTA) == 8
+
+
+@pytest.mark.parametrize(
+    ("data", "generation", "distillation"),
+    [
+        ("mnist", {"jitter": 4, "flip": False, "rotate": 0.0, "crop": (1.0, 1.0)}, Augmentation(shift=4)),
+        (
+            "cifar10",
+            {"jitter": 0, "flip": True, "rotate": 15.0, "crop": (0.8, 1.0)},
+            Augmentation(shift=2, scale=0.1, flip=0.5, rotation=15.0),
+        ),
+        (
+            "core50",
+            {"jitter": 4, "flip": True, "rotate": 15.0, "crop": (1.0, 1.0)},
+            Augmentation(shift=4, flip=0.5, rotation=15.0),
+        ),
+    ],
+)
+def test_images_are_augmented_as_published(data: str, generation: dict[str, Any], distillation: Augmentation) -> None:
+    """Of the published code: crops of a padded image, or of 0.8 to 1 of the area (CIFAR-10); flips; 15 degrees."""
+    presets = [learn_preset(name) for name in CARTA if f"/{data}-" in name]
+    assert presets
+    for preset in presets:
+        settings = settings_of(preset)
+        assert studies.config(settings.distillation).augmentation == distillation
+        for strategy in ("model-inversion", "data-impression"):
+            recipe = settings.recipe(strategy)
+            assert {name: getattr(recipe, name) for name in generation} == generation
 
 
 def test_learn_from_a_preset_and_options_go_before_it(npz: Path, tmp_path: Path) -> None:

@@ -370,8 +370,11 @@ class Study:
         self.experiences = [classes for _, classes in experiences_of(self.data, settings)]
         self.networks = {_network(settings.architecture, settings.arguments)}
         self.seeds = list(range(settings.seed, settings.seed + settings.seeds))
-        if "auxiliary-data" in settings.strategies and not self._folder():
-            _ = self._auxiliary  # what is wrong with it shows before anything is computed
+        if "auxiliary-data" in settings.strategies:  # what is wrong with it shows before anything is computed
+            if folder := self._folder():
+                some_images(folder, self.data.spec.size, 1)
+            else:
+                _ = self._auxiliary
 
     def run(self) -> list[dict[str, Any]]:
         """Everything, and the rows of the table (see :meth:`rows`)."""
