@@ -208,7 +208,9 @@ def test_the_background_learns_as_random_images_alone_do() -> None:
 
 @pytest.mark.parametrize("typicality", [0.0, 0.5])
 def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float, tmp_path: Path) -> None:
-    config = DistillationConfig.from_dict(QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5})
+    config = DistillationConfig.from_dict(
+        QUICK | {"buffer_size": 30, "renormalise": True, "lambda_ce": 0.5, "align": True, "debias": 0.5}
+    )
     calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
 
     def run(source: NaturalFields | PenStrokes = FIELDS, **options: Any) -> Any:
@@ -247,6 +249,27 @@ def test_renormalised_statistics_are_those_of_the_strategys_images() -> None:
             torch.testing.assert_close(module_.running_mean, seen[name].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(module_.running_var, seen[name].var((0, 2, 3)), rtol=1e-4, atol=1e-5)
             assert module_.momentum == 0.1
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_debiased_classes_are_as_likely_for_random_images(align: bool) -> None:
+    """A share of their mean logits is taken off, all of it at 1; every expert's and of a copy."""
+    found = [method(debias=share, align=align).run(ExpertStream(with_batch_norm())) for share in (0.0, 0.5, 1.0)]
+    assert found[0].history == found[1].history == found[2].history
+    background = FIELDS.draw(24, found[0].expert.input_spec, torch.Generator().manual_seed(5))
+    plain, half, none = (run.expert.logits(background).mean(0) for run in found)
+    plain, half, none = (mean - mean.mean() for mean in (plain, half, none))
+    assert plain.abs().max() > 0.01
+    torch.testing.assert_close(half, plain / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(none, torch.zeros(4), atol=1e-4, rtol=0)
+
+
+def test_debiasing_needs_a_bias() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4, bias=False))
+    config = DistillationConfig.from_dict(QUICK | {"debias": 0.5})
+    run = ExModelDistillation(INVERSION, config, background=FIELDS, model=model, units=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match="debias needs a final linear layer with a bias"):
+        run.run(ExpertStream(list(trained())))
 
 
 def test_without_batch_norm_nothing_is_renormalised() -> None:

@@ -154,6 +154,8 @@ def test_onecycle_rises_and_falls() -> None:
         ({"mixup": 1.0, "lambda_ce": 0.0, "combine": "per_sample"}, "mixup needs combine='per_unit'"),
         ({"mixup": 1.0, "lambda_ce": 0.0, "task_labels": True}, "mixup needs task_labels=False"),
         ({"align": True, "task_labels": True}, "align must be False with task_labels"),
+        ({"debias": 2.0}, "debias must be between 0 and 1, got 2.0"),
+        ({"debias": 0.5}, "debias needs background_share, random images of no class, got 0"),
         ({"augmentation": {"shift": -1}}, "shift must be an integer from 0"),
         ({"augmentation": {"rotation": 200}}, "rotation must be between"),
         ({"augmentation": {"flip": 2}}, "flip must be a probability"),
@@ -469,47 +471,37 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -
     assert resumed.expert.fingerprint() == ExModelDistillation(real_images(), QUICK).run(stream()).expert.fingerprint()
 
 
-def test_aligned_rows_have_one_norm_an_expert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After weight aligning (Zhao 2020): the centred logits of an expert's classes change by one factor."""
-    changes = []
-    align = distillation._Run._align
-
-    def spy(self: Any) -> None:
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        align(self)
-        changes.append((before, {name: value.clone() for name, value in self.model.state_dict().items()}))
-
-    monkeypatch.setattr(distillation._Run, "_align", spy)
-    result = ExModelDistillation(real_images(), change(align=True)).run(stream())
-    (before, after), (old, new) = changes
-    assert all(torch.equal(value, after[name]) for name, value in before.items())  # one expert: nothing to align
+def test_aligned_rows_have_one_norm() -> None:
+    """Zhao 2020, by class: the centred logits of each class change by one factor, in a copy."""
+    plain, aligned = (ExModelDistillation(real_images(), change(align=flag)).run(stream()) for flag in (False, True))
+    assert aligned.history == plain.history  # it goes on learning as it was
+    old, new = weights(plain), weights(aligned)
     weight, bias = "classifier.4.weight", "classifier.4.bias"
     assert [name for name, value in old.items() if not torch.equal(value, new[name])] == [weight, bias]
     centred = {name: old[name] - old[name].mean(0) for name in (weight, bias)}
-    norms = centred[weight].norm(dim=1).view(2, 2).mean(1)  # experts know classes 0, 1 and 2, 3
-    assert abs(norms[1] / norms[0] - 1) > 0.01  # something to align
-    for name, value in centred.items():
-        factors = (norms.mean() / norms).repeat_interleave(2).view(-1, *[1] * (value.ndim - 1))
-        torch.testing.assert_close(new[name], value * factors)
-    torch.testing.assert_close(weights(result)[weight], new[weight])
-    assert stream_accuracy(result.expert, quadrants()) >= 0.9
+    norms = centred[weight].norm(dim=1)
+    assert norms.max() / norms.min() > 1.01  # something to align
+    torch.testing.assert_close(new[weight], centred[weight] * (norms.mean() / norms)[:, None])
+    torch.testing.assert_close(new[bias], centred[bias] * (norms.mean() / norms))
+    assert stream_accuracy(aligned.expert, quadrants()) >= 0.9
 
 
-def test_aligning_is_kept_by_a_run_that_goes_on(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        ExModelDistillation(real_images(), change(align=True)).run(stream(), Interrupt(3), tmp_path)
-    resumed = ExModelDistillation(real_images(), change(align=True)).run(stream(), checkpoint_dir=tmp_path)
-    straight = ExModelDistillation(real_images(), change(align=True)).run(stream())
-    assert resumed.expert.fingerprint() == straight.expert.fingerprint()
-
-
-def test_experts_that_share_all_classes_have_nothing_to_align() -> None:
-    experts = [trained()[0]] * 2
-    plain, aligned = (
-        ExModelDistillation(real_images(), change(align=flag, iterations=20)).run(ExpertStream(experts))
-        for flag in (False, True)
+def test_only_the_classes_seen_are_aligned() -> None:
+    given: list[dict[str, Tensor]] = []
+    ExModelDistillation(real_images(), change(align=True, iterations=20)).run(
+        stream(), evaluate=lambda e: given.append({name: value.clone() for name, value in e.model.state_dict().items()})
     )
-    assert all(torch.equal(value, weights(aligned)[name]) for name, value in weights(plain).items())
+    torch.manual_seed(0)
+    plain: list[dict[str, Tensor]] = []
+    ExModelDistillation(real_images(), change(iterations=20)).run(
+        stream(), evaluate=lambda e: plain.append({name: value.clone() for name, value in e.model.state_dict().items()})
+    )
+    weight = "classifier.4.weight"
+    first, before = given[0][weight], plain[0][weight]
+    assert torch.equal(first[2:], before[2:]) and not torch.equal(first[:2], before[:2])
+    torch.testing.assert_close(first[:2].norm(dim=1), before[:2].sub(before[:2].mean(0)).norm(dim=1))
+    norms = given[1][weight].norm(dim=1)
+    torch.testing.assert_close(norms, norms.mean().expand(4))
 
 
 class TwoLinears(nn.Module):
@@ -525,7 +517,7 @@ class TwoLinears(nn.Module):
 
 def test_aligning_needs_a_linear_layer_that_gives_the_logits() -> None:
     method = ExModelDistillation(real_images(), change(align=True), model=TwoLinears(), units=[0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"align needs a final linear layer with 4 outputs.*got 3"):
+    with pytest.raises(ValueError, match=r"align and debias need a final linear layer with 4 outputs.*got 3"):
         method.run(stream())
 
 

@@ -84,10 +84,12 @@ class DistillationConfig:
             mean over the batch, they add nothing.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
-        align: after each expert, scale the rows of the final linear layer, centred over the classes seen, to the same
-            mean norm for the classes of every expert, and the biases with them (after weight aligning, Zhao 2020,
-            "Maintaining Discrimination and Fairness in Class Incremental Learning"): where later classes' logits
-            would stay smaller.
+        align: of the ex-model that is returned and evaluated, the rows of the final linear layer, centred over the
+            classes seen, have the same norm, and biases are scaled with them (after weight aligning, Zhao 2020,
+            "Maintaining Discrimination and Fairness in Class Incremental Learning", which scales by task): where
+            later classes' logits stay smaller. It goes on learning as it was.
+        debias: likewise, the share of the classes' mean logits for the ``background`` that is taken off their biases:
+            random images should not speak for a class. Needs ``background_share``.
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
             little. They are the same from the seed whenever they are made, and have targets of their own, which are
             kept: where ``augmentation``, which should then change nothing, would show the ex-model images of which no
@@ -121,6 +123,7 @@ class DistillationConfig:
     background_share: float = 0.0
     renormalise: bool = False
     align: bool = False
+    debias: float = 0.0
     views: int = 1
     task_labels: bool = False
     init_from_first: bool = False
@@ -151,6 +154,10 @@ class DistillationConfig:
             raise ValueError("background_share must be 0 with task_labels: random images belong to no task")
         if self.align and self.task_labels:
             raise ValueError("align must be False with task_labels: every task has a head of its own")
+        if not isinstance(self.debias, int | float) or not 0 <= self.debias <= 1:
+            raise ValueError(f"debias must be between 0 and 1, got {self.debias!r}")
+        if self.debias and not share:
+            raise ValueError(f"debias needs background_share, random images of no class, got {share!r}")
         if self.views != 1 and not self.keeps_targets:
             raise ValueError(f"views needs targets 'stored' or 'experts', got {self.targets!r}")
         for name in ("iterations", "batch_size", "buffer_size", "views"):
@@ -449,7 +456,8 @@ class _Run:
             self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
             self.model = create(self.architecture, **self.arguments).to(self.device)
         self.student = twin(placed(self.model, self.device))
-        self.classifier = self._final_linear() if self.config.align else None
+        if self.config.align or self.config.debias:
+            self._final_linear(self.model)  # what is wrong with it shows before anything is learned
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -578,7 +586,7 @@ class _Run:
             return None
         plain = copy.deepcopy(self.model)
         plain.load_state_dict(self.previous.state_dict())
-        return Expert(plain, self._as_expert().card)
+        return Expert(plain, self._card())
 
     def _keep(self, images: Tensor, labels: Tensor) -> None:
         """Into the buffer, for which others make room."""
@@ -670,8 +678,6 @@ class _Run:
         copied = config.init_from_first and self.expert_index == 0 and self._same_network(expert)
         if config.renormalise and not copied:
             self._renormalise()
-        if config.align:
-            self._align()
 
     def _rows_of(self, places: Tensor) -> Tensor:
         """Rows of all views of the images at these places."""
@@ -736,34 +742,35 @@ class _Run:
             norm.momentum = momentum
 
     @torch.no_grad()
-    def _align(self) -> None:
-        """Classifier rows get the same mean norm for the classes of every expert."""
-        groups: list[list[int]] = []  # positions of the classes that each expert was the first to know
-        seen: list[int] = []
-        for classes in self.stream.experiences[: self.expert_index + 1]:
-            groups.append([self.position[c] for c in classes if self.position[c] not in seen])
-            seen += groups[-1]
-        groups = [group for group in groups if group]
-        if len(groups) == 1:
-            return
-        layer = self.classifier
-        assert layer is not None
-        parameters = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
-        for parameter in parameters:  # softmax does not see it
-            parameter[seen] -= parameter[seen].mean(0)
-        norms = torch.stack([layer.weight[group].norm(dim=1).mean() for group in groups])
-        for group, factor in zip(groups, norms.mean() / norms, strict=True):
-            for parameter in parameters:
-                parameter[group] *= factor
+    def _adjusted(self) -> nn.Module:
+        """The ex-model as it is given away: ``align`` and ``debias`` change a copy, for it goes on learning."""
+        if not (self.config.align or self.config.debias):
+            return self.model
+        model = copy.deepcopy(self.model).eval()
+        layer = self._final_linear(model)
+        seen = [self.position[c] for c in self.known(self.expert_index)]
+        if self.config.align:
+            layer.weight[seen] -= layer.weight[seen].mean(0)  # softmax does not see it
+            norms = layer.weight[seen].norm(dim=1)
+            factors = norms.mean() / norms
+            layer.weight[seen] *= factors[:, None]
+            if layer.bias is not None:
+                layer.bias[seen] = (layer.bias[seen] - layer.bias[seen].mean()) * factors
+        if self.config.debias:
+            said = _outputs(model, self.background.to(self.device)).mean(0)[seen]
+            layer.bias[seen] -= self.config.debias * (said - said.mean())
+        return model
 
-    def _final_linear(self) -> nn.Linear:
+    def _final_linear(self, model: nn.Module) -> nn.Linear:
         """The layer whose outputs are the logits."""
-        layer = final_linear(self.model, torch.zeros(1, *self.spec.shape, device=self.device))
+        layer = final_linear(model, torch.zeros(1, *self.spec.shape, device=self.device))
         if layer.out_features != len(self.units):
             raise ValueError(
-                f"align needs a final linear layer with {len(self.units)} outputs, one for each unit of the ex-model, "
-                f"got {layer.out_features}"
+                f"align and debias need a final linear layer with {len(self.units)} outputs, one for each unit of the "
+                f"ex-model, got {layer.out_features}"
             )
+        if self.config.debias and layer.bias is None:
+            raise ValueError("debias needs a final linear layer with a bias, got one without")
         return layer
 
     def _record(self, stage: str, terms: list[float], seconds: float) -> None:
@@ -801,8 +808,11 @@ class _Run:
         return sorted({c for classes in self.stream.experiences[:experts] for c in classes})
 
     def _as_expert(self) -> Expert:
+        return Expert(self._adjusted(), self._card())
+
+    def _card(self) -> Card:
         names = self.stream.class_names
-        card = Card(
+        return Card(
             self.architecture,
             self.arguments,
             tuple(self.units),
@@ -817,7 +827,6 @@ class _Run:
                 "seed": self.seed,
             },
         )
-        return Expert(self.model, card)
 
     def _state(self) -> dict[str, Any]:
         cuda = self.device.type == "cuda"
