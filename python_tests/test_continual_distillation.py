@@ -491,7 +491,6 @@ def test_only_the_classes_seen_are_aligned() -> None:
     ExModelDistillation(real_images(), change(align=True, iterations=20)).run(
         stream(), evaluate=lambda e: given.append({name: value.clone() for name, value in e.model.state_dict().items()})
     )
-    torch.manual_seed(0)
     plain: list[dict[str, Tensor]] = []
     ExModelDistillation(real_images(), change(iterations=20)).run(
         stream(), evaluate=lambda e: plain.append({name: value.clone() for name, value in e.model.state_dict().items()})
@@ -504,20 +503,35 @@ def test_only_the_classes_seen_are_aligned() -> None:
     torch.testing.assert_close(norms, norms.mean().expand(4))
 
 
-class TwoLinears(nn.Module):
+class Gated(nn.Module):
     """Whose last linear layer does not give the logits."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.classify, self.after = nn.Conv2d(1, 4, 32), nn.Linear(3, 3)
+        self.first, self.gate = nn.Linear(1024, 4), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(x).flatten(1) + self.after(x[:, 0, 0, :3]).sum(1, keepdim=True)
+        z = self.first(x.flatten(1))
+        return z * self.gate(z).sigmoid()
 
 
-def test_aligning_needs_a_linear_layer_that_gives_the_logits() -> None:
-    method = ExModelDistillation(real_images(), change(align=True), model=TwoLinears(), units=[0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"align and debias need a final linear layer with 4 outputs.*got 3"):
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Gated(), "that gives the logits, got one before others"),
+        (
+            nn.Sequential(nn.Conv2d(1, 4, 32), nn.Flatten()),
+            "need a final linear layer: .* executes no nn.Linear",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(1024, 4))),
+            "with its own weight, got a parametrised one",
+        ),
+    ],
+)
+def test_aligning_needs_a_linear_layer_that_gives_the_logits(model: nn.Module, message: str) -> None:
+    method = ExModelDistillation(real_images(), change(align=True), model=model, units=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match=message):
         method.run(stream())
 
 

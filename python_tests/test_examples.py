@@ -88,7 +88,7 @@ def test_adversarial_training_of_digits(capsys: pytest.CaptureFixture[str]) -> N
     plain, robust, student, under_attack = (
         float(line.split("pgd ")[1].rstrip("%")) for line in capsys.readouterr().out.splitlines() if "pgd" in line
     )
-    assert robust > plain + 10 and student > plain + 10 and under_attack > plain + 10
+    assert robust > plain + 10 and student > plain + 10 and under_attack > student
 
 
 def test_a_stream_is_learned_in_two_goes(

@@ -155,9 +155,10 @@ def test_robustness_by_command(npz: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attack.step": 0.5}, "step must be in"),
-        ({"attack.distillation.step": 0.5}, "step must be in"),
-        ({"attack.distillation.size": 1}, "attack: 'size' is not known; expected"),
+        ({"attack.step": 0.5}, "attack: step must be in"),
+        ({"attack.distillation.step": 0.5}, "attack.distillation: step must be in"),
+        ({"attack.distillation.training_steps": 1}, "attack.distillation: 'training_steps' is not known; expected"),
+        ({"attack.distillation": 5}, "attack.distillation must be a table of"),
         ({"attack.bound": 0.1}, "attack: 'bound' is not known; expected"),
     ],
 )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small_experts import quadrants
 from torch import nn
 
-from exml_fast import invert
+from exml_fast import invert, ops
 from exml_fast.continual import Augmentation
 from exml_fast.data import ImageData, InputSpec
 from exml_fast.models import create, final_linear
@@ -154,8 +154,15 @@ def test_a_student_learns_from_impressions_alone(data: ImageData, teacher: nn.Mo
     teacher.eval()
 
 
-def test_bfloat16_is_the_networks_alone(data: ImageData, teacher: nn.Module) -> None:
-    """Of both while a student is distilled: their layers round, weights and loss do not."""
+def test_bfloat16_is_the_networks_alone(data: ImageData, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both while a student is distilled: their layers round, weights and the loss's input do not."""
+    kept, given = ops.soft_cross_entropy, set[tuple[torch.dtype, torch.dtype]]()
+
+    def spy(logits: torch.Tensor, target: torch.Tensor, *rest: Any) -> torch.Tensor:
+        given.add((logits.dtype, target.dtype))
+        return kept(logits, target, *rest)
+
+    monkeypatch.setattr(ops, "soft_cross_entropy", spy)
     rounded: list[tuple[bool, torch.dtype]] = []
 
     def look(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
@@ -172,6 +179,7 @@ def test_bfloat16_is_the_networks_alone(data: ImageData, teacher: nn.Module) -> 
             handle.remove()
         assert set(rounded[2:]) == {(False, dtype), (True, dtype)}  # after a look at the number of outputs
         assert all(p.dtype == torch.float32 for p in student.parameters())
+        assert given == {(torch.float32, torch.float32)}
         assert accuracy(student, data.test, SPEC) > 0.9 and done.history.isfinite().all()
     with pytest.raises(ValueError, match=r"arithmetic must be one of .*, got 'float16'"):
         Training(arithmetic="float16")

@@ -84,10 +84,10 @@ class DistillationConfig:
             mean over the batch, they add nothing.
         renormalise: after each expert, take the statistics of the ex-model's BatchNorms from the strategy's images in
             the buffer: a background's are not those of the classes. (Not of a copy of the first expert.)
-        align: of the ex-model that is returned and evaluated, the rows of the final linear layer, centred over the
-            classes seen, have the same norm, and biases are scaled with them (after weight aligning, Zhao 2020,
-            "Maintaining Discrimination and Fairness in Class Incremental Learning", which scales by task): where
-            later classes' logits stay smaller. It goes on learning as it was.
+        align: in the ex-model that is returned and evaluated, the rows of the final linear layer, centred over the
+            classes seen, get the same norm, and the biases are scaled with them (after weight aligning, Zhao 2020,
+            "Maintaining Discrimination and Fairness in Class Incremental Learning", which scales the rows of new
+            classes together). For where later classes' logits stay smaller; it goes on learning as it was.
         debias: likewise, the share of the classes' mean logits for the ``background`` that is taken off their biases:
             random images should not speak for a class. Needs ``background_share``.
         views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
@@ -457,7 +457,8 @@ class _Run:
             self.model = create(self.architecture, **self.arguments).to(self.device)
         self.student = twin(placed(self.model, self.device))
         if self.config.align or self.config.debias:
-            self._final_linear(self.model)  # what is wrong with it shows before anything is learned
+            with torch.no_grad():
+                self._final_linear(self.model)  # what is wrong with it shows before anything is learned
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -762,12 +763,22 @@ class _Run:
         return model
 
     def _final_linear(self, model: nn.Module) -> nn.Linear:
-        """The layer whose outputs are the logits."""
-        layer = final_linear(model, torch.zeros(1, *self.spec.shape, device=self.device))
-        if layer.out_features != len(self.units):
+        """The layer whose outputs are the logits; ValueError if there is none."""
+        example, outputs = torch.zeros(1, *self.spec.shape, device=self.device), list[Tensor]()
+        try:
+            layer = final_linear(model, example)
+        except ValueError as error:
+            raise ValueError(f"align and debias need a final linear layer: {error}") from error
+        handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        training = model.training
+        logits = model.eval()(example)
+        model.train(training)
+        handle.remove()
+        if not torch.equal(outputs[-1], logits):
+            raise ValueError("align and debias need a final linear layer that gives the logits, got one before others")
+        if "weight" not in layer._parameters:
             raise ValueError(
-                f"align and debias need a final linear layer with {len(self.units)} outputs, one for each unit of the "
-                f"ex-model, got {layer.out_features}"
+                "align and debias need a final linear layer with a weight of its own, got a parametrised one"
             )
         if self.config.debias and layer.bias is None:
             raise ValueError("debias needs a final linear layer with a bias, got one without")

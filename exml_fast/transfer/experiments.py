@@ -374,14 +374,23 @@ def training(table: dict[str, Any]) -> Training:
     return Training(**given)
 
 
-def attack_of(table: dict[str, Any], other: str = "") -> Attack:
-    """The fields of :class:`Attack` in a preset's table; those that its table ``other`` has from there."""
+def attack_of(table: dict[str, Any], part: str = "") -> Attack:
+    """The fields of :class:`Attack` in a preset's table [attack]; with ``part`` those that its table has from there."""
     own = {f.name for f in dataclasses.fields(Attack)}
-    expected = own | {"training_steps", "test_images", *TRAINED_UNDER}
-    if unknown := sorted((set(table) - expected) | (set(table.get(other, {})) - own)):
-        raise ValueError(f"attack: {unknown[0]!r} is not known; expected {sorted(expected)}")
-    given = table | table.get(other, {})
-    return Attack(**{name: value for name, value in given.items() if name in own})
+    changes = table.get(part, {})
+    if not isinstance(changes, dict):
+        raise ValueError(f"attack.{part} must be a table of {sorted(own)}, got {changes!r}")
+    for name, given, expected in (
+        ("attack", table, own | {"training_steps", "test_images", *TRAINED_UNDER}),
+        (f"attack.{part}", changes, own),
+    ):
+        if unknown := sorted(set(given) - expected):
+            raise ValueError(f"{name}: {unknown[0]!r} is not known; expected {sorted(expected)}")
+    fields = {name: value for name, value in (table | changes).items() if name in own}
+    try:
+        return Attack(**fields)
+    except ValueError as error:
+        raise ValueError(f"attack{'.' * bool(part)}{part}: {error}") from error
 
 
 def first_images(split: Split, count: int | None) -> Split:

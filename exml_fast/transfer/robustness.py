@@ -61,7 +61,7 @@ def pgd(
 
 
 def ramped(attack: Attack, spec: InputSpec, steps: int, *, warmup: float = 0.3, seed: int = 0) -> Attacked:
-    """``perturb(network, x, labels)``: PGD examples from random starts, for ``steps`` steps of training.
+    """``perturb(network, x, labels)``: PGD examples from random starts, for one training of ``steps`` steps.
 
     ε grows linearly over the first ``warmup`` of them: from the start at full size, small networks learn to give one
     constant answer. The network sees them in evaluation mode, and is in training mode afterwards.

@@ -16,7 +16,7 @@ from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress
 from exml_fast.inversion.twin import twin
 from exml_fast.models import final_linear
-from exml_fast.training import ARITHMETIC, Rounded
+from exml_fast.training import ARITHMETIC, Rounded, arranged
 
 __all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
 
@@ -30,8 +30,9 @@ class Training:
     """Adam with a cosine to zero, over ``steps`` batches of shuffled images.
 
     The papers give no optimiser but Adam at 0.001 (published code of Nayak 2021). ``augmentation`` is applied anew to
-    each batch. ``arithmetic`` is that of the networks, "float32", or "bfloat16" (torch.autocast: weights, optimiser and
-    loss stay float32), which is faster where the processor has it. ValueError naming the field that leaves its range.
+    each batch. ``arithmetic`` is that of the network that learns (and of the teacher in ``zskd``): "float32", or
+    "bfloat16" (torch.autocast: weights, optimiser and loss stay float32), which is faster where the processor has it.
+    ValueError naming the field that leaves its range.
     """
 
     steps: int = 5000
@@ -67,15 +68,15 @@ def train(
 ) -> Tensor:
     """Minimise ``loss(network, x, index)`` over the model's parameters, in place; it is left in evaluation mode.
 
-    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`); they have no
-    second derivatives. ``x`` are augmented rows ``images[index]``, network input on the model's device. The caller's
-    random state is left alone. Returns the loss of every step (steps,) float64; RuntimeError as soon as it is no
-    number.
+    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`) and in
+    ``config.arithmetic``; they have no second derivatives. ``x`` are augmented rows ``images[index]``, network input on
+    the model's device. The caller's random state is left alone. Returns the loss of every step (steps,) float64;
+    RuntimeError as soon as it is no number.
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
     device = next(model.parameters()).device
-    network = Rounded(twin(model), config.arithmetic)
+    network = Rounded(twin(arranged(model, config.arithmetic)), config.arithmetic)
     images = images.to(device)
     bounds = spec.bounds(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)

@@ -71,10 +71,11 @@ def zskd(
         temperature: τ of the loss.
         mixup: ours: a of the shares Beta(a, a) with which each augmented image is blended with another before both see
             it; 0 for none.
-        attack: ours, for a student that is to be robust as its teacher is (adversarially robust distillation,
-            Goldblum 2020, without labels): the student sees each image moved within the attack's bound, from a random
-            start, to where its answer is farthest from the teacher's answer for the image as it was, and learns that
-            answer there. The bound grows over the first 30 % of the steps. None shows both the same image.
+        attack: ours, for a student that is to be robust as its teacher is (after adversarially robust distillation,
+            Goldblum 2020, which has labels and clean images beside): the student sees each image moved within the
+            attack's bound, from a random start, to where its answer is farthest (as a cross-entropy) from the
+            teacher's for the image as it was, and learns that answer there. The bound grows over the first 30 % of
+            the steps. None shows both the same image.
 
     Raises:
         ValueError: naming the argument: images of another shape than ``spec``, no specification, logits of another
