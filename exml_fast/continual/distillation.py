@@ -777,9 +777,7 @@ class _Run:
         if not torch.equal(outputs[-1], logits):
             raise ValueError("align and debias need a final linear layer that gives the logits, got one before others")
         if "weight" not in layer._parameters:
-            raise ValueError(
-                "align and debias need a final linear layer with a weight of its own, got a parametrised one"
-            )
+            raise ValueError("align and debias need a final linear layer with its own weight, got a parametrised one")
         if self.config.debias and layer.bias is None:
             raise ValueError("debias needs a final linear layer with a bias, got one without")
         return layer
