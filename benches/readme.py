@@ -422,6 +422,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         for name in (
             "table1",
             "table2",
+            "figure4-mnist",
             "table4-mnist",
             "table5-mnist-usps",
             "table5-usps-mnist",
