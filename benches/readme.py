@@ -418,16 +418,17 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt-joint")],
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
     "nayak": [
-        (f"nayak2021-{name}.json", nayak)
+        (f"{name}.json", nayak)
         for name in (
-            "table1",
-            "table2",
-            "figure4-mnist",
-            "table4-mnist",
-            "table5-mnist-usps",
-            "table5-usps-mnist",
-            "table7-mnist",
-            "table7-fashion-mnist",
+            "nayak2021-table1",
+            "nayak2021-table2",
+            "calibrated-cifar10-zskd",
+            "nayak2021-figure4-mnist",
+            "nayak2021-table4-mnist",
+            "nayak2021-table5-mnist-usps",
+            "nayak2021-table5-usps-mnist",
+            "nayak2021-table7-mnist",
+            "nayak2021-table7-fashion-mnist",
         )
     ],
 }
