@@ -160,6 +160,21 @@ def strategies(path: Path) -> str:
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, others)
 
 
+def buffer_sizes(path: Path) -> str:
+    """Strategies by the buffer's size."""
+    results = load_json(path)
+    found: dict[str, dict[int, float]] = {}
+    for row in results["rows"]:
+        if row["kind"] == "strategy":
+            found.setdefault(row["name"], {})[row["buffer_size"]] = row["ours"]
+    sizes = sorted({size for ours in found.values() for size in ours})
+    rows = [[name, *(number(ours[size]) for size in sizes)] for name, ours in found.items()]
+    note = next(row["note"] for row in results["rows"] if row["kind"] == "strategy")
+    seeds = results["rows"][0]["seeds"]
+    header = ["MNIST NC: accuracy in %, by images in the buffer", *map(str, sizes)]
+    return table(header, rows) + f"\n\n{seeds} seed{'s' if seeds > 1 else ''}; {note}. " + source(path, results)
+
+
 def calibration(path: Path) -> str:
     """Ensembles by source; ex-models below."""
     results = load_json(path)
@@ -414,6 +429,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "ex-model": [("ex-model-cpu.json", ex_model)],
     "impressions": [("impressions-cpu.json", impressions)],
     "strategies": [("carta2022-table2-mnist-nc-replay.json", strategies)],
+    "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
     "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt-joint")],
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
@@ -435,7 +451,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
 FILES = {
     "README.md": ["results", "images", "inversion", "ops"],
     "docs/transfer.md": ["nayak", "impressions"],
-    "docs/ex_model.md": ["strategies", "rates", "ex-model", "cifar10", "calibration"],
+    "docs/ex_model.md": ["strategies", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["ablation"],
     "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],
 }

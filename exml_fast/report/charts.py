@@ -131,7 +131,8 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
     if logarithmic:
         axes.set_xscale("log")
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
-    axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
+    # Above, where no line is.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 
