@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -487,14 +488,11 @@ def test_aligned_rows_have_one_norm() -> None:
 
 
 def test_only_the_classes_seen_are_aligned() -> None:
-    given: list[dict[str, Tensor]] = []
-    ExModelDistillation(real_images(), change(align=True, iterations=20)).run(
-        stream(), evaluate=lambda e: given.append({name: value.clone() for name, value in e.model.state_dict().items()})
-    )
-    plain: list[dict[str, Tensor]] = []
-    ExModelDistillation(real_images(), change(iterations=20)).run(
-        stream(), evaluate=lambda e: plain.append({name: value.clone() for name, value in e.model.state_dict().items()})
-    )
+    plain, given = [], []
+    for align, states in ((False, plain), (True, given)):
+        ExModelDistillation(real_images(), change(align=align, iterations=20)).run(
+            stream(), evaluate=lambda e, states=states: states.append(copy.deepcopy(e.model.state_dict()))
+        )
     weight = "classifier.4.weight"
     first, before = given[0][weight], plain[0][weight]
     assert torch.equal(first[2:], before[2:]) and not torch.equal(first[:2], before[:2])

@@ -456,9 +456,8 @@ class _Run:
             self.arguments = complete_arguments(first.architecture, arguments, len(self.units), self.spec)
             self.model = create(self.architecture, **self.arguments).to(self.device)
         self.student = twin(placed(self.model, self.device))
-        if self.config.align or self.config.debias:
-            with torch.no_grad():
-                self._final_linear(self.model)  # what is wrong with it shows before anything is learned
+        # What is wrong with it shows before anything is learned.
+        self.classifier = self._find_classifier() if self.config.align or self.config.debias else ""
         self.initial = _clone(self.model.state_dict())
         self.previous: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer = self._new_optimizer()
@@ -748,7 +747,7 @@ class _Run:
         if not (self.config.align or self.config.debias):
             return self.model
         model = copy.deepcopy(self.model).eval()
-        layer = self._final_linear(model)
+        layer: Any = model.get_submodule(self.classifier)
         seen = [self.position[c] for c in self.known(self.expert_index)]
         if self.config.align:
             layer.weight[seen] -= layer.weight[seen].mean(0)  # softmax does not see it
@@ -762,25 +761,23 @@ class _Run:
             layer.bias[seen] -= self.config.debias * (said - said.mean())
         return model
 
-    def _final_linear(self, model: nn.Module) -> nn.Linear:
-        """The layer whose outputs are the logits; ValueError if there is none."""
+    @torch.no_grad()
+    def _find_classifier(self) -> str:
+        """Name of the linear layer whose outputs are the logits; ValueError if there is none."""
         example, outputs = torch.zeros(1, *self.spec.shape, device=self.device), list[Tensor]()
+        model = copy.deepcopy(self.model).eval()
         try:
             layer = final_linear(model, example)
         except ValueError as error:
             raise ValueError(f"align and debias need a final linear layer: {error}") from error
-        handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        training = model.training
-        logits = model.eval()(example)
-        model.train(training)
-        handle.remove()
-        if not torch.equal(outputs[-1], logits):
+        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        if not torch.equal(model(example), outputs[-1]):
             raise ValueError("align and debias need a final linear layer that gives the logits, got one before others")
         if "weight" not in layer._parameters:
             raise ValueError("align and debias need a final linear layer with its own weight, got a parametrised one")
         if self.config.debias and layer.bias is None:
             raise ValueError("debias needs a final linear layer with a bias, got one without")
-        return layer
+        return next(name for name, module in model.named_modules() if module is layer)
 
     def _record(self, stage: str, terms: list[float], seconds: float) -> None:
         term, ce = terms
