@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import shutil
 import statistics
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from exml_fast.inversion import Progress
-from exml_fast.storage import PathLike, load_json, save_json
+from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors
 
 __all__ = [
     "TASKS",
@@ -29,6 +30,7 @@ __all__ = [
     "Context",
     "Outcome",
     "Whole",
+    "check",
     "load_preset",
     "names",
     "run",
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 Preset = dict[str, Any]
+# A change that makes one of these settings smaller makes a run shorter.
+LENGTHS = ("steps", "count", "_images")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Outcome:
         values: figures in percent by cell.
         seconds: by stage.
         settings: JSON values beside the preset's.
-        samples: images in [0, 1] (N, C, H, W) and labels (N,) by title.
+        samples: images in [0, 1] (N, C, H, W) and labels (N,) by title; negative labels are of no class.
         lines: by title, points (x, y) of each line.
         axes: by title of lines, the names of x and y.
         logarithmic: titles of lines whose x is logarithmic.
@@ -80,6 +84,37 @@ class Outcome:
     class_names: list[str] = field(default_factory=list)
     pages: dict[str, Callable[[Path, dict[str, Any]], Path]] = field(default_factory=dict)
 
+    def save(self, folder: Path) -> None:
+        """Write everything but ``pages`` to a folder."""
+        tensors = {f"matrices/{title}": matrix for title, matrix in self.matrices.items()}
+        for title, (images, labels) in self.samples.items():
+            tensors |= {f"samples/{title}/images": images, f"samples/{title}/labels": labels}
+        for title, groups in self.points.items():
+            tensors |= {f"points/{title}/{name}": points for name, points in groups.items()}
+        save_tensors(folder / "pictures.safetensors", tensors)
+        plain = ("values", "seconds", "settings", "lines", "axes", "class_names")
+        written = {name: getattr(self, name) for name in plain} | {
+            "logarithmic": sorted(self.logarithmic), "samples": list(self.samples), "matrices": list(self.matrices),
+            "points": {title: list(groups) for title, groups in self.points.items()},
+        }  # fmt: skip
+        save_json(folder / "outcome.json", written)
+
+    @classmethod
+    def load(cls, folder: Path) -> Outcome:
+        """What :meth:`save` wrote."""
+        stored, tensors = load_json(folder / "outcome.json"), load_tensors(folder / "pictures.safetensors")
+        samples = {
+            title: (tensors[f"samples/{title}/images"], tensors[f"samples/{title}/labels"])
+            for title in stored.pop("samples")
+        }
+        matrices = {title: tensors[f"matrices/{title}"] for title in stored.pop("matrices")}
+        points = {
+            title: {name: tensors[f"points/{title}/{name}"] for name in names}
+            for title, names in stored.pop("points").items()
+        }
+        logarithmic = set(stored.pop("logarithmic"))
+        return cls(**stored, samples=samples, matrices=matrices, points=points, logarithmic=logarithmic)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -93,18 +128,23 @@ class Whole:
 
 
 Task = Callable[[Preset, Context], Outcome]
+# Raises what is wrong with a preset, given the folder of the data and the device, before anything is computed.
+Check = Callable[[Preset, str | None, str], None]
 TASKS: dict[str, Task] = {}
+CHECKS: dict[str, Check] = {}
 WholeTask = Callable[[Preset, Whole], tuple[list[dict[str, Any]], Outcome]]
 WHOLE: dict[str, WholeTask] = {}
 
 
-def task(name: str) -> Callable[[Task], Task]:
-    """Register a task under the name that presets give."""
+def task(name: str, check: Check | None = None) -> Callable[[Task], Task]:
+    """Register a task under the name that presets give, and what checks such a preset."""
 
     def register(function: Task) -> Task:
         if name in TASKS:
             raise ValueError(f"task {name!r} is registered already")
         TASKS[name] = function
+        if check is not None:
+            CHECKS[name] = check
         return function
 
     return register
@@ -135,7 +175,9 @@ def names() -> list[str]:
 def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Preset:
     """A preset by name or from a ``.toml`` file, with ``changes`` as ``{"impressions.count": 2000}``.
 
-    ValueError for an unknown name, a file that is not TOML, an unknown task, or a change of what is not there.
+    Its table ``usual`` holds the lengths that a change made shorter, as they were; with other data or another teacher
+    the paper's figures do not stand beside. ValueError for an unknown name, a
+    file that is not TOML, an unknown task, or a change of what is not there.
     """
     _load_tasks()
     path = Path(name)
@@ -151,9 +193,42 @@ def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Pre
         raise ValueError(f"preset {name}: {error}") from error
     if preset.get("task") not in {*TASKS, *WHOLE}:
         raise ValueError(f"preset {name}: task must be one of {sorted({*TASKS, *WHOLE})}, got {preset.get('task')!r}")
+    own = preset["task"] in TASKS  # streams say themselves what was shortened
+    usual = lengths(preset) if own else {}
     for key, value in (changes or {}).items():
+        if key == "task":
+            raise ValueError(f"preset {name}: task cannot be changed")
+        if own and _is_another(key, value, _look_up(preset, key)):
+            preset.pop("paper", None)
         _change(preset, key, value)
+    if own:
+        for table, numbers in ((table, preset.get(table, {})) for table in ("paper", "published")):
+            if not isinstance(numbers, dict) or not all(isinstance(v, int | float) for v in numbers.values()):
+                raise ValueError(f"preset {name}: {table} must be a table of numbers, got {numbers!r}")
+        for key in preset.get("published", {}):
+            if not isinstance(_look_up(preset, key), int | float):
+                raise ValueError(f"preset {name}: [published] has {key!r}, which is no number of it")
+        if shorter := {key: length for key, length in usual.items() if _is_less(_look_up(preset, key), length)}:
+            preset["usual"] = shorter
     return preset
+
+
+def lengths(preset: Preset) -> dict[str, int]:
+    """What decides how long a run takes, by dotted key: numbers of steps and of images."""
+    found: dict[str, int] = {}
+    for name, value in preset.items():
+        if isinstance(value, dict) and name not in ("paper", "published", "usual"):
+            found |= {f"{name}.{key}": length for key, length in lengths(value).items()}
+        elif isinstance(value, int) and name.endswith(LENGTHS):
+            found[name] = value
+    return found
+
+
+def check(preset: Preset, data_root: str | None = None, device: str = "cpu") -> None:
+    """ValueError or ImportError for what a preset cannot be run with; nothing is computed."""
+    _load_tasks()
+    if preset["task"] in CHECKS:
+        CHECKS[preset["task"]](copy.deepcopy(preset), data_root, device)
 
 
 def run(
@@ -165,38 +240,41 @@ def run(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[list[dict[str, Any]], Outcome | None]:
-    """Run a preset with each seed; its rows, and the outcome of the first seed that was computed now.
+    """Run a preset with each seed; its rows, and the outcome of the first seed.
 
-    What a seed found is kept in ``out/parts/seed_<k>/values.json`` with its preset; a later run with the same preset
-    takes it from there.
+    What a seed found is kept in ``out/parts/seed_<k>`` with its preset: a later run with the same preset takes it from
+    there, finished or not; one with another preset begins anew.
     """
     _load_tasks()
     if preset["task"] in WHOLE:
         whole = Whole(Path(out), list(seeds), data_root, device, progress)
         return WHOLE[preset["task"]](copy.deepcopy(preset), whole)
     first: Outcome | None = None
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, float]] = []
     for seed in seeds:
         folder = Path(out) / "parts" / f"seed_{seed}"
-        file = folder / "values.json"
-        stored = load_json(file) if file.is_file() else None
-        if stored is None or stored["preset"] != json.loads(json.dumps(preset)):
+        file = folder / "preset.json"
+        if not file.is_file() or load_json(file) != json.loads(json.dumps(preset)):
+            check(preset, data_root, device)
+            if not file.is_file() and folder.is_dir() and any(folder.iterdir()):
+                raise ValueError(f"{folder} holds files of another making: remove them, or take another folder")
+            shutil.rmtree(folder, ignore_errors=True)
+            save_json(file, preset)
+        if not (folder / "outcome.json").is_file():
             outcome = TASKS[preset["task"]](copy.deepcopy(preset), Context(folder, seed, data_root, device, progress))
-            first = first or outcome
-            stored = {
-                "preset": preset, "values": outcome.values, "seconds": outcome.seconds, "settings": outcome.settings
-            }  # fmt: skip
-            save_json(file, stored)
-        found.append(stored)
+            outcome.save(folder)
+        outcome = Outcome.load(folder)
+        first = first or outcome
+        found.append(outcome.values)
     return rows_of(preset, found), first
 
 
-def rows_of(preset: Preset, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(preset: Preset, found: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """One row a cell: the paper's figure, our mean, deviation and values over the seeds, and whether it was reduced."""
     paper, shorter = preset.get("paper", {}), shortened(preset)
     rows = []
-    for cell in found[0]["values"]:
-        values = [run["values"][cell] for run in found]
+    for cell in found[0]:
+        values = [run[cell] for run in found]
         rows.append(
             {
                 "cell": cell, "paper": paper.get(cell), "ours": round(statistics.mean(values), 3),
@@ -208,19 +286,30 @@ def rows_of(preset: Preset, found: Sequence[Mapping[str, Any]]) -> list[dict[str
 
 
 def shortened(preset: Preset) -> list[str]:
-    """Where the preset is shorter than published, as "impressions.count 2000 instead of 24000"."""
+    """Where the preset is shorter than published or usual, as "impressions.count 2000 instead of 24000"."""
     return [
-        f"{key} {_look_up(preset, key)} instead of {published}"
-        for key, published in preset.get("published", {}).items()
-        if _look_up(preset, key) < published
+        f"{key} {_look_up(preset, key)} instead of {usual}"
+        for key, usual in {**preset.get("usual", {}), **preset.get("published", {})}.items()
+        if _look_up(preset, key) < usual
     ]
 
 
 def _look_up(preset: Preset, key: str) -> Any:
+    """None for what is not there."""
     value: Any = preset
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def _is_less(value: Any, usual: int) -> bool:
+    return isinstance(value, int) and value < usual
+
+
+def _is_another(key: str, value: Any, before: Any) -> bool:
+    """Whether a change makes it another experiment than the paper's: "cifar10.npz" is "cifar10"."""
+    data = key in ("data", "adaptation.target") and Path(str(value)).stem != Path(str(before)).stem
+    return data or (key == "teacher" and "expert" in str(value)) or key == "teacher.expert"
 
 
 def _change(preset: Preset, key: str, value: Any) -> None:

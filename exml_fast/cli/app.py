@@ -15,7 +15,7 @@ from rich.table import Table
 
 from exml_fast import build_info
 from exml_fast.cli import catalogue
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json, was_typed
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json, was_typed
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
@@ -64,7 +64,9 @@ OneThread = Annotated[
     int, typer.Option(min=1, help="CPU threads. One suits small networks: on a busy machine more wait for each other.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out (a finished one is replaced).")
+]
 Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a .npz file or an image folder.")]
 DataRoot = Annotated[
     str | None,
@@ -166,7 +168,8 @@ def train_experts_command(
         arguments = parse_pairs("--argument", argument)
         given = Settings(
             data=data, data_root=data_root, scenario=scenario, parts=parts,
-            classes_per_step=_sizes(classes_per_step), seed=seed, device=_device(device), architecture=architecture,
+            classes_per_step=_sizes(classes_per_step), seed=seed, device=parse_device(device),
+            architecture=architecture,
             arguments=arguments, epochs=epochs, expert_lr=lr, expert_batch_size=batch_size, expert_schedule=schedule,
             expert_augmentation=parse_pairs("--augment", augment), expert_arithmetic=arithmetic,
         )  # fmt: skip
@@ -259,7 +262,7 @@ def invert(
             "overrides": overrides, "precision": precision, "parametrisation": parametrisation, "student": student,
             "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
             "judges": judge or [], "real": real, "png": png, "report": report, "seed": seed,
-            "device": _device(device), "threads": threads,
+            "device": parse_device(device), "threads": threads,
         }  # fmt: skip
         # Whatever is wrong with the options shows before an earlier run in the folder is touched.
         ready = None if resume else prepared_inversion(given)
@@ -377,7 +380,7 @@ def distill(
             "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
             "judges": judge or [], "real": real, "png": png, "data": data, "data_root": data_root,
             "precision": precision, "tensorboard": None if tensorboard is None else str(tensorboard),
-            "report": report, "seed": seed, "device": _device(device), "threads": threads,
+            "report": report, "seed": seed, "device": parse_device(device), "threads": threads,
         }  # fmt: skip
         ready = None if resume else prepared_transfer(given)
         run = open_run(context, guard, out, given, resume, overwrite)
@@ -537,7 +540,7 @@ def learn(
         if buffer_dir is not None:
             values["buffer_dir"] = str(buffer_dir)
         given = Settings(
-            **values, data_root=data_root, seed=seed, seeds=seeds, device=_device(device),
+            **values, data_root=data_root, seed=seed, seeds=seeds, device=parse_device(device),
             experts=None if experts is None else str(experts),
         )  # fmt: skip
         given.check()
@@ -586,7 +589,7 @@ def evaluate(
     with Guard(context):
         _use_threads(threads)
         torch.manual_seed(seed)
-        expert = Expert.load(model, _device(device))
+        expert = Expert.load(model, parse_device(device))
         loaded = load(data, data_root)
         if extra := sorted(set(expert.units) - set(loaded.classes)):
             raise ValueError(f"{model} has outputs for classes {extra}, {loaded.name!r} has only {len(loaded.classes)}")
@@ -608,7 +611,7 @@ def evaluate(
             "by_class": by_class, "confusion": matrix.tolist(),
         }  # fmt: skip
         if out is not None:
-            save_json(out, {**provenance(_device(device)), **summary})
+            save_json(out, {**provenance(parse_device(device)), **summary})
         if as_json:
             print_json(summary)
         else:
@@ -642,7 +645,8 @@ def demo(
         typed = {name: asked[name] for name in asked if was_typed(context, name.removesuffix("_size"))}
         given = Settings(
             data=data, data_root=data_root, classes_per_step=_sizes(classes_per_step), seed=seed,
-            device=_device(device), epochs=epochs, strategies=["model-inversion", "data-impression", "natural-fields"],
+            device=parse_device(device), epochs=epochs,
+            strategies=["model-inversion", "data-impression", "natural-fields"],
             inversion=SMALL["inversion"] | {"steps": steps},
             distillation=SMALL["distillation"] | asked, random_images=SMALL["random_images"] | typed,
         )  # fmt: skip
@@ -700,16 +704,6 @@ def _sizes(text: str) -> list[int]:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _device(name: str) -> str:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device is available here")
-    return str(device)
 
 
 def _use_threads(threads: int | None) -> None:

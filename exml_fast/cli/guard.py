@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Self
 
+import torch
 import typer
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["Guard", "Json", "close_run", "open_run", "parse_pairs", "print_json", "was_typed"]
+__all__ = ["Guard", "Json", "close_run", "open_run", "parse_device", "parse_pairs", "print_json", "was_typed"]
 
 Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 
@@ -83,7 +84,8 @@ def open_run(
         free = {"out", "resume", "as_json"}
         given = [p for p in context.params if was_typed(context, p) and p not in free]
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            arguments = {p.name for p in context.command.params if p.param_type_name == "argument"}
+            names = ", ".join(p.upper() if p in arguments else f"--{p.replace('_', '-')}" for p in given)
             raise ValueError(f"--resume takes all settings from {file}: leave out {names}")
         guard.resume = again
         return dict(stored["settings"])
@@ -106,6 +108,17 @@ def open_run(
 def close_run(out: Path) -> None:
     """Mark the run in ``out`` as finished."""
     save_json(out / RUN_FILE, load_json(out / RUN_FILE) | {"finished": True})
+
+
+def parse_device(name: str) -> str:
+    """The device of --device; ValueError for one that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is available here")
+    return str(device)
 
 
 def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:

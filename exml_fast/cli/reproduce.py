@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast import reproduce
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_pairs, print_json
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.provenance import provenance
+from exml_fast.cli.provenance import command_line, provenance
 from exml_fast.cli.tables import choose, folder_of
 from exml_fast.storage import save_json
 
@@ -31,13 +31,21 @@ Data = Annotated[str | None, typer.Option(help="Another data set than the preset
 DataRoot = Annotated[
     str | None, typer.Option(help="Where downloaded data are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
 ]
+Expert = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", help="An expert's folder, instead of training one (not for robustness).", show_default=False
+    ),
+]
 Impressions = Annotated[int | None, typer.Option(min=1, help="Impressions of all classes.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(min=1, help="Updates of each impression.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out (a finished one is replaced).")
+]
 FromPreset = Annotated[str, typer.Option(help="A name, as nayak2021/table1, or a .toml file.")]
 Out = Annotated[Path, typer.Option(help="Folder for results, networks and images.")]
 
@@ -49,6 +57,7 @@ def _command(task: str, usual: str, about: str) -> None:
         out: Out = Path(task),
         data: Data = None,
         data_root: DataRoot = None,
+        teacher: Expert = None,
         impressions: Impressions = None,
         steps: Steps = None,
         changes: Set = None,
@@ -63,7 +72,12 @@ def _command(task: str, usual: str, about: str) -> None:
     ) -> None:
         with Guard(context) as guard:
             given = _pairs(changes)
-            short = {"data": data, "impressions.count": impressions, "impressions.steps": steps}
+            short = {
+                "data": data,
+                "teacher": None if teacher is None else {"expert": teacher},
+                "impressions.count": impressions,
+                "impressions.steps": steps,
+            }
             given |= {name: value for name, value in short.items() if value is not None}
             found = reproduce.load_preset(preset, given)
             if found["task"] != task:
@@ -119,12 +133,10 @@ def reproduce_command(
         preset = {} if name is None else reproduce.load_preset(name, _pairs(changes))
         choose(preset, _words(rows), _words(strategies))
         out = out or Path("reproduced") / str(name)
-        whole = _run(
+        _run(
             context, guard, preset, str(name), out, data_root, seeds, seed, device, threads, report, as_json, resume,
-            overwrite,
+            overwrite, results,
         )  # fmt: skip
-        if results is not None:
-            save_json(results, whole)
 
 
 def _run(
@@ -142,26 +154,35 @@ def _run(
     as_json: bool,
     resume: bool,
     overwrite: bool,
-) -> dict[str, Any]:
-    """Run, write ``results.json`` and the page, print; what ``results.json`` holds."""
+    results: Path | None = None,
+) -> None:
+    """Run, write ``results.json`` and the page, print."""
+    if not resume:
+        torch.set_num_threads(threads)
+        device = parse_device(device)
+        reproduce.check(preset, data_root, device)
+        if results is not None:
+            results.resolve().parent.mkdir(parents=True, exist_ok=True)
     given = {"preset": preset, "seeds": seeds, "seed": seed, "device": device, "threads": threads, "report": report}
-    given |= {"name": name, "data_root": data_root}
+    given |= {"name": name, "data_root": data_root, "typed": command_line()}
+    given["results"] = None if results is None else str(results.resolve())
     stored = open_run(context, guard, out, given, resume, overwrite)
     if resume:
         preset, seeds, seed, device = (stored[key] for key in ("preset", "seeds", "seed", "device"))
         name, data_root, report, threads = (stored[key] for key in ("name", "data_root", "report", "threads"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: no CUDA device is available here")
-    torch.set_num_threads(threads)
+        results = None if stored["results"] is None else Path(stored["results"])
+        torch.set_num_threads(threads)
+        parse_device(device)
     with Reporter() as reporter:
         rows, outcome = reproduce.run(
             preset, out, seeds=range(seed, seed + seeds), data_root=data_root, device=device, progress=reporter
         )
     seconds = outcome.seconds if outcome is not None else {}
-    whole = {**provenance(device), "settings": preset, "seconds": seconds, "rows": rows}
+    whole = {**provenance(device, stored["typed"]), "settings": preset, "seconds": seconds, "rows": rows}
     if outcome is not None:
         whole["details"] = outcome.settings
-    save_json(out / "results.json", whole)
+    for file in filter(None, (out / "results.json", results)):
+        save_json(file, whole)
     page = out / "report" / "index.html"
     if report:
         _write_page(page, name, preset, whole, outcome)
@@ -171,7 +192,6 @@ def _run(
     else:
         _print(rows, name)
         typer.echo(f"results: {out / 'results.json'}" + (f", page: {page}" if report else ""))
-    return whole
 
 
 def _write_page(
@@ -201,7 +221,7 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
     console = Console(highlight=False)
     console.print(table)
     for note in dict.fromkeys(row["note"] for row in rows if row["reduced"]):
-        console.print(f"* shorter than published: {note}", soft_wrap=True)
+        console.print(f"* reduced: {note}", soft_wrap=True)
 
 
 def _words(text: str | None) -> list[str] | None:
@@ -213,5 +233,7 @@ def _pairs(changes: list[str] | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for change in changes or []:
         name, equals, text = change.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be NAME=VALUE, got {change!r}")
         (values[name],) = parse_pairs("--set", [name.replace(".", "_") + equals + text]).values()
     return values

@@ -26,6 +26,7 @@ __all__ = [
     "group_rows",
     "heatmap",
     "save_curves",
+    "save_scatter",
     "save_similarity",
     "scatter",
     "stage_bars",
@@ -102,9 +103,7 @@ def save_similarity(path: PathLike, similarity: Tensor, names: Sequence[str]) ->
         )
     if bad := (~similarity.isfinite()).any(1).nonzero()[:, 0].tolist():
         raise ValueError(f"similarity: rows {bad} hold NaN or infinity; make it by class_similarity")
-    figure = _heatmap(similarity, names, ("", ""), "{:.2f}")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
+    _save(path, _heatmap(similarity, names, ("", ""), "{:.2f}"))
 
 
 Lines = Mapping[str, Sequence[tuple[float, float]]]
@@ -117,9 +116,7 @@ def curves(lines: Lines, alt: str, axes_labels: tuple[str, str], logarithmic: bo
 
 def save_curves(path: PathLike, lines: Lines, axes_labels: tuple[str, str], logarithmic: bool = False) -> None:
     """Write what :func:`curves` draws as a picture, PNG, SVG or PDF by the path's suffix."""
-    figure = _curves(lines, axes_labels, logarithmic)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
+    _save(path, _curves(lines, axes_labels, logarithmic))
 
 
 def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Figure:
@@ -130,6 +127,9 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
     if logarithmic:
         axes.set_xscale("log")
+        places = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
     # Above, where no line is.
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
@@ -138,13 +138,22 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
 
 def scatter(groups: Mapping[str, Tensor], alt: str) -> str:
     """Points (N, 2) of each group in a plane without units."""
+    return _svg(_scatter(groups), alt)
+
+
+def save_scatter(path: PathLike, groups: Mapping[str, Tensor]) -> None:
+    """Write what :func:`scatter` draws as a picture, PNG, SVG or PDF by the path's suffix."""
+    _save(path, _scatter(groups))
+
+
+def _scatter(groups: Mapping[str, Tensor]) -> Figure:
     figure, axes = _figure(4.4, 4.4)
     for (name, points), colour in zip(groups.items(), _colours(len(groups)), strict=True):
         x, y = points.double().T.tolist()
         axes.scatter(x, y, s=6, color=colour, label=name, linewidths=0)
     axes.set(xticks=[], yticks=[])
     axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
-    return _svg(figure, alt)
+    return figure
 
 
 def _heatmap(matrix: Tensor, names: Sequence[str], axes_labels: tuple[str, str], written: str) -> Figure:
@@ -228,6 +237,11 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
         axes.patch.set_visible(False)
         figure.patch.set_visible(False)
     return figure, axes
+
+
+def _save(path: PathLike, figure: Figure) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
 
 
 def _svg(figure: Figure, alt: str) -> str:

@@ -166,14 +166,23 @@ def _read_template(name: str) -> str:
 
 
 def strips_of(samples: Sequence[Samples], names: Sequence[str], classes: Sequence[int]) -> list[dict[str, Any]]:
-    """What the template shows of each group."""
+    """What the template shows of each group; what is of no class (negative labels) without a name."""
     return [
         {
             "name": group.name,
             "stretched": group.stretch,
             "strips": [
-                {"name": names[c], "picture": picture, "alt": f"{group.name}: images of class {names[c]}"}
-                for c, picture in charts.class_strips(group.shown(), group.labels, classes, STRIP_IMAGES)
+                {
+                    "name": names[c] if c >= 0 else "",
+                    "picture": picture,
+                    "alt": group.name + (f": images of class {names[c]}" if c >= 0 else ""),
+                }
+                for c, picture in charts.class_strips(
+                    group.shown(),
+                    group.labels,
+                    [*classes, *group.labels[group.labels < 0].unique().flip(0).tolist()],
+                    STRIP_IMAGES,
+                )
             ],
         }
         for group in samples

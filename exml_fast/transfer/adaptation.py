@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.inversion import Progress
+from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
-from exml_fast.transfer.training import Training, logits_of, train
+from exml_fast.transfer.training import Training, is_number, logits_of, network_input, train
 
 __all__ = ["Adapted", "DomainDiscriminator", "adapt", "adapt_by_rehearsal", "mutual_information", "tsne"]
 
@@ -56,9 +55,9 @@ class Adapted:
 
 def adapt(
     source: nn.Module,
-    impressions: Tensor,
+    impressions: Result | Tensor,
     target: Tensor,
-    spec: InputSpec,
+    spec: InputSpec | None = None,
     *,
     config: Training | None = None,
     discriminator_lr: float | None = None,
@@ -72,12 +71,19 @@ def adapt(
 
     Args:
         source: returns logits (N, K); left as it was.
-        impressions: network input (N, C, H, W), impressions of the source network.
+        impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W).
+        spec: of the network input; the impressions' own when None.
         config: of the target network; by default 3000 steps at 2e-4, batches of 128.
         discriminator_lr: the target network's when None.
+
+    Raises:
+        ValueError: naming the argument that does not fit or leaves its range.
     """
-    _check_images(impressions, target, spec)
+    impressions, spec = network_input(impressions, spec)
+    target, _ = network_input(target, spec, "target")
+    if discriminator_lr is not None and not (is_number(discriminator_lr) and discriminator_lr > 0):
+        raise ValueError(f"discriminator_lr must be a positive number, got {discriminator_lr!r}")
     config = config or Training(steps=3000, lr=2e-4)
     device = next(source.parameters()).device
     model = copy.deepcopy(source)
@@ -89,7 +95,11 @@ def adapt(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             discriminator = DomainDiscriminator(outputs).to(device)
-        optimizer = torch.optim.Adam(discriminator.parameters(), lr=discriminator_lr or config.lr, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(
+            discriminator.parameters(),
+            lr=config.lr if discriminator_lr is None else discriminator_lr,
+            betas=(0.5, 0.999),
+        )
 
         def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
             chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
@@ -109,9 +119,9 @@ def adapt(
 
 def adapt_by_rehearsal(
     source: nn.Module,
-    impressions: Tensor,
+    impressions: Result | Tensor,
     target: Tensor,
-    spec: InputSpec,
+    spec: InputSpec | None = None,
     *,
     config: Training = REHEARSAL,
     information: float = 1.0,
@@ -130,8 +140,9 @@ def adapt_by_rehearsal(
 
     Args:
         source: returns logits (N, K); left as it was.
-        impressions: network input (N, C, H, W), impressions of the source network.
+        impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W), of all classes about alike.
+        spec: of the network input; the impressions' own when None.
         config: of the target network; its ``augmentation`` is that of impressions and of target images.
         information, consistency: weights of these terms beside the rehearsal's cross-entropy; 0 leaves one out.
         confidence: least probability of an answer that an augmented image is taught.
@@ -139,12 +150,9 @@ def adapt_by_rehearsal(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
-    _check_images(impressions, target, spec)
-    for name, value in (("information", information), ("consistency", consistency)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    if not 0 <= confidence <= 1:
-        raise ValueError(f"confidence must be a probability, got {confidence!r}")
+    impressions, spec = network_input(impressions, spec)
+    target, _ = network_input(target, spec, "target")
+    check_rehearsal(information, consistency, confidence)
     device = next(source.parameters()).device
     model, averaged = copy.deepcopy(source), copy.deepcopy(source).eval().requires_grad_(False)
     impressions, bounds = impressions.to(device), spec.bounds(device)
@@ -170,6 +178,15 @@ def adapt_by_rehearsal(
     return Adapted(model, train(model, target, loss, plain, spec, seed=seed, progress=progress, stage="adapt"))
 
 
+def check_rehearsal(information: float = 1.0, consistency: float = 1.0, confidence: float = 0.8) -> None:
+    """ValueError naming what leaves its range, of the weights of :func:`adapt_by_rehearsal`."""
+    for name, value in (("information", information), ("consistency", consistency)):
+        if not is_number(value) or value < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    if not is_number(confidence) or not 0 <= confidence <= 1:
+        raise ValueError(f"confidence must be a probability, got {confidence!r}")
+
+
 def mutual_information(logits: Tensor) -> Tensor:
     """H(mean of p) − mean of H(p) in nats, of p = softmax(logits) (N, K): between image and answer (Liang 2020, 3.2).
 
@@ -189,12 +206,6 @@ def _average(averaged: nn.Module, model: nn.Module) -> None:
         mean.lerp_(now, AVERAGING)
     for kept, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
         kept.copy_(buffer)
-
-
-def _check_images(impressions: Tensor, target: Tensor, spec: InputSpec) -> None:
-    for name, images in (("impressions", impressions), ("target", target)):
-        if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
-            raise ValueError(f"{name} must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
 
 
 def tsne(groups: Sequence[Tensor], seed: int = 0) -> list[Tensor]:

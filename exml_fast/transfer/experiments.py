@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +17,26 @@ from torch import Tensor, nn
 from exml_fast.continual import Augmentation, Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
-from exml_fast.inversion import Recipe, Result, class_similarity, invert, recipes
+from exml_fast.inversion import PRECISIONS, Recipe, Result, class_similarity, invert, recipes
 from exml_fast.models import create
 from exml_fast.reproduce import Context, Outcome, Preset, task
+from exml_fast.storage import load_json, save_json, save_tensors
 from exml_fast.training import placed
 from exml_fast.transfer.adaptation import adapt, adapt_by_rehearsal, tsne
-from exml_fast.transfer.perturbation import EPSILON, fooling_rate, perturbed, universal_perturbations
+from exml_fast.transfer.perturbation import (
+    EPSILON,
+    PerturbationGenerator,
+    fooling_rate,
+    perturbed,
+    universal_perturbations,
+)
 from exml_fast.transfer.robustness import ATTACKS, Attack, adversarial_training, attack_accuracies, pgd
 from exml_fast.transfer.training import (
     Training,
     accuracy,
     class_accuracies,
     features,
+    is_number,
     logits_of,
     train_classifier,
 )
@@ -39,6 +50,8 @@ REHEARSAL_WEIGHTS = ("information", "consistency", "confidence")
 SHOWN = 4
 # Tables of [attack] with what differs while the robust teacher, and while the student under attack, is trained.
 TRAINED_UNDER = ("training", "distillation")
+# Whether a setting fits, and what is expected of it.
+Range = tuple[Callable[[Any], bool], str]
 
 
 class Lab:
@@ -47,33 +60,56 @@ class Lab:
     def __init__(self, preset: Preset, context: Context) -> None:
         self.preset, self.context = preset, context
         self.outcome = Outcome()
-        _known(preset, {"task", "data", "teacher", "impressions", "paper", "published", *TASK_TABLES[preset["task"]]})
+        self._seconds = context.folder / "seconds.json"
+        if self._seconds.is_file():
+            self.outcome.seconds = load_json(self._seconds)
         # Whatever is wrong with the settings shows before anything is computed.
+        _check(preset)
         self.recipe, self.count = self._recipe()
         self.precision = preset["impressions"].get("precision", "auto")
-        for name in ("teacher", "student", "distillation", "adaptation", "rehearsal", "perturbation"):
-            if name in preset:
-                training(preset[name])
-        if "attack" in preset:
-            for part in ("", *TRAINED_UNDER):
-                attack_of(preset["attack"], part)
         self.data = load(preset["data"], context.data_root)
         self.classes = len(self.data.class_names)
+        if self.count % self.classes:
+            raise ValueError(f"impressions.count must be a multiple of the {self.classes} classes, got {self.count}")
+        given = preset["teacher"].get("expert")
+        self.expert = None if given is None else Expert.load(given)
+        if self.expert is not None and self.expert.card.units != tuple(range(self.classes)):
+            raise ValueError(
+                f"teacher.expert must have a logit for each of the {self.classes} classes, in their order; "
+                f"its are of classes {list(self.expert.card.units)}"
+            )
         # Pixels in [0, 1] go into the networks as they are (Nayak 2021, 4.1.2.1).
         channels = self.data.spec.channels
         self.spec = InputSpec(channels, self.data.spec.size, (0.0,) * channels, (1.0,) * channels)
+        if self.expert is not None:
+            self.spec = self.expert.card.input_spec
         self.outcome.class_names = list(self.data.class_names)
+        sizes = preset.get("sweep", {}).get("sizes", [])
+        if sizes and min(sizes) > (most := min(self.count, len(self.data.train))):
+            raise ValueError(f"sweep.sizes must hold one of at most {most} images, got {sizes}")
+        if "adaptation" in preset:
+            self._open_target(preset["adaptation"])
+        if "perturbation" in preset:
+            PerturbationGenerator(self.spec, preset["perturbation"].get("epsilon", EPSILON))
+        for table in ("teacher", "student"):
+            if table in preset:
+                self._try(table)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Record the seconds of a block."""
+        """Record the seconds of a block, also where it is interrupted."""
         begun = time.perf_counter()
-        yield
-        took = time.perf_counter() - begun
-        self.outcome.seconds[name] = round(self.outcome.seconds.get(name, 0.0) + took, 3)
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - begun
+            self.outcome.seconds[name] = round(self.outcome.seconds.get(name, 0.0) + took, 3)
+            save_json(self._seconds, self.outcome.seconds)
 
     def network(self, table: str, offset: int = 0) -> nn.Module:
-        """The freshly initialised network of a table."""
+        """The freshly initialised network of a table, or the expert that it names."""
+        if table == "teacher" and self.expert is not None:
+            return placed(copy.deepcopy(self.expert.model), torch.device(self.context.device))
         architecture, arguments = self._architecture(table)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.context.seed + offset)
@@ -86,7 +122,9 @@ class Lab:
         if (folder / "card.json").is_file():
             return placed(Expert.load(folder).model, torch.device(self.context.device))
         model = self.network("teacher")
-        train, config = train or self.data.train, training(self.preset["teacher"])
+        if self.expert is not None:
+            return model
+        train, config = train or self.data.train, training(self.preset["teacher"], "teacher")
         options: dict[str, Any] = {"seed": self.context.seed, "progress": self.context.progress}
         with self.stage(name):
             if robust:
@@ -102,7 +140,7 @@ class Lab:
         """Of all classes and scaling factors, in one call; kept in the context's folder, resumed where interrupted."""
         folder = self.context.folder / name.replace(" ", "_")
         if (folder / "result.json").is_file():
-            return Result.load(folder)
+            return self._noted(Result.load(folder), name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with self.stage(name):
             result = invert(
@@ -111,6 +149,9 @@ class Lab:
                 progress=self.context.progress, checkpoint=folder.with_suffix(".pt"),
             )  # fmt: skip
         result.save(folder)
+        return self._noted(result, name)
+
+    def _noted(self, result: Result, name: str) -> Result:
         keys = ("images", "steps", "images_per_second", "teacher_accuracy", "confidence", "precision")
         self.outcome.settings[name] = {key: result.summary[key] for key in keys}
         self.show(name.capitalize(), result.pixels(), result.labels)
@@ -121,7 +162,7 @@ class Lab:
         student, table = self.network("student", 1000), self.preset["distillation"]
         with self.stage(stage):
             zskd(
-                teacher, student, images, self.spec, config=training(table),
+                teacher, student, images, self.spec, config=training(table, "distillation"),
                 temperature=table.get("temperature", TEMPERATURE), mixup=table.get("mixup", 0.0),
                 attack=attack, seed=self.context.seed, progress=self.context.progress,
             )  # fmt: skip
@@ -140,11 +181,46 @@ class Lab:
         chosen = torch.cat([torch.nonzero(labels == c)[:SHOWN, 0] for c in range(self.classes)])
         self.outcome.samples[title] = (pixels[chosen], labels[chosen])
 
+    def similarity(self, teacher: nn.Module) -> None:
+        """Note the class similarities that the targets of the impressions are drawn by, if they are."""
+        if self.recipe.targets == "dirichlet":
+            self.outcome.matrices["Class similarities of the teacher"] = self._similarity(teacher)
+
     def percent(self, cell: str, share: float) -> None:
         """Note a figure."""
         self.outcome.values[cell] = 100 * share
 
+    def _open_target(self, table: dict[str, Any]) -> None:
+        """The data to adapt to; ValueError unless they suit the source's, and there are as many images as asked for."""
+        self.target = load(table["target"], self.context.data_root)
+        if (found := len(self.target.class_names)) != self.classes:
+            raise ValueError(f"adaptation.target has {found} classes, {self.data.name!r} {self.classes}")
+        if missing := sorted(set(range(self.classes)) - set(self.target.test.labels.tolist())):
+            raise ValueError(f"adaptation.target has no test images of classes {missing}")
+        for split, name in ((self.data.train, "source_images"), (self.target.train, "target_images")):
+            sampled(split, None if self.expert and name == "source_images" else table.get(name), torch.Generator())
+
+    def _similarity(self, teacher: nn.Module) -> Tensor:
+        example = torch.zeros(1, *self.spec.shape, device=next(teacher.parameters()).device)
+        return class_similarity(teacher, self.recipe.similarity_minmax, self.recipe.similarity_layer, example)
+
+    def _try(self, table: str) -> None:
+        """ValueError unless a table's network answers for one image with a logit a class, and has similar classes."""
+        network = self.network(table).eval()
+        image = torch.zeros(1, *self.spec.shape, device=next(network.parameters()).device)
+        try:
+            with torch.no_grad():
+                logits = network(image)
+        except RuntimeError as error:
+            raise ValueError(f"{table}: the network does not take images of {self.spec.shape}: {error}") from error
+        if tuple(logits.shape) != (1, self.classes):
+            raise ValueError(f"{table} must give {self.classes} logits an image, got shape {tuple(logits.shape)}")
+        if table == "teacher" and self.recipe.targets == "dirichlet":
+            self._similarity(network)
+
     def _architecture(self, table: str) -> tuple[str, dict[str, Any]]:
+        if table == "teacher" and self.expert is not None:
+            return self.expert.card.architecture, dict(self.expert.card.arguments)
         architecture = self.preset[table]["architecture"]
         return architecture, complete_arguments(
             architecture, self.preset[table].get("arguments"), self.classes, self.spec
@@ -154,21 +230,113 @@ class Lab:
         table = dict(self.preset["impressions"])
         count = table.pop("count")
         table.pop("precision", None)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"impressions.count must be a positive integer, got {count!r}")
         return recipes.get(table.pop("recipe", "data_impressions/nayak")).replace(**table), count
 
 
-# Tables that each task reads beside those of all.
-TASK_TABLES = {
-    "zskd": {"student", "distillation", "sweep", "compare"},
-    "robustness": {"student", "distillation", "attack"},
-    "adapt": {"adaptation", "rehearsal"},
-    "perturb": {"perturbation"},
+COUNT: Range = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a positive integer")
+NO_OR_COUNT: Range = (lambda v: v == 0 or COUNT[0](v), "an integer of at least 0")
+POSITIVE: Range = (lambda v: is_number(v) and v > 0, "a positive number")
+WEIGHT: Range = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
+SHARE: Range = (lambda v: is_number(v) and 0 <= v <= 1, "in [0, 1]")
+BOUND: Range = (lambda v: is_number(v) and 0 < v <= 1, "in (0, 1]")
+FLAG: Range = (lambda v: isinstance(v, bool), "true or false")
+TEXT: Range = (lambda v: isinstance(v, str), "a text")
+TABLE: Range = (lambda v: isinstance(v, dict), "a table")
+NETWORK = {"architecture": TEXT, "arguments": TABLE}
+
+
+def _list_of(each: Range) -> Range:
+    return lambda values: isinstance(values, list) and all(map(each[0], values)), f"a list, each {each[1]}"
+
+
+# What each table of a preset may hold, but for the fields of Training, Attack and Recipe.
+SETTINGS: dict[str, dict[str, Range]] = {
+    "teacher": NETWORK | {"expert": TEXT},
+    "student": NETWORK,
+    "impressions": {"count": COUNT, "recipe": TEXT, "precision": (PRECISIONS.__contains__, f"one of {PRECISIONS}")},
+    "distillation": {"temperature": POSITIVE, "mixup": WEIGHT},
+    "sweep": {"sizes": _list_of(COUNT), "steps": COUNT},
+    "attack": {"training_steps": COUNT, "test_images": COUNT, **dict.fromkeys(TRAINED_UNDER, TABLE)},
+    "adaptation": {
+        "target": TEXT, "source_images": COUNT, "target_images": COUNT, "discriminator_lr": POSITIVE,
+        "tsne": NO_OR_COUNT,
+    },
+    "rehearsal": {"information": WEIGHT, "consistency": WEIGHT, "confidence": SHARE},
+    "perturbation": {
+        "epsilon": BOUND, "epsilons": _list_of(BOUND), "clamp": FLAG, "samples": COUNT, "diversity": WEIGHT,
+        "class_impressions": FLAG, "real_images": FLAG,
+    },
+}  # fmt: skip
+# Tables that say how something is trained.
+LEARNING = ("teacher", "distillation", "adaptation", "rehearsal", "perturbation")
+# Settings and tables of all tasks, and what each task needs and may have beside them.
+EVERY_TASK = ("data", "teacher", "impressions")
+NEEDED = {
+    "zskd": ("student", "distillation"),
+    "robustness": ("student", "distillation", "attack"),
+    "adapt": ("adaptation",),
+    "perturb": ("perturbation",),
 }
+OPTIONAL = {"zskd": ("sweep", "compare"), "robustness": (), "adapt": ("rehearsal",), "perturb": ()}
+NEEDED_SETTINGS = (
+    ("teacher", "architecture"), ("student", "architecture"), ("impressions", "count"), ("adaptation", "target"),
+    ("sweep", "sizes"),
+)  # fmt: skip
 
 
-@task("zskd")
+def check(preset: Preset, data_root: str | None, device: str) -> None:
+    """ValueError or ImportError for what a preset of one of these tasks cannot be run with."""
+    Lab(preset, Context(Path(), 0, data_root, device, None))
+
+
+def _check(preset: Preset) -> None:
+    """The same, as far as it shows without data or networks."""
+    name = preset["task"]
+    needed = (*EVERY_TASK, *NEEDED[name])
+    if missing := [part for part in needed if part not in preset]:
+        raise ValueError(f"preset: {missing[0]!r} is missing")
+    known = {*needed, *OPTIONAL[name], "task", "paper", "published", "usual"}
+    if unknown := sorted(set(preset) - known):
+        raise ValueError(f"preset: {unknown[0]!r} is not known to task {name!r}; expected {sorted(known)}")
+    _in_range("", preset, {"data": TEXT, "compare": FLAG})
+    for table, ranges in SETTINGS.items():
+        if table in preset:
+            own = _fields(Training) if table in LEARNING else _fields(Attack) if table == "attack" else set()
+            if table != "impressions":  # whose other fields are the recipe's, which names them itself
+                _only(table, preset[table], own | set(ranges))
+            _in_range(f"{table}.", preset[table], ranges)
+    for table, key in NEEDED_SETTINGS:
+        if table in preset and key not in preset[table] and not (table == "teacher" and "expert" in preset[table]):
+            raise ValueError(f"preset: {table}.{key} is missing")
+    if "expert" in preset["teacher"]:
+        _only("teacher with an expert", preset["teacher"], {"expert"})
+    for table in LEARNING:
+        if table in preset:
+            training(preset[table], table)
+    if "attack" in preset:
+        for part in ("", *TRAINED_UNDER):
+            attack_of(preset["attack"], part)
+        if "expert" in preset["teacher"]:
+            raise ValueError("teacher.expert: the teachers of task 'robustness' are trained by it, one under attack")
+        _require("art", "attacks", "adversarial-robustness-toolbox")
+    if preset.get("adaptation", {}).get("tsne"):
+        _require("sklearn", "eval", "scikit-learn")
+
+
+def _require(module: str, extra: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"this needs {package}: pip install 'exml_fast[{extra}]'")
+
+
+def _in_range(prefix: str, table: dict[str, Any], ranges: dict[str, Range]) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{prefix[:-1]} must be a table of {sorted(ranges)}, got {table!r}")
+    for name, (fits, expected) in ranges.items():
+        if name in table and not fits(table[name]):
+            raise ValueError(f"{prefix}{name} must be {expected}, got {table[name]!r}")
+
+
+@task("zskd", check)
 def run_zskd(preset: Preset, context: Context) -> Outcome:
     """Tables 1 to 3, and with ``[sweep]`` Figures 3 and 4.
 
@@ -178,7 +346,7 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
     teacher = lab.teacher()
     test, real = lab.data.test, lab.spec.prepare(lab.data.train.images)
     lab.percent("Teacher-CE", accuracy(teacher, test, lab.spec))
-    lab.outcome.matrices["Class similarities of the teacher"] = class_similarity(teacher)
+    lab.similarity(teacher)
     impressions = lab.impressions(teacher)
     student = lab.student(teacher, impressions.images, "zskd")
     lab.save(student, "student", "student")
@@ -188,7 +356,7 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
     if classes is not None:
         with lab.stage("student with labels"):
             alone = lab.network("student", 1000)
-            table = training(preset["distillation"])
+            table = training(preset["distillation"], "distillation")
             train_classifier(alone, lab.data.train, lab.spec, table, seed=context.seed, progress=context.progress)
         lab.percent("Student-CE", accuracy(alone, test, lab.spec))
         taught = lab.student(teacher, real, "student on real images")
@@ -201,7 +369,9 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
             sets["Class Impressions"] = classes.images
         sizes = [size for size in sweep["sizes"] if size <= min(len(images) for images in sets.values())]
         # Figures 3 and 4 are without augmentation.
-        plain = dataclasses.replace(training(preset["distillation"]), augmentation=Augmentation(shift=0))
+        plain = dataclasses.replace(
+            training(preset["distillation"], "distillation"), augmentation=Augmentation(shift=0)
+        )
         plain = dataclasses.replace(plain, steps=sweep.get("steps", plain.steps))
         shuffled = torch.Generator().manual_seed(context.seed)
         sets["Data samples"] = real[torch.randperm(len(real), generator=shuffled)]
@@ -220,7 +390,7 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
     return lab.outcome
 
 
-@task("robustness")
+@task("robustness", check)
 def run_robustness(preset: Preset, context: Context) -> Outcome:
     """Table 4: attacks on a plain and a robust teacher, and on the students of their impressions.
 
@@ -234,6 +404,7 @@ def run_robustness(preset: Preset, context: Context) -> Outcome:
         teacher = lab.teacher(robust=robust)
         impressions = lab.impressions(teacher, f"impressions of the {kind} teacher")
         student = lab.student(teacher, impressions.images, f"student of the {kind} teacher")
+        lab.save(student, "student", f"student_of_the_{kind}_teacher")
         networks = {"Teacher": teacher, "Student": student}
         if robust and "distillation" in preset["attack"]:
             met = attack_of(preset["attack"], "distillation")
@@ -242,7 +413,7 @@ def run_robustness(preset: Preset, context: Context) -> Outcome:
             )
             lab.save(networks["Student under attack"], "student", "student_under_attack")
         for who, model in networks.items():
-            lab.percent(f"{kind} {who}/A_nat", accuracy(model, lab.data.test, lab.spec))
+            lab.percent(f"{kind} {who}/A_nat", accuracy(model, test, lab.spec))
             with lab.stage("attacks"):
                 found = attack_accuracies(model, test, lab.spec, attack, ATTACKS, seed=context.seed)
             for name in ATTACKS:
@@ -251,7 +422,7 @@ def run_robustness(preset: Preset, context: Context) -> Outcome:
     return lab.outcome
 
 
-@task("adapt")
+@task("adapt", check)
 def run_adapt(preset: Preset, context: Context) -> Outcome:
     """Table 5 and Figure 6: the source network on the target's test images before and after adaptation, by class.
 
@@ -259,11 +430,11 @@ def run_adapt(preset: Preset, context: Context) -> Outcome:
     """
     table = preset["adaptation"]
     lab = Lab(preset, context)
-    target = load(table["target"], context.data_root)
-    if len(target.class_names) != lab.classes:
-        raise ValueError(f"adaptation.target has {len(target.class_names)} classes, {lab.data.name!r} {lab.classes}")
+    target = lab.target
     draw = torch.Generator().manual_seed(context.seed)
-    source_images = sampled(lab.data.train, table.get("source_images"), draw)
+    # A source network that is given has had its images.
+    count = None if lab.expert is not None else table.get("source_images")
+    source_images = sampled(lab.data.train, count, draw)
     unlabelled = sampled(target.train, table.get("target_images"), draw)
     source = lab.teacher(source_images)
     impressions = lab.impressions(source)
@@ -272,16 +443,16 @@ def run_adapt(preset: Preset, context: Context) -> Outcome:
     options: dict[str, Any] = {"seed": context.seed, "progress": context.progress}
     networks = {"Baseline": source}
     with lab.stage("adaptation"):
-        adversarial = {"config": training(table), "discriminator_lr": table.get("discriminator_lr")}
+        adversarial = {"config": training(table, "adaptation"), "discriminator_lr": table.get("discriminator_lr")}
         networks["Ours"] = adapt(source, images, aim, lab.spec, **adversarial, **options).model
     lab.save(networks["Ours"], "teacher", "adapted")
     if "rehearsal" in preset:
         weights = {name: preset["rehearsal"][name] for name in REHEARSAL_WEIGHTS if name in preset["rehearsal"]}
         with lab.stage("rehearsal"):
             networks["Rehearsal"] = adapt_by_rehearsal(
-                source, images, aim, lab.spec, config=training(preset["rehearsal"]), **weights, **options
+                source, images, aim, lab.spec, config=training(preset["rehearsal"], "rehearsal"), **weights, **options
             ).model
-        lab.save(networks["Rehearsal"], "teacher", "adapted by rehearsal")
+        lab.save(networks["Rehearsal"], "teacher", "adapted_by_rehearsal")
     lab.percent("Source on its own test images", accuracy(source, lab.data.test, lab.spec))
     for name, model in networks.items():
         by_class = class_accuracies(model, target.test, lab.spec, lab.classes)
@@ -300,51 +471,55 @@ def run_adapt(preset: Preset, context: Context) -> Outcome:
     return lab.outcome
 
 
-@task("perturb")
+@task("perturb", check)
 def run_perturb(preset: Preset, context: Context) -> Outcome:
-    """Table 7, with Class Impressions beside, and two yardsticks; ``epsilons`` adds the same for other bounds.
+    """Table 7, with Class Impressions beside, and yardsticks; ``epsilons`` adds the same for other bounds.
 
     Random signs of size ε say what any noise of that size does; PGD made for each image alone with the same ε, what no
-    perturbation common to all can be expected to exceed.
+    perturbation common to all can be expected to exceed; ``real_images``, what the same generator reaches that is
+    trained on the training images.
     """
     table = preset["perturbation"]
     lab = Lab(preset, context)
     bound, clamp, number = table.get("epsilon", EPSILON), table.get("clamp", True), table.get("samples", 10)
-    others = table.get("epsilons", [])
-    if not isinstance(others, list) or any(not isinstance(e, int | float) or not 0 < e <= 1 for e in [bound, *others]):
-        raise ValueError(f"perturbation.epsilon and epsilons must be in (0, 1], got {bound!r} and {others!r}")
-    bounds = sorted({bound, *others})
+    bounds = sorted({bound, *table.get("epsilons", [])})
     teacher, test = lab.teacher(), lab.data.test
     lab.percent("Accuracy", accuracy(teacher, test, lab.spec))
-    made = {"Ours": lab.impressions(teacher)}
+    made = {"Ours": lab.impressions(teacher).images}
     if table.get("class_impressions"):
-        made["AAA"] = lab.impressions(teacher, "class impressions", **CLASS_IMPRESSIONS)
+        made["AAA"] = lab.impressions(teacher, "class impressions", **CLASS_IMPRESSIONS).images
+    if table.get("real_images"):
+        made["Real images"] = lab.spec.prepare(lab.data.train.images)
 
     def trained(images: Tensor, epsilon: float) -> Tensor:
         with lab.stage("perturbations"):
             generator = universal_perturbations(
-                teacher, images, lab.spec, epsilon=epsilon, config=training(table),
+                teacher, images, lab.spec, epsilon=epsilon, config=training(table, "perturbation"),
                 diversity=table.get("diversity", 1.0), clamp=clamp, seed=context.seed, progress=context.progress,
             ).generator  # fmt: skip
         return generator.sample(number, context.seed).cpu()
 
     rates: dict[str, list[tuple[float, float]]] = {}
     for epsilon in bounds:
-        drawn = {name: trained(impressions.images, epsilon) for name, impressions in made.items()}
+        drawn = {name: trained(images, epsilon) for name, images in made.items()}
         if epsilon == bound:
-            flat = (0.5 + drawn["Ours"] / (2 * epsilon)).clamp(0, 1)
-            labels = torch.arange(number) % lab.classes
-            lab.outcome.samples["Perturbations, ±ε drawn as white and black"] = (flat, labels)
+            save_tensors(context.folder / "perturbations.safetensors", {"perturbations": drawn["Ours"]})
+            flat = (0.5 + drawn["Ours"] * torch.tensor(lab.spec.std)[:, None, None] / (2 * epsilon)).clamp(0, 1)
+            lab.outcome.samples["Perturbations, ±ε drawn as white and black"] = (flat, -1 - torch.arange(number))
             x = test.normalized(lab.spec, slice(0, number))
             pixels = perturbed(x, drawn["Ours"][: len(x)], lab.spec, clamp)
-            lab.outcome.samples["Perturbed test images"] = (pixels.clamp(0, 1), test.labels[: len(x)])
+            lab.outcome.samples["Perturbed test images"] = (
+                lab.spec.denormalize(pixels).clamp(0, 1),
+                test.labels[: len(x)],
+            )
         noise = torch.Generator().manual_seed(context.seed)
-        drawn["Random signs"] = epsilon * (2.0 * torch.randint(0, 2, (number, *lab.spec.shape), generator=noise) - 1)
+        signs = 2.0 * torch.randint(0, 2, (number, *lab.spec.shape), generator=noise) - 1
+        drawn["Random signs"] = epsilon * signs / torch.tensor(lab.spec.std)[:, None, None]
         found = {
             name: float(fooling_rate(teacher, perturbations, test, lab.spec, clamp=clamp).mean())
             for name, perturbations in drawn.items()
         }
-        found["PGD for each image"] = individual_rate(teacher, first_images(test, 2000), lab.spec, epsilon)
+        found["PGD for each image"] = individual_rate(teacher, first_images(test, 2000), lab.spec, epsilon, clamp)
         for name, share in found.items():
             lab.percent(name if epsilon == bound else f"{name} at ε = {epsilon:g}", share)
             rates.setdefault(name, []).append((epsilon, 100 * share))
@@ -354,38 +529,34 @@ def run_perturb(preset: Preset, context: Context) -> Outcome:
     return lab.outcome
 
 
-def individual_rate(model: nn.Module, split: Split, spec: InputSpec, epsilon: float) -> float:
+def individual_rate(model: nn.Module, split: Split, spec: InputSpec, epsilon: float, clamp: bool = True) -> float:
     """Share of images whose predicted class PGD of 40 steps, made for the image alone, changes."""
     attack, changed = Attack(epsilon, epsilon / 10, 40), 0
     device = next(model.parameters()).device
     for x, _ in split.batches(spec):
         said = logits_of(model, x).argmax(1)
-        attacked = pgd(model, x.to(device), said.to(device), attack, spec)
+        attacked = pgd(model, x.to(device), said.to(device), attack, spec, clamp=clamp)
         changed += int((logits_of(model, attacked.cpu()).argmax(1) != said).sum())
     return changed / len(split)
 
 
-def training(table: dict[str, Any]) -> Training:
-    """The fields of :class:`Training` in a preset's table; ``augmentation`` is a table of its own."""
-    own = {f.name for f in dataclasses.fields(Training)}
-    given = {name: value for name, value in table.items() if name in own}
+def training(table: dict[str, Any], name: str) -> Training:
+    """The fields of :class:`Training` in the preset's table ``name``; ``augmentation`` is a table of its own."""
+    own = _fields(Training)
+    given = {key: value for key, value in table.items() if key in own}
     if "augmentation" in given:
+        _only(f"{name}.augmentation", given["augmentation"], _fields(Augmentation))
         given["augmentation"] = Augmentation(**({"shift": 0} | given["augmentation"]))
-    return Training(**given)
+    try:
+        return Training(**given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def attack_of(table: dict[str, Any], part: str = "") -> Attack:
     """The fields of :class:`Attack` in a preset's table [attack]; with ``part`` those that its table has from there."""
-    own = {f.name for f in dataclasses.fields(Attack)}
-    changes = table.get(part, {})
-    if not isinstance(changes, dict):
-        raise ValueError(f"attack.{part} must be a table of {sorted(own)}, got {changes!r}")
-    for name, given, expected in (
-        ("attack", table, own | {"training_steps", "test_images", *TRAINED_UNDER}),
-        (f"attack.{part}", changes, own),
-    ):
-        if unknown := sorted(set(given) - expected):
-            raise ValueError(f"{name}: {unknown[0]!r} is not known; expected {sorted(expected)}")
+    own, changes = _fields(Attack), table.get(part, {})
+    _only(f"attack.{part}", changes, own)
     fields = {name: value for name, value in (table | changes).items() if name in own}
     try:
         return Attack(**fields)
@@ -408,9 +579,12 @@ def sampled(split: Split, count: int | None, generator: torch.Generator) -> Spli
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def _known(preset: Preset, expected: set[str]) -> None:
-    for name in ("data", "teacher", "impressions"):
-        if name not in preset:
-            raise ValueError(f"preset: {name!r} is missing")
-    if unknown := sorted(set(preset) - expected):
-        raise ValueError(f"preset: {unknown[0]!r} is not known to task {preset['task']!r}; expected {sorted(expected)}")
+def _fields(kind: type[Training] | type[Augmentation] | type[Attack]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _only(name: str, table: Any, expected: set[str]) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{name} must be a table of {sorted(expected)}, got {table!r}")
+    if unknown := sorted(set(table) - expected):
+        raise ValueError(f"{name}: {unknown[0]!r} is not known; expected {sorted(expected)}")

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec, Split
-from exml_fast.inversion import Progress
+from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.models import final_linear
-from exml_fast.transfer.training import Training, logits_of, train
+from exml_fast.transfer.training import Training, is_number, logits_of, network_input, train
 
 __all__ = [
     "EPSILON",
@@ -45,7 +45,7 @@ class PerturbationGenerator(nn.Module):
         height, breadth = spec.size
         if height % 8 or breadth % 8:
             raise ValueError(f"spec.size must be multiples of 8, got {spec.size}")
-        if not 0 < epsilon <= 1:
+        if not is_number(epsilon) or not 0 < epsilon <= 1:
             raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {epsilon!r}")
         layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, 4 * width, (height // 8, breadth // 8))]
         for inputs, outputs in ((4 * width, 2 * width), (2 * width, width), (width, spec.channels)):
@@ -75,12 +75,12 @@ def fooling_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.logsumexp(1) - others.logsumexp(1)).mean()
 
 
-def diversity_loss(features: Tensor) -> Tensor:
-    """Mean cosine similarity of each row (N, H) with the next one's: different z are to act differently (Mopuri 2018).
+def diversity_loss(features: Tensor, others: Tensor) -> Tensor:
+    """Mean cosine similarity of rows (N, H): the same images under two perturbations are to differ (Mopuri 2018).
 
     The paper subtracts the cosine distance, 1 − this; the constant does not matter.
     """
-    return F.cosine_similarity(features, features.roll(1, 0), dim=1).mean()
+    return F.cosine_similarity(features, others, dim=1).mean()
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Perturber:
 
 def universal_perturbations(
     model: nn.Module,
-    impressions: Tensor,
-    spec: InputSpec,
+    impressions: Result | Tensor,
+    spec: InputSpec | None = None,
     *,
     epsilon: float = EPSILON,
     config: Training | None = None,
@@ -107,12 +107,20 @@ def universal_perturbations(
 
     Args:
         model: returns logits (N, K) and has a final linear layer, whose input the diversity loss reads. Left as it was.
-        impressions: network input (N, C, H, W) on which the generator is trained; images are never needed.
+        impressions: on which the generator is trained: what :func:`exml_fast.invert` gives, or network input
+            (N, C, H, W).
+        spec: of the network input; the impressions' own when None.
         epsilon: bound in pixel units [0, 1].
         config: by default 2000 batches of 32 (the paper's).
         diversity: weight of the diversity loss.
         clamp: perturbed images are cut to the range of pixels.
+
+    Raises:
+        ValueError: naming the argument that does not fit or leaves its range.
     """
+    impressions, spec = network_input(impressions, spec)
+    if not is_number(diversity) or diversity < 0:
+        raise ValueError(f"diversity must be a number of at least 0, got {diversity!r}")
     config = config or Training(steps=2000, batch_size=32)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -120,6 +128,8 @@ def universal_perturbations(
         generator = PerturbationGenerator(spec, epsilon).to(device)
     latent = torch.Generator().manual_seed(seed)
     head = final_linear(model, impressions[:1].to(device))
+    if head.out_features < 2:
+        raise ValueError("model has one class only: no perturbation can change what it says")
     seen: list[Tensor] = []
     with frozen(model, device) as fixed:
         handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
@@ -129,8 +139,10 @@ def universal_perturbations(
                 labels = fixed(x).argmax(1)
             seen.clear()
             z = 2 * torch.rand(len(x), LATENT, generator=latent) - 1
-            logits = fixed(perturbed(x, network(z.to(device)), spec, clamp))
-            return fooling_loss(logits, labels) + diversity * diversity_loss(seen[0])
+            v = network(z.to(device))
+            # Every image under its own perturbation and under its neighbour's.
+            logits = fixed(perturbed(torch.cat([x, x]), torch.cat([v, v.roll(1, 0)]), spec, clamp))
+            return fooling_loss(logits, labels.repeat(2)) + diversity * diversity_loss(*seen[0].chunk(2))
 
         try:
             history = train(generator, impressions, loss, config, spec, seed=seed, progress=progress, stage="perturb")
@@ -149,7 +161,11 @@ def perturbed(x: Tensor, perturbation: Tensor, spec: InputSpec, clamp: bool = Tr
 def fooling_rate(
     model: nn.Module, perturbations: Tensor, split: Split, spec: InputSpec, *, clamp: bool = True
 ) -> Tensor:
-    """For each perturbation (M, C, H, W) the share of images whose predicted class it changes, (M,) float64."""
+    """For each perturbation (M, C, H, W) the share of images whose predicted class it changes, (M,) float64.
+
+    ValueError for perturbations of another shape than ``spec``, or that are not finite.
+    """
+    perturbations, spec = network_input(perturbations, spec, "perturbations")
     changed = torch.zeros(len(perturbations), dtype=torch.float64)
     for x, _ in split.batches(spec):
         before = logits_of(model, x).argmax(1)

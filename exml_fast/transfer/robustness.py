@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.data import InputSpec, Split
 from exml_fast.inversion import Progress
-from exml_fast.transfer.training import Attacked, Training, train_classifier
+from exml_fast.transfer.training import Attacked, Training, is_number, train_classifier
 
 __all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd", "ramped"]
 
@@ -30,25 +30,35 @@ class Attack:
     steps: int = 40
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon <= 1:
+        if not is_number(self.epsilon) or not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {self.epsilon!r}")
-        if not 0 < self.step <= self.epsilon:
+        if not is_number(self.step) or not 0 < self.step <= self.epsilon:
             raise ValueError(f"step must be in (0, epsilon], got {self.step!r}")
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise ValueError(f"steps must be a positive integer, got {self.steps!r}")
 
 
 def pgd(
-    model: nn.Module, x: Tensor, labels: Tensor, attack: Attack, spec: InputSpec, start: Tensor | None = None
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    attack: Attack,
+    spec: InputSpec,
+    start: Tensor | None = None,
+    *,
+    clamp: bool = True,
 ) -> Tensor:
     """Network input within ε of ``x`` (N, C, H, W) that raises the loss of ``labels`` (Madry 2018, Eq. 2.2).
 
     ``labels`` are classes (N,), or shares of them (N, K). ``start`` (N, C, H, W) in [−1, 1] says where in the ε-ball to
-    begin; at ``x`` when None. The model's mode and parameters' gradients are left as they are.
+    begin; at ``x`` when None. ``clamp`` keeps to the range of pixels. The model's mode and its
+    parameters' gradients are left as they are; in training mode BatchNorm's statistics move as in any forward pass.
     """
-    low, high = spec.bounds(x.device)
     scale = 1 / torch.tensor(spec.std, device=x.device)[:, None, None]
-    low, high = torch.maximum(low, x - attack.epsilon * scale), torch.minimum(high, x + attack.epsilon * scale)
+    low, high = x - attack.epsilon * scale, x + attack.epsilon * scale
+    if clamp:
+        black, white = spec.bounds(x.device)
+        low, high = torch.maximum(low, black), torch.minimum(high, white)
     adversarial = x.detach() if start is None else x.detach() + attack.epsilon * scale * start
     adversarial = torch.minimum(torch.maximum(adversarial, low), high)
     for _ in range(attack.steps):
@@ -164,7 +174,10 @@ def attack_accuracies(
             ),
         }
         pixels, labels = spec.fit(split.images).numpy(), split.labels.numpy()
-        before = classifier.predict(pixels, batch_size).argmax(1)
+        said = classifier.predict(pixels, batch_size)
+        if np.isnan(said).any():
+            raise ValueError(f"{type(model).__name__}: logits are NaN")
+        before = said.argmax(1)
         adversarial, fooling = {}, {}
         state = np.random.get_state()
         try:

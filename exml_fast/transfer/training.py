@@ -13,16 +13,30 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.inversion import Progress
+from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.twin import twin
 from exml_fast.models import final_linear
 from exml_fast.training import ARITHMETIC, Rounded, arranged
 
-__all__ = ["Training", "accuracy", "class_accuracies", "features", "logits_of", "train", "train_classifier"]
+__all__ = [
+    "Training",
+    "accuracy",
+    "class_accuracies",
+    "features",
+    "logits_of",
+    "network_input",
+    "train",
+    "train_classifier",
+]
 
 # The loss of a network for images x, and what an attack makes of images and labels; both are given the network.
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Attacked = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def is_number(value: object) -> bool:
+    """Finite, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,38 @@ class Training:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if not is_number(self.lr) or not self.lr > 0:
             raise ValueError(f"lr must be a positive number, got {self.lr!r}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be a number of at least 0, got {self.weight_decay!r}")
+        if not isinstance(self.augmentation, Augmentation):
+            raise ValueError(f"augmentation must be an Augmentation, got {self.augmentation!r}")
         if self.arithmetic not in ARITHMETIC:
             raise ValueError(f"arithmetic must be one of {list(ARITHMETIC)}, got {self.arithmetic!r}")
+
+
+def network_input(
+    images: Result | Tensor, spec: InputSpec | None, name: str = "impressions"
+) -> tuple[Tensor, InputSpec]:
+    """The images of a result, or network input (N, C, H, W) as it is, and what it was made for.
+
+    float32. ValueError naming the argument where no specification is given, the shape or dtype is another, or a value
+    is not finite.
+    """
+    if isinstance(images, Result):
+        spec = spec or images.spec
+        images = images.images
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{name} must be a tensor or what exml_fast.invert gives, got {type(images).__name__}")
+    if spec is None:
+        raise ValueError(f"spec must be given where {name} are a tensor")
+    if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
+        raise ValueError(f"{name} must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"{name} must be floating point, network input and no bytes, got {images.dtype}")
+    if not images.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinity")
+    return images.float(), spec
 
 
 def train(
@@ -71,10 +111,15 @@ def train(
     ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`) and in
     ``config.arithmetic``; they have no second derivatives. ``x`` are augmented rows ``images[index]``, network input on
     the model's device. The caller's random state is left alone. Returns the loss of every step (steps,) float64;
-    RuntimeError as soon as it is no number.
+    RuntimeError where it has become no number (seen every 50 steps), ValueError for images that are not finite and for
+    a model whose parameters are all frozen.
     """
     if len(images) == 0:
         raise ValueError("images must hold at least one image")
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinity")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("model has no parameter that requires a gradient, so nothing can be trained")
     device = next(model.parameters()).device
     network = Rounded(twin(arranged(model, config.arithmetic)), config.arithmetic)
     images = images.to(device)
@@ -132,10 +177,16 @@ def train_classifier(
 
 @torch.no_grad()
 def logits_of(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
-    """Logits (N, K) on the CPU of network input (N, C, H, W), in evaluation mode; flags are restored."""
+    """Logits (N, K) on the CPU of network input (N, C, H, W), in evaluation mode; flags are restored.
+
+    ValueError where one is NaN, of which no prediction can be made.
+    """
     device = next(model.parameters()).device
     with _evaluating(model):
-        return torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
+        logits = torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
+    if logits.isnan().any():
+        raise ValueError(f"{type(model).__name__}: logits are NaN")
+    return logits
 
 
 def accuracy(model: nn.Module, split: Split, spec: InputSpec) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
 from exml_fast.training import Rounded, blended
 from exml_fast.transfer.robustness import Attack, ramped
-from exml_fast.transfer.training import Training, accuracy, train
+from exml_fast.transfer.training import Training, accuracy, is_number, network_input, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
 
@@ -81,12 +80,16 @@ def zskd(
         ValueError: naming the argument: images of another shape than ``spec``, no specification, logits of another
             number, a temperature that is not positive, a negative ``mixup``.
     """
-    if not 0 <= mixup < math.inf:
+    if not is_number(mixup) or mixup < 0:
         raise ValueError(f"mixup must not be negative, got {mixup!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    if not is_number(temperature) or not temperature > 0:
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    if not isinstance(attack, Attack | None):
+        raise ValueError(f"attack must be an Attack, got {attack!r}")
+    if student is teacher:
+        raise ValueError("student must be another network than the teacher, which is left as it was")
     config = config or Training(augmentation=IMPRESSION_AUGMENTATION)
-    images, spec = _unpack(impressions, spec)
+    images, spec = network_input(impressions, spec)
     device = next(student.parameters()).device
     with frozen(teacher, device) as fixed, torch.no_grad():
         outputs = [len(fixed(images[:1].to(device))[0])]
@@ -145,15 +148,3 @@ def transfer_set_sweep(
             zskd(teacher, student, images[:size], spec, config=config, seed=seed, progress=progress)
             found[name].append(accuracy(student, test, spec))
     return found
-
-
-def _unpack(impressions: Result | Tensor, spec: InputSpec | None) -> tuple[Tensor, InputSpec]:
-    if isinstance(impressions, Result):
-        images, spec = impressions.images, spec or impressions.spec
-    else:
-        images = impressions
-    if spec is None:
-        raise ValueError("spec must be given where impressions are a tensor")
-    if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
-        raise ValueError(f"impressions must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
-    return images, spec
