@@ -309,7 +309,7 @@ def _is_less(value: Any, usual: int) -> bool:
 def _is_another(key: str, value: Any, before: Any) -> bool:
     """Whether a change makes it another experiment than the paper's: "cifar10.npz" is "cifar10"."""
     data = key in ("data", "adaptation.target") and Path(str(value)).stem != Path(str(before)).stem
-    return data or (key == "teacher" and "expert" in str(value)) or key == "teacher.expert"
+    return data or key in ("teacher", "teacher.expert")
 
 
 def _change(preset: Preset, key: str, value: Any) -> None:

@@ -259,7 +259,12 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     short, lines = (table(tmp_path / "ops-cpu.json").splitlines() for table in (readme.ops, readme.all_ops))
     cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in lines if line.startswith("| `")}
     assert len(cells) == len(rows)
-    assert 0 < len(short) < len(lines) and not any("contiguous" in line for line in short)
+    ranges = {line.split(" | ")[0][3:-1]: line.split(" | ")[3] for line in short if line.startswith("| `")}
+    assert list(ranges) == list(readme.OPS) and set(ranges) == {row["op"] for row in rows}
+    for name, text in ranges.items():
+        found = [readme.over_pytorch(row) for row in rows if row["op"] == name]
+        assert text == f"{min(found):.1f} to {max(found):.1f}×"
+    assert readme.best_of_carta("cifar10/NC") == 41.35
     for name in (
         "`frozen_bn_act` 2 × 3 × 8 × 8, tanh, contiguous",
         "`frozen_bn_act` 2 × 3 × 8 × 8, residual and relu, channels_last, bfloat16",

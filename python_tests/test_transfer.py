@@ -14,6 +14,7 @@ from torch import nn
 from exml_fast import invert, ops
 from exml_fast.continual import Augmentation
 from exml_fast.data import ImageData, InputSpec
+from exml_fast.inversion import recipes
 from exml_fast.models import create, final_linear
 from exml_fast.transfer import (
     Attack,
@@ -88,8 +89,9 @@ def test_the_last_step_has_a_rate_near_zero_and_progress_is_told(data: ImageData
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("steps", 0), ("batch_size", 1.5), ("lr", 0.0), ("lr", float("nan")), ("weight_decay", -1.0)]
-)
+    ("field", "value"), [("steps", 0), ("batch_size", 1.5), ("lr", 0.0), ("lr", float("nan")), ("lr", "a"),
+                         ("weight_decay", -1.0), ("augmentation", None)],
+)  # fmt: skip
 def test_bad_training_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         Training(**{field: value})
@@ -115,6 +117,17 @@ def test_accuracies(data: ImageData, teacher: nn.Module) -> None:
     for c in range(4):
         assert by_class[c] == pytest.approx(float(right[data.test.labels == c].double().mean()))
     assert by_class[4].isnan()
+
+
+def test_no_prediction_is_made_of_nan(data: ImageData) -> None:
+    model = create("lenet5", num_classes=4)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="logits are NaN"):
+        accuracy(model, data.test, SPEC)
+    pytest.importorskip("art", reason="needs the extra attacks")
+    with pytest.raises(ValueError, match="logits are NaN"):
+        attack_accuracies(model, data.test, SPEC, Attack(steps=1))
 
 
 def test_features_enter_the_final_layer(data: ImageData, teacher: nn.Module) -> None:
@@ -292,10 +305,18 @@ def test_bad_distillation_is_named(teacher: nn.Module) -> None:
         zskd(teacher, student, images[..., :28, :28], SPEC)
     with pytest.raises(ValueError, match="student must have the teacher's 4 outputs, got 10"):
         zskd(teacher, create("lenet5_half"), images, SPEC)
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
         zskd(teacher, student, images, SPEC, temperature=0)
     with pytest.raises(ValueError, match="mixup must not be negative, got -1"):
         zskd(teacher, student, images, SPEC, mixup=-1)
+    with pytest.raises(ValueError, match="attack must be an Attack, got 'pgd'"):
+        zskd(teacher, student, images, SPEC, attack="pgd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="impressions hold NaN"):
+        zskd(teacher, student, images * torch.nan, SPEC)
+    with pytest.raises(ValueError, match="student must be another network"):
+        zskd(teacher, teacher, images, SPEC)
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        zskd(teacher, student.requires_grad_(False), images, SPEC)
 
 
 # Perturbations.
@@ -328,10 +349,26 @@ def test_fooling_loss_is_the_log_of_the_rest() -> None:
 
 
 def test_diversity_is_the_cosine_with_another() -> None:
-    rows = torch.randn(5, 3, dtype=torch.float64)
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    expected = sum(float(unit[i] @ unit[(i - 1) % 5]) for i in range(5)) / 5
-    assert diversity_loss(rows).item() == pytest.approx(expected)
+    rows, others = torch.randn(2, 5, 3, dtype=torch.float64)
+    expected = sum(float(a @ b / a.norm() / b.norm()) for a, b in zip(rows, others, strict=True)) / 5
+    assert diversity_loss(rows, others).item() == pytest.approx(expected)
+
+
+def test_diversity_is_of_one_image_under_two_perturbations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        seen.append(features - others)
+        return diversity_loss(features, others)
+
+    monkeypatch.setattr("exml_fast.transfer.perturbation.diversity_loss", spy)
+    model, spec = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)), InputSpec(1, (16, 16), (0.0,), (1.0,))
+    images = torch.linspace(0.1, 0.9, 8)[:, None, None, None].expand(8, 1, 16, 16)  # further apart than 2ε
+    config = Training(steps=1, batch_size=8)
+    universal_perturbations(model, images, spec, epsilon=1e-3, config=config, clamp=False)
+    (between,) = seen
+    assert 0 < between.abs().max() <= 2e-3 + 1e-6
+    torch.testing.assert_close(between.sum(0), torch.zeros(256), rtol=0, atol=1e-5)
 
 
 def test_perturbations_fool_and_leave_the_network_alone(data: ImageData, teacher: nn.Module) -> None:
@@ -349,6 +386,20 @@ def test_perturbations_fool_and_leave_the_network_alone(data: ImageData, teacher
     expected = (teacher((x + v[1]).clamp(low.item(), high.item())).argmax(1) != teacher(x).argmax(1)).double().mean()
     assert rates[1] == pytest.approx(float(expected))
     assert fooling_rate(teacher, torch.zeros(1, 1, 32, 32), data.test, SPEC).tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"perturbations must be \(N, 1, 32, 32\), got \(1, 32, 32\)"):
+        fooling_rate(teacher, v[0], data.test, SPEC)
+    with pytest.raises(ValueError, match="perturbations hold NaN"):
+        fooling_rate(teacher, v / 0 * 0, data.test, SPEC)
+    with pytest.raises(ValueError, match="diversity must be a number of at least 0"):
+        universal_perturbations(teacher, images, SPEC, diversity=-1.0)
+    with pytest.raises(ValueError, match="diversity must be a number of at least 0, got 'a'"):
+        universal_perturbations(teacher, images, SPEC, diversity="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"epsilon must be in \(0, 1\], pixels being in \[0, 1\], got 'a'"):
+        universal_perturbations(teacher, images, SPEC, epsilon="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"impressions must be floating point.* got torch.uint8"):
+        universal_perturbations(teacher, (255 * images.clamp(0, 1)).byte(), SPEC)
+    with pytest.raises(ValueError, match="one class only"):
+        universal_perturbations(nn.Sequential(nn.Flatten(), nn.Linear(1024, 1)), images, SPEC)
 
 
 # Robustness.
@@ -363,6 +414,9 @@ def test_pgd_of_one_step_is_fgsm() -> None:
     expected = (x + 0.1 / 0.5 * gradient.sign()).clamp(low, high)
     found = pgd(model, x, labels, Attack(0.1, 0.1, 1), SPEC)
     torch.testing.assert_close(found, expected)
+    free = pgd(model, x, labels, Attack(0.1, 0.1, 1), SPEC, clamp=False)
+    torch.testing.assert_close(free, x + 0.1 / 0.5 * gradient.sign())
+    assert not torch.equal(free, found)
     started = pgd(model, x, labels, Attack(0.1, 0.05, 5), SPEC, start=2 * torch.rand_like(x) - 1)
     assert (started - x).abs().max() <= 0.2 + 1e-6 and low - 1e-6 <= started.min() and started.max() <= high + 1e-6
     assert F.cross_entropy(model(started), labels) > F.cross_entropy(model(x), labels)
@@ -403,6 +457,22 @@ def test_bad_attacks_are_named(data: ImageData, teacher: nn.Module) -> None:
 
 
 # Adaptation.
+
+
+def test_a_result_brings_its_own_input(data: ImageData, teacher: nn.Module) -> None:
+    recipe = recipes.get("data_impressions/nayak").replace(steps=2, batch_size=4)
+    found, x = invert(teacher, per_class=2, recipe=recipe, spec=SPEC), data.train.normalized(SPEC)
+    config = Training(steps=2, batch_size=4)
+    for method in (adapt, adapt_by_rehearsal):
+        by_result, by_tensor = (
+            method(teacher, found, x, config=config).model, method(teacher, found.images, x, SPEC, config=config).model
+        )  # fmt: skip
+        assert same(state(by_result), state(by_tensor))
+        with pytest.raises(ValueError, match="spec must be given where impressions are a tensor"):
+            method(teacher, found.images, x, config=config)
+    assert len(universal_perturbations(teacher, found, config=config).history) == 2
+    with pytest.raises(ValueError, match="discriminator_lr must be a positive number, got 0"):
+        adapt(teacher, found, x, discriminator_lr=0)
 
 
 def test_discriminator_is_the_papers() -> None:

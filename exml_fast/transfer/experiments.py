@@ -198,7 +198,9 @@ class Lab:
         if missing := sorted(set(range(self.classes)) - set(self.target.test.labels.tolist())):
             raise ValueError(f"adaptation.target has no test images of classes {missing}")
         for split, name in ((self.data.train, "source_images"), (self.target.train, "target_images")):
-            sampled(split, None if self.expert and name == "source_images" else table.get(name), torch.Generator())
+            unused = name == "source_images" and self.expert is not None
+            if not unused and (count := table.get(name, 0)) > len(split):
+                raise ValueError(f"adaptation.{name} must be at most {len(split)}, got {count}")
 
     def _similarity(self, teacher: nn.Module) -> Tensor:
         example = torch.zeros(1, *self.spec.shape, device=next(teacher.parameters()).device)
