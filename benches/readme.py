@@ -2,6 +2,7 @@
 
 python benches/readme.py            # rewrites the tables
 python benches/readme.py --check    # exits with 1 if a file is not what this command would write
+python benches/readme.py --pictures # draws the curves in docs/ anew
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 from exml_fast.cli.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
 from exml_fast.data import SOURCES
+from exml_fast.report.charts import save_curves
+from exml_fast.reproduce import lengths, load_preset, shortened
 from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,48 @@ NETWORKS = {
 YIN_TEACHERS = {"vgg11_bn_cifar": 92.34, "resnet34_cifar": 95.42}
 PAIRS = ("vgg11_bn-vgg11_bn", "vgg11_bn-resnet18", "resnet34-resnet18")
 
+# For the README: what learned, the file and cell of our figure, what the paper's is (a cell of the same file, or a data
+# set and scenario of Carta 2022, of which the best method without real images counts), and the page that has more.
+HEADLINES = [
+    ("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "transfer"),
+    ("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "transfer"),
+    ("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "transfer"),
+    ("MNIST's network for USPS", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg", "transfer"),
+    ("USPS's network for MNIST", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg", "transfer"),
+    ("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
+     "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "transfer"),
+    ("one expert of ten classes, MNIST", "carta2022-table2-mnist-joint", "MNIST/Joint/Model Inversion ED",
+     "mnist/Joint", "ex_model"),
+    ("five experts of two classes each, MNIST", "calibrated-mnist-nc", "MNIST/NC/Pen Strokes ED", "mnist/NC",
+     "ex_model"),
+    ("the same, experts with BatchNorm", "calibrated-mnist-nc-bn-inverted", "MNIST/NC/Inverted Strokes ED", None,
+     "ex_model"),
+    ("one expert of ten classes, CIFAR-10", "calibrated-cifar10-joint", "CIFAR-10/Joint/Model Inversion ED",
+     "cifar10/Joint", "ex_model"),
+    ("five experts of two classes each, CIFAR-10", "calibrated-cifar10-nc", "CIFAR-10/NC/Model Inversion ED",
+     "cifar10/NC", "ex_model"),
+    ("the same, the task being known", "calibrated-cifar10-mt-joint", "CIFAR-10/MT/Model Inversion ED", "cifar10/MT",
+     "ex_model"),
+]  # fmt: skip
+# What each op computes, and where it comes from.
+OPS = {
+    "bn_match": ("distance between an activation's channel statistics and given ones",
+                 "Yin 2020, Eq. 4; Carta 2022, 4.1; Ye 2022, Eq. 7"),
+    "frozen_bn_act": ("normalise, add a residual, activate, and the input's channel statistics, in one pass",
+                      "Yin 2020, Eq. 4"),
+    "match_statistics": ("the distances of all layers' statistics in one launch", "as `bn_match`"),
+    "image_prior": ("total variation, blur residual and l2 norm of images", "Yin 2020, Eq. 3; Carta 2022, 4.1"),
+    "soft_cross_entropy": ("temperature-softened cross-entropy with indices or soft targets", "Nayak 2021, Eq. 2"),
+    "jensen_shannon": ("competition of a student with its teacher: one minus their Jensen–Shannon divergence",
+                       "Yin 2020, Eq. 8"),
+    "dirichlet_targets": ("Dirichlet draws from class similarities, exact for concentrations of 0.01 and less",
+                          "Nayak 2021, Alg. 1"),
+    "jitter_flip": ("shift, mirror, cast and memory format", "Yin 2020, B.1"),
+    "adam_clip_": ("a step of Adam on the images and the clip to their range, in place", "Yin 2020, Eq. 16"),
+    "lane_conv2d": ("convolution of few channels, an image in each lane of a vector (CPU)", "ours"),
+    "winograd_conv2d": ("3×3 convolution by F(4×4, 3×3), weights transformed once (CPU)", "Lavin 2016"),
+}  # fmt: skip
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
@@ -45,6 +90,35 @@ def source(path: Path, results: dict[str, Any]) -> str:
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def best_of_carta(scenario: str) -> float:
+    """Of the methods of Carta 2022 without real images in a scenario, as "mnist/NC"."""
+    return max(value for cell, value in PAPER.items() if re.fullmatch(f"{scenario}/(Model|Data).*", cell))
+
+
+def headlines(folder: Path) -> str:
+    """What students learned from networks alone, beside what was published; all of :data:`HEADLINES`."""
+    rows, ensembles = [], []
+    for what, file, cell, published, page in HEADLINES:
+        found = {row["cell"]: row for row in load_json(folder / f"{file}.json")["rows"]}
+        row = found[cell]
+        paper = None
+        if published is not None:
+            paper = found[published]["paper"] if published in found else best_of_carta(published)
+        ensembles += [row["ours"] for cell, row in found.items() if cell.endswith("/NC/Ensemble Avg.")]
+        spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
+        ours = f"**{row['ours']:.1f}**{spread}" + (" †" if row["reduced"] else "")
+        rows.append([what, number(paper), ours, str(row["seeds"]), f"[{page}](docs/{page}.md)"])
+    header = ["taught without a real image: accuracy in %", "published", "ours", "seeds", "how"]
+    kept = ", ".join(number(share) for share in ensembles)
+    notes = (
+        "† Shorter than published, or than our preset. Methods are not always the paper's, and some choices had seen "
+        "these test images: the pages say which. The paper of the robust student does not give its bound; that of the "
+        f"experts had none with BatchNorm on MNIST. Who may keep all five experts has {kept} % by averaging their "
+        "answers, in the order of the rows."
+    )
+    return table(header, rows) + "\n\n" + notes
 
 
 def demo(path: Path) -> str:
@@ -85,7 +159,6 @@ def calibrated(path: Path) -> str:
     experts = "LeNet-5 with BatchNorm" if batch_norm else "LeNet-5"
     header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
     seeds = f"{results['rows'][0]['seeds']} seeds"
-    best = max(value for cell, value in PAPER.items() if re.fullmatch("mnist/NC/(Model|Data|Aux).*", cell))
     shares = {
         (BEFORE_BACKGROUND | values["random_images"])["background_share"]
         for values in results["details"].values()
@@ -95,8 +168,9 @@ def calibrated(path: Path) -> str:
     views = max(values.get("random_images", {}).get("views", 1) for values in results["details"].values())
     forms = f", each in {views} forms" if views > 1 else ""
     images = f"5000 in the buffer{forms}{inverted}"
-    note = f"¹¹ Calibrated responses to random images, {images}; the best of Carta 2022 is {best:.1f}. "
-    note += "Some choices had seen these test digits ([which](docs/ex_model.md#what-each-idea-gave))."
+    published = f"the best of Carta 2022 without real images is {best_of_carta('mnist/NC'):.1f}"
+    note = f"¹¹ Calibrated responses to random images, {images}; {published}. "
+    note += "Some choices had seen these test digits ([which](ex_model.md#what-each-idea-gave))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -119,7 +193,7 @@ def cifar10(path: Path) -> str:
 
 
 def rates(path: Path) -> str:
-    """Experts trained as the text of Carta 2022, App. A says, beside those of its table, which are in the README."""
+    """Experts trained as the text of Carta 2022, App. A says, beside those of its table (docs/results.md)."""
     by_table, by_text = load_json(path.with_name("carta2022-table2-mnist-nc.json")), load_json(path)
     theirs = {row["cell"]: row for row in by_table["rows"]}
     (settings,) = by_text["details"].values()
@@ -131,32 +205,32 @@ def rates(path: Path) -> str:
     usual = PUBLISHED["mnist"].epochs["new-classes"]
     trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
     length = (by_text["rows"][0]["seeds"], settings["distillation"]["iterations"])
-    readme = (by_table["settings"]["seeds"], by_table["settings"]["distillation"]["iterations"])
-    if length != readme:
-        raise ValueError(f"{path.name}: seeds and steps are {length}, those of the README's table {readme}")
+    shown = (by_table["settings"]["seeds"], by_table["settings"]["distillation"]["iterations"])
+    if length != shown:
+        raise ValueError(f"{path.name}: seeds and steps are {length}, those of the table in docs/results.md {shown}")
     note = f"{length[0]} seeds; {length[1]} distillation steps an expert."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", *trained]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, by_text)
 
 
 def strategies(path: Path) -> str:
-    """Strategies that are not in the README, beside those that are, on the same experts."""
-    readme, others = load_json(path.with_name("carta2022-table2-mnist-nc.json")), load_json(path)
-    settings = [readme["settings"], *others["details"].values()]
+    """Strategies that are not in docs/results.md, beside those that are, on the same experts."""
+    shown, others = load_json(path.with_name("carta2022-table2-mnist-nc.json")), load_json(path)
+    settings = [shown["settings"], *others["details"].values()]
     steps = {each["distillation"]["iterations"] for each in settings}
-    found = [row for results in (readme, others) for row in results["rows"] if row["kind"] == "strategy"]
+    found = [row for results in (shown, others) for row in results["rows"] if row["kind"] == "strategy"]
     seeds = {row["seeds"] for row in found}
-    oracles = [row["ours"] for results in (readme, others) for row in results["rows"] if row["name"] == "Oracle"]
+    oracles = [row["ours"] for results in (shown, others) for row in results["rows"] if row["name"] == "Oracle"]
     if len(steps) > 1 or len(seeds) > 1 or abs(oracles[0] - oracles[1]) > 0.05:
         raise ValueError(
-            f"{path.name}: steps {steps}, seeds {seeds} and oracles {oracles} differ from the README's table"
+            f"{path.name}: steps {steps}, seeds {seeds} and oracles {oracles} differ from the table in docs/results.md"
         )
     rows = [
         [row["cell"].split("/", 2)[-1], number(row["paper"]), f"{row['ours']:.1f} ± {row['std']:.1f}"] for row in found
     ]
     note = f"{seeds.pop()} seeds; {steps.pop()} distillation steps an expert, the paper takes 30,000."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", "ours"]
-    note += " The first three rows are the README's; the others:"
+    note += " The first three rows are those of [all results](results.md); the others:"
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, others)
 
 
@@ -256,32 +330,44 @@ def students(path: Path) -> str:
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
+def over_pytorch(row: dict[str, Any]) -> float | None:
+    """How many times as fast as plain PyTorch an op was."""
+    names = ("published", "pytorch", "torch.optim", "torch.distributions")
+    return next((row["times_faster"][name] for name in names if name in row["times_faster"]), None)
+
+
 def ops(path: Path) -> str:
-    """In channels_last and float32, where an op takes images; docs/engine.md has all."""
+    """From the slowest to the fastest case of each op: all shapes, memory formats and dtypes."""
 
-    def shown(row: dict[str, Any]) -> bool:
-        return row.get("memory_format", "channels_last") == "channels_last" and row["dtype"] == "float32"
+    def between(values: list[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return f"{min(known):.1f} to {max(known):.1f}×" if known else "–"
 
-    return all_ops(path, shown)
+    results, rows = load_json(path), []
+    for name, (computes, origin) in OPS.items():
+        own = [row for row in results["rows"] if row["op"] == name]
+        compiled = [row["times_faster"].get("compiled") for row in own]
+        rows.append([f"`{name}`", computes, origin, between([over_pytorch(row) for row in own]), between(compiled)])
+    header = ["op", "computes", "source", "faster than PyTorch", "than torch.compile"]
+    lines = table(header, rows).replace("| --- | ---: | ---: |", "| --- | --- | --- |", 1)
+    return lines + "\n\n" + source(path, results)
 
 
-def all_ops(path: Path, shown: Callable[[dict[str, Any]], bool] = lambda _row: True) -> str:
+def all_ops(path: Path) -> str:
     results = load_json(path)
     rows = []
-    for row in filter(shown, results["rows"]):
-        others = {k: v for k, v in row["times_faster"].items()}
+    for row in results["rows"]:
+        others = row["times_faster"]
         size = " × ".join(map(str, row["shape"])) if "shape" in row else f"{row['layers']} layers"
         what = [size, *(row[key] for key in ("layer", "activation", "memory_format", "target") if key in row)]
         dtype = row.get("to", row["dtype"])
         what += [dtype] if dtype != "float32" else []
-        names = ("published", "pytorch", "torch.optim", "torch.distributions")
-        published = next((others[name] for name in names if name in others), None)
         memory = row.get("peak_mb")
         rows.append(
             [
                 f"`{row['op']}` {', '.join(what)}",
                 number(row["ms"]["exml_fast"]["median"], 2, " ms"),
-                number(published, 1, "×"),
+                number(over_pytorch(row), 1, "×"),
                 number(others.get("var_mean"), 1, "×"),
                 number(others.get("compiled"), 1, "×"),
                 "–" if memory is None else f"{memory['exml_fast']:.1f} / {max(memory.values()):.1f} MB",
@@ -298,10 +384,20 @@ def all_ops(path: Path, shown: Callable[[dict[str, Any]], bool] = lambda _row: T
     return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
 
 
-def inversion(path: Path) -> str:
+def fastest(path: Path) -> str:
+    """Each network in its faster dtype; docs/results.md has both."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in load_json(path)["rows"]:
+        other = best.get(row["teacher"])
+        if row["engine_ms"] is not None and (other is None or row["engine_ms"] < other["engine_ms"]):
+            best[row["teacher"]] = row
+    return inversion(path, list(best.values()))
+
+
+def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
     results = load_json(path)
     rows = []
-    for row in results["rows"]:
+    for row in results["rows"] if shown is None else shown:
         engine, peak = row["engine_ms"], row["engine_peak_mb"]
         if engine is None:
             continue
@@ -382,6 +478,14 @@ def impressions(path: Path) -> str:
     return table(header, rows) + "\n\n" + source(path, results)
 
 
+def less_than_usual(path: Path, settings: dict[str, Any]) -> list[str]:
+    """What a run had shorter than published, or than its preset."""
+    usual, had = lengths(load_preset(path.stem.replace("-", "/", 1))), lengths(settings)
+    return shortened(
+        settings | {"usual": {key: length for key, length in usual.items() if had.get(key, length) < length}}
+    )
+
+
 def nayak(path: Path) -> str:
     """Averages and totals; the file has the single classes too."""
     results = load_json(path)
@@ -392,13 +496,16 @@ def nayak(path: Path) -> str:
         if not re.search(r"/C\d+$", row["cell"])
     ]  # fmt: skip
     seeds = results["rows"][0]["seeds"]
-    reduced = "" if not results["rows"][0]["reduced"] else f"Reduced: {results['rows'][0]['note']}. "
+    shorter = less_than_usual(path, results["settings"])
+    reduced = f"Reduced: {'; '.join(shorter)}. " if shorter else ""
     ours = "ours" if seeds == 1 else f"ours, {seeds} seeds"
     header = [f"{path.stem.removeprefix('nayak2021-')}, in %", "Nayak 2021", ours]
     return table(header, rows) + "\n\n" + reduced + source(path, results)
 
 
 TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
+    "headlines": [("", headlines)],
+    "speed": [("inversion-cuda.json", fastest), ("inversion-cpu.json", fastest)],
     "results": [
         ("demo-digits.json", demo),
         ("carta2022-table2-mnist-nc.json", carta),
@@ -449,7 +556,8 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     ],
 }
 FILES = {
-    "README.md": ["results", "images", "inversion", "ops"],
+    "README.md": ["headlines", "speed", "ops"],
+    "docs/results.md": ["results", "images", "inversion"],
     "docs/transfer.md": ["nayak", "impressions"],
     "docs/ex_model.md": ["strategies", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["ablation"],
@@ -479,7 +587,28 @@ def take_demo(folder: Path) -> None:
             shutil.copyfile(folder / source, temporary)
 
 
+def draw_curves() -> None:
+    """Figure 4 of Nayak 2021 on MNIST, and fooling rates by the bound (Table 7), from the figures in their files."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in load_json(RESULTS / "nayak2021-figure4-mnist.json")["rows"]:
+        if found := re.fullmatch(r"(.+), (\d+)", row["cell"]):
+            lines.setdefault(found[1], []).append((float(found[2]), row["ours"]))
+    axes = ("images in the transfer set", "test accuracy, %")
+    save_curves(ROOT / "docs/transfer_sizes.png", lines, axes, logarithmic=True)
+    for data in ("mnist", "fashion-mnist"):
+        results, lines = load_json(RESULTS / f"nayak2021-table7-{data}.json"), {}
+        usual = results["settings"]["perturbation"]["epsilon"]
+        for row in results["rows"]:
+            name, _, bound = row["cell"].partition(" at ε = ")
+            if name != "Accuracy":
+                lines.setdefault(name, []).append((float(bound or usual), row["ours"]))
+        axes = ("ε, pixels being in [0, 1]", "fooling rate, %")
+        save_curves(ROOT / f"docs/perturbation_bounds_{data}.png", lines, axes)
+
+
 def main() -> None:
+    if "--pictures" in sys.argv[1:]:
+        draw_curves()
     if "--demo" in sys.argv[1:]:
         take_demo(Path(sys.argv[sys.argv.index("--demo") + 1]))
     for file in FILES:

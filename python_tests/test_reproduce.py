@@ -257,7 +257,9 @@ def test_an_interrupted_run_goes_on_as_it_was_typed(npz: str, tmp_path: Path, mo
         assert written["command"].startswith("exml-fast reproduce digits/zskd") and written == load_json(
             out / "results.json"
         )
-        assert "zskd" in written["seconds"] and (out / "report" / "index.html").read_text().count("<img") == 4
+        assert {"teacher", "impressions", "zskd"} <= set(written["seconds"])
+        assert written["details"]["impressions"]["images"] == 16
+        assert (out / "report" / "index.html").read_text().count("<img") == 4
 
 
 def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
