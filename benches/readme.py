@@ -17,7 +17,7 @@ from typing import Any
 from exml_fast.cli.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
 from exml_fast.data import SOURCES
 from exml_fast.report.charts import save_curves
-from exml_fast.reproduce import lengths, load_preset, shortened
+from exml_fast.reproduce import load_preset, shortened, shorter
 from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +40,10 @@ HEADLINES = [
     ("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "transfer"),
     ("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "transfer"),
     ("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "transfer"),
-    ("MNIST's network for USPS", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg", "transfer"),
-    ("USPS's network for MNIST", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg", "transfer"),
+    ("MNIST's network for USPS, with unlabelled images", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
+     "transfer"),
+    ("USPS's network for MNIST, with unlabelled images", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
+     "transfer"),
     ("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
      "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "transfer"),
     ("one expert of ten classes, MNIST", "carta2022-table2-mnist-joint", "MNIST/Joint/Model Inversion ED",
@@ -110,7 +112,7 @@ def headlines(folder: Path) -> str:
         spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
         ours = f"**{row['ours']:.1f}**{spread}" + (" †" if row["reduced"] else "")
         rows.append([what, number(paper), ours, str(row["seeds"]), f"[{page}](docs/{page}.md)"])
-    header = ["taught without a real image: accuracy in %", "published", "ours", "seeds", "how"]
+    header = ["taught without the teachers' training images: accuracy in %", "published", "ours", "seeds", "how"]
     kept = ", ".join(number(share) for share in ensembles)
     notes = (
         "† Shorter than published, or than our preset. Methods are not always the paper's, and some choices had seen "
@@ -480,10 +482,7 @@ def impressions(path: Path) -> str:
 
 def less_than_usual(path: Path, settings: dict[str, Any]) -> list[str]:
     """What a run had shorter than published, or than its preset."""
-    usual, had = lengths(load_preset(path.stem.replace("-", "/", 1))), lengths(settings)
-    return shortened(
-        settings | {"usual": {key: length for key, length in usual.items() if had.get(key, length) < length}}
-    )
+    return shortened(settings | {"usual": shorter(settings, load_preset(path.stem.replace("-", "/", 1)))})
 
 
 def nayak(path: Path) -> str:
@@ -496,8 +495,8 @@ def nayak(path: Path) -> str:
         if not re.search(r"/C\d+$", row["cell"])
     ]  # fmt: skip
     seeds = results["rows"][0]["seeds"]
-    shorter = less_than_usual(path, results["settings"])
-    reduced = f"Reduced: {'; '.join(shorter)}. " if shorter else ""
+    less = less_than_usual(path, results["settings"])
+    reduced = f"Reduced: {'; '.join(less)}. " if less else ""
     ours = "ours" if seeds == 1 else f"ours, {seeds} seeds"
     header = [f"{path.stem.removeprefix('nayak2021-')}, in %", "Nayak 2021", ours]
     return table(header, rows) + "\n\n" + reduced + source(path, results)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shutil
 import statistics
 import tomllib
@@ -34,12 +35,14 @@ __all__ = [
     "load_preset",
     "names",
     "run",
+    "seed_folders",
+    "shorter",
     "task",
     "whole_task",
 ]
 
 Preset = dict[str, Any]
-# A change that makes one of these settings smaller makes a run shorter.
+# How settings end that make a run shorter where a change makes them smaller.
 LENGTHS = ("steps", "count", "_images")
 
 
@@ -69,7 +72,7 @@ class Outcome:
         points: by title, points (N, 2) of each group.
         matrices: by title, (K, K) numbers from 0 upwards.
         class_names: of the labels.
-        pages: by title, what writes a page of its own to a path, given the run's provenance.
+        pages: of whole tasks only: by title, what writes a page of its own to a path, given the run's provenance.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -85,12 +88,12 @@ class Outcome:
     pages: dict[str, Callable[[Path, dict[str, Any]], Path]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write everything but ``pages`` to a folder."""
-        tensors = {f"matrices/{title}": matrix for title, matrix in self.matrices.items()}
-        for title, (images, labels) in self.samples.items():
-            tensors |= {f"samples/{title}/images": images, f"samples/{title}/labels": labels}
-        for title, groups in self.points.items():
-            tensors |= {f"points/{title}/{name}": points for name, points in groups.items()}
+        """Write everything but ``pages``, which only whole tasks have, to a folder."""
+        tensors = {f"matrices/{k}": matrix for k, matrix in enumerate(self.matrices.values())}
+        for k, (images, labels) in enumerate(self.samples.values()):
+            tensors |= {f"images/{k}": images, f"labels/{k}": labels}
+        for k, groups in enumerate(self.points.values()):
+            tensors |= {f"points/{k}/{g}": points for g, points in enumerate(groups.values())}
         save_tensors(folder / "pictures.safetensors", tensors)
         plain = ("values", "seconds", "settings", "lines", "axes", "class_names")
         written = {name: getattr(self, name) for name in plain} | {
@@ -104,13 +107,12 @@ class Outcome:
         """What :meth:`save` wrote."""
         stored, tensors = load_json(folder / "outcome.json"), load_tensors(folder / "pictures.safetensors")
         samples = {
-            title: (tensors[f"samples/{title}/images"], tensors[f"samples/{title}/labels"])
-            for title in stored.pop("samples")
+            title: (tensors[f"images/{k}"], tensors[f"labels/{k}"]) for k, title in enumerate(stored.pop("samples"))
         }
-        matrices = {title: tensors[f"matrices/{title}"] for title in stored.pop("matrices")}
+        matrices = {title: tensors[f"matrices/{k}"] for k, title in enumerate(stored.pop("matrices"))}
         points = {
-            title: {name: tensors[f"points/{title}/{name}"] for name in names}
-            for title, names in stored.pop("points").items()
+            title: {name: tensors[f"points/{k}/{g}"] for g, name in enumerate(names)}
+            for k, (title, names) in enumerate(stored.pop("points").items())
         }
         logarithmic = set(stored.pop("logarithmic"))
         return cls(**stored, samples=samples, matrices=matrices, points=points, logarithmic=logarithmic)
@@ -175,9 +177,9 @@ def names() -> list[str]:
 def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Preset:
     """A preset by name or from a ``.toml`` file, with ``changes`` as ``{"impressions.count": 2000}``.
 
-    Its table ``usual`` holds the lengths that a change made shorter, as they were; with other data or another teacher
-    the paper's figures do not stand beside. ValueError for an unknown name, a
-    file that is not TOML, an unknown task, or a change of what is not there.
+    Its table ``usual`` holds the lengths that a change made shorter, as they were. With other data, a network of
+    another architecture or a teacher of one's own it loses ``paper``. ValueError for an unknown name, a file that is
+    not TOML, an unknown task, or a change within what is no table.
     """
     _load_tasks()
     path = Path(name)
@@ -193,24 +195,28 @@ def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Pre
         raise ValueError(f"preset {name}: {error}") from error
     if preset.get("task") not in {*TASKS, *WHOLE}:
         raise ValueError(f"preset {name}: task must be one of {sorted({*TASKS, *WHOLE})}, got {preset.get('task')!r}")
-    own = preset["task"] in TASKS  # streams say themselves what was shortened
-    usual = lengths(preset) if own else {}
+    own, before = preset["task"] in TASKS, copy.deepcopy(preset)  # streams say themselves what was shortened
+    if own:
+        _check_figures(name, preset)
     for key, value in (changes or {}).items():
         if key == "task":
             raise ValueError(f"preset {name}: task cannot be changed")
         if own and _is_another(key, value, _look_up(preset, key)):
             preset.pop("paper", None)
         _change(preset, key, value)
-    if own:
-        for table, numbers in ((table, preset.get(table, {})) for table in ("paper", "published")):
-            if not isinstance(numbers, dict) or not all(isinstance(v, int | float) for v in numbers.values()):
-                raise ValueError(f"preset {name}: {table} must be a table of numbers, got {numbers!r}")
-        for key in preset.get("published", {}):
-            if not isinstance(_look_up(preset, key), int | float):
-                raise ValueError(f"preset {name}: [published] has {key!r}, which is no number of it")
-        if shorter := {key: length for key, length in usual.items() if _is_less(_look_up(preset, key), length)}:
-            preset["usual"] = shorter
+    if own and (usual := shorter(preset, before)):
+        preset["usual"] = usual
     return preset
+
+
+def shorter(preset: Preset, before: Preset) -> dict[str, int | str]:
+    """What ``preset`` has less of than another, as that has it: numbers of steps and of images by dotted key.
+
+    "all" where the other does not limit a number of images.
+    """
+    usual: dict[str, int | str] = {**lengths(before)}
+    usual |= {key: "all" for key in lengths(preset) if key.endswith("_images") and key not in usual}
+    return {key: length for key, length in usual.items() if _is_less(_look_up(preset, key), length)}
 
 
 def lengths(preset: Preset) -> dict[str, int]:
@@ -219,7 +225,7 @@ def lengths(preset: Preset) -> dict[str, int]:
     for name, value in preset.items():
         if isinstance(value, dict) and name not in ("paper", "published", "usual"):
             found |= {f"{name}.{key}": length for key, length in lengths(value).items()}
-        elif isinstance(value, int) and name.endswith(LENGTHS):
+        elif isinstance(value, int) and not isinstance(value, bool) and name.endswith(LENGTHS):
             found[name] = value
     return found
 
@@ -249,17 +255,16 @@ def run(
     if preset["task"] in WHOLE:
         whole = Whole(Path(out), list(seeds), data_root, device, progress)
         return WHOLE[preset["task"]](copy.deepcopy(preset), whole)
+    folders, plain = seed_folders(out, seeds), json.loads(json.dumps(preset))
+    anew = [folder for folder in folders if not (f := folder / "preset.json").is_file() or load_json(f) != plain]
+    if anew:
+        check(preset, data_root, device)
+    for folder in anew:
+        shutil.rmtree(folder, ignore_errors=True)
+        save_json(folder / "preset.json", preset)
     first: Outcome | None = None
     found: list[dict[str, float]] = []
-    for seed in seeds:
-        folder = Path(out) / "parts" / f"seed_{seed}"
-        file = folder / "preset.json"
-        if not file.is_file() or load_json(file) != json.loads(json.dumps(preset)):
-            check(preset, data_root, device)
-            if not file.is_file() and folder.is_dir() and any(folder.iterdir()):
-                raise ValueError(f"{folder} holds files of another making: remove them, or take another folder")
-            shutil.rmtree(folder, ignore_errors=True)
-            save_json(file, preset)
+    for seed, folder in zip(seeds, folders, strict=True):
         if not (folder / "outcome.json").is_file():
             outcome = TASKS[preset["task"]](copy.deepcopy(preset), Context(folder, seed, data_root, device, progress))
             outcome.save(folder)
@@ -267,6 +272,15 @@ def run(
         first = first or outcome
         found.append(outcome.values)
     return rows_of(preset, found), first
+
+
+def seed_folders(out: PathLike, seeds: Sequence[int]) -> list[Path]:
+    """Where :func:`run` keeps what each seed made; ValueError for a folder with files that no preset made."""
+    folders = [Path(out) / "parts" / f"seed_{seed}" for seed in seeds]
+    for folder in folders:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "preset.json").is_file():
+            raise ValueError(f"{folder} holds files of another making: remove them, or take another folder")
+    return folders
 
 
 def rows_of(preset: Preset, found: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -290,7 +304,7 @@ def shortened(preset: Preset) -> list[str]:
     return [
         f"{key} {_look_up(preset, key)} instead of {usual}"
         for key, usual in {**preset.get("usual", {}), **preset.get("published", {})}.items()
-        if _look_up(preset, key) < usual
+        if _is_less(_look_up(preset, key), usual)
     ]
 
 
@@ -302,28 +316,32 @@ def _look_up(preset: Preset, key: str) -> Any:
     return value
 
 
-def _is_less(value: Any, usual: int) -> bool:
-    return isinstance(value, int) and value < usual
+def _is_less(value: Any, usual: float | str) -> bool:
+    return isinstance(value, int) and (isinstance(usual, str) or value < usual)
 
 
 def _is_another(key: str, value: Any, before: Any) -> bool:
     """Whether a change makes it another experiment than the paper's: "cifar10.npz" is "cifar10"."""
     data = key in ("data", "adaptation.target") and Path(str(value)).stem != Path(str(before)).stem
-    return data or key in ("teacher", "teacher.expert")
+    return data or re.fullmatch(r"(teacher|student)(\.expert|\.architecture)?", key) is not None
+
+
+def _check_figures(name: PathLike, preset: Preset) -> None:
+    for table, numbers in ((table, preset.get(table, {})) for table in ("paper", "published")):
+        if not isinstance(numbers, dict) or not all(isinstance(v, int | float) for v in numbers.values()):
+            raise ValueError(f"preset {name}: {table} must be a table of numbers, got {numbers!r}")
+    for key in preset.get("published", {}):
+        if not isinstance(_look_up(preset, key), int | float):
+            raise ValueError(f"preset {name}: [published] has {key!r}, which is no number of it")
 
 
 def _change(preset: Preset, key: str, value: Any) -> None:
     *path, last = key.split(".")
     table: Any = preset
-    if preset["task"] in WHOLE and path:
-        # Settings are checked by the task, and a preset need not name a table to have it.
-        table.setdefault(path[0], {})
-    elif preset["task"] in WHOLE:
-        table.setdefault(last, None)
-    for part in path:
-        table = table.get(part) if isinstance(table, dict) else None
-    if not isinstance(table, dict) or (not path and last not in table):
-        raise ValueError(f"preset has no table {'.'.join(path) or last!r} to set {key!r} in; it has {list(preset)}")
+    for part in path:  # a preset need not name a table to have it; the tasks refuse what they do not know
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"preset: {part!r} is no table to set {key!r} in, but {table!r}")
     table[last] = value
 
 

@@ -73,8 +73,8 @@ def test_presets_know_the_papers_figures() -> None:
 def test_bad_presets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no preset 'nayak2021/table9'"):
         load_preset("nayak2021/table9")
-    with pytest.raises(ValueError, match="no table 'impresions'"):
-        load_preset("nayak2021/table1", {"impresions.count": 3})
+    with pytest.raises(ValueError, match="'lr' is no table to set 'teacher.lr.first' in, but 0.002"):
+        load_preset("nayak2021/table1", {"teacher.lr.first": 3})
     (tmp_path / "a.toml").write_text("task = 'fly'")
     with pytest.raises(ValueError, match="task must be one of"):
         load_preset(tmp_path / "a.toml")
@@ -83,7 +83,12 @@ def test_bad_presets_are_named(tmp_path: Path) -> None:
         load_preset(tmp_path / "b.toml")
     context = Context(tmp_path, 0, None, "cpu", None)
     for change, message in (
+        ({"impresions.count": 3}, "'impresions' is not known to task 'zskd'"),
         ({"impressions.betas": [0.0]}, "betas"),
+        ({"impressions.bn": 1.0}, "runs no BatchNorm layer"),
+        ({"impressions.compete": 1.0}, "impressions.compete must be 0"),
+        ({"impressions.steps": "many"}, "steps must be an integer"),
+        ({"sweep": {"sizes": [100]}}, "sweep.steps is missing"),
         ({"impressions.count": 0}, "impressions.count"),
         ({"impressions.colour": 1}, "no field 'colour'"),
         ({"distillation.steps": 0}, "steps"),
@@ -107,6 +112,10 @@ def test_rows_compare_with_the_paper_and_say_what_is_shorter() -> None:
 
 
 def test_a_change_to_less_is_said() -> None:
+    no_length = {"perturbation.real_images": False, "perturbation.samples": 1, "teacher.lr": 1e-9}
+    assert reproduce.shortened(load_preset("nayak2021/table7-mnist", no_length)) == []
+    few = {"attack.test_images": 5}
+    assert reproduce.shortened(load_preset("nayak2021/table4-mnist", few)) == ["attack.test_images 5 instead of all"]
     changes = {"teacher.steps": 1, "distillation.steps": 90000, "impressions.count": 10, "impressions.lr": 0.001}
     assert reproduce.shortened(load_preset("nayak2021/table1", changes)) == [
         "teacher.steps 1 instead of 14000", "impressions.count 10 instead of 24000",
@@ -125,7 +134,7 @@ def test_bad_presets_are_named_before_they_run(tmp_path: Path) -> None:
         ("published = 3\n" + text, "published must be a table of numbers, got 3"),
         (text + "\n[sweep]\nsteps = 5\n", "preset: sweep.sizes is missing"),
         (text + "\n[sweep]\nsizes = 5\n", "sweep.sizes must be a list, each a positive integer, got 5"),
-        (text + "\n[sweep]\nsizes = [100000]\n", "sweep.sizes must hold one of at most"),
+        (text + "\n[sweep]\nsteps = 5\nsizes = [100000]\n", "sweep.sizes must hold one of at most"),
         ("compare = 'False'\n" + text, "compare must be true or false, got 'False'"),
     ):
         (tmp_path / "bad.toml").write_text(change)
@@ -139,12 +148,14 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
     group = (torch.rand(2, 1, 4, 4), torch.tensor([0, -1]))
     written = Outcome(
         {"a": 1.0}, {"train": 2.0}, {"n": 3}, {"images/of": group}, {"line": {"x": [(0.0, 1.0), (1.0, 2.0)]}},
-        {"line": ("x", "y")}, {"line"}, {"t-SNE": {"one": torch.rand(3, 2)}}, {"similar": torch.eye(2)}, ["p", "q"],
+        {"line": ("x", "y")}, {"line"}, {"t-SNE/a": {"b": torch.rand(3, 2)}, "t-SNE": {"a/b": torch.rand(3, 2)}},
+        {"similar": torch.eye(2)}, ["p", "q"],
     )  # fmt: skip
     written.save(tmp_path)
     read = Outcome.load(tmp_path)
     assert all(map(torch.equal, read.samples.pop("images/of"), written.samples.pop("images/of")))
-    assert torch.equal(read.points.pop("t-SNE")["one"], written.points.pop("t-SNE")["one"])
+    for title, name in (("t-SNE", "a/b"), ("t-SNE/a", "b")):
+        assert torch.equal(read.points.pop(title)[name], written.points.pop(title)[name])
     assert torch.equal(read.matrices.pop("similar"), written.matrices.pop("similar"))
     assert read.lines.pop("line") == {"x": [[0.0, 1.0], [1.0, 2.0]]} and written.lines.pop("line")
     assert tuple(read.axes.pop("line")) == written.axes.pop("line")
@@ -219,9 +230,18 @@ def test_a_mistake_leaves_a_finished_run_alone(npz: str, tmp_path: Path) -> None
     for mistake, message in (
         (("--set", "teacher.lr=-1"), "lr must be a positive number"),
         (("--device", "gpu"), "--device must be cpu, cuda or cuda:<n>, got 'gpu'"),
-        (("--teacher", tmp_path), "card.json"),
+        (("--seed", -1), "--seed"),
+        (("--set", "impressions.compete=1.0"), "impressions.compete must be 0"),
+        (("--teacher", tmp_path), "--teacher takes a trained network: leave out --set teacher.steps"),
     ):
         assert message in call(*arguments, *mistake, code=2).output
+        assert (tmp_path / "results.json").read_bytes() == before and (tmp_path / "parts/seed_0/teacher").is_dir()
+    for source, message in (
+        (("--teacher", tmp_path), "card.json"),
+        (("--teacher", tmp_path / "parts/seed_0/teacher"), "which the run would replace: give another --out"),
+    ):
+        short = [*arguments[:6], *source, *options(STUDENT | {"impressions.count": 16})]
+        assert message in call(*short, code=2).output
         assert (tmp_path / "results.json").read_bytes() == before and (tmp_path / "parts/seed_0/teacher").is_dir()
     # Also without the commands: a preset that cannot run, or a folder of another making.
     with pytest.raises(ValueError, match="teacher: lr must be"):
@@ -230,13 +250,15 @@ def test_a_mistake_leaves_a_finished_run_alone(npz: str, tmp_path: Path) -> None
     (tmp_path / "parts/seed_0/preset.json").unlink()
     with pytest.raises(ValueError, match="seed_0 holds files of another making"):
         run(load_preset("digits/zskd"), tmp_path)
-    assert (tmp_path / "parts/seed_0/teacher").is_dir()
+    assert "seed_0 holds files of another making" in call(*arguments, code=2).output
+    assert (tmp_path / "parts/seed_0/teacher").is_dir() and (tmp_path / "results.json").read_bytes() == before
 
 
 def test_other_data_and_other_teachers_stand_beside_no_papers_figures() -> None:
     for changes, there in (
         ({"data": "data/mnist.npz"}, True), ({"teacher.lr": 0.1}, True), ({"data": "usps"}, False),
-        ({"teacher": {"expert": "mine"}}, False), ({"adaptation.target": "svhn"}, False),
+        ({"teacher": {"expert": "mine"}}, False), ({"student.architecture": "lenet5"}, False),
+        ({"adaptation.target": "svhn"}, False),
     ):  # fmt: skip
         assert ("paper" in load_preset("nayak2021/table5-mnist-usps", changes)) == there
 
@@ -263,6 +285,9 @@ def test_an_interrupted_run_goes_on_as_it_was_typed(npz: str, tmp_path: Path, mo
 
 
 def test_options_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    assert "--resume needs --out" in call("reproduce", "--resume", code=2).output
+    bad = call("reproduce", "digits/zskd", "--out", tmp_path / "out", "--results", tmp_path, code=2).output
+    assert f"--results must be a file, {tmp_path} is a folder" in bad and not (tmp_path / "out").exists()
     bad = call("reproduce", "digits/zskd", "--out", tmp_path, "--set", "impressions.count", code=2).output
     assert "--set must be NAME=VALUE, got 'impressions.count'" in bad
     (tmp_path / "run.json").write_text('{"command": "reproduce", "settings": {}}')

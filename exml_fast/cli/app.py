@@ -15,7 +15,17 @@ from rich.table import Table
 
 from exml_fast import build_info
 from exml_fast.cli import catalogue
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json, was_typed
+from exml_fast.cli.guard import (
+    Guard,
+    Json,
+    close_run,
+    open_run,
+    parse_device,
+    parse_pairs,
+    print_json,
+    require_report,
+    was_typed,
+)
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
@@ -251,7 +261,7 @@ def invert(
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
         if report:
-            _require_report()
+            require_report()
         overrides = parse_pairs("--set", override)
         overrides |= _given(steps=steps, lr=lr, batch_size=batch_size)
         if precision not in PRECISIONS:
@@ -365,7 +375,7 @@ def distill(
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
         if report:
-            _require_report()
+            require_report()
         if precision not in PRECISIONS:
             raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
         given: dict[str, Any] = {
@@ -549,7 +559,7 @@ def learn(
             if experts is not None:
                 study.stream(given.seed)
             if report:
-                _require_report()
+                require_report()
         settings, used_threads, report = _open(context, guard, out, given, threads, report, resume, overwrite)
         _use_threads(used_threads)
         with Reporter() as reporter:
@@ -640,7 +650,7 @@ def demo(
 ) -> None:
     """All of it in minutes: experts on digits, three ways to learn from them, baselines, joint training, a page."""
     with Guard(context) as guard:
-        _require_report()
+        require_report()
         asked = {"buffer_size": buffer, "iterations": iterations}
         typed = {name: asked[name] for name in asked if was_typed(context, name.removesuffix("_size"))}
         given = Settings(
@@ -709,14 +719,6 @@ def _given(**options: Any) -> dict[str, Any]:
 def _use_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _require_report() -> None:
-    for module in ("jinja2", "matplotlib"):
-        try:
-            __import__(module)
-        except ImportError as error:
-            raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
 
 
 def _published(run: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,17 @@ import typer
 
 from exml_fast.storage import load_json, save_json
 
-__all__ = ["Guard", "Json", "close_run", "open_run", "parse_device", "parse_pairs", "print_json", "was_typed"]
+__all__ = [
+    "Guard",
+    "Json",
+    "close_run",
+    "open_run",
+    "parse_device",
+    "parse_pairs",
+    "print_json",
+    "require_report",
+    "was_typed",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]
 
@@ -110,12 +120,23 @@ def close_run(out: Path) -> None:
     save_json(out / RUN_FILE, load_json(out / RUN_FILE) | {"finished": True})
 
 
+def require_report() -> None:
+    """ImportError unless a report can be written."""
+    for module in ("jinja2", "matplotlib"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
+
+
 def parse_device(name: str) -> str:
     """The device of --device; ValueError for one that is not here."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device is available here")
     return str(device)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast import reproduce
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json
+from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json, require_report
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import command_line, provenance
 from exml_fast.cli.tables import choose, folder_of
@@ -22,7 +22,7 @@ __all__ = ["reproduce_command", "transfer"]
 transfer = typer.Typer(help="What impressions of a network are good for (Nayak 2021).", no_args_is_help=True)
 
 Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")]
-Seed = Annotated[int, typer.Option(help="The first seed.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The first seed.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as impressions.count=2000; repeatable."),
@@ -72,6 +72,8 @@ def _command(task: str, usual: str, about: str) -> None:
     ) -> None:
         with Guard(context) as guard:
             given = _pairs(changes)
+            if teacher is not None and (typed := [name for name in given if name.split(".")[0] == "teacher"]):
+                raise ValueError(f"--teacher takes a trained network: leave out --set {typed[0]}")
             short = {
                 "data": data,
                 "teacher": None if teacher is None else {"expert": teacher},
@@ -127,7 +129,9 @@ def reproduce_command(
 ) -> None:
     """Compute a published table again, the paper's figures beside ours; shorter runs are labelled reduced."""
     with Guard(context) as guard:
-        if name is None and not (resume and out):
+        if resume and out is None:
+            raise ValueError("--resume needs --out, the folder of the run")
+        if name is None and not resume:
             typer.echo("\n".join(reproduce.names()))
             return
         preset = {} if name is None else reproduce.load_preset(name, _pairs(changes))
@@ -160,7 +164,14 @@ def _run(
     if not resume:
         torch.set_num_threads(threads)
         device = parse_device(device)
+        if report:
+            require_report()
+        if results is not None and results.is_dir():
+            raise ValueError(f"--results must be a file, {results} is a folder")
         reproduce.check(preset, data_root, device)
+        if preset["task"] in reproduce.TASKS:
+            reproduce.seed_folders(out, range(seed, seed + seeds))
+            _refuse_replaced(preset, out)
         if results is not None:
             results.resolve().parent.mkdir(parents=True, exist_ok=True)
     given = {"preset": preset, "seeds": seeds, "seed": seed, "device": device, "threads": threads, "report": report}
@@ -170,7 +181,7 @@ def _run(
     if resume:
         preset, seeds, seed, device = (stored[key] for key in ("preset", "seeds", "seed", "device"))
         name, data_root, report, threads = (stored[key] for key in ("name", "data_root", "report", "threads"))
-        results = None if stored["results"] is None else Path(stored["results"])
+        results = None if stored.get("results") is None else Path(stored["results"])
         torch.set_num_threads(threads)
         parse_device(device)
     with Reporter() as reporter:
@@ -178,7 +189,7 @@ def _run(
             preset, out, seeds=range(seed, seed + seeds), data_root=data_root, device=device, progress=reporter
         )
     seconds = outcome.seconds if outcome is not None else {}
-    whole = {**provenance(device, stored["typed"]), "settings": preset, "seconds": seconds, "rows": rows}
+    whole = {**provenance(device, stored.get("typed")), "settings": preset, "seconds": seconds, "rows": rows}
     if outcome is not None:
         whole["details"] = outcome.settings
     for file in filter(None, (out / "results.json", results)):
@@ -194,6 +205,16 @@ def _run(
         typer.echo(f"results: {out / 'results.json'}" + (f", page: {page}" if report else ""))
 
 
+def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
+    """A run begins by removing what an earlier one left in its folder."""
+    parts = (out / "parts").resolve()
+    sources = {"--data": preset["data"], "--teacher": preset["teacher"].get("expert")}
+    sources["adaptation.target"] = preset.get("adaptation", {}).get("target")
+    for name, source in sources.items():
+        if source is not None and Path(source).resolve().is_relative_to(parts):
+            raise ValueError(f"{name} {source} lies in --out {out}, which the run would replace: give another --out")
+
+
 def _write_page(
     path: Path, name: str, preset: dict[str, Any], whole: dict[str, Any], outcome: reproduce.Outcome | None
 ) -> None:
@@ -201,7 +222,7 @@ def _write_page(
 
     settings = {key: value for key, value in preset.items() if key not in ("paper", "published")}
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
-    summary = "What learned from synthetic images has not seen the training images; figures are on test images."
+    summary = "What learned from impressions has not seen the teacher's training images; figures are on test images."
     page = ExperimentPage(name, summary, whole["command"], settings, machine, whole["rows"])
     parts = {} if outcome is None else outcome.pages
     origin = {name: whole[name] for name in ("command", "commit", "date", "machine")}

@@ -152,7 +152,11 @@ def adapt_by_rehearsal(
     """
     impressions, spec = network_input(impressions, spec)
     target, _ = network_input(target, spec, "target")
-    check_rehearsal(information, consistency, confidence)
+    for name, value in (("information", information), ("consistency", consistency)):
+        if not is_number(value) or value < 0:
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+    if not is_number(confidence) or not 0 <= confidence <= 1:
+        raise ValueError(f"confidence must be a probability, got {confidence!r}")
     device = next(source.parameters()).device
     model, averaged = copy.deepcopy(source), copy.deepcopy(source).eval().requires_grad_(False)
     impressions, bounds = impressions.to(device), spec.bounds(device)
@@ -176,15 +180,6 @@ def adapt_by_rehearsal(
 
     plain = dataclasses.replace(config, augmentation=Augmentation(shift=0))
     return Adapted(model, train(model, target, loss, plain, spec, seed=seed, progress=progress, stage="adapt"))
-
-
-def check_rehearsal(information: float = 1.0, consistency: float = 1.0, confidence: float = 0.8) -> None:
-    """ValueError naming what leaves its range, of the weights of :func:`adapt_by_rehearsal`."""
-    for name, value in (("information", information), ("consistency", consistency)):
-        if not is_number(value) or value < 0:
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    if not is_number(confidence) or not 0 <= confidence <= 1:
-        raise ValueError(f"confidence must be a probability, got {confidence!r}")
 
 
 def mutual_information(logits: Tensor) -> Tensor:

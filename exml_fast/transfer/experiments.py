@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from exml_fast.continual import Augmentation, Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
-from exml_fast.inversion import PRECISIONS, Recipe, Result, class_similarity, invert, recipes
+from exml_fast.inversion import PRECISIONS, Recipe, Result, Synthesizer, class_similarity, invert, recipes
 from exml_fast.models import create
 from exml_fast.reproduce import Context, Outcome, Preset, task
 from exml_fast.storage import load_json, save_json, save_tensors
@@ -219,6 +220,8 @@ class Lab:
             raise ValueError(f"{table} must give {self.classes} logits an image, got shape {tuple(logits.shape)}")
         if table == "teacher" and self.recipe.targets == "dirichlet":
             self._similarity(network)
+        if table == "teacher":  # which refuses what the recipe needs and the network lacks
+            Synthesizer(network, self.spec, self.recipe, engine=False)
 
     def _architecture(self, table: str) -> tuple[str, dict[str, Any]]:
         if table == "teacher" and self.expert is not None:
@@ -232,7 +235,10 @@ class Lab:
         table = dict(self.preset["impressions"])
         count = table.pop("count")
         table.pop("precision", None)
-        return recipes.get(table.pop("recipe", "data_impressions/nayak")).replace(**table), count
+        recipe = recipes.get(table.pop("recipe", "data_impressions/nayak")).replace(**table)
+        if recipe.compete:
+            raise ValueError(f"impressions.compete must be 0, as no student competes here, got {recipe.compete}")
+        return recipe, count
 
 
 COUNT: Range = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a positive integer")
@@ -282,13 +288,14 @@ NEEDED = {
 OPTIONAL = {"zskd": ("sweep", "compare"), "robustness": (), "adapt": ("rehearsal",), "perturb": ()}
 NEEDED_SETTINGS = (
     ("teacher", "architecture"), ("student", "architecture"), ("impressions", "count"), ("adaptation", "target"),
-    ("sweep", "sizes"),
+    ("sweep", "sizes"), ("sweep", "steps"),
 )  # fmt: skip
 
 
 def check(preset: Preset, data_root: str | None, device: str) -> None:
     """ValueError or ImportError for what a preset of one of these tasks cannot be run with."""
-    Lab(preset, Context(Path(), 0, data_root, device, None))
+    with tempfile.TemporaryDirectory() as nothing:
+        Lab(preset, Context(Path(nothing), 0, data_root, device, None))
 
 
 def _check(preset: Preset) -> None:
@@ -374,7 +381,7 @@ def run_zskd(preset: Preset, context: Context) -> Outcome:
         plain = dataclasses.replace(
             training(preset["distillation"], "distillation"), augmentation=Augmentation(shift=0)
         )
-        plain = dataclasses.replace(plain, steps=sweep.get("steps", plain.steps))
+        plain = dataclasses.replace(plain, steps=sweep["steps"])
         shuffled = torch.Generator().manual_seed(context.seed)
         sets["Data samples"] = real[torch.randperm(len(real), generator=shuffled)]
         with lab.stage("sweep"):
