@@ -73,7 +73,7 @@ def test_presets_know_the_papers_figures() -> None:
 def test_bad_presets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no preset 'nayak2021/table9'"):
         load_preset("nayak2021/table9")
-    with pytest.raises(ValueError, match="'lr' is no table to set 'teacher.lr.first' in, but 0.002"):
+    with pytest.raises(ValueError, match=r"'lr' is no table to set 'teacher\.lr\.first' in, but 0\.002"):
         load_preset("nayak2021/table1", {"teacher.lr.first": 3})
     (tmp_path / "a.toml").write_text("task = 'fly'")
     with pytest.raises(ValueError, match="task must be one of"):
