@@ -546,6 +546,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
             "nayak2021-table2",
             "calibrated-cifar10-zskd",
             "nayak2021-figure4-mnist",
+            "nayak2021-figure4-fashion-mnist",
             "nayak2021-table4-mnist",
             "nayak2021-table5-mnist-usps",
             "nayak2021-table5-usps-mnist",
@@ -587,14 +588,15 @@ def take_demo(folder: Path) -> None:
 
 
 def draw_curves() -> None:
-    """Figure 4 of Nayak 2021 on MNIST, and fooling rates by the bound (Table 7), from the figures in their files."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in load_json(RESULTS / "nayak2021-figure4-mnist.json")["rows"]:
-        if found := re.fullmatch(r"(.+), (\d+)", row["cell"]):
-            lines.setdefault(found[1], []).append((float(found[2]), row["ours"]))
-    axes = ("images in the transfer set", "test accuracy, %")
-    save_curves(ROOT / "docs/transfer_sizes.png", lines, axes, logarithmic=True)
+    """Figure 4 of Nayak 2021, and fooling rates by the bound (Table 7), from the figures in their files."""
+    lines: dict[str, list[tuple[float, float]]]
     for data in ("mnist", "fashion-mnist"):
+        lines = {}
+        for row in load_json(RESULTS / f"nayak2021-figure4-{data}.json")["rows"]:
+            if found := re.fullmatch(r"(.+), (\d+)", row["cell"]):
+                lines.setdefault(found[1], []).append((float(found[2]), row["ours"]))
+        axes = ("images in the transfer set", "test accuracy, %")
+        save_curves(ROOT / f"docs/transfer_sizes_{data}.png", lines, axes, logarithmic=True)
         results, lines = load_json(RESULTS / f"nayak2021-table7-{data}.json"), {}
         usual = results["settings"]["perturbation"]["epsilon"]
         for row in results["rows"]:
