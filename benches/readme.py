@@ -94,6 +94,11 @@ def number(value: float | None, digits: int = 1, unit: str = "") -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def reached(row: dict[str, Any], digits: int = 1) -> str:
+    """Mean and deviation over the seeds."""
+    return number(row["ours"], digits) + ("" if row["std"] is None else f" ± {row['std']:.{digits}f}")
+
+
 def best_of_carta(scenario: str) -> float:
     """Of the methods of Carta 2022 without real images in a scenario, as "mnist/NC"."""
     return max(value for cell, value in PAPER.items() if re.fullmatch(f"{scenario}/(Model|Data).*", cell))
@@ -109,8 +114,8 @@ def headlines(folder: Path) -> str:
         if published is not None:
             paper = found[published]["paper"] if published in found else best_of_carta(published)
         ensembles += [row["ours"] for cell, row in found.items() if cell.endswith("/NC/Ensemble Avg.")]
-        spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
-        ours = f"**{row['ours']:.1f}**{spread}" + (" †" if row["reduced"] else "")
+        mean, *spread = reached(row).partition(" ")
+        ours = f"**{mean}**{''.join(spread)}" + (" †" if row["reduced"] else "")
         rows.append([what, number(paper), ours, str(row["seeds"]), f"[{page}](docs/{page}.md)"])
     header = ["taught without the teachers' training images: accuracy in %", "published", "ours", "seeds", "how"]
     kept = ", ".join(number(share) for share in ensembles)
@@ -136,8 +141,7 @@ def carta(path: Path) -> str:
     results = load_json(path)
     settings, rows = results["settings"], []
     for row in results["rows"]:
-        spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
-        ours = f"{row['ours']:.1f}{spread}" + (" ¹" if row["reduced"] else "")
+        ours = reached(row) + (" ¹" if row["reduced"] else "")
         rows.append([row["cell"].split("/", 2)[-1], number(row["paper"]), ours, number(row["seconds"] / 60, 1, " min")])
     shorter = f"\n\n¹ {settings['distillation']['iterations']} distillation steps an expert; the paper takes 30,000."
     what = "five experts of two classes each" if settings["scenario"] == "new-classes" else "one expert of ten classes"
@@ -154,9 +158,8 @@ def calibrated(path: Path) -> str:
     for row in sorted(found.values(), key=lambda row: row["kind"] != "strategy"):
         ours = row["kind"] == "strategy"
         known = RANDOM[row["slug"]].domain if ours else "–"
-        spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
         name = row["cell"].split("/", 2)[-1] + (" ¹¹" if ours else "")
-        rows.append([name, known, number(row["ours"]) + spread, number(row["seconds"] / 60, 1, " min")])
+        rows.append([name, known, reached(row), number(row["seconds"] / 60, 1, " min")])
     batch_norm = any(values["arguments"].get("batch_norm") for values in results["details"].values())
     experts = "LeNet-5 with BatchNorm" if batch_norm else "LeNet-5"
     header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
@@ -181,8 +184,7 @@ def cifar10(path: Path) -> str:
     results = load_json(path)
     rows, notes = [], []
     for row in sorted(results["rows"], key=lambda row: row["kind"] != "strategy"):
-        spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
-        rows.append([row["cell"].split("/", 1)[1], number(row["paper"]), number(row["ours"]) + spread])
+        rows.append([row["cell"].split("/", 1)[1], number(row["paper"]), reached(row)])
         rows[-1].append(number(row["seconds"] / 60, 1, " min"))
         if row["kind"] == "strategy":
             notes.append(f"{row['cell'].split('/')[1]}: {row['note']}.")
@@ -200,8 +202,7 @@ def rates(path: Path) -> str:
     theirs = {row["cell"]: row for row in by_table["rows"]}
     (settings,) = by_text["details"].values()
     rows = [
-        [row["cell"].split("/", 2)[-1], number(row["paper"])]
-        + [f"{found['ours']:.1f} ± {found['std']:.1f}" for found in (theirs[row["cell"]], row)]
+        [row["cell"].split("/", 2)[-1], number(row["paper"])] + [reached(found) for found in (theirs[row["cell"]], row)]
         for row in by_text["rows"]
     ]
     usual = PUBLISHED["mnist"].epochs["new-classes"]
@@ -227,9 +228,7 @@ def strategies(path: Path) -> str:
         raise ValueError(
             f"{path.name}: steps {steps}, seeds {seeds} and oracles {oracles} differ from the table in docs/results.md"
         )
-    rows = [
-        [row["cell"].split("/", 2)[-1], number(row["paper"]), f"{row['ours']:.1f} ± {row['std']:.1f}"] for row in found
-    ]
+    rows = [[row["cell"].split("/", 2)[-1], number(row["paper"]), reached(row)] for row in found]
     note = f"{seeds.pop()} seeds; {steps.pop()} distillation steps an expert, the paper takes 30,000."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", "ours"]
     note += " The first three rows are those of [all results](results.md); the others:"
@@ -489,8 +488,7 @@ def nayak(path: Path) -> str:
     """Averages and totals; the file has the single classes too."""
     results = load_json(path)
     rows = [
-        [row["cell"], number(row["paper"], 2),
-         number(row["ours"], 2) + ("" if row["std"] is None else f" ± {row['std']:.2f}")]
+        [row["cell"], number(row["paper"], 2), reached(row, 2)]
         for row in results["rows"]
         if not re.search(r"/C\d+$", row["cell"])
     ]  # fmt: skip

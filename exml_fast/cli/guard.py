@@ -132,14 +132,14 @@ def require_report() -> None:
 def parse_device(name: str) -> str:
     """The device of --device; ValueError for one that is not here."""
     try:
-        device = torch.device(name)
+        kind = torch.device(name).type
     except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: no CUDA device is available here")
-    return str(device)
+    return str(torch.device(name))
 
 
 def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.checks import is_count
 from exml_fast.data import Augmentation, ImageData, InputSpec
 from exml_fast.inversion.twin import twin
 from exml_fast.models import create, takes
@@ -74,7 +75,7 @@ class Card:
             raise ValueError(f"card: licence must be a string or null, got {self.licence!r}")
         for name in ("units", "classes"):
             ids = getattr(self, name)
-            if not isinstance(ids, list | tuple) or not ids or not all(_is_id(i) for i in ids):
+            if not isinstance(ids, list | tuple) or not ids or not all(is_count(i, 0) for i in ids):
                 raise ValueError(f"card: {name} must list class ids (integers from 0 upwards), got {ids!r}")
             if len(set(ids)) != len(ids):
                 raise ValueError(f"card: {name} must not repeat a class id, got {ids!r}")
@@ -377,7 +378,3 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) 
             raise ValueError(f"{file}: weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
         if have.is_floating_point() and not bool(torch.isfinite(have).all()):
             raise ValueError(f"{file}: weight {name!r} is not finite everywhere")
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

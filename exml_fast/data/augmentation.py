@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exml_fast.checks import is_count
+
 __all__ = ["Augmentation"]
 
 # Points of the grid, each way, on which elastic displacements are drawn.
@@ -39,7 +41,7 @@ class Augmentation:
     midpoint: tuple[float, float] = (0.25, 0.6)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
+        if not is_count(self.shift, 0):
             raise ValueError(f"shift must be an integer from 0 upwards, got {self.shift!r}")
         for name in ("rotation", "flip", "scale", "stretch", "shear", "elastic"):
             value = getattr(self, name)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exml_fast.checks import is_count
+
 __all__ = ["InputSpec"]
 
 # Rec. 601 luma, the weights of PIL and torchvision.
@@ -32,10 +34,10 @@ class InputSpec:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not _is_count(self.channels):
+        if not is_count(self.channels):
             raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
         size = _as_tuple("size", self.size)
-        if len(size) != 2 or not all(_is_count(s) for s in size):
+        if len(size) != 2 or not all(is_count(s) for s in size):
             raise ValueError(f"size must be (height, width), two positive integers, got {self.size!r}")
         object.__setattr__(self, "size", size)
         for name in ("mean", "std"):
@@ -176,10 +178,6 @@ def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
         weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
         return (pixels * weights[:, None, None]).sum(1, keepdim=True)
     raise ValueError(f"images of {have} channels cannot be converted to {channels}: only 1 to any, and 3 to 1")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

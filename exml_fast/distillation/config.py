@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from exml_fast.checks import is_count, is_number
 from exml_fast.data import Augmentation
 from exml_fast.training import ARITHMETIC
 
@@ -68,17 +69,17 @@ class TransferConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         for name, least in COUNTS.items():
-            if not _is_count(getattr(self, name), least):
+            if not is_count(getattr(self, name), least):
                 raise ValueError(f"{name} must be an integer of at least {least}, got {getattr(self, name)!r}")
         for name, least in (("rounds", 0), ("pool_size", 1)):
             value = getattr(self, name)
-            if value is not None and not _is_count(value, least):
+            if value is not None and not is_count(value, least):
                 raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
         for name in ("lr", "temperature", "decay"):
-            if not (_is_number(getattr(self, name)) and 0 < getattr(self, name) < math.inf):
+            if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("momentum", "weight_decay", "lambda_ce", "mixup"):
-            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
+            if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be a number that is not negative, got {getattr(self, name)!r}")
         if isinstance(self.augmentation, Mapping):
             known = [f.name for f in dataclasses.fields(Augmentation)]
@@ -108,11 +109,3 @@ class TransferConfig:
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
         return self.lr
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

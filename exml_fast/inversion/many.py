@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from exml_fast.checks import is_count
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.synthesizer import Progress, invert
 
@@ -46,7 +47,7 @@ def invert_many(
     """
     if isinstance(models, torch.nn.Module) or not models:
         raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")
-    if not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1:
+    if not is_count(parallel):
         raise ValueError(f"parallel must be a positive integer, got {parallel!r}")
     if arguments.get("checkpoint") is not None:
         raise ValueError("checkpoint belongs to one network: give it to invert")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exml_fast.checks import is_count, is_number
 from exml_fast.inversion.augmentation import Augmentation
 
 __all__ = ["Recipe", "get", "names", "suited"]
@@ -131,17 +132,17 @@ class Recipe:
                 object.__setattr__(self, field, tuple(value))
             elif not isinstance(value, tuple):
                 raise self._error(field, "a tuple of numbers")
-            if not all(_is_number(v) for v in getattr(self, field)):
+            if not all(is_number(v) for v in getattr(self, field)):
                 raise self._error(field, "a tuple of numbers")
         if not all(isinstance(steps, int) and steps > 0 for steps in self.coarse_steps):
             raise self._error("coarse_steps", "a tuple of positive integers")
         for field, least in COUNTS.items():
             value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise self._error(field, f"an integer of at least {least}")
         for field in (*NOT_NEGATIVE, *POSITIVE):
             value = getattr(self, field)
-            if not _is_number(value) or value < 0 or (field in POSITIVE and value == 0):
+            if not is_number(value) or value < 0 or (field in POSITIVE and value == 0):
                 raise self._error(field, "a positive number" if field in POSITIVE else "a number of at least 0")
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
@@ -163,9 +164,9 @@ class Recipe:
             raise self._error("spectrum", "a number from 0 to 4")
         if self.blur_kernel % 2 == 0 or self.blur_kernel > 15:
             raise self._error("blur_kernel", "an odd integer from 1 to 15")
-        if not (self.clip is None or self.clip == "valid" or (_is_number(self.clip) and float(self.clip) > 0)):
+        if not (self.clip is None or self.clip == "valid" or (is_number(self.clip) and float(self.clip) > 0)):
             raise self._error("clip", "None, 'valid' or a positive number")
-        if self.stop_confidence is not None and not (_is_number(self.stop_confidence) and 0 < self.stop_confidence < 1):
+        if self.stop_confidence is not None and not (is_number(self.stop_confidence) and 0 < self.stop_confidence < 1):
             raise self._error("stop_confidence", "None or a number between 0 and 1")
         if self.coarse_steps and self.stop_confidence is not None:
             raise self._error("stop_confidence", "None with coarse_steps")
@@ -218,10 +219,6 @@ class Recipe:
 
     def _error(self, field: str, expected: str) -> ValueError:
         return ValueError(f"recipe {self.name!r}: {field} must be {expected}, got {getattr(self, field)!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def names() -> list[str]:

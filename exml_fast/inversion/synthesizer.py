@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
+from exml_fast.checks import is_count
 from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
@@ -628,7 +629,7 @@ def invert(
         ValueError: naming the argument; :class:`Synthesizer` and :meth:`Synthesizer.run` say more.
     """
     source = InputSpec.of(model if spec is None else spec)
-    if not isinstance(per_class, int) or isinstance(per_class, bool) or per_class < 1:
+    if not is_count(per_class):
         raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         units = getattr(model, "units", None) if units is None else units

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
-from exml_fast.transfer.training import Training, is_number, logits_of, network_input, train
+from exml_fast.transfer.training import Training, logits_of, network_input, train
 
 __all__ = ["Adapted", "DomainDiscriminator", "adapt", "adapt_by_rehearsal", "mutual_information", "tsne"]
 

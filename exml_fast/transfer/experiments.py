@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast.checks import is_count, is_number
 from exml_fast.continual import Augmentation, Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
@@ -37,7 +38,6 @@ from exml_fast.transfer.training import (
     accuracy,
     class_accuracies,
     features,
-    is_number,
     logits_of,
     train_classifier,
 )
@@ -218,9 +218,10 @@ class Lab:
             raise ValueError(f"{table}: the network does not take images of {self.spec.shape}: {error}") from error
         if tuple(logits.shape) != (1, self.classes):
             raise ValueError(f"{table} must give {self.classes} logits an image, got shape {tuple(logits.shape)}")
-        if table == "teacher" and self.recipe.targets == "dirichlet":
-            self._similarity(network)
-        if table == "teacher":  # which refuses what the recipe needs and the network lacks
+        if table == "teacher":
+            if self.recipe.targets == "dirichlet":
+                self._similarity(network)
+            # Refuses a recipe that needs what the network lacks.
             Synthesizer(network, self.spec, self.recipe, engine=False)
 
     def _architecture(self, table: str) -> tuple[str, dict[str, Any]]:
@@ -241,8 +242,8 @@ class Lab:
         return recipe, count
 
 
-COUNT: Range = (lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0, "a positive integer")
-NO_OR_COUNT: Range = (lambda v: v == 0 or COUNT[0](v), "an integer of at least 0")
+COUNT: Range = (is_count, "a positive integer")
+NO_OR_COUNT: Range = (lambda v: v == 0 or is_count(v), "an integer of at least 0")
 POSITIVE: Range = (lambda v: is_number(v) and v > 0, "a positive number")
 WEIGHT: Range = (lambda v: is_number(v) and v >= 0, "a number of at least 0")
 SHARE: Range = (lambda v: is_number(v) and 0 <= v <= 1, "in [0, 1]")

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exml_fast.checks import is_number
 from exml_fast.data import InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.models import final_linear
-from exml_fast.transfer.training import Training, is_number, logits_of, network_input, train
+from exml_fast.transfer.training import Training, logits_of, network_input, train
 
 __all__ = [
     "EPSILON",

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.checks import is_count, is_number
 from exml_fast.data import InputSpec, Split
 from exml_fast.inversion import Progress
-from exml_fast.transfer.training import Attacked, Training, is_number, train_classifier
+from exml_fast.transfer.training import Attacked, Training, train_classifier
 
 __all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd", "ramped"]
 
@@ -34,7 +35,7 @@ class Attack:
             raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {self.epsilon!r}")
         if not is_number(self.step) or not 0 < self.step <= self.epsilon:
             raise ValueError(f"step must be in (0, epsilon], got {self.step!r}")
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+        if not is_count(self.steps):
             raise ValueError(f"steps must be a positive integer, got {self.steps!r}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast._native import reused_memory
+from exml_fast.checks import is_count, is_number
 from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.twin import twin
@@ -34,11 +35,6 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 Attacked = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
-def is_number(value: object) -> bool:
-    """Finite, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 @dataclass(frozen=True)
 class Training:
     """Adam with a cosine to zero, over ``steps`` batches of shuffled images.
@@ -59,7 +55,7 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_count(value):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if not is_number(self.lr) or not self.lr > 0:
             raise ValueError(f"lr must be a positive number, got {self.lr!r}")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.inversion import Progress, Result
 from exml_fast.inversion.teacher import frozen
 from exml_fast.inversion.twin import twin
 from exml_fast.training import Rounded, blended
 from exml_fast.transfer.robustness import Attack, ramped
-from exml_fast.transfer.training import Training, accuracy, is_number, network_input, train
+from exml_fast.transfer.training import Training, accuracy, network_input, train
 
 __all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
 
