@@ -10,7 +10,7 @@ import torch
 
 from exml_fast.continual.expert import Expert
 from exml_fast.continual.scenarios import new_classes, train_stream
-from exml_fast.continual.strategies import Replay
+from exml_fast.continual.ex_model.strategies import Replay
 from exml_fast.data import ImageData, InputSpec, Split
 
 

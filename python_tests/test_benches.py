@@ -372,7 +372,7 @@ def test_published_inversion_of_mnist_is_the_recipe_s(ex_model: Any) -> None:
 
 
 def test_published_distillation_is_equation_10(ex_model: Any) -> None:
-    from exml_fast.continual.distillation import combined_targets, distillation_loss
+    from exml_fast.continual.ex_model.run import combined_targets, distillation_loss
 
     first, second, *_ = ex_model.random_experts()
     images, labels = torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 3, 0, 2])

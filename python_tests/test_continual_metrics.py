@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exml_fast.continual import average_accuracy, forgetting
-from exml_fast.continual.distillation import DistillationResult
+from exml_fast.continual.ex_model.run import DistillationResult
 
 NAN = math.nan
 

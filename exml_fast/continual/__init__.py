@@ -2,9 +2,19 @@
 
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.buffer import ImageBuffer
-from exml_fast.continual.calibration import Measured, ResponseCalibration
 from exml_fast.continual.catalogue import Catalogue
-from exml_fast.continual.distillation import DistillationConfig, DistillationResult, ExModelDistillation
+from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
+from exml_fast.continual.ex_model.run import DistillationConfig, DistillationResult, ExModelDistillation
+from exml_fast.continual.ex_model.strategies import (
+    AdaptiveInversion,
+    AuxiliaryData,
+    DataImpression,
+    DrawnInversion,
+    ModelInversion,
+    Procedural,
+    Replay,
+    Strategy,
+)
 from exml_fast.continual.expert import Card, Expert, train_expert
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.scenarios import (
@@ -16,16 +26,6 @@ from exml_fast.continual.scenarios import (
     new_instances,
     stream_accuracy,
     train_stream,
-)
-from exml_fast.continual.strategies import (
-    AdaptiveInversion,
-    AuxiliaryData,
-    DataImpression,
-    DrawnInversion,
-    ModelInversion,
-    Procedural,
-    Replay,
-    Strategy,
 )
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation

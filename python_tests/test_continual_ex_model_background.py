@@ -25,7 +25,7 @@ from exml_fast.continual import (
     Strategy,
     stream_accuracy,
 )
-from exml_fast.continual import distillation as module
+from exml_fast.continual.ex_model import run as module
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import NaturalFields, PenStrokes
 from exml_fast.models import create

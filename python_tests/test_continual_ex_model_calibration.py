@@ -19,8 +19,8 @@ from exml_fast.continual import (
     stream_accuracy,
     train_stream,
 )
-from exml_fast.continual import distillation as module
-from exml_fast.continual.calibration import statistics_distance
+from exml_fast.continual.ex_model import run as module
+from exml_fast.continual.ex_model.calibration import statistics_distance
 from exml_fast.data import InputSpec, NaturalFields
 
 FIELDS = NaturalFields()

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.continual.buffer import ImageBuffer
-from exml_fast.continual.calibration import Measured, ResponseCalibration
+from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
 from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
-from exml_fast.continual.strategies import Strategy
+from exml_fast.continual.ex_model.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.inversion.twin import copied, twin
@@ -336,7 +336,7 @@ class ExModelDistillation:
     """Alg. 1: for each expert, new images from the strategy, a rebalanced buffer, and distillation steps.
 
     Args:
-        strategy: where images come from (:mod:`exml_fast.continual.strategies`).
+        strategy: where images come from (:mod:`exml_fast.continual.ex_model.strategies`).
         config: the hyper-parameters.
         model, units: the ex-model and the global class id of each of its logits. By default the architecture of
             the first expert, with a unit for every unit that occurs in the stream.

@@ -11,10 +11,10 @@ import torch
 from small_experts import quadrants, trained
 from torch import Tensor
 
-from exml_fast.continual.distillation import DistillationConfig, ExModelDistillation
+from exml_fast.continual.ex_model.run import DistillationConfig, ExModelDistillation
 from exml_fast.continual.expert import Expert, train_expert
 from exml_fast.continual.scenarios import new_instances
-from exml_fast.continual.strategies import (
+from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
     DataImpression,

@@ -1,0 +1,1 @@
+"""Ex-Model Distillation: one model learns from a stream of experts without their data (Carta 2022)."""
