@@ -19,7 +19,7 @@ import torch
 from measure import RESULTS, write_results
 from torch import Tensor
 
-from exml_fast.cli.study import Settings, train_experts
+from exml_fast.reproduction.study import Settings, train_experts
 from exml_fast.continual import (
     DistillationConfig,
     ExModelDistillation,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.study import Settings, Study
+from exml_fast.reproduction.study import Settings, Study
 from exml_fast.continual import new_classes, new_instances
 from exml_fast.data import load
 from exml_fast.data.core50 import read_core50

@@ -29,8 +29,8 @@ from exml_fast.cli.guard import (
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
-from exml_fast.cli.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
-from exml_fast.cli.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
+from exml_fast.reproduction.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
+from exml_fast.reproduction.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
 from exml_fast.cli.synthesis import (
     history_rows,
     learned_row,
@@ -40,7 +40,7 @@ from exml_fast.cli.synthesis import (
     save_images,
     save_report,
 )
-from exml_fast.cli.tables import learn_preset
+from exml_fast.reproduction.tables import learn_preset
 from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.buffer import IMAGES_FILE

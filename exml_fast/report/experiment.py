@@ -12,7 +12,7 @@ import torch
 
 from exml_fast.report import charts
 from exml_fast.report.page import STRIP_CLASSES, Samples, load_template, strips_of, write_picture
-from exml_fast.reproduce import Outcome
+from exml_fast.reproduction.runner import Outcome
 from exml_fast.storage import PathLike, atomic_path
 
 __all__ = ["ExperimentPage", "write_experiment"]
@@ -20,7 +20,7 @@ __all__ = ["ExperimentPage", "write_experiment"]
 
 @dataclass(frozen=True)
 class ExperimentPage:
-    """Title, a sentence, the command, tables of settings and machine, and rows of :func:`exml_fast.reproduce.run`."""
+    """Title, a sentence, the command, tables of settings and machine, and rows of :func:`exml_fast.reproduction.runner.run`."""
 
     title: str
     summary: str

@@ -1,6 +1,6 @@
 """Presets of streams (Carta 2022): one study (task "learn"), the studies of a table, or a sweep of the buffer's size.
 
-A preset of "learn" holds fields of :class:`exml_fast.cli.study.Settings`. A "table" names presets by row, and a "sweep"
+A preset of "learn" holds fields of :class:`exml_fast.reproduction.study.Settings`. A "table" names presets by row, and a "sweep"
 one preset as ``base`` and ``sizes``; any settings beside them hold for all their studies, which share the experts that
 they have in common. Finished parts are kept in the run's folder.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast import reproduce
+from exml_fast.reproduction import runner as reproduce
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.study import ALL, Settings, Study
-from exml_fast.cli.summary import settings_of_study, summary_of, write_page
+from exml_fast.reproduction.study import ALL, Settings, Study
+from exml_fast.reproduction.summary import settings_of_study, summary_of, write_page
 from exml_fast.data.core50 import EVERY
-from exml_fast.reproduce import Outcome, Preset, Whole, whole_task
+from exml_fast.reproduction.runner import Outcome, Preset, Whole, whole_task
 
 __all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 

@@ -164,7 +164,7 @@ def whole_task(name: str) -> Callable[[WholeTask], WholeTask]:
 
 def names() -> list[str]:
     """Of the presets that come with the package, as "nayak2021/table1"."""
-    root = files("exml_fast").joinpath("presets")
+    root = files("exml_fast.reproduction").joinpath("presets")
     return sorted(
         f"{folder.name}/{file.name.removesuffix('.toml')}"
         for folder in root.iterdir()
@@ -186,7 +186,7 @@ def load_preset(name: PathLike, changes: Mapping[str, Any] | None = None) -> Pre
     if path.suffix == ".toml":
         text = path.read_text(encoding="utf-8")
     elif str(name) in names():
-        text = files("exml_fast").joinpath(f"presets/{name}.toml").read_text("utf-8")
+        text = files("exml_fast.reproduction").joinpath(f"presets/{name}.toml").read_text("utf-8")
     else:
         raise ValueError(f"no preset {str(name)!r}: expected a .toml file or one of {', '.join(names())}")
     try:
@@ -346,7 +346,7 @@ def _change(preset: Preset, key: str, value: Any) -> None:
 
 
 def _load_tasks() -> None:
-    import exml_fast.transfer.experiments
+    import exml_fast.reproduction.experiments
 
     with contextlib.suppress(ImportError):  # those of streams report their progress, which takes the extra cli
-        import exml_fast.cli.tables  # noqa: F401
+        import exml_fast.reproduction.tables  # noqa: F401

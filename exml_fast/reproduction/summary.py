@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from exml_fast.cli.study import RECIPES, STRATEGIES, Study
+from exml_fast.reproduction.study import RECIPES, STRATEGIES, Study
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
 

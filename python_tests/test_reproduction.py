@@ -14,15 +14,15 @@ import torch
 from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
-from exml_fast import reproduce
+from exml_fast.reproduction import runner as reproduce
 from exml_fast.cli.app import app
 from exml_fast.continual import Card, Expert
 from exml_fast.data import InputSpec
 from exml_fast.models import create
 from exml_fast.report.charts import save_similarity
-from exml_fast.reproduce import TASKS, WHOLE, Context, Outcome, load_preset, names, rows_of, run
+from exml_fast.reproduction.runner import TASKS, WHOLE, Context, Outcome, load_preset, names, rows_of, run
 from exml_fast.storage import load_json, load_tensors
-from exml_fast.transfer.experiments import Lab, sampled
+from exml_fast.reproduction.experiments import Lab, sampled
 
 TINY = {"teacher.steps": 40, "teacher.batch_size": 32, "impressions.count": 16, "impressions.steps": 3}
 STUDENT = {"distillation.steps": 3, "distillation.batch_size": 8}
@@ -44,7 +44,7 @@ def options(changes: dict[str, Any]) -> list[str]:
 
 
 def test_every_preset_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exml_fast.transfer.experiments.load", lambda name, root: quadrants())
+    monkeypatch.setattr("exml_fast.reproduction.experiments.load", lambda name, root: quadrants())
     assert {"nayak2021/table1", "nayak2021/table4-cifar10", "digits/zskd"} <= set(names())
     for name in names():
         preset = load_preset(name)
@@ -269,7 +269,7 @@ def test_an_interrupted_run_goes_on_as_it_was_typed(npz: str, tmp_path: Path, mo
     arguments += options(TINY | STUDENT | {"data": npz})
     monkeypatch.setattr("sys.argv", ["exml-fast", "reproduce", *map(str, arguments)])
     with monkeypatch.context() as patch:
-        patch.setattr("exml_fast.transfer.experiments.zskd", interrupted)
+        patch.setattr("exml_fast.reproduction.experiments.zskd", interrupted)
         call("reproduce", *arguments, code=130)
     assert not results.exists()
     monkeypatch.setattr("sys.argv", ["exml-fast", "reproduce", "--out", str(out), "--resume"])

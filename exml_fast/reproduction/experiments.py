@@ -1,4 +1,4 @@
-"""The paper's experiments as tasks for :mod:`exml_fast.reproduce`: Tables 1 to 5 and 7, Figures 3, 4 and 6."""
+"""The paper's experiments as tasks for :mod:`exml_fast.reproduction.runner`: Tables 1 to 5 and 7, Figures 3, 4 and 6."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
 from exml_fast.inversion import PRECISIONS, Recipe, Result, Synthesizer, class_similarity, invert, recipes
 from exml_fast.models import create
-from exml_fast.reproduce import Context, Outcome, Preset, task
+from exml_fast.reproduction.runner import Context, Outcome, Preset, task
 from exml_fast.storage import load_json, save_json, save_tensors
 from exml_fast.training import placed
 from exml_fast.transfer.adaptation import adapt, adapt_by_rehearsal, tsne

@@ -12,15 +12,15 @@ import torch
 from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
-from exml_fast.cli import study as studies
+from exml_fast.reproduction import study as studies
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.study import PUBLISHED, Settings, Study
-from exml_fast.cli.tables import learn_preset, settings_of
+from exml_fast.reproduction.study import PUBLISHED, Settings, Study
+from exml_fast.reproduction.tables import learn_preset, settings_of
 from exml_fast.continual import DistillationConfig, Replay, train_stream
 from exml_fast.data import Augmentation
 from exml_fast.models import create
-from exml_fast.reproduce import load_preset, names
+from exml_fast.reproduction.runner import load_preset, names
 from exml_fast.storage import load_json, save_tensors
 
 TINY = {"epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
@@ -303,7 +303,7 @@ def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
     def none(_model: Any) -> Any:
         raise ValueError("source must have a linear layer")
 
-    monkeypatch.setattr("exml_fast.cli.summary.class_similarity", none)
+    monkeypatch.setattr("exml_fast.reproduction.summary.class_similarity", none)
     said = call(*common, "--report", "--out", tmp_path / "none").output
     assert said.count("no class similarities: source must have a linear layer") == 2
     assert "Class similarities of" not in (tmp_path / "none" / "report" / "index.html").read_text()
@@ -322,7 +322,7 @@ def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:
 
 
 def test_multi_task_and_new_classes_share_their_experts_and_others_do_not(npz: Path, tmp_path: Path) -> None:
-    from exml_fast.cli.tables import _experts_of
+    from exml_fast.reproduction.tables import _experts_of
 
     one, two = Settings(data=str(npz)), Settings(data=str(npz), scenario="multi-task", strategies=["replay"])
     assert _experts_of(one) == _experts_of(two) != _experts_of(Settings(data=str(npz), expert_lr=0.1))
