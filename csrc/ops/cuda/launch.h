@@ -5,7 +5,7 @@
 
 #ifdef EXML_CUDA_EMULATOR
 
-#include "tests/cuda_emulator.h"
+#include "emulator/cuda_emulator.h"
 
 #else
 

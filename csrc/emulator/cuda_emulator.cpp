@@ -1,4 +1,4 @@
-#include "tests/cuda_emulator.h"
+#include "emulator/cuda_emulator.h"
 
 #include <ucontext.h>
 
