@@ -19,7 +19,6 @@ import torch
 from measure import RESULTS, write_results
 from torch import Tensor
 
-from exml_fast.reproduction.study import Settings, train_experts
 from exml_fast.continual import (
     DistillationConfig,
     ExModelDistillation,
@@ -30,6 +29,7 @@ from exml_fast.continual import (
     stream_accuracy,
 )
 from exml_fast.data import SOURCES, ImageData, Split, load
+from exml_fast.reproduction.study import Settings, train_experts
 
 IMAGES = 20000
 SHARES = (0.2, 0.01, 0.001, 0.0001)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast.reproduction.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
 from exml_fast.data import SOURCES
 from exml_fast.report.charts import save_curves
 from exml_fast.reproduction.runner import load_preset, shortened, shorter
+from exml_fast.reproduction.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
 from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exml_fast.continual.ex_model.strategies import Replay
 from exml_fast.continual.expert import Expert
 from exml_fast.continual.scenarios import new_classes, train_stream
-from exml_fast.continual.ex_model.strategies import Replay
 from exml_fast.data import ImageData, InputSpec, Split
 
 

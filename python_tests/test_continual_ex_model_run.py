@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from small_experts import quadrants, real_images, trained
 from torch import Tensor, nn
 
-from exml_fast.continual.ex_model import run as distillation
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
+from exml_fast.continual.ex_model import run as distillation
 from exml_fast.continual.ex_model.run import (
     Augmentation,
     DistillationConfig,

@@ -12,8 +12,6 @@ from small_experts import quadrants, trained
 from torch import Tensor
 
 from exml_fast.continual.ex_model.run import DistillationConfig, ExModelDistillation
-from exml_fast.continual.expert import Expert, train_expert
-from exml_fast.continual.scenarios import new_instances
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
@@ -22,6 +20,8 @@ from exml_fast.continual.ex_model.strategies import (
     Replay,
     balanced_labels,
 )
+from exml_fast.continual.expert import Expert, train_expert
+from exml_fast.continual.scenarios import new_instances
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
 from exml_fast.inversion import recipes

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from exml_fast.cli.progress import Reporter
-from exml_fast.reproduction.study import Settings, Study
 from exml_fast.continual import new_classes, new_instances
 from exml_fast.data import load
 from exml_fast.data.core50 import read_core50
+from exml_fast.reproduction.study import Settings, Study
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ import torch
 from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
-from exml_fast.reproduction import runner as reproduce
 from exml_fast.cli.app import app
 from exml_fast.continual import Card, Expert
 from exml_fast.data import InputSpec
 from exml_fast.models import create
 from exml_fast.report.charts import save_similarity
+from exml_fast.reproduction import runner as reproduce
+from exml_fast.reproduction.experiments import Lab, sampled
 from exml_fast.reproduction.runner import TASKS, WHOLE, Context, Outcome, load_preset, names, rows_of, run
 from exml_fast.storage import load_json, load_tensors
-from exml_fast.reproduction.experiments import Lab, sampled
 
 TINY = {"teacher.steps": 40, "teacher.batch_size": 32, "impressions.count": 16, "impressions.steps": 3}
 STUDENT = {"distillation.steps": 3, "distillation.batch_size": 8}

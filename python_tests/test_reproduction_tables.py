@@ -12,15 +12,15 @@ import torch
 from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
-from exml_fast.reproduction import study as studies
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
-from exml_fast.reproduction.study import PUBLISHED, Settings, Study
-from exml_fast.reproduction.tables import learn_preset, settings_of
 from exml_fast.continual import DistillationConfig, Replay, train_stream
 from exml_fast.data import Augmentation
 from exml_fast.models import create
+from exml_fast.reproduction import study as studies
 from exml_fast.reproduction.runner import load_preset, names
+from exml_fast.reproduction.study import PUBLISHED, Settings, Study
+from exml_fast.reproduction.tables import learn_preset, settings_of
 from exml_fast.storage import load_json, save_tensors
 
 TINY = {"epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}

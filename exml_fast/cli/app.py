@@ -29,8 +29,6 @@ from exml_fast.cli.guard import (
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import provenance
 from exml_fast.cli.reproduce import reproduce_command, transfer
-from exml_fast.reproduction.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
-from exml_fast.reproduction.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
 from exml_fast.cli.synthesis import (
     history_rows,
     learned_row,
@@ -40,7 +38,6 @@ from exml_fast.cli.synthesis import (
     save_images,
     save_report,
 )
-from exml_fast.reproduction.tables import learn_preset
 from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
 from exml_fast.continual.buffer import IMAGES_FILE
@@ -51,6 +48,9 @@ from exml_fast.distillation import distill as distill_model
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import PRECISIONS, Result
 from exml_fast.inversion import invert as invert_model
+from exml_fast.reproduction.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
+from exml_fast.reproduction.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
+from exml_fast.reproduction.tables import learn_preset
 from exml_fast.storage import save_json
 
 __all__ = ["app"]

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exml_fast.reproduction import runner as reproduce
 from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json, require_report
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.provenance import command_line, provenance
+from exml_fast.reproduction import runner as reproduce
 from exml_fast.reproduction.tables import choose, folder_of
 from exml_fast.storage import save_json
 

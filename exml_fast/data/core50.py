@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from exml_fast.data.sets import Split
+from exml_fast.data.image_files import read_image
+from exml_fast.data.split import Split
 
 __all__ = ["is_core50", "read_core50"]
 
@@ -63,8 +62,6 @@ def read_core50(path: Path, size: int | None = None, every: int = EVERY) -> tupl
 
 
 def _read(frames: list[tuple[Path, int, int]], size: int | None) -> Split:
-    from exml_fast.data.sets import Split, read_image
-
     images: list[Tensor] = [read_image(file, grey=False, size=size) for file, _, _ in frames]
     labels = torch.tensor([label for _, label, _ in frames], dtype=torch.int64)
     return Split(torch.stack(images), labels, torch.tensor([session for *_, session in frames], dtype=torch.int64))

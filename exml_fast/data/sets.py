@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from exml_fast.data.core50 import CLASS_NAMES, EVERY, is_core50, read_core50
+from exml_fast.data.image_files import IMAGE_SUFFIXES, read_image
 from exml_fast.data.spec import InputSpec
+from exml_fast.data.split import ImageData, Split
 
-__all__ = ["ImageData", "Split", "load", "some_images"]
+__all__ = ["NAMES", "load", "some_images"]
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_SHARE = 0.25
 # What networks that were pretrained on ImageNet expect, as those that CORe50 is learned with.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 # Published normalisations, where there are any; those of the 28×28 images are kept when they are padded to 32.
 TORCHVISION_SETS = {
     "mnist": ("MNIST", (0.1307,), (0.3081,)),
@@ -33,68 +34,6 @@ TORCHVISION_SETS = {
     "cifar100": ("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 NAMES = ("digits", "core50", *TORCHVISION_SETS)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W), uint8 or float32 in [0, 1], labels (N,) int64, and what they were recorded in (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-    groups: Tensor | None = None
-    """The session, scene or source of each image, where the data set tells."""
-
-    def __post_init__(self) -> None:
-        if self.images.dim() != 4:
-            raise ValueError(f"images must be (N, C, H, W), got shape {tuple(self.images.shape)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 of shape ({len(self.images)},), "
-                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            )
-
-        if self.groups is not None and (self.groups.dtype != torch.int64 or self.groups.shape != self.labels.shape):
-            raise ValueError(
-                f"groups must be int64 of shape ({len(self.labels)},), "
-                f"got {self.groups.dtype} of shape {tuple(self.groups.shape)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, index: Tensor) -> Split:
-        """The samples at ``index`` (int64 positions, or bool (N,)), labels as they are."""
-        return Split(self.images[index], self.labels[index], None if self.groups is None else self.groups[index])
-
-    def of_classes(self, classes: Sequence[int]) -> Split:
-        """The samples whose label is in ``classes``, in their order; labels stay the global ids."""
-        return self.subset(torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64)))
-
-    def normalized(self, spec: InputSpec, index: Tensor | slice | None = None) -> Tensor:
-        """Network input for ``spec`` (float32) of the samples at ``index`` (default: all)."""
-        return spec.prepare(self.images if index is None else self.images[index])
-
-    def batches(self, spec: InputSpec, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-        """(network input, labels) of consecutive samples, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            chunk = slice(start, start + size)
-            yield self.normalized(spec, chunk), self.labels[chunk]
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A named data set; ``class_names[c]`` is the name of label c, ``spec`` fits the images as they are."""
-
-    name: str
-    train: Split
-    test: Split
-    class_names: list[str]
-    spec: InputSpec
-
-    @property
-    def classes(self) -> list[int]:
-        """All global class ids, 0 to K - 1."""
-        return list(range(len(self.class_names)))
 
 
 def load(
@@ -150,9 +89,6 @@ def some_images(source: str | os.PathLike[str], size: tuple[int, int], count: in
     if not path.is_dir():
         images = load(str(source)).train.images
         return images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{path} holds no images: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
@@ -288,23 +224,8 @@ def _folder(path: Path, size: int | None) -> ImageData:
 
 
 def _first_is_grey(samples: list[tuple[str, int]]) -> bool:
-    from PIL import Image
-
     with Image.open(samples[0][0]) as image:
         return image.mode in ("1", "L", "I;16")
-
-
-def read_image(file: str | os.PathLike[str], grey: bool, size: int | None) -> Tensor:
-    """uint8 (1 or 3, H, W), resized to ``size`` on both sides where that is given."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    with Image.open(file) as opened:
-        image = opened.convert("L" if grey else "RGB")
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    tensor: Tensor = pil_to_tensor(image)
-    return tensor
 
 
 def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -> Split:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from exml_fast.reproduction.study import RECIPES, STRATEGIES, Study
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
+from exml_fast.reproduction.study import RECIPES, STRATEGIES, Study
 
 __all__ = ["joint_rows", "print_rows", "settings_of_study", "summary_of", "write_page"]
 

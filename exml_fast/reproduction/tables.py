@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exml_fast.reproduction import runner as reproduce
 from exml_fast.cli.progress import Reporter
+from exml_fast.data.core50 import EVERY
+from exml_fast.reproduction import runner as reproduce
+from exml_fast.reproduction.runner import Outcome, Preset, Whole, whole_task
 from exml_fast.reproduction.study import ALL, Settings, Study
 from exml_fast.reproduction.summary import settings_of_study, summary_of, write_page
-from exml_fast.data.core50 import EVERY
-from exml_fast.reproduction.runner import Outcome, Preset, Whole, whole_task
 
 __all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 

@@ -21,9 +21,9 @@ from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.continual.buffer import ImageBuffer
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
+from exml_fast.continual.ex_model.strategies import Strategy
 from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
-from exml_fast.continual.ex_model.strategies import Strategy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.inversion.twin import copied, twin
