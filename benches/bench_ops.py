@@ -19,7 +19,7 @@ from measure import RESULTS, as_row, interleaved, peak_mb, saved_mb, write_resul
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan
+from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan
 from exml_fast.ops import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import InputSpec
-from exml_fast.inversion import FrozenTeacher
+from exml_fast.engine import FrozenTeacher
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture
 from exml_fast.models import create
 

@@ -38,8 +38,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
+from exml_fast.engine.statistics import bn_layers
 from exml_fast.inversion import Recipe, Synthesizer, recipes
-from exml_fast.inversion.statistics import bn_layers
 from exml_fast.models import LeNet5
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -29,7 +29,7 @@ from inversion import DTYPES, TEACHERS
 from measure import RESULTS, milliseconds, write_results
 from torch import Tensor, nn
 
-from exml_fast.inversion.statistics import bn_layers
+from exml_fast.engine.statistics import bn_layers
 from exml_fast.storage import load_json
 
 BYTES = {"float32": 4, "bfloat16": 2}

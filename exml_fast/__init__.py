@@ -7,7 +7,7 @@ A trained classifier goes in; synthetic images, and models that learned from not
     taught = exml_fast.distill(model, student, result).student
 """
 
-from exml_fast import compat, continual, data, distillation, evaluation, inversion, models, ops, transfer
+from exml_fast import compat, continual, data, distillation, engine, evaluation, inversion, models, ops, transfer
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -23,7 +23,9 @@ from exml_fast.continual import (
 )
 from exml_fast.data import InputSpec
 from exml_fast.distillation import Transfer, TransferConfig, distill
-from exml_fast.inversion import BNStatistics, FrozenTeacher, Recipe, Result, Synthesizer, invert, invert_many, recipes
+from exml_fast.engine import BNStatistics, FrozenTeacher
+from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
+from exml_fast.progress import TensorBoard
 
 __version__ = str(build_info()["version"])
 
@@ -43,6 +45,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Synthesizer",
+    "TensorBoard",
     "Transfer",
     "TransferConfig",
     "__version__",
@@ -52,6 +55,7 @@ __all__ = [
     "data",
     "distill",
     "distillation",
+    "engine",
     "evaluation",
     "inversion",
     "invert",

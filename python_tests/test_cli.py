@@ -34,8 +34,8 @@ from exml_fast.continual import (
 )
 from exml_fast.data import Augmentation, InputSpec, load
 from exml_fast.inversion import Result as Inverted
-from exml_fast.metering import Meter
 from exml_fast.models import create
+from exml_fast.profiling import Meter
 from exml_fast.storage import load_json
 
 QUICK_LEARN = ("--steps", "2", "--buffer", "40", "--iterations", "20")

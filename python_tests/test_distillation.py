@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from exml_fast import InputSpec, Recipe, TransferConfig, distill, invert
 from exml_fast.continual import Augmentation
 from exml_fast.data import load
-from exml_fast.distillation import TensorBoard, divergence, mixup
+from exml_fast.distillation import divergence, mixup
+from exml_fast.progress import TensorBoard
 from exml_fast.storage import load_checkpoint
 from exml_fast.training import ARITHMETIC
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from exml_fast.engine.statistics import LayerStatistics
 from exml_fast.inversion.objective import (
     L2,
     Blur,
@@ -18,7 +19,6 @@ from exml_fast.inversion.objective import (
     TotalVariation,
 )
 from exml_fast.inversion.recipes import Recipe
-from exml_fast.inversion.statistics import LayerStatistics
 
 N, K = 5, 4
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.engine.frozen_conv import Plan
+from exml_fast.engine.memory import required_bytes
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
-from exml_fast.inversion.convolution import Plan
-from exml_fast.inversion.memory import required_bytes
 from exml_fast.inversion.synthesizer import _mixed_batches
 from exml_fast.models import LeNet5
 from exml_fast.storage import load_checkpoint, save_checkpoint
@@ -116,7 +116,7 @@ def test_classes_are_integers(classes: Any) -> None:
 
 
 def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exml_fast.inversion import memory
+    from exml_fast.engine import memory
 
     monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 144 * 200)
     with pytest.raises(ValueError, match=r"201 images \(1, 12, 12\) are 0\.0 GB, and 0\.0 GB of memory are free"):
@@ -521,7 +521,7 @@ def test_images_larger_than_memory_are_refused_at_once(monkeypatch: pytest.Monke
     assert required_bytes(model, SPEC, 8) == 16 * 8 * 144 + 2 * 8 * (144 + 54)
     assert next(model.parameters()).device.type == "cpu"
     assert required_bytes(nn.Sequential(nn.Linear(3, 5)), SPEC, 2) == 16 * 2 * 144
-    monkeypatch.setattr("exml_fast.inversion.memory.available_bytes", lambda _device: 19_000)
+    monkeypatch.setattr("exml_fast.engine.memory.available_bytes", lambda _device: 19_000)
     for count in (7, 8):
         with pytest.raises(ValueError, match=r"8 images.*smaller batch_size") if count == 8 else nullcontext():
             Synthesizer(model, SPEC, CE.replace(steps=1)).run([0] * count)

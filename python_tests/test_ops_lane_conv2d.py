@@ -15,10 +15,11 @@ from op_checks import run_python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from exml_fast.inversion import convolution, lanes
-from exml_fast.inversion.convolution import ConvShape
-from exml_fast.inversion.lanes import LaneConv2d
-from exml_fast.inversion.twin import twin
+from exml_fast.engine import frozen_conv as convolution
+from exml_fast.engine import lanes
+from exml_fast.engine.frozen_conv import ConvShape
+from exml_fast.engine.lanes import LaneConv2d
+from exml_fast.engine.substitution import twin
 
 lane_conv2d = torch.ops.exml._lane_conv2d
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}

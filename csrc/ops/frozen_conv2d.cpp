@@ -1,5 +1,5 @@
 // Convolution with constant weights. It saves no activation, and its input gradient may be computed by another way than
-// the library's own, from weights that were prepared once (exml_fast/inversion/convolution.py).
+// the library's own, from weights that were prepared once (exml_fast/engine/frozen_conv.py).
 #include "ops/frozen_conv2d.h"
 
 #include <ATen/ops/constant_pad_nd.h>

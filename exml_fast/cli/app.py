@@ -40,14 +40,15 @@ from exml_fast.cli.synthesis import (
 )
 from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights
 from exml_fast.continual import Card, Expert, ExpertStream, confusion_matrix
-from exml_fast.continual.buffer import IMAGES_FILE
 from exml_fast.data import SOURCES, load
+from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.data.sets import NAMES
-from exml_fast.distillation import TensorBoard
 from exml_fast.distillation import distill as distill_model
+from exml_fast.engine import PRECISIONS
 from exml_fast.evaluation.features import logits as logits_of
-from exml_fast.inversion import PRECISIONS, Result
+from exml_fast.inversion import Result
 from exml_fast.inversion import invert as invert_model
+from exml_fast.progress import TensorBoard
 from exml_fast.reproduction.study import ALL, RECIPES, STRATEGIES, Settings, Study, train_experts
 from exml_fast.reproduction.summary import joint_rows, print_rows, settings_of_study, summary_of, write_page
 from exml_fast.reproduction.tables import learn_preset

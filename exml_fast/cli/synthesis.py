@@ -16,14 +16,14 @@ from exml_fast.cli.teachers import Teacher, open_named, open_teacher
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, PenStrokes, Split, load, some_images
 from exml_fast.distillation import TransferConfig
-from exml_fast.distillation.logging import require_tensorboard
 from exml_fast.distillation.transfer import check_pool
+from exml_fast.engine.memory import require_memory
+from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
-from exml_fast.inversion.memory import require_memory
-from exml_fast.inversion.statistics import bn_layers
 from exml_fast.inversion.synthesizer import suited_recipe
 from exml_fast.models import create
+from exml_fast.progress import require_tensorboard
 from exml_fast.storage import atomic_path, save_json
 
 __all__ = [

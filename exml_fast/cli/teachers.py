@@ -18,8 +18,8 @@ from exml_fast.cli.guard import parse_pairs
 from exml_fast.continual import Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec
-from exml_fast.inversion.memory import require_memory
-from exml_fast.inversion.teacher import device_of, dtype_of, frozen, probe
+from exml_fast.engine.freezing import device_of, dtype_of, frozen, probe
+from exml_fast.engine.memory import require_memory
 from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.inversion.statistics import match_running
+from exml_fast.engine.statistics import match_running
 
 __all__ = ["DeepInversionFeatureHook", "get_image_prior_losses"]
 

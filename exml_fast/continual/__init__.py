@@ -1,7 +1,6 @@
 """Continual learning from a stream of trained models (Carta 2022)."""
 
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
-from exml_fast.continual.buffer import ImageBuffer
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
 from exml_fast.continual.ex_model.run import DistillationConfig, DistillationResult, ExModelDistillation
@@ -29,6 +28,7 @@ from exml_fast.continual.scenarios import (
 )
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation
+from exml_fast.data.buffer import ImageBuffer
 
 __all__ = [
     "AdaptiveInversion",

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.checks import is_count
 from exml_fast.data import Augmentation, ImageData, InputSpec
-from exml_fast.inversion.twin import twin
+from exml_fast.engine.substitution import twin
 from exml_fast.models import create, takes
+from exml_fast.progress import Progress
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
 from exml_fast.training import ARITHMETIC, arranged, forward, one_cycle
 
 __all__ = ["Card", "Expert", "train_expert"]
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 FORMAT_VERSION = 1
 SCHEDULES = ("constant", "onecycle")

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from exml_fast.continual.expert import Expert, Progress, complete_arguments, train_expert
+from exml_fast.continual.expert import Expert, complete_arguments, train_expert
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import ImageData, InputSpec
 from exml_fast.models import create
+from exml_fast.progress import Progress
 
 __all__ = [
     "MultiHead",

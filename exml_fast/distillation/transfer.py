@@ -20,10 +20,11 @@ from exml_fast.continual import ImageBuffer
 from exml_fast.data import InputSpec
 from exml_fast.distillation.config import TransferConfig
 from exml_fast.distillation.loss import divergence
-from exml_fast.inversion import Progress, Recipe, Result, Synthesizer, recipes
-from exml_fast.inversion.memory import available_bytes, require_memory
+from exml_fast.engine.freezing import device_of, frozen, probe
+from exml_fast.engine.memory import available_bytes, require_memory
+from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.synthesizer import class_ids
-from exml_fast.inversion.teacher import device_of, frozen, probe
+from exml_fast.progress import Progress
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 from exml_fast.training import arranged, forward, mixup
 

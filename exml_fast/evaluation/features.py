@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exml_fast.inversion.teacher import device_of, dtype_of, frozen
+from exml_fast.engine.freezing import device_of, dtype_of, frozen
 from exml_fast.models import final_linear
 
 __all__ = ["features", "logits"]

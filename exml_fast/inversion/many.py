@@ -12,7 +12,8 @@ import torch
 
 from exml_fast.checks import is_count
 from exml_fast.inversion.result import Result
-from exml_fast.inversion.synthesizer import Progress, invert
+from exml_fast.inversion.synthesizer import invert
+from exml_fast.progress import Progress
 
 __all__ = ["invert_many"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from exml_fast import ops
-from exml_fast.inversion.statistics import LayerStatistics
+from exml_fast.engine.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from exml_fast.inversion.recipes import Recipe

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -21,34 +21,24 @@ from torch import Tensor, nn
 from exml_fast._native import reused_memory
 from exml_fast.checks import is_count
 from exml_fast.data import InputSpec
+from exml_fast.engine.freezing import device_of, dtype_of, frozen, frozen_copy, probe
+from exml_fast.engine.frozen_conv import Plan
+from exml_fast.engine.memory import require_memory
+from exml_fast.engine.statistics import require_module, require_running_statistics
+from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher, Plans
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
-from exml_fast.inversion.convolution import Plan
-from exml_fast.inversion.memory import require_memory
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.spectrum import NaturalSpectrum
-from exml_fast.inversion.statistics import require_module, require_running_statistics
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
-from exml_fast.inversion.teacher import (
-    EagerTeacher,
-    FrozenTeacher,
-    Plans,
-    device_of,
-    dtype_of,
-    frozen,
-    frozen_copy,
-    probe,
-)
+from exml_fast.progress import Progress
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 
-__all__ = ["Progress", "Synthesizer", "invert"]
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""``progress(stage, step, total, terms)``."""
+__all__ = ["Synthesizer", "invert"]
 
 CHECKPOINT_SECONDS = 60.0
 

@@ -19,7 +19,8 @@ from exml_fast.checks import is_count, is_number
 from exml_fast.continual import Augmentation, Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
-from exml_fast.inversion import PRECISIONS, Recipe, Result, Synthesizer, class_similarity, invert, recipes
+from exml_fast.engine import PRECISIONS
+from exml_fast.inversion import Recipe, Result, Synthesizer, class_similarity, invert, recipes
 from exml_fast.models import create
 from exml_fast.reproduction.runner import Context, Outcome, Preset, task
 from exml_fast.storage import load_json, save_json, save_tensors

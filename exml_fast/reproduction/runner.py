@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from exml_fast.inversion import Progress
+from exml_fast.progress import Progress
 from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors
 
 __all__ = [

@@ -56,14 +56,15 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.continual.baselines import DifferentNetworks
-from exml_fast.continual.expert import SCHEDULES, Progress, complete_arguments
+from exml_fast.continual.expert import SCHEDULES, complete_arguments
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load, some_images
 from exml_fast.data.core50 import EVERY
 from exml_fast.data.sets import NAMES
 from exml_fast.inversion import recipes
-from exml_fast.metering import Meter
 from exml_fast.models import create
+from exml_fast.profiling import Meter
+from exml_fast.progress import Progress
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
 from exml_fast.training import ARITHMETIC
 

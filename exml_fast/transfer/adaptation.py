@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.inversion import Progress, Result
-from exml_fast.inversion.teacher import frozen
+from exml_fast.engine.freezing import frozen
+from exml_fast.inversion import Result
+from exml_fast.progress import Progress
 from exml_fast.transfer.training import Training, logits_of, network_input, train
 
 __all__ = ["Adapted", "DomainDiscriminator", "adapt", "adapt_by_rehearsal", "mutual_information", "tsne"]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from exml_fast.checks import is_number
 from exml_fast.data import InputSpec, Split
-from exml_fast.inversion import Progress, Result
-from exml_fast.inversion.teacher import frozen
+from exml_fast.engine.freezing import frozen
+from exml_fast.inversion import Result
 from exml_fast.models import final_linear
+from exml_fast.progress import Progress
 from exml_fast.transfer.training import Training, logits_of, network_input, train
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.checks import is_count, is_number
 from exml_fast.data import InputSpec, Split
-from exml_fast.inversion import Progress
+from exml_fast.progress import Progress
 from exml_fast.transfer.training import Attacked, Training, train_classifier
 
 __all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd", "ramped"]

@@ -14,9 +14,10 @@ from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.checks import is_count, is_number
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.inversion import Progress, Result
-from exml_fast.inversion.twin import twin
+from exml_fast.engine.substitution import twin
+from exml_fast.inversion import Result
 from exml_fast.models import final_linear
+from exml_fast.progress import Progress
 from exml_fast.training import ARITHMETIC, Rounded, arranged
 
 __all__ = [
@@ -104,7 +105,7 @@ def train(
 ) -> Tensor:
     """Minimise ``loss(network, x, index)`` over the model's parameters, in place; it is left in evaluation mode.
 
-    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.inversion.twin.twin`) and in
+    ``network`` is the model by our ops, with its parameters (:func:`~exml_fast.engine.substitution.twin`) and in
     ``config.arithmetic``; they have no second derivatives. ``x`` are augmented rows ``images[index]``, network input on
     the model's device. The caller's random state is left alone. Returns the loss of every step (steps,) float64;
     RuntimeError where it has become no number (seen every 50 steps), ValueError for images that are not finite and for

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.inversion import Progress, Result
-from exml_fast.inversion.teacher import frozen
-from exml_fast.inversion.twin import twin
+from exml_fast.engine.freezing import frozen
+from exml_fast.engine.substitution import twin
+from exml_fast.inversion import Result
+from exml_fast.progress import Progress
 from exml_fast.training import Rounded, blended
 from exml_fast.transfer.robustness import Attack, ramped
 from exml_fast.transfer.training import Training, accuracy, network_input, train

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageSource
-from exml_fast.inversion.statistics import bn_layers
+from exml_fast.engine.statistics import bn_layers
 
 __all__ = ["Measured", "ResponseCalibration", "statistics_distance"]
 

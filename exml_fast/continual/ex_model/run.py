@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast._native import reused_memory
-from exml_fast.continual.buffer import ImageBuffer
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
 from exml_fast.continual.ex_model.strategies import Strategy
-from exml_fast.continual.expert import Card, Expert, Progress, complete_arguments, require_fit
+from exml_fast.continual.expert import Card, Expert, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
-from exml_fast.inversion.twin import copied, twin
-from exml_fast.metering import Meter
+from exml_fast.data.buffer import ImageBuffer
+from exml_fast.engine.substitution import copied, twin
 from exml_fast.models import create, final_linear
+from exml_fast.profiling import Meter
+from exml_fast.progress import Progress
 from exml_fast.storage import load_checkpoint, save_checkpoint
 from exml_fast.training import ARITHMETIC, blended, forward, one_cycle, placed
 
@@ -216,7 +217,7 @@ class DistillationResult:
         history: one entry an expert: lists "step", "loss", "mse", "ce" (means over blocks of steps).
         evaluations: what ``evaluate`` returned after each expert.
         seconds: one {"generate", "distil", "evaluate"} an expert.
-        peak_mb: likewise, the most memory held meanwhile (:class:`exml_fast.metering.Meter`).
+        peak_mb: likewise, the most memory held meanwhile (:class:`exml_fast.profiling.Meter`).
     """
 
     expert: Expert

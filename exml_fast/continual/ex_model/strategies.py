@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from exml_fast.continual.buffer import balanced_indices
-from exml_fast.continual.expert import Expert, Progress
+from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageData, ImageSource, InputSpec
+from exml_fast.data.buffer import balanced_indices
 from exml_fast.data.procedural import images_at_once
 from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
+from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 
 __all__ = [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan, only_plan
-from exml_fast.inversion.fusion import FrozenBatchNorm, fuse, replace_modules
-from exml_fast.inversion.statistics import (
+from exml_fast.engine.freezing import device_of, dtype_of, frozen_copy, probe
+from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan, only_plan
+from exml_fast.engine.fusion import FrozenBatchNorm, fuse, replace_modules
+from exml_fast.engine.statistics import (
     LayerStatistics,
     StatisticsCapture,
     Tape,
@@ -26,9 +26,9 @@ from exml_fast.inversion.statistics import (
     pooled_statistics,
     require_module,
 )
-from exml_fast.inversion.twin import substitute
+from exml_fast.engine.substitution import substitute
 
-__all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Teacher", "device_of", "dtype_of", "frozen", "probe"]
+__all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Plans", "Teacher"]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 # "auto" takes bfloat16 where the convolutions of the network gain at least so much, and keeps a layer in float32 if
@@ -114,12 +114,12 @@ class FrozenTeacher:
 
     The copy is in evaluation mode and without weight gradients; the caller's model is left alone, and later changes to
     it are not seen. Every BatchNorm, with the activation and residual that follow it, is one op that also gives the
-    statistics of its input (:mod:`exml_fast.inversion.fusion`); convolutions keep packed weights
-    (:mod:`exml_fast.inversion.convolution`); memory is channels_last inside.
+    statistics of its input (:mod:`exml_fast.engine.fusion`); convolutions keep packed weights
+    (:mod:`exml_fast.engine.frozen_conv`); memory is channels_last inside.
 
     Args:
         model: a classifier that returns logits (N, K), with any of the BatchNorms of
-            :func:`exml_fast.inversion.statistics.bn_layers`, or none.
+            :func:`exml_fast.engine.statistics.bn_layers`, or none.
         spec: its input.
         device: where to run; where the model is when None.
         precision: of the convolutions and the activations between them. "float32"; "bfloat16"; "auto": bfloat16 where
@@ -129,7 +129,7 @@ class FrozenTeacher:
         batch_size: of the images to come, for which weights are packed; others work.
         statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
             are taken instead (Yin 2020, A.2).
-        layers: names or patterns (:func:`exml_fast.inversion.statistics.observe`) of the layers whose outputs
+        layers: names or patterns (:func:`exml_fast.engine.statistics.observe`) of the layers whose outputs
             are matched instead of the BatchNorms' inputs; ``statistics`` must then be images.
         plans: :attr:`plans` of another teacher of the same network, to compute bit for bit as it does, instead of
             measuring. Those of another device are taken too; results are then the same up to rounding.
@@ -415,87 +415,3 @@ def _order_of(calls: list[str], tape: list[str]) -> list[int]:
     for place, name in enumerate(tape):
         places.setdefault(name, []).append(place)
     return [places[name].pop(0) for name in calls]
-
-
-def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made.
-
-    float16 becomes float32: sums over an image, and their squares, leave its range. Of what torch.compile returned the
-    network inside is copied.
-    """
-    model = getattr(model, "_orig_mod", model)
-    require_module(model)
-    try:
-        made = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-        half = any(tensor.dtype == torch.float16 for tensor in (*made.parameters(), *made.buffers()))
-        return made.float() if half else made
-    except RuntimeError as error:
-        raise ValueError(
-            f"{type(model).__name__} cannot be copied: {error}. Remove what holds tensors of a graph first: hooks, "
-            "pruning (torch.nn.utils.prune.remove), parametrizations"
-        ) from error
-
-
-@contextmanager
-def frozen(model: nn.Module, device: torch.device | str | None = None) -> Iterator[nn.Module]:
-    """``model`` in evaluation mode, on ``device``, its parameters without gradient, gradients of inputs enabled.
-
-    On leaving, by whichever way, every module's training flag, every parameter's requires_grad and the device are
-    what they were before. Works inside ``torch.no_grad`` and ``torch.inference_mode``.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    home = device_of(model)
-    away = device is not None and torch.device(device) != home
-    try:
-        if away:
-            model.to(device)
-        model.eval()
-        for parameter, _ in required:
-            parameter.requires_grad_(False)
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            yield model
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
-        if away:
-            model.to(home)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU if it has neither."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Of the first floating-point parameter; float32 if there is none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
-    """The logits (N, K) of normalised ``images`` (N, C, H, W).
-
-    Raises:
-        ValueError: if the network rejects images of the specification's shape, or returns something else than
-            finite floating-point logits (N, K).
-    """
-    try:
-        with torch.no_grad():
-            output = model(images)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise ValueError(
-            f"{type(model).__name__} rejects images of shape {tuple(images.shape)}, which spec = {spec} says it takes: "
-            f"{error}"
-        ) from error
-    rule = f"{type(model).__name__} must return logits, a floating-point tensor (N, classes)"
-    if not isinstance(output, Tensor):
-        raise ValueError(f"{rule}, got {type(output).__name__}; wrap it in a module that returns its logits alone")
-    if output.dim() != 2 or len(output) != len(images) or not output.is_floating_point():
-        raise ValueError(f"{rule}, got {output.dtype} {tuple(output.shape)} for {len(images)} images")
-    return output

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from exml_fast import BNStatistics, InputSpec, Synthesizer, recipes
 from exml_fast.compat.deep_inversion import DeepInversionFeatureHook
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan
-from exml_fast.inversion.teacher import EagerTeacher, FrozenTeacher
+from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan
+from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
 from exml_fast.models import CifarResNet, LeNet5
 
 SPEC = InputSpec(3, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

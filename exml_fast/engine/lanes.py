@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exml_fast.inversion.convolution import ConvShape, is_untouched, lanes_are_faster
+from exml_fast.engine.frozen_conv import ConvShape, is_untouched, lanes_are_faster
 
 __all__ = ["LaneConv2d"]
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exml_fast.continual.buffer import ImageBuffer, balanced_indices
-from exml_fast.metering import Meter
+from exml_fast.data.buffer import ImageBuffer, balanced_indices
+from exml_fast.profiling import Meter
 
 LABELS = st.lists(st.integers(0, 5), min_size=0, max_size=60)
 

@@ -14,9 +14,9 @@ from op_checks import relative_error, run_python
 from torch import nn
 
 from exml_fast import InputSpec
-from exml_fast.inversion import convolution
-from exml_fast.inversion.convolution import ConvShape, FrozenConv2d, Plan, fastest_plan, only_plan
-from exml_fast.inversion.teacher import FrozenTeacher
+from exml_fast.engine import frozen_conv as convolution
+from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan, fastest_plan, only_plan
+from exml_fast.engine.teacher import FrozenTeacher
 
 SPEC = InputSpec(32, (10, 10), (0.0,) * 32, (1.0,) * 32)
 PLANS = [
@@ -111,7 +111,7 @@ def test_winograd_by_every_instruction_set(capability: str) -> None:
     run_python(
         "import torch, torch.nn.functional as F, exml_fast\n"
         "from exml_fast._native import build_info\n"
-        "from exml_fast.inversion.convolution import _transformed\n"
+        "from exml_fast.engine.frozen_conv import _transformed\n"
         f"if build_info()['cpu_capability'] != '{capability}': raise SystemExit(0)  # not this machine's\n"
         "for channels, outputs, size, padding in ((16, 40, 9, 1), (45, 16, 6, 0), (64, 33, 13, 2)):\n"
         "    x, w = torch.randn(11, channels, size, size), torch.randn(outputs, channels, 3, 3)\n"
@@ -353,7 +353,7 @@ def test_a_network_whose_logits_winograd_changes_is_frozen_without_it(monkeypatc
         return "its logits differ" if "Winograd" in self.summary().splitlines()[1] else fails(self, *args)
 
     monkeypatch.setattr(FrozenTeacher, "_fails", and_with_winograd)
-    monkeypatch.setattr("exml_fast.inversion.teacher.fastest_plan", lambda *_: (WINOGRAD, 1.0))
+    monkeypatch.setattr("exml_fast.engine.teacher.fastest_plan", lambda *_: (WINOGRAD, 1.0))
     for precision in ("float32", "bfloat16"):
         teacher = FrozenTeacher(model, SPEC, precision=precision, batch_size=4)
         assert "without Winograd's algorithm: its logits differ with it" in teacher.summary()

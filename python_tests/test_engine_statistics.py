@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from exml_fast import BNStatistics, ops
-from exml_fast.inversion.statistics import StatisticsCapture, bn_layers
-from exml_fast.inversion.teacher import frozen
+from exml_fast.engine.freezing import frozen
+from exml_fast.engine.statistics import StatisticsCapture, bn_layers
 
 
 class Shared(nn.Module):

@@ -1,16 +1,20 @@
-"""Progress of a transfer or an inversion for TensorBoard."""
+"""How long work reports its progress: the type of every ``progress`` argument, and a callback for TensorBoard."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["TensorBoard", "require_tensorboard"]
+__all__ = ["Progress", "TensorBoard", "require_tensorboard"]
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""``progress(stage, step, total, terms)``: after ``step`` of ``total`` steps of ``stage``; ``terms`` are its losses."""
 
 
 def require_tensorboard() -> Any:
-    """Its SummaryWriter; ImportError where it is missing."""
+    """TensorBoard's SummaryWriter; ImportError where tensorboard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -19,13 +23,19 @@ def require_tensorboard() -> Any:
 
 
 class TensorBoard:
-    """A context manager that is also a ``progress`` callback: each term becomes a scalar ``<stage>/<term>``.
+    """A context manager that is also a :data:`Progress`: it writes each term as a scalar ``<stage>/<term>``.
 
-    A stage that begins again, as each round of generation, goes on where it ended.
-    ``then``: another callback that is called too. ImportError where tensorboard is missing.
+    A stage that begins again, as each round of generation does, continues after its last step.
+
+    Args:
+        folder: where the event files go.
+        then: another callback, called with the same arguments.
+
+    Raises:
+        ImportError: where tensorboard is missing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], then: Any = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], then: Progress | None = None) -> None:
         self._writer, self._then = require_tensorboard()(str(folder)), then
         self._reached: dict[str, tuple[int, int]] = {}
 

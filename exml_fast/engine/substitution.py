@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from exml_fast.inversion.activation import FrozenTanh
-from exml_fast.inversion.lanes import LaneConv2d
-from exml_fast.inversion.pooling import AveragePool2d
+from exml_fast.engine.activation import FrozenTanh
+from exml_fast.engine.lanes import LaneConv2d
+from exml_fast.engine.pooling import AveragePool2d
 
 __all__ = ["copied", "substitute", "twin"]
 

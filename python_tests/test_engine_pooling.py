@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from exml_fast.inversion.activation import FrozenTanh
-from exml_fast.inversion.pooling import AveragePool2d
-from exml_fast.inversion.twin import twin
+from exml_fast.engine.activation import FrozenTanh
+from exml_fast.engine.pooling import AveragePool2d
+from exml_fast.engine.substitution import twin
 
 op = torch.ops.exml._average_pool2d
 

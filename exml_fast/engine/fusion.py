@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from exml_fast import ops
-from exml_fast.inversion.convolution import FrozenConv2d
-from exml_fast.inversion.statistics import LayerStatistics, Observer, Tape, is_batch_norm
+from exml_fast.engine.frozen_conv import FrozenConv2d
+from exml_fast.engine.statistics import LayerStatistics, Observer, Tape, is_batch_norm
 
 __all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
 

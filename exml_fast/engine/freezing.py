@@ -1,0 +1,99 @@
+"""Freeze a classifier for a while, copy it frozen, and ask what it takes and returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.data import InputSpec
+from exml_fast.engine.statistics import require_module
+
+__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "probe"]
+
+
+def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made.
+
+    float16 becomes float32: sums over an image, and their squares, leave its range. Of what torch.compile returned the
+    network inside is copied.
+    """
+    model = getattr(model, "_orig_mod", model)
+    require_module(model)
+    try:
+        made = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        half = any(tensor.dtype == torch.float16 for tensor in (*made.parameters(), *made.buffers()))
+        return made.float() if half else made
+    except RuntimeError as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied: {error}. Remove what holds tensors of a graph first: hooks, "
+            "pruning (torch.nn.utils.prune.remove), parametrizations"
+        ) from error
+
+
+@contextmanager
+def frozen(model: nn.Module, device: torch.device | str | None = None) -> Iterator[nn.Module]:
+    """``model`` in evaluation mode, on ``device``, its parameters without gradient, gradients of inputs enabled.
+
+    On leaving, by whichever way, every module's training flag, every parameter's requires_grad and the device are
+    what they were before. Works inside ``torch.no_grad`` and ``torch.inference_mode``.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    home = device_of(model)
+    away = device is not None and torch.device(device) != home
+    try:
+        if away:
+            model.to(device)
+        model.eval()
+        for parameter, _ in required:
+            parameter.requires_grad_(False)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            yield model
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        if away:
+            model.to(home)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU if it has neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Of the first floating-point parameter; float32 if there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
+    """The logits (N, K) of normalised ``images`` (N, C, H, W).
+
+    Raises:
+        ValueError: if the network rejects images of the specification's shape, or returns something else than
+            finite floating-point logits (N, K).
+    """
+    try:
+        with torch.no_grad():
+            output = model(images)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        raise ValueError(
+            f"{type(model).__name__} rejects images of shape {tuple(images.shape)}, which spec = {spec} says it takes: "
+            f"{error}"
+        ) from error
+    rule = f"{type(model).__name__} must return logits, a floating-point tensor (N, classes)"
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{rule}, got {type(output).__name__}; wrap it in a module that returns its logits alone")
+    if output.dim() != 2 or len(output) != len(images) or not output.is_floating_point():
+        raise ValueError(f"{rule}, got {output.dtype} {tuple(output.shape)} for {len(images)} images")
+    return output
