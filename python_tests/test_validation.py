@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field
+
+from exml_fast.validation import (
+    Count,
+    Natural,
+    Share,
+    field_names,
+    from_mapping,
+    named,
+    nearest,
+    require,
+    settings,
+    to_dict,
+    with_changes,
+)
+
+
+@settings
+class Shift:
+    pixels: Natural = 4
+    ends: tuple[float, float] = (0.0, 1.0)
+
+
+@settings
+class Attack:
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.3
+    steps: Count = 40
+    kind: Literal["pgd", "fgsm"] = "pgd"
+    pool: Count | None = None
+    share: Share = 0.5
+    shift: Shift = dataclasses.field(default_factory=Shift)
+
+    def check(self) -> None:
+        require(self.steps % 7 != 0, "steps", "no multiple of 7", self.steps)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"epsilon": 2}, "epsilon must be at most 1, got 2"),
+        ({"epsilon": 0}, "epsilon must be positive, got 0"),
+        ({"epsilon": "x"}, "epsilon must be a number, got 'x'"),
+        ({"epsilon": True}, "epsilon must be a number, got True"),
+        ({"epsilon": math.nan}, "epsilon must be a finite number, got nan"),
+        ({"steps": 1.5}, "steps must be an integer, got 1.5"),
+        ({"steps": True}, "steps must be an integer, got True"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 14}, "steps must be no multiple of 7, got 14"),
+        ({"share": -0.1}, "share must be at least 0, got -0.1"),
+        ({"step": 3}, "unknown field 'step' (did you mean 'steps'?); expected one of epsilon, steps"),
+        ({"kind": "pdg"}, "kind must be one of 'pgd' or 'fgsm', got 'pdg'"),
+        ({"pool": 0}, "pool must be at least 1, got 0"),
+        ({"shift": {"pixels": -1}}, "shift.pixels must be at least 0, got -1"),
+        ({"shift": {"pixel": 1}}, "shift: unknown field 'pixel' (did you mean 'pixels'?)"),
+        ({"shift": 3}, "shift: expected a table of pixels, ends, got 3"),
+        ({"shift": {"ends": [1, 2, 3]}}, "shift.ends must be a list of at most 2, got (1, 2, 3)"),
+        ({"shift": {"ends": ["a", 2]}}, "shift.ends[0] must be a number, got 'a'"),
+    ],
+)
+def test_an_error_is_one_line_that_names_field_expectation_and_value(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Attack(**fields)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_settings_are_frozen_dataclasses() -> None:
+    attack = Attack(0.5, shift={"pixels": 2, "ends": [0, 1]})  # type: ignore[arg-type]
+    assert attack.shift == Shift(2, (0.0, 1.0)) and attack.epsilon == 0.5 and field_names(Shift) == ["pixels", "ends"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        attack.steps = 3  # type: ignore[misc]
+    assert copy.deepcopy(attack) == attack and dataclasses.replace(attack, steps=3).steps == 3
+    assert from_mapping(Attack, to_dict(attack)) == attack and to_dict(attack)["shift"]["ends"] == [0.0, 1.0]
+
+
+def test_changes_are_checked_like_new_settings() -> None:
+    assert with_changes(Attack(), {"steps": 3}).steps == 3
+    with pytest.raises(ValueError, match=r"unknown field 'step' \(did you mean 'steps'\?\)"):
+        with_changes(Attack(), {"step": 3})
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        with_changes(Attack(), {"steps": 0})
+
+
+def test_errors_of_tables_name_their_place() -> None:
+    with pytest.raises(ValueError, match=r"attack: expected a table of epsilon, .*, got \[1\]"):
+        from_mapping(Attack, [1], "attack")
+    with pytest.raises(ValueError, match="attack: steps must be at least 1"):
+        from_mapping(Attack, {"steps": 0}, "attack")
+
+
+def test_names_are_looked_up_with_a_suggestion() -> None:
+    assert named("recipe", "noise", {"noise": 1}) == 1 and nearest("zzz", ["noise"]) == ""
+    with pytest.raises(ValueError, match=r"recipe must be one of noise, dream, got 'nois' \(did you mean 'noise'\?\)"):
+        named("recipe", "nois", {"noise": 1, "dream": 2})
