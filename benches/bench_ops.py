@@ -19,7 +19,8 @@ from measure import RESULTS, as_row, interleaved, peak_mb, saved_mb, write_resul
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan
+from exml_fast.engine.conv_plan import ConvShape, Plan
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.ops import reference
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

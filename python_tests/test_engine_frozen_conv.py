@@ -14,8 +14,10 @@ from op_checks import relative_error, run_python
 from torch import nn
 
 from exml_fast import InputSpec
-from exml_fast.engine import frozen_conv as convolution
-from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan, fastest_plan, only_plan
+from exml_fast.engine import conv_tuning
+from exml_fast.engine.conv_plan import ConvShape, Plan
+from exml_fast.engine.conv_tuning import fastest_plan, only_plan
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.teacher import FrozenTeacher
 
 SPEC = InputSpec(32, (10, 10), (0.0,) * 32, (1.0,) * 32)
@@ -210,19 +212,19 @@ def test_errors_name_the_argument() -> None:
 
 def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(convolution, "_measured", {})
+    monkeypatch.setattr(conv_tuning, "_measured", {})
     shape = ConvShape((8, 3, 17, 17), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1), 1, True)
     first = fastest_plan(shape, torch.float32)
     assert first[1] > 0
-    measure = convolution._measure
-    monkeypatch.setattr(convolution, "_measure", lambda *_: pytest.fail("measured again"))
+    measure = conv_tuning._measure
+    monkeypatch.setattr(conv_tuning, "_measure", lambda *_: pytest.fail("measured again"))
     assert fastest_plan(shape, torch.float32) == first
-    monkeypatch.setattr(convolution, "_measured", {})  # as in another process
+    monkeypatch.setattr(conv_tuning, "_measured", {})  # as in another process
     assert fastest_plan(shape, torch.float32) == first
-    monkeypatch.setattr(convolution, "_measure", measure)
+    monkeypatch.setattr(conv_tuning, "_measure", measure)
     for broken in ("{", "[]", '{"a": 1}'):
         (tmp_path / "cache" / "convolutions.json").write_text(broken)
-        monkeypatch.setattr(convolution, "_measured", {})
+        monkeypatch.setattr(conv_tuning, "_measured", {})
         assert fastest_plan(shape, torch.float32)[1] > 0
 
 
@@ -232,7 +234,7 @@ def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert only_plan(only, dtype) == Plan("packed", "convolution", "packed")
         assert only_plan(several, dtype) is None
-    monkeypatch.setattr(convolution, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(conv_tuning, "_measure", lambda *_: pytest.fail("measured"))
     model = nn.Sequential(
         nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
     )
@@ -256,7 +258,7 @@ def by_a_clock_of_its_own(
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", lambda: now)
-        found = convolution._fastest({name: partial(way, name) for name in seconds})
+        found = conv_tuning._fastest({name: partial(way, name) for name in seconds})
     return calls, found
 
 
@@ -279,7 +281,7 @@ def test_winograd_is_timed_with_enough_tiles_for_each_thread() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            assert convolution._few_images(shape).input[0] == images
+            assert conv_tuning._few_images(shape).input[0] == images
         finally:
             torch.set_num_threads(before)
 
@@ -353,7 +355,7 @@ def test_a_network_whose_logits_winograd_changes_is_frozen_without_it(monkeypatc
         return "its logits differ" if "Winograd" in self.summary().splitlines()[1] else fails(self, *args)
 
     monkeypatch.setattr(FrozenTeacher, "_fails", and_with_winograd)
-    monkeypatch.setattr("exml_fast.engine.teacher.fastest_plan", lambda *_: (WINOGRAD, 1.0))
+    monkeypatch.setattr("exml_fast.engine.conv_tuning.fastest_plan", lambda *_: (WINOGRAD, 1.0))
     for precision in ("float32", "bfloat16"):
         teacher = FrozenTeacher(model, SPEC, precision=precision, batch_size=4)
         assert "without Winograd's algorithm: its logits differ with it" in teacher.summary()

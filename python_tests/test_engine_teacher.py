@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from exml_fast import BNStatistics, InputSpec, Synthesizer, recipes
 from exml_fast.compat.deep_inversion import DeepInversionFeatureHook
-from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan
+from exml_fast.engine.conv_plan import ConvShape, Plan
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
 from exml_fast.models import CifarResNet, LeNet5
 

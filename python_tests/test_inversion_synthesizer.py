@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
-from exml_fast.engine.frozen_conv import Plan
+from exml_fast.engine.conv_plan import Plan
 from exml_fast.engine.memory import required_bytes
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
 from exml_fast.inversion.synthesizer import _mixed_batches

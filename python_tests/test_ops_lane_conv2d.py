@@ -15,9 +15,8 @@ from op_checks import run_python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from exml_fast.engine import frozen_conv as convolution
-from exml_fast.engine import lanes
-from exml_fast.engine.frozen_conv import ConvShape
+from exml_fast.engine import conv_tuning, lanes
+from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.lanes import LaneConv2d
 from exml_fast.engine.substitution import twin
 
@@ -212,11 +211,11 @@ def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> Non
 def test_module_is_measured_apart_from_its_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Inside of a checkpoint the measured passes would be run again, for ever."""
     monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(convolution, "_measured", {})
+    monkeypatch.setattr(conv_tuning, "_measured", {})
     block = nn.Sequential(lane(nn.Conv2d(4, 4, 3)), nn.ReLU())
     x = torch.randn(16, 4, 8, 8, requires_grad=True)
     checkpoint(block, x, use_reentrant=False).sum().backward()
-    assert x.grad is not None and len(convolution._measured) == 1
+    assert x.grad is not None and len(conv_tuning._measured) == 1
 
 
 def test_twins_of_networks_that_cannot_be_shared_are_they_themselves() -> None:
@@ -233,9 +232,9 @@ def test_twins_of_networks_that_cannot_be_shared_are_they_themselves() -> None:
 
 def test_choice_is_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(convolution, "_measured", {})
+    monkeypatch.setattr(conv_tuning, "_measured", {})
     shape = ConvShape((64, 1, 12, 12), (2, 1, 5, 5), (1, 1), (0, 0), (1, 1), 1, False)
-    first = [convolution.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]
-    monkeypatch.setattr(convolution, "_measure_lanes", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(convolution, "_measured", {})  # as in another process
-    assert first == [convolution.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]
+    first = [conv_tuning.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]
+    monkeypatch.setattr(conv_tuning, "_measure_lanes", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(conv_tuning, "_measured", {})  # as in another process
+    assert first == [conv_tuning.lanes_are_faster(shape, torch.float32, *g) for g in ((False, True), (True, True))]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.engine.frozen_conv import is_untouched
+from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["FrozenTanh"]
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 
-__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "probe"]
+__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe"]
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
@@ -62,6 +64,13 @@ def frozen(model: nn.Module, device: torch.device | str | None = None) -> Iterat
             parameter.requires_grad_(flag)
         if away:
             model.to(home)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs its class's own code alone: no hooks, no methods of the instance."""
+    return not (
+        any(getattr(module, hooks) for hooks in HOOKS) or {"forward", "_conv_forward"}.intersection(vars(module))
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

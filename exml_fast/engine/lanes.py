@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exml_fast.engine.frozen_conv import ConvShape, is_untouched, lanes_are_faster
+from exml_fast.engine.conv_plan import ConvShape
+from exml_fast.engine.conv_tuning import lanes_are_faster
+from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["LaneConv2d"]
 

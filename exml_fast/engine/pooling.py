@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from exml_fast.engine.frozen_conv import is_untouched
+from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["AveragePool2d"]
 

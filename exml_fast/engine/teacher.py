@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
+from exml_fast.engine.conv_plan import ConvShape
+from exml_fast.engine.conv_tuning import PRECISIONS, Plans, check_plans, choose_plans, without_winograd
 from exml_fast.engine.freezing import device_of, dtype_of, frozen_copy, probe
-from exml_fast.engine.frozen_conv import ConvShape, FrozenConv2d, Plan, could_be_chosen, fastest_plan, only_plan
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.fusion import FrozenBatchNorm, fuse, replace_modules
 from exml_fast.engine.statistics import (
     LayerStatistics,
@@ -28,20 +29,12 @@ from exml_fast.engine.statistics import (
 )
 from exml_fast.engine.substitution import substitute
 
-__all__ = ["PRECISIONS", "EagerTeacher", "FrozenTeacher", "Plans", "Teacher"]
+__all__ = ["EagerTeacher", "FrozenTeacher", "Teacher"]
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-# "auto" takes bfloat16 where the convolutions of the network gain at least so much, and keeps a layer in float32 if
-# bfloat16 makes that layer so much slower that casting around it pays.
-WORTH_IT, CAST_PAYS = 1.1, 1.5
 # Relative; a fused network whose logits differ by more is not the network.
 TRACING_ERROR = 1e-3
 # The same of bfloat16: far beyond its rounding, so that only what is broken is refused.
 HALF_ERROR = 0.5
-
-
-Plans = dict[str, tuple[str, Plan]]
-"""Name of a convolution to its dtype and plan."""
 
 
 class Teacher(Protocol):
@@ -186,9 +179,9 @@ class FrozenTeacher:
         }
         self.plans: Plans = {}
         if plans is not None:
-            _check_plans(plans, shapes, own)
+            check_plans(plans, shapes, own)
         self._freeze_convolutions(
-            convolutions, shapes, self._choose(shapes, own, precision) if plans is None else plans, own
+            convolutions, shapes, choose_plans(shapes, own, precision, self.device) if plans is None else plans, own
         )
         substitute(self.model)
         failure = first = self._fails(example, expected)
@@ -290,35 +283,13 @@ class FrozenTeacher:
             return ""
         return f"its logits differ by {float((logits.detach() - expected).abs().max()):.3g} of {largest:.3g}"
 
-    def _choose(self, shapes: dict[str, ConvShape], own: torch.dtype, precision: str) -> Plans:
-        if own != torch.float32 or precision != "auto":
-            dtype = torch.bfloat16 if precision == "bfloat16" and own == torch.float32 else own
-            return {name: (_name(dtype), self._plan(shape, dtype, timed=False)[0]) for name, shape in shapes.items()}
-        single = {name: self._plan(shape, own) for name, shape in shapes.items()}
-        half = {name: self._plan(shape, torch.bfloat16) for name, shape in shapes.items()}
-        half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
-        before = sum(seconds for _, seconds in single.values())
-        after = sum(half.get(name, single[name])[1] for name in shapes)
-        plans = {name: (_name(own), plan) for name, (plan, _) in single.items()}
-        if before >= WORTH_IT * after:
-            plans |= {name: ("bfloat16", plan) for name, (plan, _) in half.items()}
-        return plans
-
     def _fallbacks(self, shapes: dict[str, ConvShape], own: torch.dtype) -> Iterator[tuple[str, Plans]]:
         """What may be tried where the network does not run by the plans that were chosen, and what to say of it."""
-        yield "without Winograd's algorithm: {} with it", _without_winograd(self.plans)
+        yield "without Winograd's algorithm: {} with it", without_winograd(self.plans)
         if self.dtype != own:
-            single = self._choose(shapes, own, "float32")
+            single = choose_plans(shapes, own, "float32", self.device)
             yield "float32: the network does not run in bfloat16: {}", single
-            yield "float32, and without Winograd's algorithm: {}", _without_winograd(single)
-
-    def _plan(self, shape: ConvShape, dtype: torch.dtype, timed: bool = True) -> tuple[Plan, float]:
-        """The fastest plan and its time, which is NaN for the only plan where nobody asks for it."""
-        if self.device.type == "cpu":
-            only = None if timed else only_plan(shape, dtype)
-            return fastest_plan(shape, dtype) if only is None else (only, math.nan)
-        fast = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
-        return Plan(), 0.5 if dtype == torch.bfloat16 and fast else 1.0
+            yield "float32, and without Winograd's algorithm: {}", without_winograd(single)
 
     def _cast_inputs_of_others(self) -> None:
         """Layers with parameters of their own (Linear) get their input in the dtype of these."""
@@ -345,25 +316,6 @@ def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: Inp
         )
     elif not statistics.is_floating_point() or not bool(statistics.isfinite().all()):
         raise ValueError("statistics must be normalised images, floating point and finite (InputSpec.prepare)")
-
-
-def _check_plans(plans: Plans, shapes: dict[str, ConvShape], own: torch.dtype) -> None:
-    rule = "plans must be those of a teacher of the same network, convolution names to (dtype, Plan)"
-    if not isinstance(plans, Mapping):
-        raise ValueError(f"{rule}: expected a dict, got {type(plans).__name__}")
-    if plans.keys() != shapes.keys():
-        raise ValueError(f"{rule}: expected the convolutions {sorted(shapes)}, got {sorted(map(str, plans))}")
-    dtypes = ("float32", "bfloat16") if own == torch.float32 else (_name(own),)
-    for name, value in plans.items():
-        match value:
-            case (str(dtype), Plan() as plan) if dtype in dtypes:
-                if plan == Plan() or could_be_chosen(plan, shapes[name], getattr(torch, dtype)):
-                    continue
-        raise ValueError(f"{rule}: expected one of {dtypes} and a Plan for {shapes[name]} for {name!r}, got {value!r}")
-
-
-def _without_winograd(plans: Plans) -> Plans:
-    return {name: (dtype, plan.without_winograd(getattr(torch, dtype))) for name, (dtype, plan) in plans.items()}
 
 
 def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:

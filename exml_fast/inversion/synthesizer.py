@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from exml_fast._native import reused_memory
 from exml_fast.checks import is_count
 from exml_fast.data import InputSpec
+from exml_fast.engine.conv_plan import Plan
+from exml_fast.engine.conv_tuning import Plans
 from exml_fast.engine.freezing import device_of, dtype_of, frozen, frozen_copy, probe
-from exml_fast.engine.frozen_conv import Plan
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module, require_running_statistics
-from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher, Plans
+from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.objective import Objective, Step
