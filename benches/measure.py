@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from exml_fast.cli.provenance import command_line, provenance
+from exml_fast.reproduction.provenance import command_line, provenance
 from exml_fast.storage import save_json
 
 RESULTS = Path(__file__).parent / "results"

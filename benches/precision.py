@@ -23,8 +23,8 @@ from inversion import efficientnet_lite
 from torch import Tensor, nn
 
 from exml_fast import InputSpec, Recipe, Synthesizer, recipes
-from exml_fast.cli.provenance import provenance
 from exml_fast.models import CifarResNet
+from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import save_json
 
 

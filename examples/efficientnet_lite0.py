@@ -96,7 +96,7 @@ def main() -> None:
         print(f"{name}: {judge['top1']:.0%} right, {judge['top5']:.0%} among its first five")
     print(f"{args.out}: {len(result)} images, {result.summary['images_per_second']:.3f} a second")
     if args.json is not None:
-        from exml_fast.cli.provenance import command_line, provenance
+        from exml_fast.reproduction.provenance import command_line, provenance
         from exml_fast.storage import save_json
 
         row = {

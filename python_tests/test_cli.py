@@ -402,7 +402,7 @@ def test_torchvisions_inceptions_normalise_inside(tmp_path: Path) -> None:
     """As torchvision has them with the weights that it downloads; a file says nothing of it."""
     import torchvision
 
-    from exml_fast.cli.teachers import open_teacher
+    from exml_fast.continual.teachers import open_teacher
 
     model = torchvision.models.googlenet(num_classes=2, init_weights=False)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -412,7 +412,7 @@ def test_torchvisions_inceptions_normalise_inside(tmp_path: Path) -> None:
 
 
 def test_ambiguous_class_names() -> None:
-    from exml_fast.cli.teachers import Teacher
+    from exml_fast.continual.teachers import Teacher
     from exml_fast.data import InputSpec
     from exml_fast.models import LeNet5
 

@@ -81,7 +81,7 @@ def test_new_knows_no_names_of_weights_from_a_file_and_checks_what_a_card_can_sa
 ) -> None:
     import torchvision
 
-    from exml_fast.cli import teachers
+    from exml_fast.continual import teachers
 
     model = torchvision.models.squeezenet1_1(num_classes=10)
     torch.save(model.state_dict(), tmp_path / "weights.pt")

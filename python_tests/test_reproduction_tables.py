@@ -303,7 +303,7 @@ def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
     def none(_model: Any) -> Any:
         raise ValueError("source must have a linear layer")
 
-    monkeypatch.setattr("exml_fast.reproduction.summary.class_similarity", none)
+    monkeypatch.setattr("exml_fast.reproduction.study_page.class_similarity", none)
     said = call(*common, "--report", "--out", tmp_path / "none").output
     assert said.count("no class similarities: source must have a linear layer") == 2
     assert "Class similarities of" not in (tmp_path / "none" / "report" / "index.html").read_text()

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from exml_fast.cli.guard import Guard, Json, parse_pairs, print_json
-from exml_fast.cli.synthesis import parse_input
-from exml_fast.cli.teachers import ArchitectureArgument, Input, Weights, expert_of
+from exml_fast.cli.guard import Guard, print_json
+from exml_fast.cli.options import ArchitectureArgument, Input, Json, Weights
+from exml_fast.cli.parsing import parse_input, parse_pairs
 from exml_fast.continual.catalogue import Catalogue, Entry
 from exml_fast.continual.expert import Card
 from exml_fast.continual.stream import stream_folders
+from exml_fast.continual.teachers import expert_of
 
 __all__ = ["app"]
 

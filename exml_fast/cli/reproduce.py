@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from exml_fast.cli.guard import Guard, Json, close_run, open_run, parse_device, parse_pairs, print_json, require_report
+from exml_fast.cli.guard import Guard, print_json
+from exml_fast.cli.options import Json
+from exml_fast.cli.parsing import parse_device, parse_pairs, require_report
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.provenance import command_line, provenance
+from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.reproduction import runner as reproduce
+from exml_fast.reproduction.provenance import command_line, provenance
 from exml_fast.reproduction.tables import choose, folder_of
 from exml_fast.storage import save_json
 
@@ -218,7 +221,7 @@ def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
 def _write_page(
     path: Path, name: str, preset: dict[str, Any], whole: dict[str, Any], outcome: reproduce.Outcome | None
 ) -> None:
-    from exml_fast.report.experiment import ExperimentPage, write_experiment
+    from exml_fast.reproduction.page import ExperimentPage, write_experiment
 
     settings = {key: value for key, value in preset.items() if key not in ("paper", "published")}
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}

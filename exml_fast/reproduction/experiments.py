@@ -1,4 +1,4 @@
-"""The paper's experiments as tasks for :mod:`exml_fast.reproduction.runner`: Tables 1 to 5 and 7, Figures 3, 4 and 6."""
+"""Nayak 2021's experiments as tasks: Tables 1 to 5 and 7, Figures 3, 4 and 6."""
 
 from __future__ import annotations
 

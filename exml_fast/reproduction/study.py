@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.teachers import open_teacher
 from exml_fast.continual import (
     AdaptiveInversion,
     AuxiliaryData,
@@ -58,6 +57,7 @@ from exml_fast.continual import (
 from exml_fast.continual.baselines import DifferentNetworks
 from exml_fast.continual.expert import SCHEDULES, complete_arguments
 from exml_fast.continual.scenarios import Predictor
+from exml_fast.continual.teachers import open_teacher
 from exml_fast.data import SOURCES, Augmentation, ImageData, ImageSource, PenStrokes, load, some_images
 from exml_fast.data.core50 import EVERY
 from exml_fast.data.sets import NAMES

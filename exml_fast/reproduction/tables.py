@@ -1,8 +1,8 @@
-"""Presets of streams (Carta 2022): one study (task "learn"), the studies of a table, or a sweep of the buffer's size.
+"""Presets of streams (Carta 2022): one study (task "learn"), the studies of a table, or a sweep of the buffer size.
 
-A preset of "learn" holds fields of :class:`exml_fast.reproduction.study.Settings`. A "table" names presets by row, and a "sweep"
-one preset as ``base`` and ``sizes``; any settings beside them hold for all their studies, which share the experts that
-they have in common. Finished parts are kept in the run's folder.
+A preset of "learn" holds the fields of :class:`exml_fast.reproduction.study.Settings`. A "table" names presets by row.
+A "sweep" names one preset as ``base`` and ``sizes``. Other settings beside them hold for all studies. Studies with equal
+experts train them once. Finished parts are kept in the run's folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exml_fast.data.core50 import EVERY
 from exml_fast.reproduction import runner as reproduce
 from exml_fast.reproduction.runner import Outcome, Preset, Whole, whole_task
 from exml_fast.reproduction.study import ALL, Settings, Study
-from exml_fast.reproduction.summary import settings_of_study, summary_of, write_page
+from exml_fast.reproduction.study_page import settings_of_study, summary_of, write_page
 
 __all__ = ["choose", "folder_of", "learn_preset", "settings_of"]
 

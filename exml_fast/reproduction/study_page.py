@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
 from exml_fast.reproduction.study import RECIPES, STRATEGIES, Study
 
-__all__ = ["joint_rows", "print_rows", "settings_of_study", "summary_of", "write_page"]
+__all__ = ["joint_rows", "settings_of_study", "summary_of", "write_page"]
 
 REAL_PER_CLASS = 4
 # On the page; more would be too wide.
@@ -35,24 +33,6 @@ def joint_rows(study: Study) -> list[dict[str, Any]]:
             row |= {"name": f"{row['name']}, joint expert", "note": "images inverted from the one joint model"}
         rows.append(row)
     return rows
-
-
-def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """The table of results on stdout."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    for name in ("accuracy, %", "time, s", "peak MB"):
-        table.add_column(name, justify="right")
-    paper = any(row["paper"] is not None for row in rows)
-    if paper:
-        table.add_column("paper, %", justify="right")
-    table.add_column("uses")
-    for row in rows:
-        spread = f" ± {row['std']:.2f}" if row["std"] is not None else ""
-        published = ["" if row["paper"] is None else f"{row['paper']:.2f}"] if paper else []
-        cells = [f"{row['ours']:.2f}{spread}", f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f}", *published]
-        table.add_row(row["name"], *cells, row["note"])
-    Console(highlight=False).print(table)
 
 
 def write_page(

@@ -1,20 +1,17 @@
-"""What the commands can take a network from: an expert's folder, torchvision, timm, or an architecture of ours."""
+"""Teachers by name: an expert's folder, torchvision, timm, or an architecture of this package."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
-from exml_fast.cli.guard import parse_pairs
 from exml_fast.continual import Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec
@@ -23,22 +20,8 @@ from exml_fast.engine.memory import require_memory
 from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
 
-__all__ = ["ArchitectureArgument", "Input", "Teacher", "Weights", "expert_of", "open_named", "open_teacher"]
+__all__ = ["Teacher", "expert_of", "open_teacher"]
 
-Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
-ArchitectureArgument = Annotated[
-    list[str] | None, typer.Option("--argument", metavar="NAME=VALUE", help="Of the architecture; repeatable.")
-]
-Input = Annotated[
-    str | None,
-    typer.Option(
-        "--input", metavar="JSON", help="channels, size, mean, std, if not what the network carries.",
-        show_default=False,
-    ),
-]  # fmt: skip
-
-
-NAMED = re.compile(r"([^:=]+)(?::([^=,]+=[^=,]+(?:,[^=,]+=[^=,]+)*))?(?:=(.+))?")
 # torchvision sets this with the weights that it downloads: its Inceptions normalise once more inside.
 NORMALISES_INSIDE = {"googlenet", "inception_v3"}
 
@@ -90,20 +73,6 @@ class Teacher:
                 return probe(self.model, example, self.spec).shape[1]
         except ValueError as error:
             raise ValueError(f"{option} of {self.name}: {error}") from error
-
-
-def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) -> Teacher:
-    """A network of an option: ``SOURCE[:NAME=VALUE,...][=WEIGHTS]``, the pairs being arguments of its architecture.
-
-    ``spec``: the input of architectures of ours, which carry none.
-    """
-    found = NAMED.fullmatch(text)
-    if Path(text).exists() or found is None:
-        return open_teacher(text, device=device)
-    source, pairs, weights = found.groups()
-    arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
-    own = spec.to_dict() if spec is not None and source in OWN else None
-    return open_teacher(source, weights or "DEFAULT", device, arguments, own)
 
 
 def open_teacher(

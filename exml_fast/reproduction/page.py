@@ -20,7 +20,7 @@ __all__ = ["ExperimentPage", "write_experiment"]
 
 @dataclass(frozen=True)
 class ExperimentPage:
-    """Title, a sentence, the command, tables of settings and machine, and rows of :func:`exml_fast.reproduction.runner.run`."""
+    """Title, a sentence, the command, tables of settings and machine, and the rows that the runner returns."""
 
     title: str
     summary: str

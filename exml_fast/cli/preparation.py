@@ -1,9 +1,9 @@
-"""What `invert` and `distill` share: networks and images by name, checked first, and the report on the images."""
+"""What `invert` and `distill` share: they open the networks and images of the options and check them first."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exml_fast.cli.teachers import Teacher, open_named, open_teacher
+from exml_fast.cli.parsing import parse_pairs
 from exml_fast.continual.expert import complete_arguments
+from exml_fast.continual.teachers import Teacher, open_teacher
 from exml_fast.data import InputSpec, PenStrokes, Split, load, some_images
 from exml_fast.distillation import TransferConfig
 from exml_fast.distillation.transfer import check_pool
@@ -22,40 +23,21 @@ from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
 from exml_fast.inversion.synthesizer import suited_recipe
-from exml_fast.models import create
+from exml_fast.models import OWN, create
 from exml_fast.progress import require_tensorboard
-from exml_fast.storage import atomic_path, save_json
 
 __all__ = [
-    "Panel", "PreparedTransfer", "history_rows", "learned_row", "panel", "parse_input", "prepared_inversion",
-    "prepared_transfer", "real_statistics", "save_images", "save_report", "write_images_page",
-]  # fmt: skip
+    "Panel",
+    "PreparedTransfer",
+    "open_named",
+    "panel",
+    "prepared_inversion",
+    "prepared_transfer",
+    "published_options",
+]
 
 PARAMETRISATIONS = {"pen-strokes": PenStrokes}
-READING = (
-    "The images below were made from the network alone: no training image was used. A network recognises an image if "
-    "the class it was made for has the largest logit. Networks that were not used to make the images show whether they "
-    "hold what the class looks like, or only what fools one network (Yin 2020, Table 2).",
-    "The Inception score is computed with the network in its row, on these images: it compares sets of images of the "
-    "same classes, not papers. Diversity is the mean cosine distance between the features of a class's images, 0 for "
-    "copies. Features are what the final linear layer reads.",
-)
-
-
-def parse_input(text: str | None) -> dict[str, Any] | None:
-    """``--input``: a JSON object; ValueError naming the option."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        InputSpec.from_dict(value)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f'--input must be like {{"channels": 3, "size": [32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}}: {error}'
-        ) from error
-    return value
+NAMED = re.compile(r"([^:=]+)(?::([^=,]+=[^=,]+(?:,[^=,]+=[^=,]+)*))?(?:=(.+))?")
 
 
 def real_statistics(source: str | None, spec: InputSpec, count: int) -> str | Tensor:
@@ -234,121 +216,23 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
     return PreparedTransfer(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
 
 
-def save_images(result: Result, out: Path, per_class: int | None, png: bool) -> None:
-    """Shard, grid, and each image as a PNG."""
-    from torchvision.utils import save_image
+def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) -> Teacher:
+    """A network of an option: ``SOURCE[:NAME=VALUE,...][=WEIGHTS]``, the pairs being arguments of its architecture.
 
-    result.save(out)
-    columns = len(result) // per_class if per_class and len(result) <= 400 else None
-    result.save_grid(out / "grid.png", columns=columns)
-    if png:
-        for i, (image, label) in enumerate(zip(result.pixels(), result.labels.tolist(), strict=True)):
-            with atomic_path(out / "png" / f"{i:05d}_class_{label}.png") as temporary:
-                save_image(image, temporary)
-
-
-def save_report(
-    out: Path,
-    result: Result,
-    teacher: Teacher,
-    evaluation: Evaluation,
-    origin: dict[str, Any],
-    settings: dict[str, Any],
-    page: bool,
-    asked: Panel,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> None:
-    """``report.json``, and with ``page`` ``report/index.html``, with further ``tables`` first."""
-    summary = {**result.summary, "seconds": round(result.seconds, 3)}
-    save_json(out / "report.json", {**origin, "settings": settings, **summary, **evaluation.to_dict()})
-    if page:
-        path = out / "report" / "index.html"
-        write_images_page(path, result, teacher, evaluation, origin, settings, asked.real, tables)
+    ``spec``: the input of architectures of ours, which carry none.
+    """
+    found = NAMED.fullmatch(text)
+    if Path(text).exists() or found is None:
+        return open_teacher(text, device=device)
+    source, pairs, weights = found.groups()
+    arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
+    own = spec.to_dict() if spec is not None and source in OWN else None
+    return open_teacher(source, weights or "DEFAULT", device, arguments, own)
 
 
-def write_images_page(
-    path: Path,
-    result: Result,
-    teacher: Teacher,
-    evaluation: Evaluation,
-    origin: dict[str, Any],
-    settings: dict[str, Any],
-    real: Tensor | None = None,
-    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-) -> Path:
-    """The page of an inversion; with ``real`` images also each shown image's nearest. ImportError without the extra."""
-    from exml_fast.report import Report, Samples, write_report
-
-    names = [teacher.class_names.get(c, str(c)) for c in evaluation.classes]
-    rank = {c: i for i, c in enumerate(evaluation.classes)}
-    asked = [
-        {
-            "Network": name,
-            "Recognised, %": f"{100 * judge['top1']:.1f}",
-            "Among its first five, %": f"{100 * judge['top5']:.1f}",
-            "Inception score": f"{judge['inception_score']:.2f}",
-        }
-        for name, judge in evaluation.judges.items()
-    ]
-    labels = torch.tensor([rank[c] for c in result.labels.tolist()])
-    counts = torch.bincount(labels).tolist()
-    classes = [
-        {"Class": names[rank[c]], "Images": counts[rank[c]]}
-        | {f"{name}, %": f"{100 * judge['by_class'][str(c)]:.0f}" for name, judge in evaluation.judges.items()}
-        | {"Diversity": f"{evaluation.diversity[c]:.3f}" if c in evaluation.diversity else "–"}
-        for c in evaluation.classes
-    ]
-    shown_tables = {**(tables or {}), "Recognised by": asked, "By class": classes}
-    samples = [Samples("Inverted", result.pixels(), labels)]
-    if real is not None and evaluation.neighbours is not None:
-        nearest = real[evaluation.neighbours.index[:, 0]]
-        nearest = nearest.float() / 255 if nearest.dtype == torch.uint8 else nearest
-        samples.append(Samples("The real image nearest to each, in feature space", nearest, labels))
-    memory = evaluation.to_dict().get("memorisation")
-    if memory:
-        shown_tables["Nearest real images, in feature space"] = [
-            {
-                "Median distance": f"{memory['median_distance']:.3f}",
-                "Smallest": f"{memory['smallest_distance']:.3f}",
-                "Usual between real images": f"{memory['usual_distance_among_real']:.3f}",
-                "Nearer than half of that, %": f"{100 * memory['memorised']:.1f}",
-            }
-        ]
-    made_by = result.summary.get("recipes") or [result.summary.get("recipe", {})]  # none: images given to distill
-    names_of = ", ".join(recipe["name"] for recipe in made_by if recipe)
-    shown = settings | {"Recipe": names_of or None, "Images": len(result)}
-    report = Report(
-        title=f"Images out of {teacher.name}",
-        summary=f"{len(result)} images of {len(names)} classes in {result.seconds:.1f} s.",
-        command=origin["command"],
-        settings=shown,
-        machine={**origin["machine"], "commit": origin["commit"], "date": origin["date"]},
-        class_names=names,
-        reading=READING,
-        tables=shown_tables,
-        samples=samples,
-        confusions=evaluation.confusion if 1 < len(names) <= 100 else {},
-    )
-    return write_report(path, report)
-
-
-def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:
-    """What a student came to, as a row of the page."""
-    accuracy = learned["accuracy"]
-    return {
-        "Network": learned["student"],
-        "Steps": str(learned["steps"]),
-        "Agrees with its teacher on the last images, %": f"{100 * learned['agreement']:.1f}",
-        "Right on the test images, %": "–" if accuracy is None else f"{100 * accuracy:.2f}",
-    }
-
-
-def history_rows(history: Mapping[str, Sequence[float]], most: int = 12) -> list[dict[str, str]]:
-    """At most ``most`` points of a student's learning, evenly, the last among them."""
-    count = len(history["step"])
-    chosen = torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
-    return [
-        {"Step": str(int(history["step"][i])), "Divergence from the teacher": f"{history['kl'][i]:.4f}",
-         "Agreement, %": f"{100 * history['agreement'][i]:.1f}"}
-        for i in chosen
-    ]  # fmt: skip
+def published_options(run: dict[str, Any]) -> dict[str, Any]:
+    """Settings for results: names of networks, no folders of this machine."""
+    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
+    shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
+    networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
+    return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}

@@ -1,0 +1,204 @@
+"""`exml-fast distill`: a student that learns from images out of its teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from exml_fast.cli.guard import Guard, print_json
+from exml_fast.cli.options import (
+    ArchitectureArgument,
+    DataRoot,
+    Device,
+    Input,
+    Json,
+    Judge,
+    Layer,
+    Overwrite,
+    Page,
+    Png,
+    Real,
+    Resume,
+    Seed,
+    Statistics,
+    StatisticsCount,
+    Threads,
+    Weights,
+)
+from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, require_report, use_threads
+from exml_fast.cli.preparation import prepared_transfer, published_options
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.continual import Card, Expert
+from exml_fast.data.buffer import IMAGES_FILE
+from exml_fast.distillation import distill as distill_model
+from exml_fast.engine import PRECISIONS
+from exml_fast.evaluation.features import logits as logits_of
+from exml_fast.inversion import Result
+from exml_fast.progress import TensorBoard
+from exml_fast.report.images import history_rows, learned_row, save_images, save_report
+from exml_fast.reproduction.provenance import provenance
+from exml_fast.storage import save_json
+
+__all__ = ["distill"]
+
+
+def distill(
+    context: typer.Context,
+    model: Annotated[str | None, typer.Argument(help="The teacher; as for invert.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the student, its images and the results.")] = Path("distilled"),
+    weights: Weights = "DEFAULT",
+    argument: ArchitectureArgument = None,
+    input_spec: Input = None,
+    student: Annotated[
+        str,
+        typer.Option(help="Architecture, freshly initialised: torchvision/<name>, timm/<name>, cifar_resnet, lenet5."),
+    ] = "lenet5",
+    student_argument: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the student's architecture; repeatable.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of an inversion to learn from.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of images made meanwhile; without --images adaptive_deep_inversion (for large images "
+            "adaptive_deep_inversion/imagenet-transferable). Repeatable: each round takes one of them by chance.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the student's training; 48750.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds of generation; as many as the steps allow.")] = None,
+    inversion: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    ] = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Any setting of the transfer, as temperature=3; repeatable."),
+    ] = None,
+    pool_dir: Annotated[
+        Path | None, typer.Option(help="Keep the images in a file there, not in memory.", show_default=False)
+    ] = None,
+    statistics: Statistics = None,
+    statistics_count: StatisticsCount = 100,
+    layer: Layer = None,
+    judge: Judge = None,
+    real: Real = None,
+    png: Png = False,
+    data: Annotated[
+        str | None, typer.Option(help="Data set to test the student on; it never learns from it.", show_default=False)
+    ] = None,
+    data_root: DataRoot = None,
+    precision: Annotated[str, typer.Option(help="As for invert.")] = "auto",
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard's files.", show_default=False)
+    ] = None,
+    report: Page = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Teach a fresh network what a classifier knows, on images made from the classifier alone."""
+    with Guard(context) as guard:
+        if model is None and not resume:
+            raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        if report:
+            require_report()
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        given: dict[str, Any] = {
+            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
+            "input": parse_input(input_spec), "student": student,
+            "student_arguments": parse_pairs("--student-argument", student_argument),
+            "images": None if images is None else str(images),
+            "recipes": recipe or [], "classes": classes,
+            "inversion": parse_pairs("--set", inversion),
+            "transfer": given_options(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
+            "pool_dir": None if pool_dir is None else str(pool_dir),
+            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
+            "judges": judge or [], "real": real, "png": png, "data": data, "data_root": data_root,
+            "precision": precision, "tensorboard": None if tensorboard is None else str(tensorboard),
+            "report": report, "seed": seed, "device": parse_device(device), "threads": threads,
+        }  # fmt: skip
+        ready = None if resume else prepared_transfer(given)
+        run = open_run(context, guard, out, given, resume, overwrite)
+        use_threads(run["threads"])
+        ready = ready or prepared_transfer(run)
+        teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
+
+        units = teacher.units or tuple(range(teacher.outputs()))
+
+        def accuracy(network: torch.nn.Module) -> float:
+            assert test is not None
+            ids = torch.tensor(units)
+            with torch.no_grad():
+                right = [
+                    (ids[network(x.to(run["device"])).argmax(1).cpu()] == y).sum()
+                    for x, y in test.batches(teacher.spec)
+                ]
+            return float(sum(right)) / len(test)
+
+        with contextlib.ExitStack() as stack:
+            progress: Any = stack.enter_context(Reporter())
+            if run["tensorboard"]:
+                progress = stack.enter_context(TensorBoard(run["tensorboard"], progress))
+            taught = distill_model(
+                teacher.model, fresh, ready.images, recipe=ready.recipes or None, config=config, spec=teacher.spec,
+                classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run["layers"],
+                seed=run["seed"], device=run["device"], precision=run["precision"],
+                evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
+                pool_dir=run["pool_dir"],
+            )  # fmt: skip
+        known = tuple(wanted or units)
+        origin = provenance(run["device"])
+        test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
+        made_by = [recipe.to_dict() for recipe in ready.recipes]
+        training = {
+            "method": "distillation", "teacher": run["model"], "recipes": made_by, "config": config.to_dict(),
+            "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
+        }  # fmt: skip
+        names = tuple(teacher.class_names.get(u, str(u)) for u in units)
+        card = Card(run["student"], ready.arguments, units, known, names, teacher.spec, training=training)
+        Expert(taught.student.cpu(), card).save(out / "student")
+        seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
+        learned = {
+            "student": run["student"], "steps": config.steps, "agreement": taught.history["agreement"][-1],
+            "accuracy": test_accuracy, "seconds": seconds, "rounds": taught.rounds,
+        }  # fmt: skip
+        pool = Result(
+            taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
+            {"recipes": made_by, "distillation": learned}, logits_of(teacher.model, taught.images),
+        )  # fmt: skip
+        save_images(pool, out / "images", None, run["png"])
+        found = ready.panel.ask(pool, **{f"{run['student']} (student)": taught.student.to(run["device"])})
+        tables = {"The student": [learned_row(learned)], "Its learning": history_rows(taught.history)}
+        save_report(out, pool, teacher, found, origin, published_options(run), run["report"], ready.panel.real, tables)
+        summary = {
+            "out": str(out), "images": len(pool), **learned, "student": str(out / "student"),
+            **found.to_dict(), **origin,
+        }  # fmt: skip
+        save_json(out / "results.json", {**summary, "history": taught.history, "settings": published_options(run)})
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        if run["pool_dir"]:
+            (Path(run["pool_dir"]) / IMAGES_FILE).unlink(missing_ok=True)  # they are in out / "images" now
+        close_run(out)
+        if as_json:
+            print_json(summary)
+        else:
+            tested = (
+                "" if test_accuracy is None else f", {100 * test_accuracy:.2f} % of the test images of {run['data']}"
+            )
+            typer.echo(
+                f"student in {out / 'student'}: agrees with its teacher on {100 * summary['agreement']:.1f} % of the "
+                f"last images{tested} ({sum(seconds.values()):.0f} s, {len(pool)} images)"
+            )

@@ -1,0 +1,148 @@
+"""`exml-fast invert`: images out of a classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from exml_fast.cli.guard import Guard, print_json
+from exml_fast.cli.options import (
+    ArchitectureArgument,
+    Device,
+    Input,
+    Json,
+    Judge,
+    Layer,
+    Overwrite,
+    Page,
+    Png,
+    Real,
+    Resume,
+    Seed,
+    Statistics,
+    StatisticsCount,
+    Threads,
+    Weights,
+)
+from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, require_report, use_threads
+from exml_fast.cli.preparation import prepared_inversion, published_options
+from exml_fast.cli.progress import Reporter
+from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.engine import PRECISIONS
+from exml_fast.inversion import invert as invert_model
+from exml_fast.report.images import save_images, save_report
+from exml_fast.reproduction.provenance import provenance
+
+__all__ = ["invert"]
+
+
+def invert(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="An expert's folder, torchvision/<name>, timm/<name>, cifar_resnet or lenet5.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("inverted"),
+    weights: Weights = "DEFAULT",
+    argument: ArchitectureArgument = None,
+    input_spec: Input = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="By default deep_inversion (for large images deep_inversion/imagenet-transferable), and "
+            "model_inversion without BatchNorm.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
+    per_class: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps; the recipe's if not given.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the recipe's if not given.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images together; the recipe's if not given.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of the network inside: auto, float32 or bfloat16.")] = "auto",
+    parametrisation: Annotated[
+        str | None,
+        typer.Option(
+            help="Optimise the parameters of images of a kind in place of pixels: pen-strokes.", show_default=False
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE[:NAME=VALUE,...][=WEIGHTS]",
+            help="Whom adaptive_deep_inversion competes with.",
+            show_default=False,
+        ),
+    ] = None,
+    statistics: Statistics = None,
+    statistics_count: StatisticsCount = 100,
+    layer: Layer = None,
+    judge: Judge = None,
+    real: Real = None,
+    png: Png = False,
+    report: Page = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make images of a classifier's classes from the classifier alone."""
+    with Guard(context) as guard:
+        if model is None and not resume:
+            raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        if report:
+            require_report()
+        overrides = parse_pairs("--set", override)
+        overrides |= given_options(steps=steps, lr=lr, batch_size=batch_size)
+        if precision not in PRECISIONS:
+            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        given: dict[str, Any] = {
+            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
+            "input": parse_input(input_spec), "recipe": recipe, "classes": classes, "per_class": per_class,
+            "overrides": overrides, "precision": precision, "parametrisation": parametrisation, "student": student,
+            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
+            "judges": judge or [], "real": real, "png": png, "report": report, "seed": seed,
+            "device": parse_device(device), "threads": threads,
+        }  # fmt: skip
+        # Whatever is wrong with the options shows before an earlier run in the folder is touched.
+        ready = None if resume else prepared_inversion(given)
+        run = open_run(context, guard, out, given, resume, overwrite)
+        use_threads(run["threads"])
+        teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
+        with Reporter() as reporter:
+            result = invert_model(
+                teacher.model, wanted, run["per_class"], chosen, teacher.spec, run["seed"], run["device"],
+                run["precision"], units=teacher.units, progress=reporter, layers=run["layers"],
+                checkpoint=out / "inversion.pt", **options,
+            )  # fmt: skip
+        save_images(result, out, run["per_class"], run["png"])
+        found = asked.ask(result)
+        origin = provenance(run["device"])
+        save_report(out, result, teacher, found, origin, published_options(run), run["report"], asked.real)
+        close_run(out)
+        summary = {
+            "out": str(out), "model": run["model"], "classes": sorted(set(result.labels.tolist())),
+            "seconds": round(result.seconds, 3), **result.summary, **found.to_dict(), **origin,
+        }  # fmt: skip
+        if as_json:
+            print_json(summary)
+        else:
+            others = "".join(
+                f", {100 * found.judges[judge]['top1']:.1f} % by {judge}" for judge in list(found.judges)[1:]
+            )
+            without = "" if chosen.bn > 0 and not result.summary["absent"] else ", without statistics"
+            typer.echo(
+                f"{len(result)} images by {chosen.name}{without} in {result.seconds:.1f} s "
+                f"({result.summary['images_per_second']:.1f} a second), "
+                f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network{others}: "
+                f"{out / 'grid.png'}"
+            )

@@ -1,0 +1,88 @@
+"""Values of options: pairs NAME=VALUE, devices, inputs and numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from exml_fast.data import InputSpec
+
+__all__ = [
+    "given_options",
+    "parse_device",
+    "parse_input",
+    "parse_pairs",
+    "parse_sizes",
+    "require_report",
+    "use_threads",
+]
+
+
+def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:
+    """``["lr=0.1", "flip=true"]`` to JSON values (what is no JSON is a string); ValueError naming the option."""
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{option} must be NAME=VALUE, got {pair!r}")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def parse_device(name: str) -> str:
+    """The device of --device; ValueError for one that is not here."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: no CUDA device is available here")
+    return str(torch.device(name))
+
+
+def parse_input(text: str | None) -> dict[str, Any] | None:
+    """``--input``: a JSON object; ValueError naming the option."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        InputSpec.from_dict(value)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f'--input must be like {{"channels": 3, "size": [32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}}: {error}'
+        ) from error
+    return value
+
+
+def parse_sizes(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--classes-per-step must be whole numbers with commas between, got {text!r}") from None
+
+
+def given_options(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def use_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def require_report() -> None:
+    """ImportError unless a report can be written."""
+    for module in ("jinja2", "matplotlib"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
