@@ -116,6 +116,8 @@ def test_reused_memory_is_bounded_by_what_was_in_use() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_process_can_allocate() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork: the child would wait for them for ever
     with reused_memory():
         kept = torch.ones(1 << 20)
         child = os.fork()
@@ -123,3 +125,4 @@ def test_a_child_process_can_allocate() -> None:
             ok = bool((torch.ones(1 << 20) + kept == 2).all())
             os._exit(0 if ok else 1)
         assert os.waitpid(child, 0)[1] == 0
+    torch.set_num_threads(threads)
