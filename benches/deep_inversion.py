@@ -121,7 +121,9 @@ def recognised(args: argparse.Namespace, question: str, teacher: nn.Module, judg
         chosen = recipes.get(recipe)
         steps = min(args.steps, chosen.steps)
         chosen = chosen.replace(steps=steps, batch_size=min(256, 10 * args.per_class), **changes)
-        result = xf.invert(teacher, None, args.per_class, chosen, SPEC, args.seed, args.device)
+        result = xf.invert(
+            teacher, None, per_class=args.per_class, recipe=chosen, spec=SPEC, seed=args.seed, device=args.device
+        )
         found = evaluate(result, {"ResNet-56": judge, "ResNet-20 (teacher)": teacher})
         rows.append(
             {

@@ -77,7 +77,15 @@ def main() -> None:
         result = xf.Result.load(args.images)
         chosen = xf.Recipe(**result.summary["recipe"])
     else:
-        result = xf.invert(teacher, list(CLASSES), args.per_class, chosen, SPEC, args.seed, progress=progress)
+        result = xf.invert(
+            teacher,
+            list(CLASSES),
+            per_class=args.per_class,
+            recipe=chosen,
+            spec=SPEC,
+            seed=args.seed,
+            progress=progress,
+        )
     if args.save is not None:
         result.save(args.save)
     judges = {"EfficientNet-Lite0 (teacher)": teacher}

@@ -159,7 +159,7 @@ def test_invert_an_expert(experts: Path, tmp_path: Path) -> None:
     assert sorted(result.labels.tolist()) == [0, 0, 0, 1, 1, 1] and summary["images"] == 6
     assert summary["recipe"]["steps"] == 3 and summary["recipe"]["tv_l2"] == 0.001
     assert (tmp_path / "grid.png").stat().st_size > 0 and len(list((tmp_path / "png").iterdir())) == 6
-    assert not (tmp_path / "inversion.pt").exists()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_invert_takes_torchvision_weights_from_a_file(tmp_path: Path) -> None:

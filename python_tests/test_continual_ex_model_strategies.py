@@ -69,9 +69,9 @@ def test_inversion_resumes_from_its_checkpoint(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        strategy.samples(expert, 4, seeded(), interrupt, tmp_path / "g.pt")
-    assert (tmp_path / "g.pt").is_file()
-    resumed = strategy.samples(expert, 4, seeded(), None, tmp_path / "g.pt")[0]
+        strategy.samples(expert, 4, seeded(), interrupt, tmp_path)
+    assert (tmp_path / "inversion.pt").is_file()
+    resumed = strategy.samples(expert, 4, seeded(), None, tmp_path)[0]
     assert torch.equal(resumed, strategy.samples(expert, 4, seeded())[0])
 
 

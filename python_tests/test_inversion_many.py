@@ -42,8 +42,8 @@ def test_errors_name_the_argument() -> None:
         xf.invert_many(network(0))
     with pytest.raises(ValueError, match="parallel must be a positive integer, got 0"):
         xf.invert_many([network(0)], parallel=0, spec=SPEC)
-    with pytest.raises(ValueError, match="checkpoint belongs to one network"):
-        xf.invert_many([network(0)], spec=SPEC, checkpoint="somewhere")
+    with pytest.raises(ValueError, match="checkpoint_dir is for one network"):
+        xf.invert_many([network(0)], spec=SPEC, checkpoint_dir="somewhere")
 
 
 @pytest.mark.gpu

@@ -99,7 +99,7 @@ def test_steps_are_those_of_adam_on_the_parameters_within_their_limits() -> None
 
 def test_statistics_augmentation_and_an_early_stop_work_on_drawings() -> None:
     recipe = CE.replace(bn=1.0, jitter=2, border="black", stop_confidence=0.2, steps=60, tv_l2=1e-4)
-    result = invert(network(True), [1, 4], 5, recipe, SPEC, parametrisation=STROKES)
+    result = invert(network(True), [1, 4], per_class=5, recipe=recipe, spec=SPEC, parametrisation=STROKES)
     assert len(result) == 10 and result.history["bn"][-1] < result.history["bn"][0]
     pixels = result.pixels()
     assert pixels.min() >= 0 and pixels.max() <= 1 and (pixels.amax((1, 2, 3)) > 0.5).all()
@@ -116,7 +116,7 @@ def test_random_drawings_depend_on_the_seed_alone() -> None:
 
 
 def test_an_interrupted_run_over_parameters_continues_bit_for_bit(tmp_path: Path) -> None:
-    recipe, path, labels = CE.replace(batch_size=4, steps=10), tmp_path / "run.pt", torch.arange(6)
+    recipe, labels = CE.replace(batch_size=4, steps=10), torch.arange(6)
 
     def synthesizer(strokes: PenStrokes = STROKES) -> Synthesizer:
         return Synthesizer(network(), SPEC, recipe, parametrisation=strokes, block=5)
@@ -130,16 +130,16 @@ def test_an_interrupted_run_over_parameters_continues_bit_for_bit(tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        synthesizer().run(labels, seed=2, checkpoint=path, progress=interrupt)
+        synthesizer().run(labels, seed=2, checkpoint_dir=tmp_path, progress=interrupt)
     with pytest.raises(ValueError, match="another run"):
-        synthesizer(PenStrokes(second=0.5)).run(labels, seed=2, checkpoint=path)
-    assert torch.equal(synthesizer().run(labels, seed=2, checkpoint=path).images, expected.images)
+        synthesizer(PenStrokes(second=0.5)).run(labels, seed=2, checkpoint_dir=tmp_path)
+    assert torch.equal(synthesizer().run(labels, seed=2, checkpoint_dir=tmp_path).images, expected.images)
 
 
 def test_the_usual_recipe_is_that_of_drawings() -> None:
     large = InputSpec(1, (128, 128), (0.1307,), (0.3081,))
     model = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, 10)).eval()
-    result = invert(model, [3], 2, spec=large, parametrisation=STROKES, steps=2)
+    result = invert(model, [3], per_class=2, spec=large, parametrisation=STROKES, steps=2)
     assert result.summary["recipe"]["name"] == "drawn_inversion"
 
 

@@ -84,12 +84,14 @@ def test_it_is_adam_on_the_coordinates_that_the_map_makes_images_of(device: str)
 
 def test_it_starts_as_noise_of_that_spectrum_and_is_clipped() -> None:
     still = RECIPE.replace(steps=1, lr=1e-12)
-    started = invert(network(), None, 50, still, SPEC).images
-    pixels = invert(network(), None, 50, still.replace(spectrum=0.0, correlation=0.0, init_scale=1.0), SPEC).images
+    started = invert(network(), None, per_class=50, recipe=still, spec=SPEC).images
+    pixels = invert(
+        network(), None, per_class=50, recipe=still.replace(spectrum=0.0, correlation=0.0, init_scale=1.0), spec=SPEC
+    ).images
     assert torch.allclose(started, 0.5 * NaturalSpectrum(1.0, 0.5, SPEC.shape)(pixels), atol=1e-5)
     far = RECIPE.replace(steps=5, lr=2.0, clip="valid")
     low, high = SPEC.bounds("cpu")
-    images: Tensor = invert(network(), None, 2, far, SPEC).images
+    images: Tensor = invert(network(), None, per_class=2, recipe=far, spec=SPEC).images
     assert bool((images >= low).all() and (images <= high).all() and (images == high).any())
 
 
@@ -123,11 +125,10 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path) -> None:
             if calls == at:
                 raise KeyboardInterrupt
 
-        path = tmp_path / f"{at}.pt"
         with pytest.raises(KeyboardInterrupt):
-            Synthesizer(pooled, spec, recipe, block=5).run([0, 1, 2], checkpoint=path, progress=interrupt)
+            Synthesizer(pooled, spec, recipe, block=5).run([0, 1, 2], checkpoint_dir=tmp_path, progress=interrupt)
         assert list(tmp_path.iterdir())
-        again = Synthesizer(pooled, spec, recipe, block=5).run([0, 1, 2], checkpoint=path)
+        again = Synthesizer(pooled, spec, recipe, block=5).run([0, 1, 2], checkpoint_dir=tmp_path)
         assert torch.equal(again.images, expected.images)
 
 

@@ -14,7 +14,7 @@ from exml_fast.data import InputSpec
 from exml_fast.engine.conv_plan import Plan
 from exml_fast.engine.memory import required_bytes
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
-from exml_fast.inversion.synthesizer import _mixed_batches
+from exml_fast.inversion.state import mixed_batches
 from exml_fast.models import LeNet5
 from exml_fast.storage import load_checkpoint, save_checkpoint
 
@@ -73,7 +73,7 @@ def test_classes_and_units_are_class_ids() -> None:
     model.eval()
     assert model(result.images).argmax(1).tolist() == [2, 0] * 3
     soft = CE.replace(targets="dirichlet", betas=(0.1,), label="argmax", dirichlet_over="classes", steps=2)
-    result = invert(model, [30, 10], 8, soft, SPEC, units=[10, 20, 30, 40, 50])
+    result = invert(model, [30, 10], per_class=8, recipe=soft, spec=SPEC, units=[10, 20, 30, 40, 50])
     assert result.targets is not None and set(result.labels.tolist()) == {10, 30}
     assert (result.targets[:, [1, 3, 4]] == 0).all()
 
@@ -85,7 +85,7 @@ def test_the_recipe_is_that_of_the_size_unless_named() -> None:
         (96, "deep_inversion/imagenet-transferable", {"coarse_steps": (1,)}),
     ):
         spec = InputSpec(1, (side, side), (0.5,), (0.25,))
-        assert invert(model, [0], 1, spec=spec, steps=1, **steps).summary["recipe"]["name"] == name
+        assert invert(model, [0], per_class=1, spec=spec, steps=1, **steps).summary["recipe"]["name"] == name
         assert Synthesizer(model, spec).recipe.name == name
 
 
@@ -104,15 +104,15 @@ def test_networks_of_one_size_are_inverted_at_that_size() -> None:
     chosen = Synthesizer(Fixed(), spec).recipe
     full = recipes.get("deep_inversion/imagenet-transferable")
     assert chosen == full.replace(coarse_steps=(), steps=full.steps + sum(full.coarse_steps))
-    assert invert(Fixed(), [0], 1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
+    assert invert(Fixed(), [0], per_class=1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
     with pytest.raises(ValueError, match=r"coarse_steps must be \(\) for a network that takes one size alone: Fixed"):
-        invert(Fixed(), [0], 1, full.name, spec)
+        invert(Fixed(), [0], per_class=1, recipe=full.name, spec=spec)
 
 
 @pytest.mark.parametrize("classes", [["goldfish"], 5, [1.7], [True], "01"])
 def test_classes_are_integers(classes: Any) -> None:
     with pytest.raises(ValueError, match="classes must be a sequence of class ids, integers, got"):
-        invert(network(), classes, 1, CE, SPEC)
+        invert(network(), classes, per_class=1, recipe=CE, spec=SPEC)
 
 
 def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +120,8 @@ def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 144 * 200)
     with pytest.raises(ValueError, match=r"201 images \(1, 12, 12\) are 0\.0 GB, and 0\.0 GB of memory are free"):
-        invert(network(), [0], 201, CE.replace(batch_size=1, steps=1), SPEC)
-    assert len(invert(network(), [0], 5, CE.replace(batch_size=1, steps=1), SPEC)) == 5
+        invert(network(), [0], per_class=201, recipe=CE.replace(batch_size=1, steps=1), spec=SPEC)
+    assert len(invert(network(), [0], per_class=5, recipe=CE.replace(batch_size=1, steps=1), spec=SPEC)) == 5
 
 
 def test_anything_with_model_spec_and_units_is_understood() -> None:
@@ -224,7 +224,7 @@ def test_coupled_images_are_not_taken_out(digits_teacher: tuple[nn.Module, Input
 def test_an_interrupted_run_continues_bit_for_bit(
     tmp_path: Path, recipe: Recipe, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    labels, path = torch.arange(5).repeat(3), tmp_path / "inversion.pt"
     expected = Synthesizer(network(), SPEC, recipe, block=5).run(labels, seed=2)
     model, calls = network(), 0
 
@@ -242,16 +242,16 @@ def test_an_interrupted_run_continues_bit_for_bit(
             monkeypatch.setattr(synthesizer, "_gradient", lambda *a, g=gradient: (g(*a), interrupt())[0])
         try:
             result = synthesizer.run(
-                labels, seed=2, checkpoint=path, progress=interrupt if during == "progress" else None
+                labels, seed=2, checkpoint_dir=tmp_path, progress=interrupt if during == "progress" else None
             )
             break
         except KeyboardInterrupt as error:
             interrupts += 1
             assert path.exists() and "continues" in error.__notes__[0]
             with pytest.raises(ValueError, match="another run"):
-                synthesizer.run(labels, seed=3, checkpoint=path)
+                synthesizer.run(labels, seed=3, checkpoint_dir=tmp_path)
             with pytest.raises(ValueError, match="another run"):
-                Synthesizer(network(1), SPEC, recipe, block=5).run(labels, seed=2, checkpoint=path)
+                Synthesizer(network(1), SPEC, recipe, block=5).run(labels, seed=2, checkpoint_dir=tmp_path)
     assert interrupts >= 1 and not path.exists()
     assert torch.equal(result.images, expected.images)
     assert all(torch.equal(result.history[name], expected.history[name]) for name in expected.history)
@@ -262,7 +262,7 @@ def test_an_interrupted_run_continues_bit_for_bit(
 def test_a_run_of_another_device_continues(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file as CUDA writes it: plans of the library's, whatever this CPU would choose."""
     recipe = BN.replace(steps=40, targets="dirichlet", similarity_minmax=False)
-    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    labels, path = torch.arange(5).repeat(3), tmp_path / "inversion.pt"
     expected = Synthesizer(network(), SPEC, recipe, block=1).run(labels)
 
     def interrupt(_stage: str, step: int, *_: object) -> None:
@@ -270,16 +270,17 @@ def test_a_run_of_another_device_continues(tmp_path: Path, steps: int, monkeypat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Synthesizer(network(), SPEC, recipe, block=1).run(labels, checkpoint=path, progress=interrupt)
+        Synthesizer(network(), SPEC, recipe, block=1).run(labels, checkpoint_dir=tmp_path, progress=interrupt)
     saved = load_checkpoint(path)
-    assert saved["state"]["step"] == steps
-    assert {value.device.type for value in saved["state"].values() if isinstance(value, Tensor)} == {"cpu"}
-    saved["plans"] = dict.fromkeys(saved["plans"], ("float32", ("plain", "library", "plain")))
+    state, plans = saved["state"]["state"], saved["state"]["plans"]
+    assert state["step"] == steps
+    assert {value.device.type for value in state.values() if isinstance(value, Tensor)} == {"cpu"}
+    plans["teacher"] = dict.fromkeys(plans["teacher"], ("float32", ("plain", "library", "plain")))
     save_checkpoint(path, saved)
     # Another device draws other targets from the seed: those of the file count.
     monkeypatch.setattr(Synthesizer, "_soft_targets", lambda self, positions, among, seed: torch.rand(len(labels), 5))
     continued = Synthesizer(network(), SPEC, recipe, block=1)
-    result = continued.run(labels, checkpoint=path)
+    result = continued.run(labels, checkpoint_dir=tmp_path)
     assert continued.teacher.plans == {"0": ("float32", Plan())}
     assert torch.equal(result.targets, expected.targets) and torch.equal(result.labels, expected.labels)
     torch.testing.assert_close(result.history["loss"], expected.history["loss"], rtol=0.02, atol=1e-3)
@@ -288,7 +289,7 @@ def test_a_run_of_another_device_continues(tmp_path: Path, steps: int, monkeypat
 @pytest.mark.gpu
 def test_a_run_begun_on_the_cpu_continues_on_cuda(tmp_path: Path) -> None:
     recipe = BN.replace(steps=40, targets="dirichlet", similarity_minmax=False)
-    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    labels = torch.arange(5).repeat(3)
 
     def interrupt(_stage: str, step: int, *_: object) -> None:
         if step == 20:
@@ -296,9 +297,9 @@ def test_a_run_begun_on_the_cpu_continues_on_cuda(tmp_path: Path) -> None:
 
     options = {"precision": "float32", "block": 10}
     with pytest.raises(KeyboardInterrupt):
-        Synthesizer(network(), SPEC, recipe, **options).run(labels, checkpoint=path, progress=interrupt)
+        Synthesizer(network(), SPEC, recipe, **options).run(labels, checkpoint_dir=tmp_path, progress=interrupt)
     expected = Synthesizer(network(), SPEC, recipe, **options).run(labels)
-    result = Synthesizer(network(), SPEC, recipe, device="cuda", **options).run(labels, checkpoint=path)
+    result = Synthesizer(network(), SPEC, recipe, device="cuda", **options).run(labels, checkpoint_dir=tmp_path)
     assert torch.equal(result.targets, expected.targets)
     torch.testing.assert_close(result.history["loss"], expected.history["loss"], rtol=0.02, atol=1e-3)
 
@@ -311,7 +312,7 @@ def test_progress_reports_each_block() -> None:
 
 
 def test_batches_are_even_and_mixed() -> None:
-    batches = _mixed_batches(torch.arange(4).repeat_interleave(10), 16)
+    batches = mixed_batches(torch.arange(4).repeat_interleave(10), 16)
     assert sorted(torch.cat(batches).tolist()) == list(range(40))
     for batch in batches:
         counts = torch.bincount(batch // 10, minlength=4)
@@ -325,7 +326,9 @@ def test_statistics_are_matched_or_their_absence_said() -> None:
     result = invert(plain, recipe=BN, spec=SPEC, bn_optional=True)
     assert result.summary["absent"] == ["bn"] and "bn" not in result.history
     lenet = LeNet5()
-    result = invert(lenet, [0], 2, "model_inversion/mnist", InputSpec(1, (32, 32), (0.1,), (0.3,)), steps=2)
+    result = invert(
+        lenet, [0], per_class=2, recipe="model_inversion/mnist", spec=InputSpec(1, (32, 32), (0.1,), (0.3,)), steps=2
+    )
     assert result.summary["absent"] == ["bn"]
     plain[1] = nn.BatchNorm2d(6, track_running_stats=False)
     with pytest.raises(ValueError, match="running statistics"):
@@ -382,7 +385,7 @@ def test_outputs_other_than_logits_are_refused() -> None:
 
 def test_double_networks_and_networks_without_parameters() -> None:
     assert invert(network().double(), recipe=BN, spec=SPEC, steps=2).images.dtype == torch.float32
-    assert len(invert(nn.Flatten(), [3, 4], 1, CE, SPEC, steps=2)) == 2
+    assert len(invert(nn.Flatten(), [3, 4], per_class=1, recipe=CE, spec=SPEC, steps=2)) == 2
 
 
 ADAPTIVE = BN.replace(name="adi", compete=2.0, compete_temperature=2.0)
@@ -408,7 +411,7 @@ def test_competition_is_in_the_gradient() -> None:
     teacher, student, x = network(0), network(1), torch.randn(4, *SPEC.shape)
     synthesizer = Synthesizer(teacher, SPEC, ADAPTIVE.replace(jitter=0, steps=1), precision="float32")
     labels = torch.arange(4)
-    synthesizer._student = synthesizer._freeze_student(student)
+    synthesizer.networks.compete_with(student)
     draws = synthesizer.recipe.augmentation.draw(1, SPEC.size, torch.Generator())
     gradient, values = synthesizer._gradient(labels, draws, x, torch.zeros(1, dtype=torch.int64))
     leaf, (bn,) = x.clone().requires_grad_(), [teacher[1]]
@@ -476,7 +479,7 @@ def test_two_levels_of_smaller_images_and_progress() -> None:
 
 @pytest.mark.parametrize("at", [1, 3, 5, 8])
 def test_an_interrupted_run_of_two_resolutions_continues_bit_for_bit(tmp_path: Path, at: int) -> None:
-    labels, path = torch.arange(5).repeat(3), tmp_path / "run.pt"
+    labels = torch.arange(5).repeat(3)
     recipe = ADAPTIVE.replace(steps=10, coarse_steps=(10,), batch_size=8)
     expected = Synthesizer(network(), SPEC, recipe, block=5).run(labels, seed=2, student=network(1))
     calls = 0
@@ -487,7 +490,7 @@ def test_an_interrupted_run_of_two_resolutions_continues_bit_for_bit(tmp_path: P
         if calls == at:
             raise KeyboardInterrupt
 
-    options = {"seed": 2, "checkpoint": path, "progress": interrupt}
+    options = {"seed": 2, "checkpoint_dir": tmp_path, "progress": interrupt}
     with pytest.raises(KeyboardInterrupt):
         Synthesizer(network(), SPEC, recipe, block=5).run(labels, student=network(1), **options)
     assert list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,11 +121,13 @@ def invert(
         teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
         with Reporter() as reporter:
             result = invert_model(
-                teacher.model, wanted, run["per_class"], chosen, teacher.spec, run["seed"], run["device"],
-                run["precision"], units=teacher.units, progress=reporter, layers=run["layers"],
-                checkpoint=out / "inversion.pt", **options,
+                teacher.model, wanted, per_class=run["per_class"], recipe=chosen, spec=teacher.spec,
+                seed=run["seed"], device=run["device"], precision=run["precision"], units=teacher.units,
+                progress=reporter, layers=run["layers"],
+                checkpoint_dir=out / "checkpoints", **options,
             )  # fmt: skip
         save_images(result, out, run["per_class"], run["png"])
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
         found = asked.ask(result)
         origin = provenance(run["device"])
         save_report(out, result, teacher, found, origin, published_options(run), run["report"], asked.real)

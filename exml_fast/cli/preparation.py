@@ -22,7 +22,6 @@ from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
-from exml_fast.inversion.synthesizer import suited_recipe
 from exml_fast.models import OWN, create
 from exml_fast.progress import require_tensorboard
 
@@ -137,7 +136,7 @@ def prepared_inversion(
     if kind not in (None, *PARAMETRISATIONS):
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
     drawn = PARAMETRISATIONS[kind]() if kind else None
-    usual = suited_recipe(teacher.model, teacher.spec, matched, parametrisation=drawn)
+    usual = recipes.suited_to(teacher.model, teacher.spec, matched, parametrisation=drawn)
     recipe = _changed(run["recipe"] or usual, run["overrides"])
     options: dict[str, Any] = {
         "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
@@ -188,7 +187,7 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
     named = run["recipes"]
     if not named and first is None:
-        named = [suited_recipe(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)]
+        named = [recipes.suited_to(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)]
     if not named and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")
     in_turn = [_changed(name, run["inversion"]) for name in named]

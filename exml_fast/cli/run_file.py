@@ -30,8 +30,6 @@ PRODUCTS = (
     "student",
     "images",
     "png",
-    "inversion.pt",
-    "inversion.pt.coarse",
     RUN_FILE,
 )
 

@@ -23,14 +23,14 @@ from exml_fast.distillation.loss import divergence
 from exml_fast.engine.freezing import device_of, frozen, probe
 from exml_fast.engine.memory import available_bytes, require_memory
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
-from exml_fast.inversion.synthesizer import class_ids
+from exml_fast.inversion.invert import class_ids
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike, load_checkpoint, save_checkpoint
 from exml_fast.training import arranged, forward, mixup
 
 __all__ = ["Transfer", "check_pool", "distill"]
 
-CHECKPOINT_FILE, GENERATION_FILE = "transfer.pt", "generation.pt"
+CHECKPOINT_FILE = "transfer.pt"
 CHECKPOINT_SECONDS = 60.0
 BLOCK_STEPS = 50
 UNBOUNDED = 2**62
@@ -270,10 +270,9 @@ class _Run:
             which = int(torch.randint(len(self.synthesizers), (), generator=self.generator))
         seed = int(torch.randint(2**62, (), generator=self.generator))
         labels = self._labels(self.config.per_round)
-        checkpoint = None if self.path is None else self.path.with_name(GENERATION_FILE)
         result = self.synthesizers[which].run(
             labels, seed=seed, classes=self.classes.tolist(), student=self.student, progress=progress,
-            checkpoint=checkpoint,
+            checkpoint_dir=None if self.path is None else self.path.parent,
         )  # fmt: skip
         with frozen(self.student), torch.no_grad():
             named = [self.student(part.to(self.device)).argmax(1).cpu() for part in result.images.split(512)]
@@ -367,8 +366,8 @@ class _Run:
         tensors = [*self.teacher.state_dict().values(), *self.student.state_dict().values(), self.classes]
         if self.given is not None:
             tensors += self.given
-        made = [(each.recipe.to_dict(), each.layers, each.precision) for each in self.synthesizers]
-        tensors += [each.statistics for each in self.synthesizers[:1] if isinstance(each.statistics, Tensor)]
+        made = [(each.recipe.to_dict(), each.networks.layers, each.networks.precision) for each in self.synthesizers]
+        tensors += [s for each in self.synthesizers[:1] if isinstance(s := each.networks.statistics, Tensor)]
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digest.update(repr((self.config.to_dict(), self.seed, self.units, self.spec, made)).encode())

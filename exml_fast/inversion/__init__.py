@@ -1,11 +1,11 @@
 """Images out of trained classifiers: recipes, objective and loop (Yin 2020; Carta 2022; Nayak 2021)."""
 
 from exml_fast.inversion import recipes
-from exml_fast.inversion.many import invert_many
+from exml_fast.inversion.invert import invert, invert_many
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
-from exml_fast.inversion.synthesizer import Synthesizer, invert
+from exml_fast.inversion.synthesizer import Synthesizer
 from exml_fast.inversion.targets import class_similarity
 
 __all__ = [

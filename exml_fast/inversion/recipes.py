@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast.checks import is_count, is_number
+from exml_fast.data import InputSpec
+from exml_fast.engine.freezing import device_of, dtype_of, frozen, probe
 from exml_fast.inversion.augmentation import Augmentation
+from exml_fast.inversion.parametrisation import Parametrisation
 
-__all__ = ["Recipe", "get", "names", "suited"]
+__all__ = ["Recipe", "get", "names", "suited", "suited_to"]
 
 CHOICES = {
     "decay": ("constant", "cosine"),
@@ -245,6 +248,32 @@ def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = Fals
     name = "deep_inversion/imagenet-transferable" if min(size) >= LARGE else "deep_inversion"
     recipe = get(f"adaptive_{name}" if adaptive else name)
     return recipe if statistics else recipe.replace(bn=0.0)
+
+
+def suited_to(
+    model: nn.Module,
+    spec: InputSpec,
+    statistics: bool = True,
+    adaptive: bool = False,
+    parametrisation: Parametrisation | None = None,
+) -> Recipe:
+    """:func:`suited` for ``model``; "drawn_inversion" with a parametrisation.
+
+    A network that takes images of one size alone gets all the steps at that size.
+    """
+    if parametrisation is not None:
+        return get("drawn_inversion")
+    recipe = suited(spec.size, statistics, adaptive)
+    if not recipe.coarse_steps:
+        return recipe
+    half = dataclasses.replace(spec, size=(spec.size[0] // 2, spec.size[1] // 2))
+    images = torch.zeros(1, *half.shape, dtype=dtype_of(model), device=device_of(model))
+    try:
+        with frozen(model):
+            probe(model, images, half)
+    except ValueError:
+        return recipe.replace(steps=recipe.steps + sum(recipe.coarse_steps), coarse_steps=())
+    return recipe
 
 
 # Ours (docs/deep_inversion.md): the distance of Gaussians weighs every channel alike, the crop asks for objects that

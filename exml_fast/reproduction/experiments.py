@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -143,14 +144,15 @@ class Lab:
         folder = self.context.folder / name.replace(" ", "_")
         if (folder / "result.json").is_file():
             return self._noted(Result.load(folder), name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints = folder.with_suffix(".checkpoint")
         with self.stage(name):
             result = invert(
                 teacher, per_class=self.count // self.classes, recipe=self.recipe.replace(**changes), spec=self.spec,
                 seed=self.context.seed, device=self.context.device, precision=self.precision,
-                progress=self.context.progress, checkpoint=folder.with_suffix(".pt"),
+                progress=self.context.progress, checkpoint_dir=checkpoints,
             )  # fmt: skip
         result.save(folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return self._noted(result, name)
 
     def _noted(self, result: Result, name: str) -> Result:

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 NORMALIZATIONS = ("none", "mean", "standardize")
-CHECKPOINT_FILE, GENERATION_FILE = "distillation.pt", "generation.pt"
+CHECKPOINT_FILE = "distillation.pt"
 # Inputs and targets are prepared for a block of steps at once: at most so many steps, at most so much memory.
 BLOCK_STEPS, BLOCK_BYTES = 100, 2**26
 # Targets that do not change are computed for so many images at once: the buffer may be larger than the memory.
@@ -560,11 +560,11 @@ class _Run:
                 self.progress(stage, step, total, terms)
 
         report("", 0, 1, {})
-        checkpoint = self.path.with_name(GENERATION_FILE) if self.path is not None else None
+        checkpoint_dir = self.path.parent if self.path is not None else None
         with Meter(self.device) as meter:
             if self.expert_index == 0 or not self.once:
                 rival = {"rival": self._rival()} if getattr(self.strategy, "competes", False) else {}
-                images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint, **rival)
+                images, labels = self.strategy.samples(expert, count, self.generator, report, checkpoint_dir, **rival)
                 self._keep(self.spec.convert(images, expert.input_spec), labels)
             if self.calibration is not None:
                 same = torch.Generator().manual_seed(self.seed)

@@ -36,11 +36,11 @@ class Strategy(Protocol):
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,).
 
-        All randomness comes from ``generator``. ``checkpoint`` is a file for those that can be interrupted.
+        All randomness comes from ``generator``. ``checkpoint_dir``: a folder for those that can be interrupted.
         """
         ...
 
@@ -70,10 +70,10 @@ class _Inversion:
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Strategy` and :meth:`exml_fast.inversion.Synthesizer.run`."""
-        return self._invert(self.recipe, None, expert, count, generator, progress, checkpoint)
+        return self._invert(self.recipe, None, expert, count, generator, progress, checkpoint_dir)
 
     def _invert(
         self,
@@ -83,13 +83,13 @@ class _Inversion:
         count: int,
         generator: torch.Generator,
         progress: Progress | None,
-        checkpoint: PathLike | None,
+        checkpoint_dir: PathLike | None,
     ) -> tuple[Tensor, Tensor]:
         labels = balanced_labels(expert.classes, count)
         seed = int(torch.randint(2**62, (), generator=generator))
         self.last = self._synthesizer(expert, recipe).run(
             labels, seed=seed, classes=expert.classes, student=student, start=self._start(expert, labels, generator),
-            progress=progress, checkpoint=checkpoint,
+            progress=progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
         return self.last.images, self.last.labels
 
@@ -186,16 +186,18 @@ class AdaptiveInversion(_Inversion):
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
         rival: Expert | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Strategy`; ValueError if the ex-model lacks units of the expert."""
         if rival is None:
-            return self._invert(self.recipe.replace(compete=0.0), None, expert, count, generator, progress, checkpoint)
+            return self._invert(
+                self.recipe.replace(compete=0.0), None, expert, count, generator, progress, checkpoint_dir
+            )
         layers = [rival.model, _Columns(rival.positions(expert.units))]
         if rival.input_spec != expert.input_spec:
             layers.insert(0, _Converted(rival.input_spec, expert.input_spec))
-        return self._invert(self.recipe, nn.Sequential(*layers), expert, count, generator, progress, checkpoint)
+        return self._invert(self.recipe, nn.Sequential(*layers), expert, count, generator, progress, checkpoint_dir)
 
 
 class _Converted(nn.Module):
@@ -259,9 +261,9 @@ class AuxiliaryData:
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint`` is not used; ValueError if there are fewer than ``count`` images."""
+        """See :class:`Strategy`; ``checkpoint_dir`` is not used. ValueError for fewer than ``count`` images."""
         if count > len(self.images):
             raise ValueError(f"count is {count}, but there are only {len(self.images)} auxiliary images")
         pool = torch.randperm(len(self.images), generator=generator)[: max(self.pool, count)]
@@ -298,9 +300,9 @@ class Procedural:
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint`` is not used."""
+        """See :class:`Strategy`; ``checkpoint_dir`` is not used."""
         images = self.source.draw(count, expert.input_spec, generator)
         return images, expert.predict(images).cpu()
 
@@ -325,9 +327,9 @@ class Replay:
         count: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        checkpoint: PathLike | None = None,
+        checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint`` is not used. No more images than there are of the expert's classes."""
+        """See :class:`Strategy`; ``checkpoint_dir`` is not used. At most the images of the expert's classes."""
         data = self.parts.get(expert.card.sha256, self.data)
         own = data.train.of_classes(expert.classes)
         chosen = own.subset(balanced_indices(own.labels, min(count, len(own)), generator))

@@ -1,0 +1,192 @@
+"""One call: images of some classes out of one classifier, or out of each of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
+from threading import Event, Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.checks import is_count
+from exml_fast.data import InputSpec
+from exml_fast.engine.statistics import require_module
+from exml_fast.inversion import recipes
+from exml_fast.inversion.parametrisation import Parametrisation
+from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.result import Result
+from exml_fast.inversion.synthesizer import Synthesizer
+from exml_fast.progress import Progress
+from exml_fast.storage import PathLike
+
+__all__ = ["class_ids", "invert", "invert_many"]
+
+
+def invert(
+    model: Any,
+    classes: Sequence[int] | None = None,
+    *,
+    per_class: int = 8,
+    recipe: str | Recipe | None = None,
+    spec: Any = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "auto",
+    units: Sequence[int] | None = None,
+    student: nn.Module | None = None,
+    statistics: str | Tensor = "running",
+    layers: Sequence[str] = (),
+    parametrisation: Parametrisation | None = None,
+    progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
+    **overrides: Any,
+) -> Result:
+    """Synthetic images of ``classes`` from a trained classifier alone.
+
+    Args:
+        model: a classifier that returns logits (N, K), or anything that holds one as ``.model`` (an Expert).
+        classes: class ids; all when None (an Expert's: those it was trained on).
+        per_class: images for each. They are ordered class by class in turn (0, 1, …, 0, 1, …).
+        recipe: a name (:func:`exml_fast.inversion.recipes.names`) or a Recipe. When None by the images' size: ours for
+            large ones ("deep_inversion/imagenet-transferable"), "deep_inversion" below 96 pixels; "drawn_inversion"
+            with a parametrisation.
+        spec: an InputSpec or what one can be read from (a torchvision weights enum, a dict, …); from the
+            model when None.
+        seed: the same seed gives the same images.
+        device: where to run; where the model is when None.
+        precision: of the network inside, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
+        units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
+        student: whom the images compete with, for the recipes ``adaptive_deep_inversion``.
+        statistics, layers: normalised real images whose statistics are matched instead of what BatchNorms remember,
+            and names of other layers to match (:class:`Synthesizer`).
+        parametrisation: of what images are functions, as drawings of pen strokes (:class:`Synthesizer`).
+        progress: ``progress(stage, step, total, terms)``, called every 50 steps.
+        checkpoint_dir: a folder from which an interrupted run continues (:meth:`Synthesizer.run`).
+        overrides: fields of the recipe, as ``steps=500``.
+
+    Raises:
+        ValueError: naming the argument; :class:`Synthesizer` and :meth:`Synthesizer.run` say more.
+    """
+    source = InputSpec.of(model if spec is None else spec)
+    if not is_count(per_class):
+        raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        units = getattr(model, "units", None) if units is None else units
+        classes = getattr(model, "classes", None) if classes is None else classes
+        model = model.model
+    require_module(model)
+    if recipe is None:
+        recipe = recipes.suited_to(model, source, parametrisation=parametrisation)
+    synthesizer = Synthesizer(
+        model, source, recipes.get(recipe).replace(**overrides), units=units, device=device, precision=precision,
+        statistics=statistics, layers=layers, parametrisation=parametrisation,
+    )  # fmt: skip
+    ids = class_ids(synthesizer.units if classes is None else classes)
+    labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)
+    return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint_dir=checkpoint_dir)
+
+
+def invert_many(
+    models: Sequence[Any],
+    *,
+    parallel: int = 4,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> list[Result]:
+    """:func:`invert` for each of ``models``, ``parallel`` of them at a time, each on a CUDA stream of its own.
+
+    The images are those of one call after the other. On a CPU it pays where the networks are too small for the threads
+    that PyTorch uses for one.
+
+    Args:
+        models: classifiers or Experts.
+        parallel: how many at a time, at least 1.
+        device: where to run; each where it is when None.
+        progress: ``progress(stage, step, total, terms)``: steps of all networks together, terms of the one that just
+            took some.
+        arguments: of :func:`invert`, the same for all: classes, per_class, recipe, seed, fields of the recipe, ….
+
+    Returns:
+        A Result for each model, in their order.
+
+    Raises:
+        ValueError: for no models, a ``checkpoint_dir``, or what :func:`invert` raises; the others then stop at their
+            next block of steps.
+    """
+    if isinstance(models, torch.nn.Module) or not models:
+        raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")
+    if not is_count(parallel):
+        raise ValueError(f"parallel must be a positive integer, got {parallel!r}")
+    if arguments.get("checkpoint_dir") is not None:
+        raise ValueError("checkpoint_dir is for one network: call invert for each")
+    together = _Together(len(models), progress)
+
+    def job(number: int, model: Any) -> Result:
+        with _own_stream(device):
+            return invert(model, device=device, progress=together.progress_of(number), **arguments)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        jobs = [pool.submit(job, number, model) for number, model in enumerate(models)]
+        try:
+            wait(jobs, return_when=FIRST_EXCEPTION)
+        finally:  # after a failure or Ctrl-C; otherwise nothing is left to stop
+            together.stop.set()
+            pool.shutdown(cancel_futures=True)
+    failures = [error for job in jobs if not job.cancelled() and (error := job.exception()) is not None]
+    for error in failures:
+        if not isinstance(error, _Stopped):
+            raise error
+    return [job.result() for job in jobs]
+
+
+class _Stopped(Exception):
+    """Another network failed, or Ctrl-C."""
+
+
+class _Together:
+    """Progress of all networks as one, and the sign to stop."""
+
+    def __init__(self, count: int, progress: Progress | None) -> None:
+        self.stop = Event()
+        self._steps, self._totals = [0] * count, [0] * count
+        self._progress, self._lock = progress, Lock()
+
+    def progress_of(self, number: int) -> Progress:
+        """What network ``number`` reports to."""
+
+        def report(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+            if self.stop.is_set():
+                raise _Stopped
+            with self._lock:
+                self._steps[number], self._totals[number] = step, total
+                if self._progress is not None:
+                    # Of those that have not begun, as many as of the others.
+                    expected = sum(known or total for known in self._totals)
+                    self._progress(stage, sum(self._steps), expected, terms)
+
+        return report
+
+
+def _own_stream(device: torch.device | str | None) -> AbstractContextManager[Any]:
+    if not torch.cuda.is_available() or (device is not None and torch.device(device).type != "cuda"):
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+def class_ids(classes: Sequence[int]) -> list[int]:
+    """As plain numbers; ValueError unless they are integers, at least one."""
+    found = classes.tolist() if isinstance(classes, Tensor) else classes
+    whole = isinstance(found, Iterable) and not isinstance(found, str)
+    ids = list(found) if whole else []
+    if not whole or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"classes must be a sequence of class ids, integers, got {classes!r}")
+    if not ids:
+        raise ValueError("classes must hold at least one class id")
+    return [int(i) for i in ids]
