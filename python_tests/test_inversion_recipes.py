@@ -62,7 +62,7 @@ def test_coarser_recipes_halve_the_jitter_and_take_their_steps() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match=r"deep_inversionn.*deep_inversion/cifar10.*model_inversion/mnist"):
+    with pytest.raises(ValueError, match=r"deep_inversion/cifar10.*model_inversion/mnist.*deep_inversionn.*mean 'deep_inversion'"):
         recipes.get("deep_inversionn")
     recipe = Recipe("mine")
     assert recipes.get(recipe) is recipe
@@ -71,7 +71,7 @@ def test_unknown_names_list_the_known() -> None:
 def test_replace_names_unknown_fields() -> None:
     recipe = recipes.get("deep_inversion")
     assert recipe.replace(steps=3).steps == 3
-    with pytest.raises(ValueError, match=r"no field 'stepps'.*'steps'"):
+    with pytest.raises(ValueError, match=r"unknown field 'stepps' \(did you mean 'steps'\?\)"):
         recipe.replace(stepps=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.steps = 3  # type: ignore[misc]
@@ -112,7 +112,7 @@ def test_replace_names_unknown_fields() -> None:
     ],
 )
 def test_values_out_of_range_are_named(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field} must be"):
+    with pytest.raises(ValueError, match=rf"{field}(\[[01]\])? (must be|is missing)"):
         Recipe("r").replace(**{field: value})
 
 

@@ -90,7 +90,7 @@ def test_bad_presets_are_named(tmp_path: Path) -> None:
         ({"impressions.steps": "many"}, "steps must be an integer"),
         ({"sweep": {"sizes": [100]}}, "sweep.steps is missing"),
         ({"impressions.count": 0}, "impressions.count"),
-        ({"impressions.colour": 1}, "no field 'colour'"),
+        ({"impressions.colour": 1}, "unknown field 'colour'"),
         ({"distillation.steps": 0}, "steps"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -124,7 +124,7 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("distillation = { background_share = 0.5, targets = 'stored' }", "got None and 0.5 for model-inversion"),
         ("typicality = 0.5", "typicality needs a calibration, which model-inversion has not, got 0.5"),
         ("typicality = -1.0", "typicality must not be negative"),
-        ("inversion_recipe = 'magic'", "unknown recipe 'magic'"),
+        ("inversion_recipe = 'magic'", "recipe must be one of"),
         ("distillation = { rate = 3 }", "no field 'rate'"),
         ("seeds = 3", "'seeds' is an option of the command"),
     ):

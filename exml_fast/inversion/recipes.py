@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from exml_fast.checks import is_count, is_number
 from exml_fast.data import InputSpec
 from exml_fast.engine.freezing import device_of, dtype_of, frozen, probe
 from exml_fast.inversion.augmentation import Augmentation
 from exml_fast.inversion.parametrisation import Parametrisation
+from exml_fast.validation import Count, Natural, NonNegative, Positive, named, require, settings, to_dict, with_changes
 
 __all__ = ["Recipe", "get", "names", "suited", "suited_to"]
 
-CHOICES = {
-    "decay": ("constant", "cosine"),
-    "init": ("normal", "uniform"),
-    "targets": ("hard", "dirichlet"),
-    "dirichlet_over": ("units", "classes"),
-    "label": ("class", "argmax"),
-    "tv_scope": ("batch", "image"),
-    "norm_scope": ("batch", "image"),
-    "bn_distance": ("l2", "squared", "gaussian_kl"),
-    "bn_moment": ("var", "std"),
-    "border": ("wrap", "zero", "black"),
-}
-COUNTS = {"steps": 1, "batch_size": 1, "warmup": 0, "jitter": 0, "blur_kernel": 1}
-NOT_NEGATIVE = (
-    "ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "bn_first", "compete", "rotate", "init_scale", "spectrum",
-    "correlation",
-)  # fmt: skip
-POSITIVE = ("lr", "temperature", "blur_sigma", "compete_temperature")
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 # From this height and width on, images are as ImageNet's.
 LARGE = 96
 
 
-@dataclass(frozen=True)
+@settings
 class Recipe:
-    """How images are optimised. Every number has a range; ValueError names the field that leaves it.
+    """How images are optimised. ValueError names a field that is out of its range.
 
     Weights count for one image: see :mod:`exml_fast.inversion.objective` on sums and means.
     """
@@ -52,147 +34,102 @@ class Recipe:
     source: str = ""
     """The publication, and what was taken from elsewhere."""
 
-    steps: int = 2000
-    coarse_steps: tuple[int, ...] = ()
+    steps: Count = 2000
+    coarse_steps: tuple[Count, ...] = ()
     """Steps on smaller images first, the smallest first, each half as high and wide as the next (Yin 2020, 4.4)."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images optimised together. Without terms that couple images the results do not depend on it."""
-    lr: float = 0.05
-    warmup: int = 0
+    lr: Positive = 0.05
+    warmup: Natural = 0
     """Steps over which the learning rate rises linearly."""
-    decay: str = "constant"
+    decay: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: "constant" or "cosine" (to zero)."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    init: str = "normal"
+    adam_betas: tuple[Below1, Below1] = (0.9, 0.999)
+    init: Literal["normal", "uniform"] = "normal"
     """"normal": N(0, 1) in the network's input space; "uniform": U(0, 1) pixels, then normalised."""
-    init_scale: float = 1.0
+    init_scale: NonNegative = 1.0
     """Factor of those."""
-    spectrum: float = 0.0
+    spectrum: Annotated[float, Field(ge=0, le=4)] = 0.0
     """Adam works on images as natural ones vary, and "normal" noise is such: amplitudes f^−γ of waves of frequency f,
     of this γ up to 4 (:class:`exml_fast.inversion.spectrum.NaturalSpectrum`). 0: every pixel for itself, as the papers.
     """
-    correlation: float = 0.0
+    correlation: Below1 = 0.0
     """Likewise the correlation of the channels of a pixel, below 1."""
     clip: str | float | None = None
     """After each step: None, "valid" (the range of pixels, Yin 2020, Eq. 16) or ± a number."""
 
-    targets: str = "hard"
+    targets: Literal["hard", "dirichlet"] = "hard"
     """"hard": the class; "dirichlet": soft targets drawn around it (Nayak 2021, Alg. 1)."""
-    betas: tuple[float, ...] = (1.0,)
+    betas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
     """Scaling factors of the Dirichlet concentrations, in equal shares within each class."""
     similarity_minmax: bool = True
     """Stretch each row of the class similarities to [0, 1] (Nayak 2021) or not (Carta 2022)."""
     similarity_layer: str | None = None
     """Name of the layer whose weight rows are the classes; None: the last Linear that the network runs."""
-    dirichlet_over: str = "units"
+    dirichlet_over: Literal["units", "classes"] = "units"
     """Spread soft targets over all "units" of the head or only over the "classes" that are asked for."""
-    label: str = "class"
+    label: Literal["class", "argmax"] = "class"
     """Label of an image with a soft target: the "class" asked for, or the target's "argmax" among those classes."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
 
-    ce: float = 1.0
-    tv_l1: float = 0.0
-    tv_l2: float = 0.0
-    blur: float = 0.0
-    l2: float = 0.0
-    tv_scope: str = "image"
+    ce: NonNegative = 1.0
+    tv_l1: NonNegative = 0.0
+    tv_l2: NonNegative = 0.0
+    blur: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    tv_scope: Literal["batch", "image"] = "image"
     """Total variation over each "image" or the whole "batch" (as Yin's code)."""
-    norm_scope: str = "image"
+    norm_scope: Literal["batch", "image"] = "image"
     """The same for blur and l2."""
     norm_squared: bool = False
     """Blur and l2 are squared norms (Carta 2022)."""
     prior_augmented: bool = False
     """Priors read the augmented images (Yin's code) or the images as they are."""
-    blur_kernel: int = 3
-    blur_sigma: float = 1.0
-    bn: float = 0.0
-    bn_distance: str = "l2"
-    bn_moment: str = "var"
-    bn_first: float = 1.0
+    blur_kernel: Annotated[int, Field(ge=1, le=15)] = 3
+    blur_sigma: Positive = 1.0
+    bn: NonNegative = 0.0
+    bn_distance: Literal["l2", "squared", "gaussian_kl"] = "l2"
+    bn_moment: Literal["var", "std"] = "var"
+    bn_first: NonNegative = 1.0
     """Further factor of the first BatchNorm layer."""
     bn_average: bool = False
     """Divide by the number of all layers' channels, so that one weight suits networks of any width."""
     bn_optional: bool = False
     """Leave the BatchNorm term out, instead of an error, where the network has none."""
-    compete: float = 0.0
+    compete: NonNegative = 0.0
     """Weight of the competition 1 − JS with a student (Yin 2020, Eq. 8)."""
-    compete_temperature: float = 1.0
+    compete_temperature: Positive = 1.0
 
-    jitter: int = 0
-    border: str = "wrap"
+    jitter: Natural = 0
+    border: Literal["wrap", "zero", "black"] = "wrap"
     flip: bool = False
-    rotate: float = 0.0
+    rotate: NonNegative = 0.0
     crop: tuple[float, float] = (1.0, 1.0)
     """These five: see :class:`exml_fast.inversion.augmentation.Augmentation`."""
 
-    stop_confidence: float | None = None
+    stop_confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Stop an image once the network's probability (temperature 1) of its class is at least this (0.99)."""
 
-    def __post_init__(self) -> None:
-        for field in ("adam_betas", "betas", "crop", "coarse_steps"):
-            value = getattr(self, field)
-            if isinstance(value, list):
-                object.__setattr__(self, field, tuple(value))
-            elif not isinstance(value, tuple):
-                raise self._error(field, "a tuple of numbers")
-            if not all(is_number(v) for v in getattr(self, field)):
-                raise self._error(field, "a tuple of numbers")
-        if not all(isinstance(steps, int) and steps > 0 for steps in self.coarse_steps):
-            raise self._error("coarse_steps", "a tuple of positive integers")
-        for field, least in COUNTS.items():
-            value = getattr(self, field)
-            if not is_count(value, least):
-                raise self._error(field, f"an integer of at least {least}")
-        for field in (*NOT_NEGATIVE, *POSITIVE):
-            value = getattr(self, field)
-            if not is_number(value) or value < 0 or (field in POSITIVE and value == 0):
-                raise self._error(field, "a positive number" if field in POSITIVE else "a number of at least 0")
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise self._error(field, f"one of {', '.join(map(repr, choices))}")
-        for flag in (f.name for f in dataclasses.fields(self) if f.type == "bool"):
-            if not isinstance(getattr(self, flag), bool):
-                raise self._error(flag, "True or False")
-        if not (self.similarity_layer is None or isinstance(self.similarity_layer, str)):
-            raise self._error("similarity_layer", "None or the name of a layer")
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise self._error("adam_betas", "two numbers in [0, 1)")
-        if not self.betas or not all(beta > 0 for beta in self.betas):
-            raise self._error("betas", "a tuple of positive numbers")
-        if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise self._error("crop", "(low, high) with 0 < low <= high <= 1")
-        if self.correlation >= 1:
-            raise self._error("correlation", "a number of at least 0 and below 1")
-        if self.spectrum > 4:
-            raise self._error("spectrum", "a number from 0 to 4")
-        if self.blur_kernel % 2 == 0 or self.blur_kernel > 15:
-            raise self._error("blur_kernel", "an odd integer from 1 to 15")
-        if not (self.clip is None or self.clip == "valid" or (is_number(self.clip) and float(self.clip) > 0)):
-            raise self._error("clip", "None, 'valid' or a positive number")
-        if self.stop_confidence is not None and not (is_number(self.stop_confidence) and 0 < self.stop_confidence < 1):
-            raise self._error("stop_confidence", "None or a number between 0 and 1")
-        if self.coarse_steps and self.stop_confidence is not None:
-            raise self._error("stop_confidence", "None with coarse_steps")
+    def check(self) -> None:
+        """Rules between fields; ValueError."""
+        fits = self.clip in (None, "valid") or (isinstance(self.clip, float) and self.clip > 0)
+        require(fits, "clip", "None, 'valid' or a positive number", self.clip)
+        low, high = self.crop
+        require(0 < low <= high <= 1, "crop", "(low, high) with 0 < low <= high <= 1", self.crop)
+        require(self.blur_kernel % 2 == 1, "blur_kernel", "an odd integer from 1 to 15", self.blur_kernel)
+        if self.coarse_steps:
+            require(self.stop_confidence is None, "stop_confidence", "None with coarse_steps", self.stop_confidence)
         if not any((self.ce, self.tv_l1, self.tv_l2, self.blur, self.l2, self.bn, self.compete)):
             weights = "ce, tv_l1, tv_l2, blur, l2, bn, compete"
             raise ValueError(f"recipe {self.name!r}: at least one of {weights} must be positive")
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed; ValueError naming a field that does not exist."""
-        known = [f.name for f in dataclasses.fields(self)]
-        for field in changes:
-            if field not in known:
-                near = difflib.get_close_matches(field, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-                raise ValueError(f"recipe {self.name!r} has no field {field!r}: {hint}")
-        return dataclasses.replace(self, **changes)
+        return with_changes(self, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of all fields."""
-        return {
-            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
-            for field in dataclasses.fields(self)
-        }
+        return to_dict(self)
 
     def coarser(self) -> Recipe:
         """The recipe of the images half as high and wide, from which this one goes on; ``coarse_steps`` not empty.
@@ -220,9 +157,6 @@ class Recipe:
             rates *= ((step + 1) / self.warmup).clamp(max=1)
         return rates
 
-    def _error(self, field: str, expected: str) -> ValueError:
-        return ValueError(f"recipe {self.name!r}: {field} must be {expected}, got {getattr(self, field)!r}")
-
 
 def names() -> list[str]:
     """The names :func:`get` knows. A bare family name is its first variant, or ours where its source says so."""
@@ -230,12 +164,10 @@ def names() -> list[str]:
 
 
 def get(recipe: str | Recipe) -> Recipe:
-    """A recipe by name; a Recipe is returned as it is. ValueError listing the names for an unknown one."""
+    """A recipe by name; a Recipe is returned as it is. ValueError with the nearest name for an unknown one."""
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in _RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: expected one of {', '.join(names())}")
-    return _RECIPES[recipe]
+    return named("recipe", recipe, {name: _RECIPES[name] for name in names()})
 
 
 def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = False) -> Recipe:
