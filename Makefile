@@ -6,6 +6,7 @@ BIN         := $(VENV)/bin
 BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
+STAGE       ?= all
 # CUDA code is compiled for the GPUs of this machine, or for one architecture where there is none.
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
@@ -66,9 +67,10 @@ cuda-compile: $(VENV)/.torch
 cuda-resources:
 	bash csrc/tests/resources.sh sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120
 
-# Everything that needs a GPU, on a machine that has one and a Python with torch: results go to $OUT (default: build/gpu).
+# Everything that needs a GPU, on a machine with a GPU and a Python with torch; results go to $OUT (default: build/gpu).
+# One stage at a time, each within ten minutes on an H200: make gpu STAGE=build|tests|sanitizer|bench.
 gpu:
-	bash benches/gpu.sh
+	STAGE=$(STAGE) bash benches/gpu.sh
 
 clean:
 	rm -rf $(BUILD_DIR) exml_fast/_C*.so exml_fast/_built_for.py *.egg-info
