@@ -121,7 +121,7 @@ def test_lane_conv2d(benchmark: Any, layer: str, memory_format: str) -> None:
     )
     bias = torch.randn(outputs, requires_grad=True)
     contenders = {
-        "exml_fast": lambda: torch.ops.exml._lane_conv2d(x, weight, bias, (0, 0)).sum(),
+        "exml_fast": lambda: ops.lane_conv2d(x, weight, bias, (0, 0)).sum(),
         "pytorch": lambda: F.conv2d(x, weight, bias).sum(),
         "compiled": compiled(lambda *leaves: F.conv2d(*leaves).sum(), x, weight, bias),
     }
@@ -146,6 +146,34 @@ def test_winograd_conv2d(benchmark: Any, layer: str, dtype: torch.dtype) -> None
         "compiled": compiled(lambda x: F.conv2d(x, weight, padding=1).sum(), x),
     }
     run(benchmark, {"op": "winograd_conv2d", "shape": list(x.shape), "layer": layer}, contenders, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_frozen_conv2d(benchmark: Any, dtype: torch.dtype) -> None:
+    """A first layer of stride 2, whose input gradient the library computes slowly: packed, and back by subpixel."""
+    x = torch.randn(4, 3, 224, 224).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False).requires_grad_(False)
+    weight = conv.weight.to(dtype, memory_format=torch.channels_last)
+    shape = ConvShape.of(conv, x.shape, channels_last=True)
+    ours = FrozenConv2d(conv, dtype, shape, Plan("packed", "subpixel", "windows"))
+    contenders = {
+        "exml_fast": lambda: ours(x).sum(),
+        "pytorch": lambda: F.conv2d(x, weight, None, 2, 3).sum(),
+        "compiled": compiled(lambda x: F.conv2d(x, weight, None, 2, 3).sum(), x),
+    }
+    run(benchmark, {"op": "frozen_conv2d", "shape": list(x.shape), "layer": "ResNet-50, stem"}, contenders, x)
+
+
+@pytest.mark.parametrize("shape", [(256, 6, 28, 28), (256, 16, 10, 10)], ids=str)
+def test_average_pool2d(benchmark: Any, shape: tuple[int, ...]) -> None:
+    """LeNet-5's two layers of pooling, in channels_last."""
+    x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
+    contenders = {
+        "exml_fast": lambda: ops.average_pool2d(x, (2, 2)).sum(),
+        "pytorch": lambda: reference.average_pool2d(x, (2, 2)).sum(),
+        "compiled": compiled(lambda x: reference.average_pool2d(x, (2, 2)).sum(), x),
+    }
+    run(benchmark, {"op": "average_pool2d", "shape": list(shape), "memory_format": "channels_last"}, contenders, x)
 
 
 @pytest.mark.parametrize("device", DEVICES)

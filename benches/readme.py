@@ -76,6 +76,8 @@ OPS = {
     "adam_clip_": ("a step of Adam on the images and the clip to their range, in place", "Yin 2020, Eq. 16"),
     "lane_conv2d": ("convolution of few channels, an image in each lane of a vector (CPU)", "ours"),
     "winograd_conv2d": ("3×3 convolution by F(4×4, 3×3), weights transformed once (CPU)", "Lavin 2016"),
+    "frozen_conv2d": ("convolution with constant, prepared weights, which saves no activation", "ours"),
+    "average_pool2d": ("means of windows that do not overlap, in channels_last (CPU)", "`torch.nn.AvgPool2d`"),
 }  # fmt: skip
 
 
@@ -377,8 +379,9 @@ def all_ops(path: Path) -> str:
     header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
     notes = (
         "² `bn_match`, `frozen_bn_act`, `match_statistics`: the published hook's formula; `image_prior`, "
-        "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `lane_conv2d`, `winograd_conv2d`: torch's "
-        "convolution; `jitter_flip`: torch.roll and flip; `adam_clip_` (one step): torch.optim.Adam and the clip; "
+        "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `lane_conv2d`, `winograd_conv2d`, "
+        "`frozen_conv2d`: torch's convolution; `average_pool2d`: torch's pooling; `jitter_flip`: torch.roll and flip; "
+        "`adam_clip_` (one step): torch.optim.Adam and the clip; "
         "`dirichlet_targets` (one draw): torch.distributions.\n"
         "³ Of the op and of the contender that needs most."
     )

@@ -217,6 +217,8 @@ def of_every_op(bench_ops: Any, benchmark: Any) -> None:
         bench_ops.test_adam_clip(benchmark, (2, 3, 8, 8), memory_format, "cpu")
         bench_ops.test_lane_conv2d(benchmark, "LeNet-5, first", memory_format)
     bench_ops.test_winograd_conv2d(benchmark, "ResNet-50, first stage", torch.float32)
+    bench_ops.test_frozen_conv2d(benchmark, torch.float32)
+    bench_ops.test_average_pool2d(benchmark, (2, 3, 8, 8))
     bench_ops.test_match_statistics(benchmark, 3, "cpu")
     for target in ("indices", "soft"):
         bench_ops.test_soft_cross_entropy(benchmark, (4, 10), target, "cpu")
@@ -245,7 +247,7 @@ def test_contenders_of_an_op_compute_the_same(bench_ops: Any, monkeypatch: pytes
     monkeypatch.setattr(bench_ops, "run", run)
     monkeypatch.setattr(bench_ops, "run_calls", run_calls)
     of_every_op(bench_ops, None)
-    assert len(set(seen)) == 10
+    assert len(set(seen)) == 12
 
 
 def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

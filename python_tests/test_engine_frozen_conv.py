@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from op_checks import relative_error, run_python
+from op_checks import relative_error
 from torch import nn
 
 from exml_fast import InputSpec
@@ -107,25 +107,6 @@ def test_winograd_gives_the_same_values_and_gradients(data: st.DataObject) -> No
             torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance * largest)
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_winograd_by_every_instruction_set(capability: str) -> None:
-    """The choice is made when the extension is loaded."""
-    run_python(
-        "import torch, torch.nn.functional as F, exml_fast\n"
-        "from exml_fast._native import build_info\n"
-        "from exml_fast.engine.frozen_conv import _transformed\n"
-        f"if build_info()['cpu_capability'] != '{capability}': raise SystemExit(0)  # not this machine's\n"
-        "for channels, outputs, size, padding in ((16, 40, 9, 1), (45, 16, 6, 0), (64, 33, 13, 2)):\n"
-        "    x, w = torch.randn(11, channels, size, size), torch.randn(outputs, channels, 3, 3)\n"
-        "    geometry = ((1, 1), (padding, padding), (1, 1), 1)\n"
-        "    z = F.conv2d(x.double(), w.double(), padding=padding)\n"
-        "    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):\n"
-        "        y = torch.ops.exml._frozen_conv2d(x.to(dtype), w.to(dtype), None, *geometry, _transformed(w))\n"
-        "        assert (y.double() - z).abs().max() <= limit * z.abs().max(), (dtype, channels)\n",
-        EXML_CPU_CAPABILITY=capability,
-    )
-
-
 def test_winograd_spreads_what_is_no_number_and_nothing_else() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
     x = torch.randn(2, 16, 12, 12)
@@ -135,27 +116,6 @@ def test_winograd_spreads_what_is_no_number_and_nothing_else() -> None:
     assert y[0, :, 4:7, 5:8].isnan().all()
     torch.testing.assert_close(y[1], expected[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(y[0, :, 8:], expected[0, :, 8:], rtol=1e-4, atol=1e-4)
-
-
-def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
-    conv = nn.Conv2d(16, 20, 3, padding=1).requires_grad_(False)
-    layer = FrozenConv2d(conv, torch.float32, shape_of(conv, (2, 16, 12, 12)), WINOGRAD)
-    assert layer(torch.zeros(0, 16, 12, 12)).shape == (0, 20, 12, 12)
-    with pytest.raises(ValueError, match="larger than the padded images"):
-        layer(torch.zeros(1, 16, 0, 12))
-    with pytest.raises(ValueError, match="Winograd's weights must be contiguous float32"):
-        torch.ops.exml._frozen_conv2d(
-            torch.zeros(1, 16, 8, 8), conv.weight, None, (1, 1), (1, 1), (1, 1), 1, torch.zeros(1, 6, 6, 20, 32)
-        )
-    given = {"x": torch.zeros(1, 16, 8, 8), "bias": None, "stride": (1, 1), "groups": 1}
-    for wrong, message in (
-        ({"x": torch.zeros(1, 16, 8, 8, device="meta")}, "must be on the CPU, got meta"),
-        ({"bias": torch.zeros(21)}, r"bias must have shape \(20,\), got \[21\]"),
-        ({"stride": (2, 1)}, r"stride 1, dilation 1 and one group, got .*\[2, 1\]"),
-    ):
-        x, bias, stride, groups = (given | wrong).values()
-        with pytest.raises(ValueError, match=message):
-            torch.ops.exml._frozen_conv2d(x, conv.weight, bias, stride, (1, 1), (1, 1), groups, layer.packed)
 
 
 @pytest.mark.parametrize("plan", PLANS[1:], ids=str)
@@ -193,21 +153,6 @@ def test_second_derivatives_raise() -> None:
     (grad,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="frozen_conv2d: second derivatives"):
         grad.sum().backward()
-
-
-def test_errors_name_the_argument() -> None:
-    op = torch.ops.exml._frozen_conv2d
-    x, weight = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
-    rest = ([1, 1], [0, 0], [1, 1], 1)
-    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with C = 3"):
-        op(torch.randn(1, 2, 6, 6), weight, None, *rest)
-    with pytest.raises(ValueError, match="weight must have x's dtype"):
-        op(x.double(), weight, None, *rest)
-    with pytest.raises(ValueError, match="weight is taken as a constant"):
-        op(x, weight.requires_grad_(), None, *rest)
-    with pytest.raises(ValueError, match="adjoint must be 'library'"):
-        y = op(x.requires_grad_(), weight.detach(), None, *rest, None, None, False, "other")
-        y.sum().backward()
 
 
 def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,57 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.utils.prune
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from exml_fast.engine.activation import FrozenTanh
 from exml_fast.engine.pooling import AveragePool2d
 from exml_fast.engine.substitution import twin
-
-op = torch.ops.exml._average_pool2d
-
-
-@given(data=st.data())
-def test_values_and_gradients_are_the_library_s(data: st.DataObject) -> None:
-    draw = data.draw
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    size = (draw(st.integers(0, 3)), draw(st.integers(1, 20)), *(k + draw(st.integers(0, 9)) for k in kernel))
-    form = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
-    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-    x = torch.randn(size).to(dtype).contiguous(memory_format=form).requires_grad_()
-    exact = x.detach().double().requires_grad_()
-    y, expected = op(x, kernel), nn.functional.avg_pool2d(exact, kernel)
-    assert y.dtype == dtype and (not y.numel() or y.is_contiguous(memory_format=form))
-    g = torch.randn_like(y)
-    (grad,) = torch.autograd.grad(y, x, g)
-    (wanted,) = torch.autograd.grad(expected, exact, g.double())
-    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
-    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(grad.double(), wanted, rtol=tolerance, atol=tolerance)
-
-
-def test_gradcheck_and_what_it_saves() -> None:
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: op(x, (2, 3)), (x,))
-    saved: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        op(x, (2, 3))
-    assert not saved
-    (grad,) = torch.autograd.grad(
-        (op(x, (2, 3)) * (g := torch.ones(2, 3, 2, 2, dtype=torch.float64, requires_grad=True))).sum(),
-        x,
-        create_graph=True,
-    )
-    with pytest.raises(NotImplementedError, match="average_pool2d: second derivatives"):
-        torch.autograd.grad(grad.sum(), g)
-
-
-def test_nan_stays_in_its_window() -> None:
-    x = torch.ones(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
-    x[0, 1, 0, 1] = float("nan")
-    y = op(x, (2, 2))
-    assert y.isnan().sum() == 1 and y[0, 1, 0, 0].isnan()
 
 
 def test_which_modules_it_stands_for() -> None:
@@ -64,15 +18,6 @@ def test_which_modules_it_stands_for() -> None:
         torch.testing.assert_close(same(x), pool(x))
     others = (nn.AvgPool2d(3, 2), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, ceil_mode=True), nn.MaxPool2d(2))
     assert all(AveragePool2d.of(pool) is None for pool in (*others, nn.AvgPool2d(2, divisor_override=3)))
-
-
-def test_errors_name_the_argument() -> None:
-    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\), got \[3, 4, 4\]"):
-        op(torch.randn(3, 4, 4), (2, 2))
-    with pytest.raises(ValueError, match="kernel must be from 1 to x's height and width"):
-        op(torch.randn(1, 3, 4, 4), (5, 2))
-    with pytest.raises(ValueError, match="x must be float32, bfloat16 or float64"):
-        op(torch.ones(1, 3, 4, 4, dtype=torch.int64), (2, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

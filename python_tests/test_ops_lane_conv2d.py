@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from op_checks import run_python
+from op_checks import assert_compiles, run_python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,17 +19,17 @@ from exml_fast.engine import conv_tuning, lanes
 from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.lanes import LaneConv2d
 from exml_fast.engine.substitution import twin
+from exml_fast.ops import lane_conv2d, reference
 
-lane_conv2d = torch.ops.exml._lane_conv2d
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def both(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> list[list[Tensor]]:
-    """Output and all gradients by our op and, in float64, by the library."""
+    """Output and all gradients by our op and, in float64, by its twin."""
     found = []
     for dtype, op in (
         (x.dtype, lane_conv2d),
-        (torch.float64, lambda x, w, b, p: F.conv2d(x, w, b, padding=p)),
+        (torch.float64, reference.lane_conv2d),
     ):
         leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight, bias) if t is not None]
         out = op(*leaves[:2], leaves[2] if bias is not None else None, padding)
@@ -64,7 +64,7 @@ def test_every_instruction_set(capability: str) -> None:
     """The choice is made when the extension is loaded."""
     run_python(
         "import torch, torch.nn.functional as F, exml_fast\n"
-        "op = torch.ops.exml._lane_conv2d\n"
+        "op = torch.ops.exml.lane_conv2d\n"
         "for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-11), (torch.bfloat16, 0.5)):\n"
         "    for kernel, outputs, padding in ((5, 16, 0), (3, 7, 1), (1, 1, 0), (6, 13, 5)):\n"
         "        leaves = [torch.randn(s).to(dtype).requires_grad_() for s in\n"
@@ -91,10 +91,23 @@ def test_gradcheck_and_second_derivatives() -> None:
 
 
 def test_opcheck() -> None:
+    op = torch.ops.exml
     for bias in (None, torch.randn(3)):
         for format in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(9, 2, 6, 6).to(memory_format=format)
-            torch.library.opcheck(lane_conv2d, (x, torch.randn(3, 2, 3, 3), bias, (1, 1)))
+            weight = torch.randn(3, 2, 3, 3)
+            torch.library.opcheck(op.lane_conv2d, (x.clone().requires_grad_(), weight, bias, (1, 1)))
+            torch.library.opcheck(op._lane_conv2d_forward, (x, weight, bias, (1, 1)))
+            grad = torch.randn(9, 3, 6, 6).to(memory_format=format)
+            torch.library.opcheck(op._lane_conv2d_input, (grad, weight, x.shape, (1, 1)))
+            torch.library.opcheck(op._lane_conv2d_weight, (grad, x, weight.shape, (1, 1)))
+
+
+def test_compiles() -> None:
+    weight, bias = torch.randn(3, 1, 3, 3), torch.randn(3)
+    for format in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(9, 1, 6, 6, memory_format=format).normal_()
+        assert_compiles(lambda x: lane_conv2d(x, weight, bias, (1, 0)), x)
 
 
 def test_no_images_and_no_number() -> None:

@@ -9,7 +9,7 @@ namespace {
 
 using at::Tensor;
 
-// A state tensor must be x's twin: it is written in place, so that no copy of it would do.
+// State tensors are written in place, so that a copy in x's layout would not do.
 void check_state(const char* name, const Tensor& t, const Tensor& x, const ChannelLayout& layout) {
   TORCH_CHECK_VALUE(t.scalar_type() == x.scalar_type() && t.sizes() == x.sizes(), "adam_clip_: ", name,
                     " must have x's dtype and shape, ", x.scalar_type(), " ", x.sizes(), ", got ", t.scalar_type(), " ",
@@ -35,10 +35,12 @@ Tensor checked_bound(const char* name, const std::optional<Tensor>& bound, const
   return bound->to(x.scalar_type()).contiguous();
 }
 
-AdamClip checked(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                 const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
-                 const std::optional<Tensor>& low, const std::optional<Tensor>& high,
-                 const std::optional<Tensor>& active) {
+}  // namespace
+
+AdamClip adam_clip_arguments(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                             const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
+                             const std::optional<Tensor>& low, const std::optional<Tensor>& high,
+                             const std::optional<Tensor>& active) {
   TORCH_CHECK_VALUE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
                     "adam_clip_: x must be float32 or float64, got ", x.scalar_type());
   TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "adam_clip_: x must have 2 to 5 dimensions (N, C, ...), got shape ",
@@ -83,32 +85,12 @@ AdamClip checked(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, con
           adam_rates(beta1, beta2, eps)};
 }
 
-void step_cpu(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& step,
-              const Tensor& lr, double beta1, double beta2, double eps, const std::optional<Tensor>& low,
-              const std::optional<Tensor>& high, const std::optional<Tensor>& active) {
-  const auto arguments = checked(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, low, high, active);
-  if (x.numel() > 0) adam_clip_cpu(arguments);
-}
-#ifdef EXML_WITH_CUDA
-void step_cuda(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& step,
-               const Tensor& lr, double beta1, double beta2, double eps, const std::optional<Tensor>& low,
-               const std::optional<Tensor>& high, const std::optional<Tensor>& active) {
-  const auto arguments = checked(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, low, high, active);
-  if (x.numel() > 0) adam_clip_cuda(arguments);
-}
-#endif
-
-// Without a result: torch.compile handles an op that returns what it mutates less well. Python returns x.
+// The schema has no result, because torch.compile handles an op that returns what it mutates less well. The Python
+// wrapper returns x.
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
       "adam_clip_(Tensor(a!) x, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor step, Tensor lr, "
       "float beta1, float beta2, float eps, Tensor? low=None, Tensor? high=None, Tensor? active=None) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("adam_clip_", &step_cpu); }
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("adam_clip_", &step_cuda); }
-#endif
-
-}  // namespace
 }  // namespace exml

@@ -1,14 +1,34 @@
-// Average pooling over windows that do not overlap, in channels_last on the CPU: the library's takes
-// longer than the convolutions of a small network.
+// Average pooling over windows that do not overlap. In channels_last on the CPU it has a kernel of its own, because the
+// library's takes longer than the convolutions of a small network.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace exml {
 
-// x (N, C, H, W) channels_last; out (N, C, H / height, W / width) channels_last, of x's dtype.
-void average_pool2d_forward_cpu(const at::Tensor& x, int64_t height, int64_t width, at::Tensor& out);
-// grad and its image, which is written everywhere: pixels beyond the last window get 0.
-void average_pool2d_backward_cpu(const at::Tensor& grad, int64_t height, int64_t width, at::Tensor& out);
+// What a forward kernel reads: x (N, C, H, W) and the size of a window. It returns (N, C, H / height, W / width) in x's
+// dtype and memory format.
+struct AveragePool2d {
+  at::Tensor x;
+  int64_t height, width;
+};
+
+// What a backward kernel reads: grad (N, C, H / height, W / width), the sizes of x, and whether x was channels_last. It
+// returns the gradient of x, which is 0 at pixels beyond the last window.
+struct AveragePool2dBackward {
+  at::Tensor grad;
+  at::IntArrayRef sizes;
+  int64_t height, width;
+  bool channels_last;
+};
+
+// The arguments of exml::_average_pool2d_forward and _backward, checked.
+AveragePool2d average_pool2d_arguments(const at::Tensor& x, at::IntArrayRef kernel);
+AveragePool2dBackward average_pool2d_backward_arguments(const at::Tensor& grad, at::IntArrayRef sizes,
+                                                        at::IntArrayRef kernel, bool channels_last);
+
+// The library's pooling, for devices and memory formats without a kernel here.
+at::Tensor library_average_pool2d(const AveragePool2d& arguments);
+at::Tensor library_average_pool2d_backward(const AveragePool2dBackward& arguments);
 
 }  // namespace exml

@@ -31,9 +31,10 @@ void check_given(const char* name, const Tensor& given, const Tensor& x) {
   check_device("bn_match", name, given, "x", x);
 }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, const Tensor& mean, const Tensor& var,
-                                           std::string_view distance, std::string_view moment) {
+}  // namespace
+
+BNMatch bn_match_arguments(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
+                           std::string_view moment) {
   check_pixels("bn_match", "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
                     x.sizes());
@@ -42,32 +43,18 @@ std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, con
   check_given("var", var, x);
   const auto accumulator = accumulator_dtype(x);
   const auto [dense, layout] = with_channel_layout(x);
-  return forward(dense, layout, mean.to(accumulator).contiguous(), var.to(accumulator).contiguous(),
-                 distance_from("bn_match", distance), moment_from("bn_match", moment));
+  return {dense,
+          layout,
+          mean.to(accumulator).contiguous(),
+          var.to(accumulator).contiguous(),
+          distance_from("bn_match", distance),
+          moment_from("bn_match", moment)};
 }
 
-template <typename Backward>
-Tensor laid_out_backward(Backward backward, const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
+BNMatchBackward bn_match_backward_arguments(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
   const auto [dense, layout] = with_channel_layout(x);
-  return backward(grad, dense, layout, coefficients);
+  return {grad, dense, layout, coefficients};
 }
-
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& mean, const Tensor& var,
-                                       std::string_view distance, std::string_view moment) {
-  return checked_forward(bn_match_forward_cpu, x, mean, var, distance, moment);
-}
-Tensor backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
-  return laid_out_backward(bn_match_backward_cpu, grad, x, coefficients);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& mean, const Tensor& var,
-                                        std::string_view distance, std::string_view moment) {
-  return checked_forward(bn_match_forward_cuda, x, mean, var, distance, moment);
-}
-Tensor backward_cuda(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
-  return laid_out_backward(bn_match_backward_cuda, grad, x, coefficients);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def("bn_match(Tensor x, Tensor mean, Tensor var, str distance='l2', str moment='var') -> Tensor");
@@ -77,16 +64,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def("_bn_match_backward(Tensor grad, Tensor x, Tensor coefficients) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_bn_match_forward", &forward_cpu);
-  m.impl("_bn_match_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_bn_match_forward", &forward_cuda);
-  m.impl("_bn_match_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

@@ -14,16 +14,28 @@ namespace exml {
 Distance distance_from(const char* op, std::string_view name);
 Moment moment_from(const char* op, std::string_view name);
 
-// Loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows. Both in the accumulator's dtype.
-std::tuple<at::Tensor, at::Tensor> bn_match_forward_cpu(const at::Tensor& x, const ChannelLayout& layout,
-                                                        const at::Tensor& mean, const at::Tensor& var,
-                                                        Distance distance, Moment moment);
-std::tuple<at::Tensor, at::Tensor> bn_match_forward_cuda(const at::Tensor& x, const ChannelLayout& layout,
-                                                         const at::Tensor& mean, const at::Tensor& var,
-                                                         Distance distance, Moment moment);
-at::Tensor bn_match_backward_cpu(const at::Tensor& grad, const at::Tensor& x, const ChannelLayout& layout,
-                                 const at::Tensor& coefficients);
-at::Tensor bn_match_backward_cuda(const at::Tensor& grad, const at::Tensor& x, const ChannelLayout& layout,
-                                  const at::Tensor& coefficients);
+// What a forward kernel reads: x, dense in `layout`, and the given statistics (C,), contiguous in the accumulator's
+// dtype. It returns the loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows. Both are in the
+// accumulator's dtype.
+struct BNMatch {
+  at::Tensor x;
+  ChannelLayout layout;
+  at::Tensor mean, var;
+  Distance distance;
+  Moment moment;
+};
+
+// What a backward kernel reads. It returns the gradient of x, laid out as x.
+struct BNMatchBackward {
+  at::Tensor grad, x;
+  ChannelLayout layout;
+  at::Tensor coefficients;
+};
+
+// The arguments of exml::_bn_match_forward and _backward, checked and laid out for a kernel.
+BNMatch bn_match_arguments(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
+                           std::string_view distance, std::string_view moment);
+BNMatchBackward bn_match_backward_arguments(const at::Tensor& grad, const at::Tensor& x,
+                                            const at::Tensor& coefficients);
 
 }  // namespace exml

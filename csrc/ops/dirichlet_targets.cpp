@@ -25,7 +25,10 @@ void check(const Tensor& similarity, const Tensor& classes, const Tensor& betas)
   check_device(op, "betas", betas, "similarity", similarity);
 }
 
-void check_values(const Tensor& similarity, const Tensor& classes, const Tensor& betas) {
+}  // namespace
+
+void check_dirichlet_values(const DirichletTargets& arguments) {
+  const auto& [similarity, classes, betas, generator] = arguments;
   const char* op = "dirichlet_targets";
   const auto positive = [](const Tensor& t) { return t.gt(0).logical_and(t.isfinite()).all().item<bool>(); };
   TORCH_CHECK_VALUE(positive(similarity), op, ": similarity must be positive and finite everywhere, got values from ",
@@ -37,33 +40,15 @@ void check_values(const Tensor& similarity, const Tensor& classes, const Tensor&
                     "), got values from ", low, " to ", high);
 }
 
-Tensor dirichlet_targets_on_cpu(const Tensor& similarity, const Tensor& classes, const Tensor& betas,
-                                const std::optional<at::Generator>& generator) {
+DirichletTargets dirichlet_targets_arguments(const Tensor& similarity, const Tensor& classes, const Tensor& betas,
+                                             const std::optional<at::Generator>& generator) {
   check(similarity, classes, betas);
-  check_values(similarity, classes, betas);
-  return dirichlet_targets_cpu(similarity.contiguous(), classes.contiguous(),
-                               betas.to(similarity.scalar_type()).contiguous(), generator);
+  return {similarity.contiguous(), classes.contiguous(), betas.to(similarity.scalar_type()).contiguous(), generator};
 }
-
-#ifdef EXML_WITH_CUDA
-Tensor dirichlet_targets_on_cuda(const Tensor& similarity, const Tensor& classes, const Tensor& betas,
-                                 const std::optional<at::Generator>& generator) {
-  check(similarity, classes, betas);
-  if (!is_capturing_cuda()) check_values(similarity, classes, betas);
-  return dirichlet_targets_cuda(similarity.contiguous(), classes.contiguous(),
-                                betas.to(similarity.scalar_type()).contiguous(), generator);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def("dirichlet_targets(Tensor similarity, Tensor classes, Tensor betas, Generator? generator=None) -> Tensor",
         {at::Tag::nondeterministic_seeded});
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("dirichlet_targets", &dirichlet_targets_on_cpu); }
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("dirichlet_targets", &dirichlet_targets_on_cuda); }
-#endif
-
-}  // namespace
 }  // namespace exml

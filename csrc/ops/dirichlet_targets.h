@@ -8,15 +8,20 @@
 
 namespace exml {
 
-// Row n is a draw from Dirichlet(betas[n] * similarity[classes[n]]). similarity (K, K) float32 or float64, contiguous;
-// classes (N,) int64; betas (N,) in similarity's dtype. Returns (N, K) in similarity's dtype. A row whose class is out
-// of range or whose concentration is not positive and finite is NaN.
-at::Tensor dirichlet_targets_cpu(const at::Tensor& similarity, const at::Tensor& classes, const at::Tensor& betas,
-                                 const std::optional<at::Generator>& generator);
-at::Tensor dirichlet_targets_cuda(const at::Tensor& similarity, const at::Tensor& classes, const at::Tensor& betas,
-                                  const std::optional<at::Generator>& generator);
+// What a kernel reads: similarity (K, K) float32 or float64, contiguous; classes (N,) int64, contiguous; betas (N,) in
+// similarity's dtype, contiguous. It returns (N, K) in similarity's dtype: row n is a draw from
+// Dirichlet(betas[n] * similarity[classes[n]]). A row whose class is out of range or whose concentration is not
+// positive and finite is NaN.
+struct DirichletTargets {
+  at::Tensor similarity, classes, betas;
+  std::optional<at::Generator> generator;
+};
 
-// True while the current stream records a CUDA graph, when values on the device cannot be looked at.
-bool is_capturing_cuda();
+// The arguments of exml::dirichlet_targets, of which shapes, dtypes and devices are checked.
+DirichletTargets dirichlet_targets_arguments(const at::Tensor& similarity, const at::Tensor& classes,
+                                             const at::Tensor& betas, const std::optional<at::Generator>& generator);
+
+// Checks the values too. This waits for the device, so that a kernel must not call it while a CUDA graph is recorded.
+void check_dirichlet_values(const DirichletTargets& arguments);
 
 }  // namespace exml

@@ -58,62 +58,45 @@ Tensor laid_out(const OptionalTensor& t, const Tensor& x, const ChannelLayout& l
   return layout.channels_last ? t->movedim(1, -1).contiguous().movedim(-1, 1) : t->contiguous();
 }
 
-FrozenBNAct prepared(const Tensor& x, const ChannelLayout& layout, const Tensor& scale, const Tensor& shift,
-                     const OptionalTensor& residual, std::string_view activation, double negative_slope) {
+FrozenBNAct prepared(const Tensor& x, const Tensor& scale, const Tensor& shift, const OptionalTensor& residual,
+                     std::string_view activation, double negative_slope) {
   const auto accumulator = accumulator_dtype(x);
-  return {scale.to(accumulator).contiguous(), shift.to(accumulator).contiguous(), laid_out(residual, x, layout),
-          activation_from(activation), negative_slope};
+  const auto [dense, layout] = with_channel_layout(x);
+  return {dense,
+          layout,
+          scale.to(accumulator).contiguous(),
+          shift.to(accumulator).contiguous(),
+          laid_out(residual, dense, layout),
+          activation_from(activation),
+          negative_slope};
 }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, const Tensor& scale,
-                                                   const Tensor& shift, const OptionalTensor& residual,
-                                                   std::string_view activation, double negative_slope) {
+}  // namespace
+
+FrozenBNAct frozen_bn_act_arguments(const Tensor& x, const Tensor& scale, const Tensor& shift,
+                                    const OptionalTensor& residual, std::string_view activation,
+                                    double negative_slope) {
   check(x, scale, shift, residual);
-  const auto [dense, layout] = with_channel_layout(x);
-  return forward(dense, layout, prepared(dense, layout, scale, shift, residual, activation, negative_slope));
+  return prepared(x, scale, shift, residual, activation, negative_slope);
 }
 
-template <typename Backward>
-std::vector<Tensor> laid_out_backward(Backward backward, const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
-                                      const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
-                                      const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
-                                      std::string_view activation, double negative_slope, bool with_residual) {
-  const auto [dense, layout] = with_channel_layout(x);
+FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
+                                                     const OptionalTensor& grad_var, const Tensor& x,
+                                                     const Tensor& scale, const Tensor& shift,
+                                                     const OptionalTensor& residual, const Tensor& mean,
+                                                     std::string_view activation, double negative_slope,
+                                                     bool with_residual) {
+  const FrozenBNAct op = prepared(x, scale, shift, residual, activation, negative_slope);
   const auto dense_or_undefined = [](const OptionalTensor& t) {
     return t && t->defined() ? t->contiguous() : Tensor();
   };
-  return backward(
-      FrozenBNActGrads{laid_out(grad_y, dense, layout), dense_or_undefined(grad_mean), dense_or_undefined(grad_var)},
-      dense, layout, prepared(dense, layout, scale, shift, residual, activation, negative_slope), mean, with_residual);
+  return {op,
+          laid_out(grad_y, op.x, op.layout),
+          dense_or_undefined(grad_mean),
+          dense_or_undefined(grad_var),
+          mean,
+          with_residual};
 }
-
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, const Tensor& scale, const Tensor& shift,
-                                               const OptionalTensor& residual, std::string_view activation,
-                                               double negative_slope) {
-  return checked_forward(frozen_bn_act_forward_cpu, x, scale, shift, residual, activation, negative_slope);
-}
-std::vector<Tensor> backward_cpu(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
-                                 const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
-                                 const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
-                                 std::string_view activation, double negative_slope, bool with_residual) {
-  return laid_out_backward(frozen_bn_act_backward_cpu, grad_y, grad_mean, grad_var, x, scale, shift, residual, mean,
-                           activation, negative_slope, with_residual);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensor& x, const Tensor& scale, const Tensor& shift,
-                                                const OptionalTensor& residual, std::string_view activation,
-                                                double negative_slope) {
-  return checked_forward(frozen_bn_act_forward_cuda, x, scale, shift, residual, activation, negative_slope);
-}
-std::vector<Tensor> backward_cuda(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
-                                  const OptionalTensor& grad_var, const Tensor& x, const Tensor& scale,
-                                  const Tensor& shift, const OptionalTensor& residual, const Tensor& mean,
-                                  std::string_view activation, double negative_slope, bool with_residual) {
-  return laid_out_backward(frozen_bn_act_backward_cuda, grad_y, grad_mean, grad_var, x, scale, shift, residual, mean,
-                           activation, negative_slope, with_residual);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
@@ -127,16 +110,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
       "shift, Tensor? residual, Tensor mean, str activation, float negative_slope, bool with_residual) -> Tensor[]");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_frozen_bn_act_forward", &forward_cpu);
-  m.impl("_frozen_bn_act_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_frozen_bn_act_forward", &forward_cuda);
-  m.impl("_frozen_bn_act_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

@@ -15,33 +15,35 @@ namespace exml {
 
 Activation activation_from(std::string_view name);
 
-// The activation of z = scale x + shift (+ residual). scale, shift: (C,) in the accumulator's dtype; residual: laid out
-// as x, or undefined.
+// What a forward kernel reads, for y = activation(scale x + shift (+ residual)): x, dense in `layout`; scale, shift
+// (C,), contiguous in the accumulator's dtype; residual, laid out as x, or undefined. It returns y, laid out as x, and
+// the mean and variance of x (C,) in the accumulator's dtype.
 struct FrozenBNAct {
+  at::Tensor x;
+  ChannelLayout layout;
   at::Tensor scale, shift, residual;
   Activation activation;
   double negative_slope;
 };
 
-// y, mean, var.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> frozen_bn_act_forward_cpu(const at::Tensor& x,
-                                                                         const ChannelLayout& layout,
-                                                                         const FrozenBNAct& op);
-std::tuple<at::Tensor, at::Tensor, at::Tensor> frozen_bn_act_forward_cuda(const at::Tensor& x,
-                                                                          const ChannelLayout& layout,
-                                                                          const FrozenBNAct& op);
-
-// What arrives at the outputs; each may be undefined. y is laid out as x.
-struct FrozenBNActGrads {
-  at::Tensor y, mean, var;
+// What a backward kernel reads: the forward pass, what arrives at its outputs (each may be undefined; grad_y is laid
+// out as x), and its mean. It returns the gradient of x and, with_residual, that of the residual.
+struct FrozenBNActBackward {
+  FrozenBNAct op;
+  at::Tensor grad_y, grad_mean, grad_var, mean;
+  bool with_residual;
 };
 
-// grad_x and, if asked for, grad_residual. mean: that of the forward pass.
-std::vector<at::Tensor> frozen_bn_act_backward_cpu(const FrozenBNActGrads& grads, const at::Tensor& x,
-                                                   const ChannelLayout& layout, const FrozenBNAct& op,
-                                                   const at::Tensor& mean, bool with_residual);
-std::vector<at::Tensor> frozen_bn_act_backward_cuda(const FrozenBNActGrads& grads, const at::Tensor& x,
-                                                    const ChannelLayout& layout, const FrozenBNAct& op,
-                                                    const at::Tensor& mean, bool with_residual);
+// The arguments of exml::_frozen_bn_act_forward and _backward, checked and laid out for a kernel.
+FrozenBNAct frozen_bn_act_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
+                                    const std::optional<at::Tensor>& residual, std::string_view activation,
+                                    double negative_slope);
+FrozenBNActBackward frozen_bn_act_backward_arguments(const std::optional<at::Tensor>& grad_y,
+                                                     const std::optional<at::Tensor>& grad_mean,
+                                                     const std::optional<at::Tensor>& grad_var, const at::Tensor& x,
+                                                     const at::Tensor& scale, const at::Tensor& shift,
+                                                     const std::optional<at::Tensor>& residual, const at::Tensor& mean,
+                                                     std::string_view activation, double negative_slope,
+                                                     bool with_residual);
 
 }  // namespace exml

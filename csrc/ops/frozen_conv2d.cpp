@@ -1,5 +1,5 @@
-// Convolution with constant weights. It saves no activation, and its input gradient may be computed by another way than
-// the library's own, from weights that were prepared once (exml_fast/engine/frozen_conv.py).
+// Convolution with constant weights. It saves no activation, and its input gradient may be computed in a different way
+// than the library's, from weights that were prepared once (exml_fast/engine/frozen_conv.py).
 #include "ops/frozen_conv2d.h"
 
 #include <ATen/ops/constant_pad_nd.h>
@@ -10,12 +10,21 @@
 #include <ATen/ops/zero.h>
 #include <torch/library.h>
 
+#include "ops/autograd/dispatcher.h"
 #include "ops/checks.h"
-#include "ops/lane_conv2d.h"
 #include "ops/window_conv2d.h"
 #include "ops/winograd_conv2d.h"
 
 namespace exml {
+
+WeightLayout weight_layout_from(const char* argument, std::string_view name) {
+  if (name == "plain") return WeightLayout::plain;
+  if (name == "packed") return WeightLayout::packed;
+  if (name == "windows") return WeightLayout::windows;
+  if (name == "winograd") return WeightLayout::winograd;
+  TORCH_CHECK_VALUE(false, "frozen_conv2d: ", argument, " must be 'plain', 'packed', 'windows' or 'winograd', got '",
+                    name, "'");
+}
 
 Adjoint adjoint_from(std::string_view name) {
   if (name == "library") return Adjoint::library;
@@ -33,12 +42,50 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
-// Transformed weights in panels; oneDNN's own layouts have the convolution's four dimensions.
-bool is_winograd(const Tensor& weight) { return weight.dim() == 5; }
+constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-// Weights in a layout of oneDNN's own go through the op that takes them as they are.
-Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+Tensor lane_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
+  static const auto op = find_op<decltype(lane_forward)>("exml::_lane_conv2d_forward");
+  return op.call(x, weight, bias, padding);
+}
+
+Tensor lane_input(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef padding) {
+  static const auto op = find_op<decltype(lane_input)>("exml::_lane_conv2d_input");
+  return op.call(grad, weight, sizes, padding);
+}
+
+// Prepared weights must lie as their layout says. The kernels of Winograd's layout check the sizes.
+void check_prepared(const char* argument, const OptionalTensor& weight, WeightLayout layout, const Tensor& x) {
+  TORCH_CHECK_VALUE(weight && weight->defined(), "frozen_conv2d: ", argument,
+                    " must be given for this layout or adjoint, got None");
+  switch (layout) {
+    case WeightLayout::plain:
+      TORCH_CHECK_VALUE(!weight->is_mkldnn() && weight->dim() == 4 && weight->scalar_type() == x.scalar_type(),
+                        "frozen_conv2d: ", argument, " must have 4 dimensions and x's dtype ", x.scalar_type(),
+                        " for layout 'plain', got ", weight->sizes(), " ", weight->scalar_type());
+      return;
+    case WeightLayout::packed:
+      TORCH_CHECK_VALUE(weight->is_mkldnn(), "frozen_conv2d: ", argument,
+                        " must be a tensor of oneDNN's for layout 'packed', got ", weight->layout());
+      return;
+    case WeightLayout::windows:
+      TORCH_CHECK_VALUE(!weight->is_mkldnn() && weight->dim() == 3 && weight->is_contiguous() &&
+                            weight->device().is_cpu() && x.device().is_cpu() &&
+                            weight->scalar_type() == accumulator_dtype(x),
+                        "frozen_conv2d: ", argument, " must be contiguous ", accumulator_dtype(x),
+                        " of 3 dimensions, on the CPU with x, for layout 'windows', got ", weight->sizes(), " ",
+                        weight->scalar_type());
+      return;
+    case WeightLayout::winograd:
+      TORCH_CHECK_VALUE(!weight->is_mkldnn() && weight->dim() == 5, "frozen_conv2d: ", argument,
+                        " must have 5 dimensions for layout 'winograd', got ", weight->sizes());
+  }
+}
+
+// Weights in a layout of oneDNN's own need the op that accepts them.
+Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
                 IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   if (!weight.is_mkldnn()) return at::convolution(x, weight, bias, stride, padding, dilation, false, {0, 0}, groups);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_convolution_pointwise", "");
@@ -56,35 +103,40 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return stack[0].toTensor();
 }
 
-Tensor forward(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
-               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& packed,
-               bool lanes) {
+Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef stride,
+               IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& forward_weight,
+               std::string_view forward_layout, bool lanes) {
   check_pixels("frozen_conv2d", "x", x);
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups,
                     "frozen_conv2d: x must have shape (N, C, H, W) with C = ", weight.size(1) * groups,
                     " to match weight of shape ", weight.sizes(), " and groups = ", groups, ", got ", x.sizes());
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
                     x.scalar_type(), ", got ", weight.scalar_type());
-  if (lanes) return lane_conv2d_forward(x, weight, bias, padding);
-  if (packed && is_winograd(*packed)) {
-    const std::array<int64_t, 2> ones{1, 1}, kernel{3, 3};
-    TORCH_CHECK_VALUE(
-        stride == ones && dilation == ones && groups == 1 && weight.sizes().slice(2) == kernel,
-        "frozen_conv2d: Winograd's weights are for kernels of 3x3, stride 1, dilation 1 and one group, got ",
-        weight.sizes(), ", ", stride, ", ", dilation, " and ", groups);
-    return winograd_conv2d_cpu(x.contiguous(at::MemoryFormat::ChannelsLast), *packed, bias, weight.size(0), padding);
-  }
-  return convolve(x, packed ? *packed : weight, bias, stride, padding, dilation, groups);
+  check_device("frozen_conv2d", "weight", weight, "x", x);
+  const WeightLayout layout = weight_layout_from("forward_layout", forward_layout);
+  TORCH_CHECK_VALUE(layout != WeightLayout::windows,
+                    "frozen_conv2d: forward_layout must be 'plain', 'packed' or 'winograd', got 'windows'");
+  TORCH_CHECK_VALUE(!lanes || layout == WeightLayout::plain,
+                    "frozen_conv2d: forward_layout must be 'plain' where lanes is True, got '", forward_layout, "'");
+  if (lanes) return lane_forward(x, weight, bias, padding);
+  if (layout == WeightLayout::plain) return convolve(x, weight, bias, stride, padding, dilation, groups);
+  check_prepared("forward_weight", forward_weight, layout, x);
+  if (layout == WeightLayout::packed) return convolve(x, *forward_weight, bias, stride, padding, dilation, groups);
+  const std::array<int64_t, 2> ones{1, 1}, kernel{3, 3};
+  TORCH_CHECK_VALUE(
+      stride == ones && dilation == ones && groups == 1 && weight.sizes().slice(2) == kernel,
+      "frozen_conv2d: Winograd's weights are for kernels of 3x3, stride 1, dilation 1 and one group, got ",
+      weight.sizes(), ", ", stride, ", ", dilation, " and ", groups);
+  return winograd_conv2d_cpu(x.contiguous(kChannelsLast), *forward_weight, bias, weight.size(0), padding);
 }
 
-// Stride 1, with weights that were prepared for the adjoint of `weight`, in whichever layout.
-Tensor convolve_prepared(const Tensor& g, const Tensor& prepared, const Tensor& weight, int64_t kernel_width,
-                         IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  if (prepared.dim() == 3)
-    return window_conv2d_cpu(g.contiguous(at::MemoryFormat::ChannelsLast), prepared, kernel_width, padding);
-  if (is_winograd(prepared))
-    return winograd_conv2d_cpu(g.contiguous(at::MemoryFormat::ChannelsLast), prepared, std::nullopt, weight.size(1),
-                               padding);
+// A convolution of stride 1 of the gradient, with weights that were prepared for the adjoint of `weight`.
+Tensor convolve_prepared(const Tensor& g, const Tensor& prepared, WeightLayout layout, const Tensor& weight,
+                         int64_t kernel_width, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  if (layout == WeightLayout::windows)
+    return window_conv2d_cpu(g.contiguous(kChannelsLast), prepared, kernel_width, padding);
+  if (layout == WeightLayout::winograd)
+    return winograd_conv2d_cpu(g.contiguous(kChannelsLast), prepared, std::nullopt, weight.size(1), padding);
   return convolve(g, prepared, std::nullopt, {1, 1}, padding, dilation, groups);
 }
 
@@ -100,23 +152,25 @@ Tensor with_zeros_between(const Tensor& grad, IntArrayRef stride, int64_t height
 }
 
 Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last, IntArrayRef stride,
-                IntArrayRef padding, IntArrayRef dilation, int64_t groups, const std::optional<Tensor>& prepared,
-                std::string_view adjoint) {
+                IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& adjoint_weight,
+                std::string_view adjoint_layout, std::string_view adjoint) {
   const Adjoint how = adjoint_from(adjoint);
-  const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  const auto format = channels_last ? kChannelsLast : at::MemoryFormat::Contiguous;
   const Tensor g = grad.contiguous(format);
   if (how == Adjoint::library) {
-    // The input's values play no role in its gradient: memory that is never touched stands in for it.
+    // The gradient does not depend on the input's values, so that memory without values stands in for it.
     const Tensor input = at::empty(sizes, weight.options().memory_format(format));
     return std::get<0>(at::convolution_backward(g, input, weight, std::nullopt, stride, padding, dilation, false,
                                                 {0, 0}, groups, {true, false, false}));
   }
-  if (how == Adjoint::lanes) return lane_conv2d_input(g, weight, sizes, padding);
+  if (how == Adjoint::lanes) return lane_input(g, weight, sizes, padding);
+  const WeightLayout layout = weight_layout_from("adjoint_layout", adjoint_layout);
+  check_prepared("adjoint_weight", adjoint_weight, layout, g);
   const int64_t height = weight.size(2), width = weight.size(3);
   if (how == Adjoint::subpixel) {
     // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
     const int64_t s = stride[0], taps = (std::max(height, width) + s - 1) / s;
-    const Tensor phases = convolve_prepared(g, *prepared, weight, taps, {taps - 1, taps - 1}, {1, 1}, 1);
+    const Tensor phases = convolve_prepared(g, *adjoint_weight, layout, weight, taps, {taps - 1, taps - 1}, {1, 1}, 1);
     const Tensor padded = at::pixel_shuffle(phases, s);
     const int64_t top = padding[0], left = padding[1];
     // Pixels that no output reaches lie beyond the shuffled image.
@@ -126,22 +180,27 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
     return whole.slice(2, top, top + sizes[2]).slice(3, left, left + sizes[3]).contiguous(format);
   }
   const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
-  if (how == Adjoint::convolution) return convolve_prepared(g, *prepared, weight, width, flipped, dilation, groups);
+  if (how == Adjoint::convolution)
+    return convolve_prepared(g, *adjoint_weight, layout, weight, width, flipped, dilation, groups);
+  TORCH_CHECK_VALUE(layout == WeightLayout::plain || layout == WeightLayout::packed,
+                    "frozen_conv2d: adjoint_layout must be 'plain' or 'packed' for adjoint 'zero_stuffed', got '",
+                    adjoint_layout, "'");
   const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
                                          sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
-  return convolve(wide, *prepared, std::nullopt, {1, 1}, flipped, dilation, groups);
+  return convolve(wide, *adjoint_weight, std::nullopt, {1, 1}, flipped, dilation, groups);
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
-      "_frozen_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "
-      "groups, Tensor? packed=None, Tensor? prepared=None, bool lanes=False, str adjoint='library') -> Tensor");
+      "frozen_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int "
+      "groups, Tensor? forward_weight=None, str forward_layout='plain', bool lanes=False, Tensor? adjoint_weight=None, "
+      "str adjoint_layout='plain', str adjoint='library') -> Tensor");
   m.def(
       "_frozen_conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-      "int groups, Tensor? packed, bool lanes) -> Tensor");
+      "int groups, Tensor? forward_weight, str forward_layout, bool lanes) -> Tensor");
   m.def(
       "_frozen_conv2d_backward(Tensor grad, Tensor weight, int[] sizes, bool channels_last, int[2] stride, int[2] "
-      "padding, int[2] dilation, int groups, Tensor? prepared, str adjoint) -> Tensor");
+      "padding, int[2] dilation, int groups, Tensor? adjoint_weight, str adjoint_layout, str adjoint) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) {

@@ -24,37 +24,17 @@ PriorShape checked_shape(const Tensor& x, int64_t kernel_size, double sigma, boo
 
 Tensor dense(const Tensor& x) { return x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x : x.contiguous(); }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& x, int64_t kernel_size, double sigma,
-                                           bool per_image) {
-  const auto shape = checked_shape(x, kernel_size, sigma, per_image);
-  auto [losses, sums] = forward(dense(x), shape, static_cast<int>(kernel_size), sigma);
-  return {per_image ? losses : losses.squeeze(1), sums};
+}  // namespace
+
+ImagePrior image_prior_arguments(const Tensor& x, int64_t kernel_size, double sigma, bool per_image) {
+  const PriorShape shape = checked_shape(x, kernel_size, sigma, per_image);
+  return {dense(x), shape, static_cast<int>(kernel_size), sigma};
 }
 
-template <typename Backward>
-Tensor checked_backward(Backward backward, const Tensor& grads, const Tensor& x, const Tensor& sums,
-                        int64_t kernel_size, double sigma, bool per_image) {
-  const auto shape = checked_shape(x, kernel_size, sigma, per_image);
-  return backward(grads.contiguous(), dense(x), sums, shape, static_cast<int>(kernel_size), sigma);
+ImagePriorBackward image_prior_backward_arguments(const Tensor& grads, const Tensor& x, const Tensor& sums,
+                                                  int64_t kernel_size, double sigma, bool per_image) {
+  return {image_prior_arguments(x, kernel_size, sigma, per_image), grads.contiguous(), sums};
 }
-
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& x, int64_t kernel_size, double sigma, bool per_image) {
-  return checked_forward(image_prior_forward_cpu, x, kernel_size, sigma, per_image);
-}
-Tensor backward_cpu(const Tensor& grads, const Tensor& x, const Tensor& sums, int64_t kernel_size, double sigma,
-                    bool per_image) {
-  return checked_backward(image_prior_backward_cpu, grads, x, sums, kernel_size, sigma, per_image);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor> forward_cuda(const Tensor& x, int64_t kernel_size, double sigma, bool per_image) {
-  return checked_forward(image_prior_forward_cuda, x, kernel_size, sigma, per_image);
-}
-Tensor backward_cuda(const Tensor& grads, const Tensor& x, const Tensor& sums, int64_t kernel_size, double sigma,
-                     bool per_image) {
-  return checked_backward(image_prior_backward_cuda, grads, x, sums, kernel_size, sigma, per_image);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   // (4,) or, per image, (4, N): tv_l1, tv_l2, blur, l2.
@@ -65,16 +45,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
       "Tensor");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_image_prior_forward", &forward_cpu);
-  m.impl("_image_prior_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_image_prior_forward", &forward_cuda);
-  m.impl("_image_prior_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
+#include <vector>
 
 #include "math/image_prior.h"
 
@@ -15,20 +16,31 @@ struct PriorShape {
   bool per_image;
 
   int64_t groups() const { return per_image ? images : 1; }
+  std::vector<int64_t> losses() const {
+    return per_image ? std::vector<int64_t>{kPriorLosses, images} : std::vector<int64_t>{kPriorLosses};
+  }
   double planes_per_group() const { return double(per_image ? 1 : images) * double(channels); }
 };
 
-// x is (N, C, H, W), contiguous or channels_last. Returns the losses (kPriorLosses, groups) in the accumulator's dtype
-// and the sums (groups, kPriorSums) in float64.
-std::tuple<at::Tensor, at::Tensor> image_prior_forward_cpu(const at::Tensor& x, const PriorShape& shape,
-                                                           int kernel_size, double sigma);
-std::tuple<at::Tensor, at::Tensor> image_prior_forward_cuda(const at::Tensor& x, const PriorShape& shape,
-                                                            int kernel_size, double sigma);
+// What a forward kernel reads: x (N, C, H, W), contiguous or channels_last. It returns the losses in the accumulator's
+// dtype, (kPriorLosses,) or, per image, (kPriorLosses, N), and the sums (groups, kPriorSums) in float64.
+struct ImagePrior {
+  at::Tensor x;
+  PriorShape shape;
+  int kernel_size;
+  double sigma;
+};
 
-// grads is (kPriorLosses, groups) and contiguous, in the dtype of the losses. Returns the gradient of x, laid out as x.
-at::Tensor image_prior_backward_cpu(const at::Tensor& grads, const at::Tensor& x, const at::Tensor& sums,
-                                    const PriorShape& shape, int kernel_size, double sigma);
-at::Tensor image_prior_backward_cuda(const at::Tensor& grads, const at::Tensor& x, const at::Tensor& sums,
-                                     const PriorShape& shape, int kernel_size, double sigma);
+// What a backward kernel reads: grads as the losses, contiguous, and the sums of the forward pass. It returns the
+// gradient of x, laid out as x.
+struct ImagePriorBackward {
+  ImagePrior op;
+  at::Tensor grads, sums;
+};
+
+// The arguments of exml::_image_prior_forward and _backward, checked and laid out for a kernel.
+ImagePrior image_prior_arguments(const at::Tensor& x, int64_t kernel_size, double sigma, bool per_image);
+ImagePriorBackward image_prior_backward_arguments(const at::Tensor& grads, const at::Tensor& x, const at::Tensor& sums,
+                                                  int64_t kernel_size, double sigma, bool per_image);
 
 }  // namespace exml

@@ -25,42 +25,27 @@ void check(const Tensor& teacher_logits, const Tensor& student_logits, double te
   check_temperature("jensen_shannon", temperature);
 }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor, Tensor> checked_forward(Forward forward, const Tensor& teacher_logits,
-                                                   const Tensor& student_logits, double temperature,
-                                                   std::string_view reduction) {
+}  // namespace
+
+JensenShannon jensen_shannon_arguments(const Tensor& teacher_logits, const Tensor& student_logits, double temperature,
+                                       std::string_view reduction) {
   check(teacher_logits, student_logits, temperature);
-  return forward(teacher_logits.contiguous(), student_logits.contiguous(), temperature,
-                 reduction_from("jensen_shannon", reduction));
+  return {teacher_logits.contiguous(), student_logits.contiguous(), temperature,
+          reduction_from("jensen_shannon", reduction)};
 }
 
-template <typename Backward>
-Tensor checked_backward(Backward backward, const Tensor& grad, const Tensor& logits, const Tensor& other_logits,
-                        const Tensor& lse, const Tensor& other_lse, double temperature, std::string_view reduction) {
-  return backward(grad.contiguous(), logits.contiguous(), other_logits.contiguous(), lse, other_lse, temperature,
-                  reduction_from("jensen_shannon", reduction));
+JensenShannonBackward jensen_shannon_backward_arguments(const Tensor& grad, const Tensor& logits,
+                                                        const Tensor& other_logits, const Tensor& lse,
+                                                        const Tensor& other_lse, double temperature,
+                                                        std::string_view reduction) {
+  return {grad.contiguous(),
+          logits.contiguous(),
+          other_logits.contiguous(),
+          lse,
+          other_lse,
+          temperature,
+          reduction_from("jensen_shannon", reduction)};
 }
-
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& teacher_logits, const Tensor& student_logits,
-                                               double temperature, std::string_view reduction) {
-  return checked_forward(jensen_shannon_forward_cpu, teacher_logits, student_logits, temperature, reduction);
-}
-Tensor backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& other_logits, const Tensor& lse,
-                    const Tensor& other_lse, double temperature, std::string_view reduction) {
-  return checked_backward(jensen_shannon_backward_cpu, grad, logits, other_logits, lse, other_lse, temperature,
-                          reduction);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(const Tensor& teacher_logits, const Tensor& student_logits,
-                                                double temperature, std::string_view reduction) {
-  return checked_forward(jensen_shannon_forward_cuda, teacher_logits, student_logits, temperature, reduction);
-}
-Tensor backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& other_logits, const Tensor& lse,
-                     const Tensor& other_lse, double temperature, std::string_view reduction) {
-  return checked_backward(jensen_shannon_backward_cuda, grad, logits, other_logits, lse, other_lse, temperature,
-                          reduction);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
@@ -74,16 +59,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
       "float temperature, str reduction) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_jensen_shannon_forward", &forward_cpu);
-  m.impl("_jensen_shannon_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_jensen_shannon_forward", &forward_cuda);
-  m.impl("_jensen_shannon_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

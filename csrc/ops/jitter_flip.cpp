@@ -36,8 +36,10 @@ void check(const Tensor& x, const Tensor& shift, const Tensor& flip, at::ScalarT
                     "jitter_flip: memory_format must be contiguous_format or channels_last, got ", memory_format);
 }
 
-JitterFlip checked(const Tensor& x, const Tensor& shift, const Tensor& flip, at::ScalarType dtype,
-                   at::MemoryFormat memory_format, std::string_view border, bool adjoint) {
+}  // namespace
+
+JitterFlip jitter_flip_arguments(const Tensor& x, const Tensor& shift, const Tensor& flip, at::ScalarType dtype,
+                                 at::MemoryFormat memory_format, std::string_view border, bool adjoint) {
   check(x, shift, flip, dtype, memory_format);
   return {x,
           shift.contiguous(),
@@ -47,24 +49,14 @@ JitterFlip checked(const Tensor& x, const Tensor& shift, const Tensor& flip, at:
           adjoint};
 }
 
-Tensor apply_cpu(const Tensor& x, const Tensor& shift, const Tensor& flip, at::ScalarType dtype,
-                 at::MemoryFormat memory_format, std::string_view border, bool adjoint) {
-  const auto arguments = checked(x, shift, flip, dtype, memory_format, border, adjoint);
-  if (x.numel() > 0) jitter_flip_cpu(arguments);
-  return arguments.out;
-}
-#ifdef EXML_WITH_CUDA
-Tensor apply_cuda(const Tensor& x, const Tensor& shift, const Tensor& flip, at::ScalarType dtype,
-                  at::MemoryFormat memory_format, std::string_view border, bool adjoint) {
-  const auto arguments = checked(x, shift, flip, dtype, memory_format, border, adjoint);
-  if (x.numel() > 0) jitter_flip_cuda(arguments);
-  return arguments.out;
-}
-#endif
+namespace {
+
+using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, at::ScalarType, at::MemoryFormat,
+                         std::string_view, bool);
 
 Tensor jitter_flip(const Tensor& x, const Tensor& shift, const Tensor& flip, std::optional<at::ScalarType> dtype,
                    std::optional<at::MemoryFormat> memory_format, std::string_view border) {
-  static const auto op = find_op<decltype(apply_cpu)>("exml::_jitter_flip");
+  static const auto op = find_op<Signature>("exml::_jitter_flip");
   return op.call(x, shift, flip, dtype.value_or(x.scalar_type()), memory_format.value_or(at::MemoryFormat::Contiguous),
                  border, false);
 }
@@ -79,10 +71,6 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeImplicitAutograd, m) { m.impl("jitter_flip", &jitter_flip); }
-TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("_jitter_flip", &apply_cpu); }
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("_jitter_flip", &apply_cuda); }
-#endif
 
 }  // namespace
 }  // namespace exml

@@ -3,10 +3,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string_view>
+
 namespace exml {
 
-// x: (N, C, H, W) of any strides. shift: int64, down and right, contiguous, (2,) or (N, 2). flip: bool, contiguous, ()
-// or (N,). out: (N, C, H, W), contiguous or channels_last, of any of the three dtypes.
+// What a kernel reads and writes. x: (N, C, H, W) of any strides. shift: int64, down and right, contiguous, (2,) or (N,
+// 2). flip: bool, contiguous, () or (N,). out: (N, C, H, W), contiguous or channels_last, of any of the three dtypes.
 struct JitterFlip {
   at::Tensor x, shift, flip, out;
   bool wrap, adjoint;
@@ -15,7 +17,9 @@ struct JitterFlip {
   int64_t flip_step() const { return flip.dim() == 1 ? 1 : 0; }
 };
 
-void jitter_flip_cpu(const JitterFlip& arguments);
-void jitter_flip_cuda(const JitterFlip& arguments);
+// The arguments of exml::_jitter_flip, checked, and memory for the result.
+JitterFlip jitter_flip_arguments(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& flip,
+                                 at::ScalarType dtype, at::MemoryFormat memory_format, std::string_view border,
+                                 bool adjoint);
 
 }  // namespace exml

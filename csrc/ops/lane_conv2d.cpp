@@ -1,5 +1,3 @@
-// Convolution of few channels on the CPU, in training too; elsewhere and where there is nothing to compute the
-// library's.
 #include "ops/lane_conv2d.h"
 
 #include <ATen/ops/convolution.h>
@@ -7,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "ops/backend.h"
 #include "ops/checks.h"
 
 namespace exml {
@@ -15,15 +14,6 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-Tensor dense(const Tensor& x) {
-  return x.is_contiguous() || x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x
-                                                                              : x.contiguous(x.suggest_memory_format());
-}
-
-bool own(const Tensor& pixels, const Tensor& other) {
-  return pixels.device().is_cpu() && pixels.numel() > 0 && other.numel() > 0;
-}
 
 void check_padding(IntArrayRef x, IntArrayRef weight, IntArrayRef padding) {
   for (int64_t axis = 0; axis < 2; ++axis) {
@@ -54,40 +44,53 @@ void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, In
 
 }  // namespace
 
-Tensor lane_conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, IntArrayRef padding) {
+LaneConv2d lane_conv2d_arguments(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                                 IntArrayRef padding) {
   check(x, weight, bias, padding);
-  if (own(x, weight)) return lane_conv2d_cpu(dense(x), weight, bias, padding);
-  return at::convolution(x, weight, bias, {1, 1}, padding, {1, 1}, false, {0, 0}, 1)
-      .contiguous(lane_conv2d_format(x, weight));
+  return {x, weight, bias, padding};
 }
 
-Tensor lane_conv2d_input(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef padding) {
+LaneConv2dInput lane_conv2d_input_arguments(const Tensor& grad, const Tensor& weight, IntArrayRef sizes,
+                                            IntArrayRef padding) {
   check_padding(sizes, weight.sizes(), padding);
-  if (own(grad, weight)) return lane_conv2d_input_cpu(dense(grad), weight, padding);
-  const Tensor x = at::empty(sizes, grad.options());
-  return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,
-                                              {true, false, false}));
+  return {grad, weight, sizes, padding};
 }
 
-Tensor lane_conv2d_weight(const Tensor& grad, const Tensor& x, IntArrayRef sizes, IntArrayRef padding) {
+LaneConv2dWeight lane_conv2d_weight_arguments(const Tensor& grad, const Tensor& x, IntArrayRef sizes,
+                                              IntArrayRef padding) {
   check_padding(x.sizes(), sizes, padding);
-  if (own(grad, x)) return lane_conv2d_weight_cpu(dense(grad), dense(x), sizes, padding);
-  const Tensor weight = at::empty(sizes, grad.options());
-  return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, {1, 1}, padding, {1, 1}, false, {0, 0}, 1,
-                                              {false, true, false}));
+  return {grad, x, sizes, padding};
+}
+
+Tensor library_lane_conv2d(const LaneConv2d& a) {
+  return at::convolution(a.x, a.weight, a.bias, {1, 1}, a.padding, {1, 1}, false, {0, 0}, 1)
+      .contiguous(lane_conv2d_format(a.x, a.weight));
+}
+
+// The gradients depend on the shape of x and of the weight only, so that memory without values stands in for them.
+Tensor library_lane_conv2d_input(const LaneConv2dInput& a) {
+  const Tensor x = at::empty(a.sizes, a.grad.options());
+  return std::get<0>(at::convolution_backward(a.grad, x, a.weight, std::nullopt, {1, 1}, a.padding, {1, 1}, false,
+                                              {0, 0}, 1, {true, false, false}));
+}
+
+Tensor library_lane_conv2d_weight(const LaneConv2dWeight& a) {
+  const Tensor weight = at::empty(a.sizes, a.grad.options());
+  return std::get<1>(at::convolution_backward(a.grad, a.x, weight, std::nullopt, {1, 1}, a.padding, {1, 1}, false,
+                                              {0, 0}, 1, {false, true, false}));
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
-  m.def("_lane_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] padding) -> Tensor");
+  m.def("lane_conv2d(Tensor x, Tensor weight, Tensor? bias, int[2] padding) -> Tensor");
   m.def("_lane_conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] padding) -> Tensor");
   m.def("_lane_conv2d_input(Tensor grad, Tensor weight, int[] sizes, int[2] padding) -> Tensor");
   m.def("_lane_conv2d_weight(Tensor grad, Tensor x, int[] sizes, int[2] padding) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) {
-  m.impl("_lane_conv2d_forward", &lane_conv2d_forward);
-  m.impl("_lane_conv2d_input", &lane_conv2d_input);
-  m.impl("_lane_conv2d_weight", &lane_conv2d_weight);
+  m.impl("_lane_conv2d_forward", checked<&lane_conv2d_arguments, &library_lane_conv2d>);
+  m.impl("_lane_conv2d_input", checked<&lane_conv2d_input_arguments, &library_lane_conv2d_input>);
+  m.impl("_lane_conv2d_weight", checked<&lane_conv2d_weight_arguments, &library_lane_conv2d_weight>);
 }
 
 }  // namespace exml

@@ -4,43 +4,52 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace exml {
 
-namespace cpu {
+// Stride 1 and one group; all tensors on one device and of one dtype.
 
-// Sizes of one convolution. Scratch memory is [channel][row][column][image]: x with columns of zeros at both sides and
-// rows of `row` pixels; `plane` and `out_plane` lie between channels.
-struct LaneShape {
-  int64_t channels, height, kernel_height, kernel_width, row, plane, top, out_height, out_width, out_plane;
+// What a forward kernel reads: x (N, C, H, W), weight (K, C, kernel height, kernel width), bias (K,), and padding from
+// 0 to the kernel's size less one. It returns (N, K, H', W') in lane_conv2d_format.
+struct LaneConv2d {
+  at::Tensor x, weight;
+  std::optional<at::Tensor> bias;
+  at::IntArrayRef padding;
 };
 
-}  // namespace cpu
+// What the kernel of the input gradient reads: grad (N, K, H', W') and the sizes of x. It returns the gradient of x,
+// channels_last if grad or the weight is.
+struct LaneConv2dInput {
+  at::Tensor grad, weight;
+  at::IntArrayRef sizes, padding;
+};
 
-// Stride 1, one group; all tensors on the CPU, x (N, C, H, W) and grad (N, K, H', W') contiguous in either memory
-// format, everything of one dtype, nothing empty.
+// What the kernel of the weight gradient reads: grad, x and the sizes of the weight. It returns the gradient of the
+// weight.
+struct LaneConv2dWeight {
+  at::Tensor grad, x;
+  at::IntArrayRef sizes, padding;
+};
 
-// (N, K, H', W'), channels_last if x or the weight is; weight (K, C, kernel height, kernel width), bias (K,).
-at::Tensor lane_conv2d_cpu(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                           at::IntArrayRef padding);
+// The arguments of exml::_lane_conv2d_forward, _input and _weight, checked.
+LaneConv2d lane_conv2d_arguments(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                                 at::IntArrayRef padding);
+LaneConv2dInput lane_conv2d_input_arguments(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef sizes,
+                                            at::IntArrayRef padding);
+LaneConv2dWeight lane_conv2d_weight_arguments(const at::Tensor& grad, const at::Tensor& x, at::IntArrayRef sizes,
+                                              at::IntArrayRef padding);
 
-// The gradient (N, C, H, W) of x, channels_last if grad or the weight is; padding no larger than the kernel less one.
-at::Tensor lane_conv2d_input_cpu(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef padding);
+// The library's convolution, for devices without a kernel here and for tensors without elements.
+at::Tensor library_lane_conv2d(const LaneConv2d& arguments);
+at::Tensor library_lane_conv2d_input(const LaneConv2dInput& arguments);
+at::Tensor library_lane_conv2d_weight(const LaneConv2dWeight& arguments);
 
-// The gradient of the weight, of shape `sizes`.
-at::Tensor lane_conv2d_weight_cpu(const at::Tensor& grad, const at::Tensor& x, at::IntArrayRef sizes,
-                                  at::IntArrayRef padding);
-
-// Of the result, as the library's.
+// The memory format of the result, as the library chooses it: channels_last if x or the weight is.
 inline at::MemoryFormat lane_conv2d_format(const at::Tensor& x, const at::Tensor& weight) {
   constexpr auto last = at::MemoryFormat::ChannelsLast;
   return x.suggest_memory_format() == last || weight.suggest_memory_format() == last ? last
                                                                                      : at::MemoryFormat::Contiguous;
 }
-
-// The same with checks, for any device and shape: the library's where the above do not apply.
-at::Tensor lane_conv2d_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                               at::IntArrayRef padding);
-at::Tensor lane_conv2d_input(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef sizes,
-                             at::IntArrayRef padding);
 
 }  // namespace exml

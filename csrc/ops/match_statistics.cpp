@@ -12,7 +12,6 @@ namespace {
 
 using at::Tensor;
 using at::TensorList;
-using Weights = std::optional<at::ArrayRef<double>>;
 
 void check_length(const char* name, size_t length, size_t layers) {
   TORCH_CHECK_VALUE(length == layers, "match_statistics: ", name, " must have one entry for each of the ", layers,
@@ -32,7 +31,7 @@ void check_same_dtype(const char* list, size_t i, const Tensor& t, const Tensor&
 }
 
 void check(TensorList means, TensorList variances, TensorList target_means, TensorList target_variances,
-           const Weights& weights) {
+           const LayerWeights& weights) {
   TORCH_CHECK_VALUE(!means.empty(), "match_statistics: means must hold at least one layer, got none");
   check_length("variances", variances.size(), means.size());
   check_length("target_means", target_means.size(), means.size());
@@ -60,7 +59,7 @@ void check(TensorList means, TensorList variances, TensorList target_means, Tens
 }
 
 std::vector<MatchedLayer> layers_of(TensorList means, TensorList variances, TensorList target_means,
-                                    TensorList target_variances, const Weights& weights) {
+                                    TensorList target_variances, const LayerWeights& weights) {
   const auto dtype = means[0].scalar_type();
   std::vector<MatchedLayer> layers;
   layers.reserve(means.size());
@@ -70,49 +69,24 @@ std::vector<MatchedLayer> layers_of(TensorList means, TensorList variances, Tens
   return layers;
 }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor> checked_forward(Forward forward, TensorList means, TensorList variances,
-                                           TensorList target_means, TensorList target_variances, const Weights& weights,
-                                           std::string_view distance, std::string_view moment) {
+}  // namespace
+
+MatchStatistics match_statistics_arguments(TensorList means, TensorList variances, TensorList target_means,
+                                           TensorList target_variances, LayerWeights weights, std::string_view distance,
+                                           std::string_view moment) {
   check(means, variances, target_means, target_variances, weights);
-  return forward(layers_of(means, variances, target_means, target_variances, weights),
-                 distance_from("match_statistics", distance), moment_from("match_statistics", moment));
+  return {layers_of(means, variances, target_means, target_variances, weights),
+          distance_from("match_statistics", distance), moment_from("match_statistics", moment)};
 }
 
-template <typename Backward>
-Tensor checked_backward(Backward backward, const Tensor& grad, TensorList means, TensorList variances,
-                        TensorList target_means, TensorList target_variances, const Tensor& sums,
-                        const Weights& weights, std::string_view distance, std::string_view moment) {
-  return backward(grad, layers_of(means, variances, target_means, target_variances, weights), sums,
-                  distance_from("match_statistics", distance), moment_from("match_statistics", moment));
+MatchStatisticsBackward match_statistics_backward_arguments(const Tensor& grad, TensorList means, TensorList variances,
+                                                            TensorList target_means, TensorList target_variances,
+                                                            const Tensor& sums, LayerWeights weights,
+                                                            std::string_view distance, std::string_view moment) {
+  const MatchStatistics op{layers_of(means, variances, target_means, target_variances, weights),
+                           distance_from("match_statistics", distance), moment_from("match_statistics", moment)};
+  return {grad, op, sums};
 }
-
-std::tuple<Tensor, Tensor> forward_cpu(TensorList means, TensorList variances, TensorList target_means,
-                                       TensorList target_variances, Weights weights, std::string_view distance,
-                                       std::string_view moment) {
-  return checked_forward(match_statistics_forward_cpu, means, variances, target_means, target_variances, weights,
-                         distance, moment);
-}
-Tensor backward_cpu(const Tensor& grad, TensorList means, TensorList variances, TensorList target_means,
-                    TensorList target_variances, const Tensor& sums, Weights weights, std::string_view distance,
-                    std::string_view moment) {
-  return checked_backward(match_statistics_backward_cpu, grad, means, variances, target_means, target_variances, sums,
-                          weights, distance, moment);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor> forward_cuda(TensorList means, TensorList variances, TensorList target_means,
-                                        TensorList target_variances, Weights weights, std::string_view distance,
-                                        std::string_view moment) {
-  return checked_forward(match_statistics_forward_cuda, means, variances, target_means, target_variances, weights,
-                         distance, moment);
-}
-Tensor backward_cuda(const Tensor& grad, TensorList means, TensorList variances, TensorList target_means,
-                     TensorList target_variances, const Tensor& sums, Weights weights, std::string_view distance,
-                     std::string_view moment) {
-  return checked_backward(match_statistics_backward_cuda, grad, means, variances, target_means, target_variances, sums,
-                          weights, distance, moment);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def(
@@ -126,16 +100,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
       "target_variances, Tensor sums, float[]? weights, str distance, str moment) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_match_statistics_forward", &forward_cpu);
-  m.impl("_match_statistics_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_match_statistics_forward", &forward_cuda);
-  m.impl("_match_statistics_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -18,16 +20,32 @@ struct MatchedLayer {
   int64_t channels() const { return mean.size(0); }
 };
 
-// Loss (scalar) in the statistics' dtype and each layer's DistanceSums (L, 2) in float64.
-std::tuple<at::Tensor, at::Tensor> match_statistics_forward_cpu(const std::vector<MatchedLayer>& layers,
-                                                                Distance distance, Moment moment);
-std::tuple<at::Tensor, at::Tensor> match_statistics_forward_cuda(const std::vector<MatchedLayer>& layers,
-                                                                 Distance distance, Moment moment);
+// What a forward kernel reads. It returns the loss (scalar) in the statistics' dtype and each layer's DistanceSums
+// (L, 2) in float64.
+struct MatchStatistics {
+  std::vector<MatchedLayer> layers;
+  Distance distance;
+  Moment moment;
+};
 
-// Gradients of all means, then of all variances, layer after layer: (2, sum of C).
-at::Tensor match_statistics_backward_cpu(const at::Tensor& grad, const std::vector<MatchedLayer>& layers,
-                                         const at::Tensor& sums, Distance distance, Moment moment);
-at::Tensor match_statistics_backward_cuda(const at::Tensor& grad, const std::vector<MatchedLayer>& layers,
-                                          const at::Tensor& sums, Distance distance, Moment moment);
+// What a backward kernel reads: the pull on the loss (scalar) and the sums of the forward pass. It returns the
+// gradients of all means, then of all variances, layer after layer: (2, sum of C).
+struct MatchStatisticsBackward {
+  at::Tensor grad;
+  MatchStatistics op;
+  at::Tensor sums;
+};
+
+using LayerWeights = std::optional<at::ArrayRef<double>>;
+
+// The arguments of exml::_match_statistics_forward and _backward, checked and laid out for a kernel.
+MatchStatistics match_statistics_arguments(at::TensorList means, at::TensorList variances, at::TensorList target_means,
+                                           at::TensorList target_variances, LayerWeights weights,
+                                           std::string_view distance, std::string_view moment);
+MatchStatisticsBackward match_statistics_backward_arguments(const at::Tensor& grad, at::TensorList means,
+                                                            at::TensorList variances, at::TensorList target_means,
+                                                            at::TensorList target_variances, const at::Tensor& sums,
+                                                            LayerWeights weights, std::string_view distance,
+                                                            std::string_view moment);
 
 }  // namespace exml

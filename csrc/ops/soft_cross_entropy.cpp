@@ -5,7 +5,6 @@
 #include "ops/checks.h"
 
 namespace exml {
-
 namespace {
 
 using at::Tensor;
@@ -34,39 +33,24 @@ Tensor prepared(const Tensor& target, const Tensor& logits) {
   return (target.is_floating_point() ? target.to(accumulator_dtype(logits)) : target).contiguous();
 }
 
-template <typename Forward>
-std::tuple<Tensor, Tensor> checked_forward(Forward forward, const Tensor& logits, const Tensor& target,
-                                           double temperature, std::string_view reduction) {
+}  // namespace
+
+SoftCrossEntropy soft_cross_entropy_arguments(const Tensor& logits, const Tensor& target, double temperature,
+                                              std::string_view reduction) {
   check(logits, target, temperature);
-  return forward(logits.contiguous(), prepared(target, logits), temperature,
-                 reduction_from("soft_cross_entropy", reduction));
+  return {logits.contiguous(), prepared(target, logits), temperature, reduction_from("soft_cross_entropy", reduction)};
 }
 
-template <typename Backward>
-Tensor checked_backward(Backward backward, const Tensor& grad, const Tensor& logits, const Tensor& target,
-                        const Tensor& lse, double temperature, std::string_view reduction) {
-  return backward(grad.contiguous(), logits.contiguous(), prepared(target, logits), lse, temperature,
-                  reduction_from("soft_cross_entropy", reduction));
+SoftCrossEntropyBackward soft_cross_entropy_backward_arguments(const Tensor& grad, const Tensor& logits,
+                                                               const Tensor& target, const Tensor& lse,
+                                                               double temperature, std::string_view reduction) {
+  return {grad.contiguous(),
+          logits.contiguous(),
+          prepared(target, logits),
+          lse,
+          temperature,
+          reduction_from("soft_cross_entropy", reduction)};
 }
-
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& logits, const Tensor& target, double temperature,
-                                       std::string_view reduction) {
-  return checked_forward(soft_cross_entropy_forward_cpu, logits, target, temperature, reduction);
-}
-Tensor backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
-                    double temperature, std::string_view reduction) {
-  return checked_backward(soft_cross_entropy_backward_cpu, grad, logits, target, lse, temperature, reduction);
-}
-#ifdef EXML_WITH_CUDA
-std::tuple<Tensor, Tensor> forward_cuda(const Tensor& logits, const Tensor& target, double temperature,
-                                        std::string_view reduction) {
-  return checked_forward(soft_cross_entropy_forward_cuda, logits, target, temperature, reduction);
-}
-Tensor backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& target, const Tensor& lse,
-                     double temperature, std::string_view reduction) {
-  return checked_backward(soft_cross_entropy_backward_cuda, grad, logits, target, lse, temperature, reduction);
-}
-#endif
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
   m.def("soft_cross_entropy(Tensor logits, Tensor target, float temperature=1.0, str reduction='mean') -> Tensor");
@@ -78,16 +62,4 @@ TORCH_LIBRARY_FRAGMENT(exml, m) {
       "str reduction) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_soft_cross_entropy_forward", &forward_cpu);
-  m.impl("_soft_cross_entropy_backward", &backward_cpu);
-}
-#ifdef EXML_WITH_CUDA
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
-  m.impl("_soft_cross_entropy_forward", &forward_cuda);
-  m.impl("_soft_cross_entropy_backward", &backward_cuda);
-}
-#endif
-
-}  // namespace
 }  // namespace exml

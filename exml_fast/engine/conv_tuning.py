@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from exml_fast import ops
 from exml_fast._native import build_info
 from exml_fast.engine.conv_plan import LANE_IMAGES, ConvShape, Plan, can_pack
 from exml_fast.engine.frozen_conv import FrozenConv2d
@@ -250,7 +251,7 @@ def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weig
     wanted = [t for t in (x, weight) if t.requires_grad]
     ways: dict[str, Callable[[], Tensor]] = {
         "plain": lambda: nn.functional.conv2d(x, weight, padding=shape.padding),
-        "lanes": lambda: torch.ops.exml._lane_conv2d(x, weight, None, shape.padding),
+        "lanes": lambda: ops.lane_conv2d(x, weight, None, shape.padding),
     }
     g = torch.zeros_like(ways["plain"]().detach())
 

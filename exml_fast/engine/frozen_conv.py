@@ -5,16 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from exml_fast import ops
 from exml_fast.engine.conv_plan import VECTOR, ConvShape, Plan
 from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["FrozenConv2d"]
-
-# Winograd's F(4, 3) with the points 0, ±1, ±2 and infinity: the transform of three weights (Lavin 2016, 4.2), and the
-# output channels in a panel of transformed weights.
-WINOGRAD = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
-            (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
-PANEL = 32
 
 
 class FrozenConv2d(nn.Module):
@@ -36,15 +31,16 @@ class FrozenConv2d(nn.Module):
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
         # With one channel ``contiguous`` would keep the strides, from which our kernels read the format.
         plain = torch.empty_like(weight, memory_format=self.memory_format).copy_(weight)
-        self.packed: Tensor | None = None
+        self.forward_weight: Tensor | None = None
         if plan.forward == "packed":
-            self.packed = _packed(plain, shape.padding, shape.stride, shape.dilation, shape)
+            self.forward_weight = _packed(plain, shape.padding, shape.stride, shape.dilation, shape)
         elif plan.forward == "winograd":
-            self.packed = _transformed(conv.weight.detach())
+            self.forward_weight = ops.winograd_weights(conv.weight.detach())
         # Winograd's products are in float32, whatever the pixels are.
-        self.prepared = _prepared(conv.weight.detach() if plan.adjoint_weights == "winograd" else plain, shape, plan)
+        source = conv.weight.detach() if plan.adjoint_weights == "winograd" else plain
+        self.adjoint_weight = _adjoint_weight(source, shape, plan)
         # Where nobody reads its values the plain weight is a shape only.
-        unread = self.packed is not None and plan.adjoint not in ("library", "lanes")
+        unread = self.forward_weight is not None and plan.adjoint not in ("library", "lanes")
         self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
 
     @staticmethod
@@ -57,11 +53,22 @@ class FrozenConv2d(nn.Module):
         """(N, C, H, W) to (N, K, H', W') in ``dtype``."""
         s = self.shape
         x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
-        result: Tensor = torch.ops.exml._frozen_conv2d(
-            x, self.weight, self.bias, s.stride, s.padding, s.dilation, s.groups, self.packed, self.prepared,
-            self.plan.forward == "lanes", self.plan.adjoint,
-        )  # fmt: skip
-        return result
+        lanes = self.plan.forward == "lanes"
+        return ops.frozen_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            s.stride,
+            s.padding,
+            s.dilation,
+            s.groups,
+            forward_weight=self.forward_weight,
+            forward_layout="plain" if lanes else self.plan.forward,
+            lanes=lanes,
+            adjoint_weight=self.adjoint_weight,
+            adjoint_layout=self.plan.adjoint_weights,
+            adjoint=self.plan.adjoint,
+        )
 
     def extra_repr(self) -> str:
         """Dtype and plan."""
@@ -78,7 +85,7 @@ def _packed(
     return packed
 
 
-def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
+def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
     """The weights with which the adjoint is a convolution of the output's gradient."""
     if plan.adjoint in ("library", "lanes"):
         return None
@@ -99,7 +106,7 @@ def _prepared(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     prepared = prepared.contiguous(memory_format=format_)
     if plan.adjoint_weights == "winograd":
-        return _transformed(prepared)
+        return ops.winograd_weights(prepared)
     if plan.adjoint_weights == "windows":
         return _windows(prepared)
     packed = plan.adjoint_weights == "packed"
@@ -111,15 +118,6 @@ def _windows(weight: Tensor) -> Tensor:
     weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
     rows = weight.permute(0, 2, 3, 1).flatten(2)
     return nn.functional.pad(rows, (0, -rows.shape[2] % (VECTOR // rows.element_size()))).contiguous()
-
-
-def _transformed(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) to (K/32, 6, 6, C, 32) float32: G w Gᵀ (Lavin 2016, Eq. 12) in panels, K filled up with zeros."""
-    rows = torch.tensor(WINOGRAD, dtype=torch.float64)
-    both = torch.kron(rows, rows).to(weight.device, torch.float32)
-    padded = nn.functional.pad(weight.float().flatten(2), (0, 0, 0, 0, 0, -len(weight) % PANEL))
-    panels = padded.unflatten(0, (-1, PANEL)).permute(0, 3, 2, 1)  # (K/32, 9, C, 32)
-    return (both @ panels.flatten(2)).unflatten(2, panels.shape[2:]).unflatten(1, (6, 6))
 
 
 def _taps(shape: ConvShape) -> int:

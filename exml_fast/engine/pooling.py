@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from exml_fast import ops
 from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["AveragePool2d"]
@@ -31,8 +31,7 @@ class AveragePool2d(nn.Module):
         """(N, C, H, W) to (N, C, H // height, W // width)."""
         if x.dim() != 4:
             return nn.functional.avg_pool2d(x, self.kernel)
-        result: Tensor = torch.ops.exml._average_pool2d(x, self.kernel)
-        return result
+        return ops.average_pool2d(x, self.kernel)
 
     def extra_repr(self) -> str:
         """The window."""

@@ -6,21 +6,28 @@ Each is a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.comp
 
 import exml_fast._native  # noqa: F401  registers the ops
 from exml_fast.ops.augmentation import jitter_flip
+from exml_fast.ops.convolution import frozen_conv2d, lane_conv2d, winograd_conv2d, winograd_weights
 from exml_fast.ops.losses import jensen_shannon, soft_cross_entropy
 from exml_fast.ops.normalization import frozen_bn_act
 from exml_fast.ops.optim import adam_clip_
+from exml_fast.ops.pooling import average_pool2d
 from exml_fast.ops.prior import image_prior
 from exml_fast.ops.statistics import bn_match, match_statistics
 from exml_fast.ops.targets import dirichlet_targets
 
 __all__ = [
     "adam_clip_",
+    "average_pool2d",
     "bn_match",
     "dirichlet_targets",
     "frozen_bn_act",
+    "frozen_conv2d",
     "image_prior",
     "jensen_shannon",
     "jitter_flip",
+    "lane_conv2d",
     "match_statistics",
     "soft_cross_entropy",
+    "winograd_conv2d",
+    "winograd_weights",
 ]

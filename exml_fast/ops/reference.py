@@ -15,15 +15,20 @@ from torch import Tensor
 
 __all__ = [
     "adam_clip_",
+    "average_pool2d",
     "bn_match",
     "channel_statistics",
     "dirichlet_targets",
     "frozen_bn_act",
+    "frozen_conv2d",
     "image_prior",
     "jensen_shannon",
     "jitter_flip",
+    "lane_conv2d",
     "match_statistics",
     "soft_cross_entropy",
+    "winograd_conv2d",
+    "winograd_weights",
 ]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -225,3 +230,52 @@ def dirichlet_targets(
     log_gamma = torch._standard_gamma(alpha + 1, generator=generator).log()
     uniform = torch.rand(alpha.shape, generator=generator, dtype=alpha.dtype, device=alpha.device)
     return torch.softmax(log_gamma + torch.log1p(-uniform) / alpha, dim=1).to(similarity.dtype)
+
+
+def lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0)) -> Tensor:
+    """Convolution of stride 1 and one group."""
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
+WINOGRAD = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
+            (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
+
+
+def winograd_weights(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) to (K/32, 6, 6, C, 32) float32: G w Gᵀ (Lavin 2016, Eq. 12) in panels, K filled up with zeros."""
+    rows = torch.tensor(WINOGRAD, dtype=torch.float64)
+    both = torch.kron(rows, rows).to(weight.device, torch.float32)
+    padded = F.pad(weight.float().flatten(2), (0, 0, 0, 0, 0, -len(weight) % 32))
+    panels = padded.unflatten(0, (-1, 32)).permute(0, 3, 2, 1)  # (K/32, 9, C, 32)
+    return (both @ panels.flatten(2)).unflatten(2, panels.shape[2:]).unflatten(1, (6, 6))
+
+
+def winograd_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: tuple[int, int] = (0, 0),
+    panels: Tensor | None = None,
+    adjoint_panels: Tensor | None = None,
+) -> Tensor:
+    """3×3 convolution of stride 1 and one group; the transformed weights are not read."""
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
+def frozen_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    **_prepared: object,
+) -> Tensor:
+    """Convolution with constant weights; how they are prepared plays no role."""
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Means of windows that do not overlap."""
+    return F.avg_pool2d(x, kernel)

@@ -46,10 +46,10 @@ Tensor backward_autograd(const Tensor& grad, IntArrayRef sizes, IntArrayRef kern
                              [&] { return backward_op(grad, sizes, kernel, channels_last); });
 }
 
-TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_average_pool2d", &forward_op); }
+TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("average_pool2d", &forward_op); }
 
 TORCH_LIBRARY_IMPL(exml, Autograd, m) {
-  m.impl("_average_pool2d", &average_pool2d_autograd);
+  m.impl("average_pool2d", &average_pool2d_autograd);
   m.impl("_average_pool2d_backward", &backward_autograd);
 }
 

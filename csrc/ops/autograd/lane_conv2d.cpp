@@ -62,10 +62,10 @@ Tensor weight_autograd(const Tensor& grad, const Tensor& x, IntArrayRef sizes, I
   return once_differentiable("lane_conv2d", grad, x, [&] { return weight_op(grad, x, sizes, padding); });
 }
 
-TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("_lane_conv2d", &forward_op); }
+TORCH_LIBRARY_IMPL(exml, CompositeExplicitAutograd, m) { m.impl("lane_conv2d", &forward_op); }
 
 TORCH_LIBRARY_IMPL(exml, Autograd, m) {
-  m.impl("_lane_conv2d", &lane_conv2d_autograd);
+  m.impl("lane_conv2d", &lane_conv2d_autograd);
   m.impl("_lane_conv2d_input", &input_autograd);
   m.impl("_lane_conv2d_weight", &weight_autograd);
 }

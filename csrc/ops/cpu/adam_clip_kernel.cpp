@@ -1,11 +1,13 @@
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "ops/adam_clip.h"
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
+#include "ops/dispatch.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/adam_clip_simd.h"
 #include "ops/cpu/for_each_capability.h"
@@ -91,13 +93,15 @@ void step(const AdamClip& arguments, const G* grad) {
   });
 }
 
-}  // namespace
-
-void adam_clip_cpu(const AdamClip& arguments) {
+void adam_clip(const AdamClip& arguments) {
+  if (arguments.x.numel() == 0) return;
   dispatch_pixels(arguments.grad, [&](auto* grad) {
-    using G = std::remove_const_t<std::remove_pointer_t<decltype(grad)>>;
+    using G = PixelOf<decltype(grad)>;
     step<Accumulator<G>>(arguments, grad);
   });
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("adam_clip_", checked<&adam_clip_arguments, &adam_clip>); }
+
+}  // namespace
 }  // namespace exml

@@ -1,10 +1,13 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "ops/average_pool2d.h"
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
+#include "ops/dispatch.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/average_pool2d_simd.h"
 #include "ops/cpu/for_each_capability.h"
@@ -17,12 +20,19 @@ using at::Tensor;
 // Values that one task of a parallel loop handles.
 constexpr int64_t kTask = 16384;
 
-}  // namespace
+constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
+// From this number of channels on, the library's forward pass fills its vectors.
+constexpr int64_t kManyChannels = 16;
 
-void average_pool2d_forward_cpu(const Tensor& x, int64_t height, int64_t width, Tensor& out) {
-  const int64_t channels = x.size(1), rows = out.size(2), outputs = out.size(3), row = x.size(3) * channels;
+Tensor forward(const AveragePool2d& arguments) {
+  const auto& [x, height, width] = arguments;
+  const int64_t channels = x.size(1), rows = x.size(2) / height, outputs = x.size(3) / width;
+  if (!x.is_contiguous(kChannelsLast) || channels >= kManyChannels) return library_average_pool2d(arguments);
+  Tensor out = at::empty({x.size(0), channels, rows, outputs}, x.options().memory_format(kChannelsLast));
+  if (out.numel() == 0) return out;
+  const int64_t row = x.size(3) * channels;
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
@@ -35,14 +45,20 @@ void average_pool2d_forward_cpu(const Tensor& x, int64_t height, int64_t width, 
       }
     });
   });
+  return out;
 }
 
-void average_pool2d_backward_cpu(const Tensor& grad, int64_t height, int64_t width, Tensor& out) {
+Tensor backward(const AveragePool2dBackward& arguments) {
+  const auto& [unordered, sizes, height, width, channels_last] = arguments;
+  if (!channels_last) return library_average_pool2d_backward(arguments);
+  const Tensor grad = unordered.contiguous(kChannelsLast);
+  Tensor out = at::empty(sizes, grad.options().memory_format(kChannelsLast));
+  if (out.numel() == 0) return out;
   const int64_t channels = grad.size(1), rows = grad.size(2), outputs = grad.size(3);
   const int64_t row = out.size(3) * channels, written = outputs * width * channels;
   const int64_t rest = out.size(2) - rows * height;
   dispatch_pixels(grad, [&](auto* pulls) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pulls)>>;
+    using T = PixelOf<decltype(pulls)>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
     at::parallel_for(0, grad.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
@@ -56,6 +72,13 @@ void average_pool2d_backward_cpu(const Tensor& grad, int64_t height, int64_t wid
       }
     });
   });
+  return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_average_pool2d_forward", checked<&average_pool2d_arguments, &forward>);
+  m.impl("_average_pool2d_backward", checked<&average_pool2d_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

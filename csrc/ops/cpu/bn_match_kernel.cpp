@@ -1,24 +1,28 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include <vector>
 
+#include "ops/backend.h"
 #include "ops/bn_match.h"
 #include "ops/cpu/channel_loop.h"
-#include "ops/cpu/dispatch.h"
+#include "ops/dispatch.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/bn_match_simd.h"
 #include "ops/cpu/for_each_capability.h"
 
 namespace exml {
+namespace {
+
 using at::Tensor;
 
-std::tuple<Tensor, Tensor> bn_match_forward_cpu(const Tensor& x, const ChannelLayout& layout, const Tensor& mean,
-                                                const Tensor& var, Distance distance, Moment moment) {
+std::tuple<Tensor, Tensor> forward(const BNMatch& arguments) {
+  const auto& [x, layout, mean, var, distance, moment] = arguments;
   const int64_t channels = layout.channels;
   Tensor loss = at::empty({}, mean.options()), coefficients = at::empty({3, channels}, mean.options());
   dispatch_pixels(x, [&](auto* pixels) {
-    using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>>;
+    using A = Accumulator<PixelOf<decltype(pixels)>>;
     const auto batch = channel_moments(
         layout,
         [&](int64_t offset, int64_t rows, Moments<double>* moments) {
@@ -46,12 +50,12 @@ std::tuple<Tensor, Tensor> bn_match_forward_cpu(const Tensor& x, const ChannelLa
   return {loss, coefficients};
 }
 
-Tensor bn_match_backward_cpu(const Tensor& grad, const Tensor& x, const ChannelLayout& layout,
-                             const Tensor& coefficients) {
+Tensor backward(const BNMatchBackward& arguments) {
+  const auto& [grad, x, layout, coefficients] = arguments;
   Tensor out = at::empty_like(x);
   const int64_t channels = layout.channels;
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const A scale = *grad.const_data_ptr<A>();
     const A* saved = coefficients.const_data_ptr<A>();
@@ -72,4 +76,10 @@ Tensor bn_match_backward_cpu(const Tensor& grad, const Tensor& x, const ChannelL
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_bn_match_forward", checked<&bn_match_arguments, &forward>);
+  m.impl("_bn_match_backward", checked<&bn_match_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

@@ -1,13 +1,16 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <mutex>
 #include <vector>
 
 #include "math/dirichlet.h"
+#include "ops/backend.h"
 #include "ops/dirichlet_targets.h"
+#include "ops/dispatch.h"
 
 namespace exml {
 namespace {
@@ -15,9 +18,9 @@ namespace {
 using at::Tensor;
 
 template <typename A>
-void draw(const Tensor& similarity, const Tensor& classes, const Tensor& betas, uint64_t seed, Tensor& out) {
-  const int64_t rows = classes.size(0), count = similarity.size(1);
-  const A *similarities = similarity.const_data_ptr<A>(), *scales = betas.const_data_ptr<A>();
+void draw(const A* similarities, const Tensor& classes, const Tensor& betas, uint64_t seed, Tensor& out) {
+  const int64_t rows = out.size(0), count = out.size(1);
+  const A* scales = betas.const_data_ptr<A>();
   const int64_t* labels = classes.const_data_ptr<int64_t>();
   A* targets = out.data_ptr<A>();
   at::parallel_for(0, rows, std::max<int64_t>(1, 128 / count), [&](int64_t begin, int64_t end) {
@@ -35,10 +38,9 @@ void draw(const Tensor& similarity, const Tensor& classes, const Tensor& betas, 
   });
 }
 
-}  // namespace
-
-Tensor dirichlet_targets_cpu(const Tensor& similarity, const Tensor& classes, const Tensor& betas,
-                             const std::optional<at::Generator>& generator) {
+Tensor dirichlet_targets(const DirichletTargets& arguments) {
+  check_dirichlet_values(arguments);
+  const auto& [similarity, classes, betas, generator] = arguments;
   auto* source = at::get_generator_or_default<at::CPUGeneratorImpl>(generator, at::detail::getDefaultCPUGenerator());
   uint64_t seed;
   {
@@ -46,11 +48,13 @@ Tensor dirichlet_targets_cpu(const Tensor& similarity, const Tensor& classes, co
     seed = source->random64();
   }
   Tensor out = at::empty({classes.size(0), similarity.size(1)}, similarity.options());
-  if (similarity.scalar_type() == at::kDouble)
-    draw<double>(similarity, classes, betas, seed, out);
-  else
-    draw<float>(similarity, classes, betas, seed, out);
+  dispatch_statistics(similarity, [&](auto* similarities) { draw(similarities, classes, betas, seed, out); });
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("dirichlet_targets", checked<&dirichlet_targets_arguments, &dirichlet_targets>);
+}
+
+}  // namespace
 }  // namespace exml

@@ -1,11 +1,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include <numeric>
 
 #include "math/statistics_distance.h"
+#include "ops/backend.h"
 #include "ops/cpu/channel_loop.h"
-#include "ops/cpu/dispatch.h"
+#include "ops/dispatch.h"
 #include "ops/frozen_bn_act.h"
 
 namespace exml {
@@ -170,14 +172,13 @@ const T* data_or_null(const Tensor& t) {
   return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cpu(const Tensor& x, const ChannelLayout& layout,
-                                                             const FrozenBNAct& op) {
+std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
+  const Tensor& x = op.x;
+  const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
   Tensor y = at::empty_like(x), mean = at::empty({channels}, op.scale.options()), var = at::empty_like(mean);
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const BNActForward<T> p{pixels, data_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
                             static_cast<A>(op.negative_slope)};
@@ -201,27 +202,28 @@ std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cpu(const Tensor& x, co
   return {y, mean, var};
 }
 
-std::vector<Tensor> frozen_bn_act_backward_cpu(const FrozenBNActGrads& grads, const Tensor& x,
-                                               const ChannelLayout& layout, const FrozenBNAct& op, const Tensor& mean,
-                                               bool with_residual) {
+std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
+  const auto& [op, grad_y, grad_mean, grad_var, mean, with_residual] = arguments;
+  const Tensor& x = op.x;
+  const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
   std::vector<Tensor> results{at::empty_like(x)};
   if (with_residual) results.push_back(at::empty_like(x));
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const A *shift = op.shift.const_data_ptr<A>(), *means = mean.const_data_ptr<A>();
-    const A *grad_mean = data_or_null<A>(grads.mean), *grad_var = data_or_null<A>(grads.var);
+    const A *mean_pulls = data_or_null<A>(grad_mean), *var_pulls = data_or_null<A>(grad_var);
     // Without a gradient of y, any finite number times 0 takes its place; where x is not finite, mean is not either.
-    const bool flows = grads.y.defined();
+    const bool flows = grad_y.defined();
     const Activation activation = flows ? op.activation : Activation::none;
     std::vector<A> scale(channels), offset(channels), slope(channels);
     for (int64_t c = 0; c < channels; ++c) {
       scale[c] = flows ? op.scale.const_data_ptr<A>()[c] : A(0);
-      offset[c] = grad_mean ? grad_mean[c] / layout.count() : A(0);
-      slope[c] = grad_var ? 2 * grad_var[c] / layout.count() : A(0);
+      offset[c] = mean_pulls ? mean_pulls[c] / layout.count() : A(0);
+      slope[c] = var_pulls ? 2 * var_pulls[c] / layout.count() : A(0);
     }
-    const BNActBackward<T> p{data_or_null<T>(flows ? grads.y : x),
+    const BNActBackward<T> p{data_or_null<T>(flows ? grad_y : x),
                              pixels,
                              data_or_null<T>(op.residual),
                              static_cast<T*>(results[0].mutable_data_ptr()),
@@ -245,4 +247,10 @@ std::vector<Tensor> frozen_bn_act_backward_cpu(const FrozenBNActGrads& grads, co
   return results;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_frozen_bn_act_forward", checked<&frozen_bn_act_arguments, &forward>);
+  m.impl("_frozen_bn_act_backward", checked<&frozen_bn_act_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

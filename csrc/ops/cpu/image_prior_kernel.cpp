@@ -2,12 +2,15 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
+#include "ops/checks.h"
+#include "ops/dispatch.h"
 #include "ops/image_prior.h"
 
 namespace exml::cpu {
@@ -60,17 +63,14 @@ void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, c
   });
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> image_prior_forward_cpu(const Tensor& x, const PriorShape& shape, int kernel_size,
-                                                   double sigma) {
+std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
+  const auto& [x, shape, kernel_size, sigma] = arguments;
   const int64_t groups = shape.groups();
   const auto options = x.options().memory_format(std::nullopt);
   Tensor sums = at::zeros({groups, kPriorSums}, options.dtype(at::kDouble));
-  Tensor losses =
-      at::empty({kPriorLosses, groups}, options.dtype(x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat));
+  Tensor losses = at::empty(shape.losses(), options.dtype(accumulator_dtype(x)));
   dispatch_pixels(x, [&](auto* pixels) {
-    using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>>;
+    using A = Accumulator<PixelOf<decltype(pixels)>>;
     const int64_t planes = shape.images * (x.is_contiguous() ? shape.channels : 1);
     std::vector<double> partial(planes * kPriorSums);
     for_each_plane(pixels, x, shape, gaussian_window<A>(kernel_size, sigma),
@@ -89,12 +89,13 @@ std::tuple<Tensor, Tensor> image_prior_forward_cpu(const Tensor& x, const PriorS
   return {losses, sums};
 }
 
-Tensor image_prior_backward_cpu(const Tensor& grads, const Tensor& x, const Tensor& sums, const PriorShape& shape,
-                                int kernel_size, double sigma) {
+Tensor backward(const ImagePriorBackward& arguments) {
+  const auto& [op, grads, sums] = arguments;
+  const auto& [x, shape, kernel_size, sigma] = op;
   Tensor out = at::empty_like(x);
   const int64_t groups = shape.groups();
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     std::vector<PriorPull<A>> pulls;
     for (int64_t g = 0; g < groups; ++g) {
@@ -120,4 +121,10 @@ Tensor image_prior_backward_cpu(const Tensor& grads, const Tensor& x, const Tens
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_image_prior_forward", checked<&image_prior_arguments, &forward>);
+  m.impl("_image_prior_backward", checked<&image_prior_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

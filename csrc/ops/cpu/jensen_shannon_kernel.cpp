@@ -1,28 +1,31 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include "math/jensen_shannon.h"
+#include "ops/backend.h"
 #include "ops/checks.h"
-#include "ops/cpu/dispatch.h"
 #include "ops/cpu/rows.h"
+#include "ops/dispatch.h"
 #include "ops/jensen_shannon.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/jensen_shannon_simd.h"
 #include "ops/cpu/for_each_capability.h"
 
 namespace exml {
+namespace {
+
 using at::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cpu(const Tensor& teacher_logits,
-                                                              const Tensor& student_logits, double temperature,
-                                                              Reduction reduction) {
+std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
+  const auto& [teacher_logits, student_logits, temperature, reduction] = arguments;
   const int64_t rows = teacher_logits.size(0), classes = teacher_logits.size(1);
   const auto options = teacher_logits.options().dtype(accumulator_dtype(teacher_logits));
   Tensor losses = at::empty({rows}, options), teacher_lse = at::empty({rows}, options),
          student_lse = at::empty({rows}, options), loss;
   dispatch_pixels(teacher_logits, [&](auto* teacher) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(teacher)>>;
+    using T = PixelOf<decltype(teacher)>;
     using A = Accumulator<T>;
     const T* student = static_cast<const T*>(student_logits.const_data_ptr());
     const A scale = static_cast<A>(1 / temperature);
@@ -44,13 +47,12 @@ std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cpu(const Tensor& teac
   return {loss, teacher_lse, student_lse};
 }
 
-Tensor jensen_shannon_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& other_logits,
-                                   const Tensor& lse, const Tensor& other_lse, double temperature,
-                                   Reduction reduction) {
+Tensor backward(const JensenShannonBackward& arguments) {
+  const auto& [grad, logits, other_logits, lse, other_lse, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
   Tensor out = at::empty_like(logits);
   dispatch_pixels(logits, [&](auto* p) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(p)>>;
+    using T = PixelOf<decltype(p)>;
     using A = Accumulator<T>;
     const T* q = static_cast<const T*>(other_logits.const_data_ptr());
     const A scale = static_cast<A>(1 / temperature);
@@ -70,4 +72,10 @@ Tensor jensen_shannon_backward_cpu(const Tensor& grad, const Tensor& logits, con
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_jensen_shannon_forward", checked<&jensen_shannon_arguments, &forward>);
+  m.impl("_jensen_shannon_backward", checked<&jensen_shannon_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

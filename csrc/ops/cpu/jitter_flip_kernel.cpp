@@ -1,9 +1,11 @@
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 
 #include "math/jitter.h"
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
+#include "ops/dispatch.h"
 #include "ops/jitter_flip.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/jitter_flip_simd.h"
@@ -51,15 +53,18 @@ void jitter_rows(const JitterFlip& arguments, const T* x, U* out) {
   });
 }
 
-}  // namespace
-
-void jitter_flip_cpu(const JitterFlip& arguments) {
+Tensor jitter_flip(const JitterFlip& arguments) {
+  if (arguments.x.numel() == 0) return arguments.out;
   dispatch_pixels(arguments.x, [&](auto* x) {
     dispatch_pixels(arguments.out, [&](auto* typed) {
-      using U = std::remove_const_t<std::remove_pointer_t<decltype(typed)>>;
+      using U = PixelOf<decltype(typed)>;
       jitter_rows(arguments, x, static_cast<U*>(arguments.out.mutable_data_ptr()));
     });
   });
+  return arguments.out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
+
+}  // namespace
 }  // namespace exml

@@ -1,13 +1,25 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <utility>
 #include <vector>
 
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
 #include "ops/cpu/scratch.h"
+#include "ops/dispatch.h"
 #include "ops/lane_conv2d.h"
+
+namespace exml::cpu {
+
+// Sizes of one convolution. Scratch memory is [channel][row][column][image]: x with columns of zeros at both sides and
+// rows of `row` pixels; `plane` and `out_plane` lie between channels.
+struct LaneShape {
+  int64_t channels, height, kernel_height, kernel_width, row, plane, top, out_height, out_width, out_plane;
+};
+
+}  // namespace exml::cpu
 
 #define EXML_SIMD_SOURCE "ops/cpu/lane_conv2d_simd.h"
 #include "ops/cpu/for_each_capability.h"
@@ -15,7 +27,6 @@
 namespace exml {
 namespace {
 
-using at::IntArrayRef;
 using at::Tensor;
 using cpu::LaneShape;
 
@@ -64,7 +75,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   const auto from = places(x, s.row, s.plane, left), to = places(out, s.out_width, s.out_plane, 0);
   const Tensor plain = weight.contiguous(), offsets = bias ? bias->contiguous() : Tensor();
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const int64_t n = EXML_CPU_CALL(lane_images, A{});
     T* result = static_cast<T*>(out.mutable_data_ptr());
@@ -87,23 +98,32 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   return out;
 }
 
-}  // namespace
-
-Tensor lane_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef padding) {
-  return convolve(x, weight, bias, padding[0], padding[1], false);
+Tensor dense(const Tensor& x) {
+  return x.is_contiguous() || x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x
+                                                                              : x.contiguous(x.suggest_memory_format());
 }
 
-Tensor lane_conv2d_input_cpu(const Tensor& grad, const Tensor& weight, IntArrayRef padding) {
-  return convolve(grad, weight, std::nullopt, weight.size(2) - 1 - padding[0], weight.size(3) - 1 - padding[1], true);
+Tensor forward(const LaneConv2d& a) {
+  if (a.x.numel() == 0 || a.weight.numel() == 0) return library_lane_conv2d(a);
+  return convolve(dense(a.x), a.weight, a.bias, a.padding[0], a.padding[1], false);
 }
 
-Tensor lane_conv2d_weight_cpu(const Tensor& grad, const Tensor& x, IntArrayRef sizes, IntArrayRef padding) {
+Tensor input_gradient(const LaneConv2dInput& a) {
+  if (a.grad.numel() == 0 || a.weight.numel() == 0) return library_lane_conv2d_input(a);
+  const int64_t top = a.weight.size(2) - 1 - a.padding[0], left = a.weight.size(3) - 1 - a.padding[1];
+  return convolve(dense(a.grad), a.weight, std::nullopt, top, left, true);
+}
+
+Tensor weight_gradient(const LaneConv2dWeight& a) {
+  if (a.grad.numel() == 0 || a.x.numel() == 0) return library_lane_conv2d_weight(a);
+  const Tensor grad = dense(a.grad), x = dense(a.x);
+  const at::IntArrayRef sizes = a.sizes, padding = a.padding;
   const int64_t batch = x.size(0), outputs = sizes[0];
   const LaneShape s = shape_of(x, sizes[2], sizes[3], padding[0], padding[1]);
   Tensor out = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
   const auto from = places(x, s.row, s.plane, padding[1]), to = places(grad, s.out_width, s.out_plane, 0);
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const int64_t n = EXML_CPU_CALL(lane_images, A{}), blocks = (batch + n - 1) / n;
     const int64_t size = from.size(), out_size = to.size(), weights = out.numel();
@@ -129,4 +149,11 @@ Tensor lane_conv2d_weight_cpu(const Tensor& grad, const Tensor& x, IntArrayRef s
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_lane_conv2d_forward", checked<&lane_conv2d_arguments, &forward>);
+  m.impl("_lane_conv2d_input", checked<&lane_conv2d_input_arguments, &input_gradient>);
+  m.impl("_lane_conv2d_weight", checked<&lane_conv2d_weight_arguments, &weight_gradient>);
+}
+
+}  // namespace
 }  // namespace exml

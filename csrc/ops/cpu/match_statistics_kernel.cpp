@@ -1,19 +1,14 @@
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
+#include "ops/backend.h"
+#include "ops/dispatch.h"
 #include "ops/match_statistics.h"
 
 namespace exml {
 namespace {
 
 using at::Tensor;
-
-template <typename F>
-void dispatch_statistics(const std::vector<MatchedLayer>& layers, F f) {
-  if (layers[0].mean.scalar_type() == at::kDouble)
-    f(double());
-  else
-    f(float());
-}
 
 // Calls f(statistics, target) for every channel of a layer, all in double.
 template <typename A, typename F>
@@ -24,15 +19,13 @@ void along_channels(const MatchedLayer& layer, F f) {
     f(ChannelStatistics<double>{mean[c], var[c]}, ChannelStatistics<double>{target_mean[c], target_var[c]});
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> match_statistics_forward_cpu(const std::vector<MatchedLayer>& layers, Distance distance,
-                                                        Moment moment) {
+std::tuple<Tensor, Tensor> forward(const MatchStatistics& arguments) {
+  const auto& [layers, distance, moment] = arguments;
   const auto options = layers[0].mean.options();
   Tensor loss = at::empty({}, options);
   Tensor sums = at::empty({static_cast<int64_t>(layers.size()), 2}, options.dtype(at::kDouble));
-  dispatch_statistics(layers, [&](auto zero) {
-    using A = decltype(zero);
+  dispatch_statistics(layers[0].mean, [&](auto* first) {
+    using A = PixelOf<decltype(first)>;
     double* row = sums.mutable_data_ptr<double>();
     double total = 0;
     for (const auto& layer : layers) {
@@ -51,13 +44,14 @@ std::tuple<Tensor, Tensor> match_statistics_forward_cpu(const std::vector<Matche
   return {loss, sums};
 }
 
-Tensor match_statistics_backward_cpu(const Tensor& grad, const std::vector<MatchedLayer>& layers, const Tensor& sums,
-                                     Distance distance, Moment moment) {
+Tensor backward(const MatchStatisticsBackward& arguments) {
+  const auto& [grad, op, sums] = arguments;
+  const auto& [layers, distance, moment] = op;
   int64_t channels = 0;
   for (const auto& layer : layers) channels += layer.channels();
   Tensor out = at::empty({2, channels}, layers[0].mean.options());
-  dispatch_statistics(layers, [&](auto zero) {
-    using A = decltype(zero);
+  dispatch_statistics(layers[0].mean, [&](auto* first) {
+    using A = PixelOf<decltype(first)>;
     const double* row = sums.const_data_ptr<double>();
     A *d_mean = out.mutable_data_ptr<A>(), *d_var = d_mean + channels;
     for (const auto& layer : layers) {
@@ -74,4 +68,10 @@ Tensor match_statistics_backward_cpu(const Tensor& grad, const std::vector<Match
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_match_statistics_forward", checked<&match_statistics_arguments, &forward>);
+  m.impl("_match_statistics_backward", checked<&match_statistics_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

@@ -1,28 +1,33 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "ops/cpu/dispatch.h"
+#include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/cpu/rows.h"
+#include "ops/dispatch.h"
 #include "ops/soft_cross_entropy.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/soft_cross_entropy_simd.h"
 #include "ops/cpu/for_each_capability.h"
 
 namespace exml {
+namespace {
+
 using at::Tensor;
 
-std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, const Tensor& target,
-                                                          double temperature, Reduction reduction) {
+std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
+  const auto& [logits, target, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const bool soft = target.is_floating_point();
-  const auto options = logits.options().dtype(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const auto options = logits.options().dtype(accumulator_dtype(logits));
   Tensor lse = at::empty({rows}, options), losses = at::empty({rows}, options), loss;
   dispatch_pixels(logits, [&](auto* z) {
-    using A = Accumulator<std::remove_const_t<std::remove_pointer_t<decltype(z)>>>;
+    using A = Accumulator<PixelOf<decltype(z)>>;
     const A scale = static_cast<A>(1 / temperature);
     A *row_losses = losses.data_ptr<A>(), *row_lses = lse.data_ptr<A>();
     at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
@@ -45,13 +50,13 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cpu(const Tensor& logits, 
   return {loss, lse};
 }
 
-Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                                       const Tensor& lse, double temperature, Reduction reduction) {
+Tensor backward(const SoftCrossEntropyBackward& arguments) {
+  const auto& [grad, logits, target, lse, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const bool soft = target.is_floating_point();
   Tensor out = at::empty_like(logits);
   dispatch_pixels(logits, [&](auto* z) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(z)>>;
+    using T = PixelOf<decltype(z)>;
     using A = Accumulator<T>;
     const A scale = static_cast<A>(1 / temperature);
     const A share = static_cast<A>(row_share(reduction, rows) / temperature);
@@ -73,4 +78,10 @@ Tensor soft_cross_entropy_backward_cpu(const Tensor& grad, const Tensor& logits,
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_soft_cross_entropy_forward", checked<&soft_cross_entropy_arguments, &forward>);
+  m.impl("_soft_cross_entropy_backward", checked<&soft_cross_entropy_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

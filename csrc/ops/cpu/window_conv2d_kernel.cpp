@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/cpu/dispatch.h"
+#include "ops/dispatch.h"
 #include "ops/window_conv2d.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/window_conv2d_simd.h"
@@ -26,7 +26,7 @@ Tensor window_conv2d_cpu(const Tensor& x, const Tensor& windows, int64_t kernel_
   const int64_t tile = std::clamp<int64_t>(65536 / std::max<int64_t>(1, row), 1, out_height);
   const int64_t tiles = (out_height + tile - 1) / tile;
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const A* weights = windows.const_data_ptr<A>();

@@ -1,13 +1,17 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
+#include "ops/backend.h"
 #include "ops/checks.h"
-#include "ops/cpu/dispatch.h"
 #include "ops/cpu/scratch.h"
+#include "ops/dispatch.h"
 #include "ops/winograd_conv2d.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/winograd_conv2d_simd.h"
@@ -93,6 +97,37 @@ void convolve(const T* pixels, int64_t batch, const Plane& in, const float* pane
   });
 }
 
+// The transform of three weights for F(4, 3) with the points 0, +-1, +-2 and infinity (Lavin 2016, 4.2).
+constexpr double kWeightTransform[6][3] = {{1.0 / 4, 0, 0},
+                                           {-1.0 / 6, -1.0 / 6, -1.0 / 6},
+                                           {-1.0 / 6, 1.0 / 6, -1.0 / 6},
+                                           {1.0 / 24, 1.0 / 12, 1.0 / 6},
+                                           {1.0 / 24, -1.0 / 12, 1.0 / 6},
+                                           {0, 0, 1}};
+
+// The transform of the nine weights of a kernel: (36, 9).
+Tensor both_transforms() {
+  Tensor both = at::empty({kPlaces, 9}, at::kFloat);
+  float* entry = both.mutable_data_ptr<float>();
+  for (const auto& down : kWeightTransform)
+    for (const auto& across : kWeightTransform)
+      for (const double vertical : down)
+        for (const double horizontal : across) *entry++ = static_cast<float>(vertical * horizontal);
+  return both;
+}
+
+Tensor winograd_weights(const Tensor& weight) {
+  const int64_t outputs = weight.size(0), channels = weight.size(1), rest = (kPanel - outputs % kPanel) % kPanel;
+  const Tensor kernels = at::constant_pad_nd(weight.to(at::kFloat).flatten(2), {0, 0, 0, 0, 0, rest});
+  const Tensor panels = kernels.unflatten(0, {-1, kPanel}).permute({0, 3, 2, 1});  // (P, 9, C, kPanel)
+  const Tensor transformed = at::matmul(both_transforms(), panels.flatten(2));
+  return transformed.unflatten(2, {channels, kPanel}).unflatten(1, {6, 6}).contiguous();
+}
+
+TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("winograd_weights", checked<&winograd_weights_arguments, &winograd_weights>);
+}
+
 }  // namespace
 
 Tensor winograd_conv2d_cpu(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& bias, int64_t outputs,
@@ -118,7 +153,7 @@ Tensor winograd_conv2d_cpu(const Tensor& x, const Tensor& panels, const std::opt
   if (result.numel() == 0) return result;
   const std::vector<float> start = starts(bias, panels.size(0));
   dispatch_pixels(x, [&](auto* pixels) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+    using T = PixelOf<decltype(pixels)>;
     if constexpr (!std::is_same_v<T, double>)
       convolve(pixels, x.size(0), in, panels.const_data_ptr<float>(), start.data(), padding, out,
                static_cast<T*>(result.mutable_data_ptr()));

@@ -1,5 +1,8 @@
 #include "ops/adam_clip.h"
 
+#include <torch/library.h>
+
+#include "ops/backend.h"
 #include "ops/cuda/adam_clip_kernel.h"
 #include "ops/cuda/context.h"
 
@@ -11,12 +14,11 @@ const T* pointer_or_null(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr<T>() : nullptr;
 }
 
-}  // namespace
-
-void adam_clip_cuda(const AdamClip& a) {
+void adam_clip(const AdamClip& a) {
+  if (a.x.numel() == 0) return;
   const cuda::Context context(a.x);
-  cuda::dispatch_pixels(a.grad, [&](auto* grad) {
-    using G = cuda::PixelOf<decltype(grad)>;
+  dispatch_pixels(a.grad, [&](auto* grad) {
+    using G = PixelOf<decltype(grad)>;
     using T = Accumulator<G>;
     const bool whole = a.step.scalar_type() == at::kLong;
     cuda::adam_clip(cuda::AdamClipArguments<T, G>{a.x.mutable_data_ptr<T>(), a.exp_avg.mutable_data_ptr<T>(),
@@ -31,4 +33,7 @@ void adam_clip_cuda(const AdamClip& a) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("adam_clip_", checked<&adam_clip_arguments, &adam_clip>); }
+
+}  // namespace
 }  // namespace exml

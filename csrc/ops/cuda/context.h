@@ -1,4 +1,4 @@
-// What every binder needs: the device and stream to launch on, scratch memory, typed pointers.
+// What every binder needs: the device and stream to launch on, scratch memory, and typed pointers (ops/dispatch.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,7 +7,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "math/bfloat16.h"
+#include "ops/dispatch.h"
 
 namespace exml::cuda {
 
@@ -35,23 +35,5 @@ class Context {
   c10::Device device_;
   c10::cuda::CUDAStream stream_;
 };
-
-// Calls f with a const pointer of the type that x holds: float, double or BFloat16.
-template <typename F>
-void dispatch_pixels(const at::Tensor& x, F f) {
-  const void* data = x.const_data_ptr();
-  switch (x.scalar_type()) {
-    case at::kDouble:
-      return f(static_cast<const double*>(data));
-    case at::kBFloat16:
-      return f(static_cast<const BFloat16*>(data));
-    default:
-      return f(static_cast<const float*>(data));
-  }
-}
-
-// The type behind the pointer that dispatch_pixels passes.
-template <typename Pointer>
-using PixelOf = std::remove_const_t<std::remove_pointer_t<Pointer>>;
 
 }  // namespace exml::cuda

@@ -1,15 +1,16 @@
 #include "ops/frozen_bn_act.h"
 
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
+#include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/frozen_bn_act_kernel.h"
 
 namespace exml {
+namespace {
 
 using at::Tensor;
-
-namespace {
 
 template <typename T>
 const T* data_or_null(const Tensor& t) {
@@ -27,17 +28,16 @@ cuda::FrozenNorm<T> norm_of(const FrozenBNAct& op) {
           static_cast<A>(op.negative_slope)};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cuda(const Tensor& x, const ChannelLayout& layout,
-                                                              const FrozenBNAct& op) {
+std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
+  const Tensor& x = op.x;
+  const ChannelLayout& layout = op.layout;
   const cuda::Context context(x);
   Tensor y = at::empty_like(x);
   Tensor mean = context.empty({layout.channels}, op.scale.scalar_type()), var = at::empty_like(mean);
   const auto shape = shape_of(layout);
   const int multiprocessors = context.multiprocessors();
-  cuda::dispatch_pixels(x, [&](auto* pixels) {
-    using T = cuda::PixelOf<decltype(pixels)>;
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const auto norm = norm_of<T>(op);
     T* out = static_cast<T*>(y.mutable_data_ptr());
@@ -50,18 +50,18 @@ std::tuple<Tensor, Tensor, Tensor> frozen_bn_act_forward_cuda(const Tensor& x, c
   return {y, mean, var};
 }
 
-std::vector<Tensor> frozen_bn_act_backward_cuda(const FrozenBNActGrads& grads, const Tensor& x,
-                                                const ChannelLayout& layout, const FrozenBNAct& op, const Tensor& mean,
-                                                bool with_residual) {
+std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
+  const auto& [op, grad_y, grad_mean, grad_var, mean, with_residual] = arguments;
+  const Tensor& x = op.x;
   const cuda::Context context(x);
   std::vector<Tensor> results{at::empty_like(x)};
   if (with_residual) results.push_back(at::empty_like(x));
-  cuda::dispatch_pixels(x, [&](auto* pixels) {
-    using T = cuda::PixelOf<decltype(pixels)>;
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    const cuda::FrozenNormGrads<T> arriving{data_or_null<T>(grads.y), data_or_null<A>(grads.mean),
-                                            data_or_null<A>(grads.var), mean.const_data_ptr<A>()};
-    cuda::frozen_bn_act_backward(arriving, pixels, norm_of<T>(op), shape_of(layout), context.multiprocessors(),
+    const cuda::FrozenNormGrads<T> arriving{data_or_null<T>(grad_y), data_or_null<A>(grad_mean),
+                                            data_or_null<A>(grad_var), mean.const_data_ptr<A>()};
+    cuda::frozen_bn_act_backward(arriving, pixels, norm_of<T>(op), shape_of(op.layout), context.multiprocessors(),
                                  static_cast<T*>(results[0].mutable_data_ptr()),
                                  with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                                  context.stream());
@@ -70,4 +70,10 @@ std::vector<Tensor> frozen_bn_act_backward_cuda(const FrozenBNActGrads& grads, c
   return results;
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_frozen_bn_act_forward", checked<&frozen_bn_act_arguments, &forward>);
+  m.impl("_frozen_bn_act_backward", checked<&frozen_bn_act_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

@@ -1,30 +1,29 @@
 #include "ops/image_prior.h"
 
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
+#include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/image_prior_kernel.h"
 
 namespace exml {
+namespace {
 
 using at::Tensor;
-
-namespace {
 
 cuda::Images images(const Tensor& x, const PriorShape& shape) {
   return {shape.images, shape.channels, shape.height, shape.width, !x.is_contiguous(), shape.per_image};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> image_prior_forward_cuda(const Tensor& x, const PriorShape& shape, int kernel_size,
-                                                    double sigma) {
+std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
+  const auto& [x, shape, kernel_size, sigma] = arguments;
   const cuda::Context context(x);
   Tensor sums = context.empty({shape.groups(), kPriorSums}, at::kDouble), losses;
-  cuda::dispatch_pixels(x, [&](auto* pixels) {
-    using T = cuda::PixelOf<decltype(pixels)>;
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    losses = context.empty({kPriorLosses, shape.groups()}, c10::CppTypeToScalarType<A>::value);
+    losses = context.empty(shape.losses(), c10::CppTypeToScalarType<A>::value);
     const auto batch = images(x, shape);
     const Tensor workspace = context.workspace(cuda::image_prior_forward_workspace<T>(batch));
     cuda::image_prior_forward(pixels, batch, gaussian_window<A>(kernel_size, sigma), workspace.mutable_data_ptr(),
@@ -34,12 +33,13 @@ std::tuple<Tensor, Tensor> image_prior_forward_cuda(const Tensor& x, const Prior
   return {losses, sums};
 }
 
-Tensor image_prior_backward_cuda(const Tensor& grads, const Tensor& x, const Tensor& sums, const PriorShape& shape,
-                                 int kernel_size, double sigma) {
+Tensor backward(const ImagePriorBackward& arguments) {
+  const auto& [op, grads, sums] = arguments;
+  const auto& [x, shape, kernel_size, sigma] = op;
   const cuda::Context context(x);
   Tensor out = at::empty_like(x);
-  cuda::dispatch_pixels(x, [&](auto* pixels) {
-    using T = cuda::PixelOf<decltype(pixels)>;
+  dispatch_pixels(x, [&](auto* pixels) {
+    using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const auto batch = images(x, shape);
     const Tensor workspace = context.workspace(cuda::image_prior_backward_workspace<T>(batch));
@@ -51,4 +51,10 @@ Tensor image_prior_backward_cuda(const Tensor& grads, const Tensor& x, const Ten
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_image_prior_forward", checked<&image_prior_arguments, &forward>);
+  m.impl("_image_prior_backward", checked<&image_prior_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

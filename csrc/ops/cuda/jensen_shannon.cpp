@@ -1,22 +1,24 @@
 #include "ops/jensen_shannon.h"
 
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
+#include "ops/backend.h"
 #include "ops/cuda/jensen_shannon_kernel.h"
 #include "ops/cuda/rows.h"
 
 namespace exml {
+namespace {
 
 using at::Tensor;
 
-std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cuda(const Tensor& teacher_logits,
-                                                               const Tensor& student_logits, double temperature,
-                                                               Reduction reduction) {
+std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
+  const auto& [teacher_logits, student_logits, temperature, reduction] = arguments;
   const cuda::Context context(teacher_logits);
   const int64_t rows = teacher_logits.size(0), classes = teacher_logits.size(1);
   Tensor loss, teacher_lse, student_lse;
-  cuda::dispatch_pixels(teacher_logits, [&](auto* teacher) {
-    using T = cuda::PixelOf<decltype(teacher)>;
+  dispatch_pixels(teacher_logits, [&](auto* teacher) {
+    using T = PixelOf<decltype(teacher)>;
     using A = Accumulator<T>;
     const auto dtype = c10::CppTypeToScalarType<A>::value;
     const Tensor losses = context.empty({rows}, dtype);
@@ -32,14 +34,13 @@ std::tuple<Tensor, Tensor, Tensor> jensen_shannon_forward_cuda(const Tensor& tea
   return {loss, teacher_lse, student_lse};
 }
 
-Tensor jensen_shannon_backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& other_logits,
-                                    const Tensor& lse, const Tensor& other_lse, double temperature,
-                                    Reduction reduction) {
+Tensor backward(const JensenShannonBackward& arguments) {
+  const auto& [grad, logits, other_logits, lse, other_lse, temperature, reduction] = arguments;
   const cuda::Context context(logits);
   const int64_t rows = logits.size(0), classes = logits.size(1);
   Tensor out = at::empty_like(logits);
-  cuda::dispatch_pixels(logits, [&](auto* z) {
-    using T = cuda::PixelOf<decltype(z)>;
+  dispatch_pixels(logits, [&](auto* z) {
+    using T = PixelOf<decltype(z)>;
     using A = Accumulator<T>;
     cuda::jensen_shannon_backward(grad.const_data_ptr<A>(), reduction == Reduction::none, z,
                                   static_cast<const T*>(other_logits.const_data_ptr()), lse.const_data_ptr<A>(),
@@ -51,4 +52,10 @@ Tensor jensen_shannon_backward_cuda(const Tensor& grad, const Tensor& logits, co
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_jensen_shannon_forward", checked<&jensen_shannon_arguments, &forward>);
+  m.impl("_jensen_shannon_backward", checked<&jensen_shannon_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml

@@ -1,18 +1,23 @@
 #include "ops/jitter_flip.h"
 
+#include <torch/library.h>
+
+#include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/jitter_flip_kernel.h"
 
 namespace exml {
+namespace {
 
-void jitter_flip_cuda(const JitterFlip& a) {
+at::Tensor jitter_flip(const JitterFlip& a) {
+  if (a.x.numel() == 0) return a.out;
   const cuda::Context context(a.x);
   const bool channels_last = !a.out.is_contiguous();
   const auto sizes = a.x.sizes(), strides = a.x.strides();
-  cuda::dispatch_pixels(a.x, [&](auto* x) {
-    using T = cuda::PixelOf<decltype(x)>;
-    cuda::dispatch_pixels(a.out, [&](auto* typed) {
-      using U = cuda::PixelOf<decltype(typed)>;
+  dispatch_pixels(a.x, [&](auto* x) {
+    using T = PixelOf<decltype(x)>;
+    dispatch_pixels(a.out, [&](auto* typed) {
+      using U = PixelOf<decltype(typed)>;
       cuda::jitter_flip(cuda::JitterFlipArguments<T, U>{x,
                                                         {strides[0], strides[1], strides[2], strides[3]},
                                                         static_cast<U*>(a.out.mutable_data_ptr()),
@@ -31,6 +36,10 @@ void jitter_flip_cuda(const JitterFlip& a) {
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return a.out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
+
+}  // namespace
 }  // namespace exml

@@ -1,15 +1,16 @@
 #include "ops/soft_cross_entropy.h"
 
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
+#include "ops/backend.h"
 #include "ops/cuda/rows.h"
 #include "ops/cuda/soft_cross_entropy_kernel.h"
 
 namespace exml {
+namespace {
 
 using at::Tensor;
-
-namespace {
 
 template <typename A>
 cuda::Target<A> target_of(const Tensor& target) {
@@ -17,15 +18,13 @@ cuda::Target<A> target_of(const Tensor& target) {
   return {target.const_data_ptr<int64_t>(), nullptr};
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cuda(const Tensor& logits, const Tensor& target,
-                                                           double temperature, Reduction reduction) {
+std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
+  const auto& [logits, target, temperature, reduction] = arguments;
   const cuda::Context context(logits);
   const int64_t rows = logits.size(0), classes = logits.size(1);
   Tensor loss, lse;
-  cuda::dispatch_pixels(logits, [&](auto* z) {
-    using A = Accumulator<cuda::PixelOf<decltype(z)>>;
+  dispatch_pixels(logits, [&](auto* z) {
+    using A = Accumulator<PixelOf<decltype(z)>>;
     const auto dtype = c10::CppTypeToScalarType<A>::value;
     const Tensor losses = context.empty({rows}, dtype);
     lse = context.empty({rows}, dtype);
@@ -37,13 +36,13 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_forward_cuda(const Tensor& logits,
   return {loss, lse};
 }
 
-Tensor soft_cross_entropy_backward_cuda(const Tensor& grad, const Tensor& logits, const Tensor& target,
-                                        const Tensor& lse, double temperature, Reduction reduction) {
+Tensor backward(const SoftCrossEntropyBackward& arguments) {
+  const auto& [grad, logits, target, lse, temperature, reduction] = arguments;
   const cuda::Context context(logits);
   const int64_t rows = logits.size(0), classes = logits.size(1);
   Tensor out = at::empty_like(logits);
-  cuda::dispatch_pixels(logits, [&](auto* z) {
-    using T = cuda::PixelOf<decltype(z)>;
+  dispatch_pixels(logits, [&](auto* z) {
+    using T = PixelOf<decltype(z)>;
     using A = Accumulator<T>;
     cuda::soft_cross_entropy_backward(grad.const_data_ptr<A>(), reduction == Reduction::none, z, target_of<A>(target),
                                       lse.const_data_ptr<A>(), rows, classes, static_cast<A>(1 / temperature),
@@ -54,4 +53,10 @@ Tensor soft_cross_entropy_backward_cuda(const Tensor& grad, const Tensor& logits
   return out;
 }
 
+TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+  m.impl("_soft_cross_entropy_forward", checked<&soft_cross_entropy_arguments, &forward>);
+  m.impl("_soft_cross_entropy_backward", checked<&soft_cross_entropy_backward_arguments, &backward>);
+}
+
+}  // namespace
 }  // namespace exml
