@@ -18,15 +18,15 @@ namespace {
 
 #ifdef __GLIBC__
 
-// Smaller blocks are glibc's business.
+// Smaller blocks are left to glibc.
 constexpr size_t kLeast = 64 << 10;
-// A block serves for tensors of at least this share of its size.
+// A block is reused for tensors of at least this share of its size.
 constexpr double kShare = 0.8;
 
 class ReusedMemory final : public c10::Allocator {
  public:
   static ReusedMemory& instance() {
-    static auto* self = new ReusedMemory;  // never destroyed: tensors may outlive everything
+    static auto* self = new ReusedMemory;  // never destroyed, because tensors may outlive static objects
     return *self;
   }
 
@@ -60,7 +60,7 @@ class ReusedMemory final : public c10::Allocator {
   };
 
   ReusedMemory() {
-    // A child process has one thread, and nobody in it asked for reuse.
+    // A child process has one thread, and has not called begin().
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                    [] {
                      auto& self = instance();
@@ -110,7 +110,7 @@ class ReusedMemory final : public c10::Allocator {
     most_used_ = std::max(most_used_, used_);
   }
 
-  // Gives the blocks that lay there longest back to the system.
+  // Gives the blocks that have been free for the longest time back to the system.
   void keep_at_most(size_t bytes) {
     while (kept_ > bytes) {
       const auto oldest = std::min_element(free_.begin(), free_.end(), [](const auto& a, const auto& b) {

@@ -37,7 +37,8 @@ struct Thread {
   State state = State::ready;
   std::source_location where;
   unsigned mask = 0;
-  uint64_t slots[2];  // what it gave to its last two warp operations: a lane can be one operation ahead of another
+  uint64_t
+      slots[2];  // its values in the last two warp operations, because a lane can be one operation ahead of another
   unsigned operations = 0;
 };
 
@@ -102,7 +103,7 @@ std::string line(const Thread& t) { return std::to_string(t.where.line()); }
 
 [[noreturn]] void fail(const std::string& what) {
   const std::string place = "block " + std::to_string(blockIdx.x) + "," + std::to_string(blockIdx.y) + ": ";
-  threads.clear();  // their stacks are in the middle of something
+  threads.clear();  // a failed kernel leaves stacks that cannot be resumed
   throw EmulatorError(place + what);
 }
 
@@ -126,7 +127,7 @@ void release_warps() {
   }
 }
 
-// Lets all threads go on, or tells why none can.
+// Resumes all threads that can go on, or raises the reason why none can.
 void release_block() {
   const auto count = [](State state) {
     return std::count_if(threads.begin(), threads.end(), [&](const Thread& t) { return t.state == state; });

@@ -1,8 +1,9 @@
-// Runs CUDA kernels on the host, unmodified: a fibre a thread, blocks one after the other. For their logic, not speed.
+// Runs unmodified CUDA kernels on the host, to test their logic. Each thread is a fibre; blocks run one after the
+// other.
 //
-// Threads run in a shuffled order between barriers, so that a missing barrier shows; shared memory holds NaN before
-// each block; a barrier or warp operation that some threads miss raises EmulatorError. With AddressSanitizer, shared
-// arrays have red zones (-fsanitize-sections=exml_shared).
+// Threads run in a shuffled order between barriers, so that a missing barrier changes the result. Shared memory holds
+// NaN before each block. A barrier or warp operation that some threads miss raises EmulatorError. With
+// AddressSanitizer, shared arrays have red zones (-fsanitize-sections=exml_shared).
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-// A section of their own lets the emulator find all shared variables of a program.
+// Shared variables have a linker section of their own, where the emulator finds them.
 #define __shared__ static __attribute__((section("exml_shared")))
 
 struct dim3 {

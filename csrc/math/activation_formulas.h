@@ -1,5 +1,5 @@
 // The formulas of activation.h, for scalars and for the compiler's vectors: included in every namespace that has its
-// own tanh, sigmoid and normal. V: scalar or vector of A. Comparisons are such that a NaN stays one.
+// own tanh, sigmoid and normal. V: scalar or vector of A. The comparisons are written so that NaN in gives NaN out.
 
 template <typename V, typename A>
 EXML_HD V clamped(V z, A low, A high) {
@@ -36,7 +36,8 @@ EXML_HD V activate(V z, A slope) {
   return z;
 }
 
-// act'(z) g. The smooth derivatives are constant to rounding where z is clamped, and would be infinity times 0 beyond.
+// act'(z) g. z is clamped, because infinity times 0 would be NaN. The smooth derivatives are constant up to rounding
+// beyond the clamp.
 template <Activation activation, typename V, typename A>
 EXML_HD V pull_back(V z, V g, A slope) {
   const V zero = V{};

@@ -14,7 +14,7 @@ inline AdamRates adam_rates(double beta1, double beta2, double eps) {
   return {beta1, beta2, std::log(beta1), std::log(beta2), eps};
 }
 
-// What all pixels of a step share.
+// The factors that are the same for all pixels of a step.
 template <typename A>
 struct AdamStep {
   A fresh1, beta2, fresh2;       // fresh: 1 - beta

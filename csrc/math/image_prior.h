@@ -29,7 +29,7 @@ EXML_HD void prior_losses(const double* sums, double images, int64_t height, int
   losses[kPixelL2] = std::sqrt(sums[kNorm]);
 }
 
-// How strongly the losses pull on a pixel: what multiplies sign(d_i), d_i, the residual's part and the pixel itself.
+// The factors of sign(d_i), of d_i, of the residual's part and of the pixel itself in the gradient of a pixel.
 template <typename A>
 struct PriorPull {
   A abs[4], square[4], blur, norm;

@@ -2,8 +2,8 @@
 // its own half_log_mean_exp. V: scalar or vector of A. p and q are the two probabilities of a class, and m = (p + q)
 // / 2.
 
-// (log q - log p) / 2 from logits over temperature; shift: half of q's log-sum-exp less p's. Halves, because they and
-// all that is computed of them are finite wherever the logits are.
+// (log q - log p) / 2 from logits over temperature; shift: half of q's log-sum-exp less p's. Halves do not
+// overflow: they, and everything computed from them, are finite wherever the logits are.
 template <typename V, typename A>
 EXML_HD V half_log_odds(V logit_p, V logit_q, A shift) {
   return (logit_q * A(0.5) - logit_p * A(0.5)) - shift;
@@ -18,8 +18,8 @@ EXML_HD void half_log_ratios(V half_odds, V& of_p, V& of_q) {
   of_q = -(below + mean);
 }
 
-// The class's part of the divergence. A p that underflowed to 0 adds 0 because its ratio is finite; an infinite logit's
-// ratio is not, so that it gives NaN.
+// The class's part of the divergence. A p that underflowed to 0 adds 0, because its ratio is finite. The ratio of an
+// infinite logit is not finite, so that the part is NaN.
 template <typename V>
 EXML_HD V divergence(V p, V q, V half_odds) {
   V of_p, of_q;

@@ -10,7 +10,8 @@ struct ShiftedLine {
   int64_t size, shift;
   bool wrap, mirrored, adjoint;
 
-  // shift: any number of pixels towards the end. wrap: what leaves at one end enters at the other, else zeros do.
+  // shift: any number of pixels towards the end. wrap: pixels that leave at one end enter at the other; otherwise zeros
+  // enter.
   EXML_HD ShiftedLine(int64_t size, int64_t shift, bool mirrored, bool wrap, bool adjoint)
       : size(size), wrap(wrap), mirrored(mirrored), adjoint(adjoint) {
     if (wrap) {
@@ -23,7 +24,7 @@ struct ShiftedLine {
     }
   }
 
-  // The pixel that moves to place i, or -1 where a zero does.
+  // The pixel that moves to place i, or -1 for a zero.
   EXML_HD int64_t source(int64_t i) const {
     if (mirrored && !adjoint) i = size - 1 - i;
     i -= shift;

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., 2011): random numbers as a function of (seed, sequence, counter), so that every element
-// of a tensor draws from a stream of its own, whatever the number of threads.
+// Philox4x32-10 (Salmon et al., 2011): random numbers as a function of (seed, sequence, counter). Every element of a
+// tensor draws from a stream of its own, so that the number of threads does not change the draws.
 #pragma once
 
 #include "math/platform.h"

@@ -1,4 +1,4 @@
-// What lets one formula serve the CPU kernels, the CUDA kernels and the host tests.
+// Macros by which one formula serves the CPU kernels, the CUDA kernels and the host tests.
 #pragma once
 
 #include <cmath>

@@ -13,7 +13,7 @@ struct ChannelStatistics {
   A mean, var;
 };
 
-// What one channel adds to the two sums from which the loss is formed.
+// The terms that one channel adds to the two sums from which the loss is formed.
 template <typename A>
 struct DistanceSums {
   A mean = 0, moment = 0;
@@ -51,7 +51,7 @@ EXML_HD ChannelStatistics<A> statistics_gradient(Distance distance, Moment momen
     d_var = (A(1) / given.var - A(1) / batch.var) / 2;
   } else {
     d_var = second_moment(moment, batch.var) - second_moment(moment, given.var);
-    // d sqrt(v) / d v; a constant channel has no direction in which its deviation grows first.
+    // d sqrt(v) / d v. It is taken as 0 for a constant channel, whose deviation grows in all directions alike.
     if (moment == Moment::std) d_var *= batch.var == A(0) ? A(0) : A(1) / (2 * std::sqrt(batch.var));
     if (distance == Distance::l2) {  // a norm's gradient at zero is zero
       d_mean = sums.mean == A(0) ? A(0) : d_mean / std::sqrt(sums.mean);

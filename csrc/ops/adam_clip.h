@@ -10,7 +10,7 @@
 
 namespace exml {
 
-// What a kernel reads and writes, all dense: x, exp_avg and exp_avg_sq (float32 or float64) in `layout`; grad in
+// The arguments of a kernel, all dense: x, exp_avg and exp_avg_sq (float32 or float64) in `layout`; grad in
 // x's dtype or bfloat16, in `layout` or (grad_transposed) in the other order. step: one int64 or float32; lr: one
 // value in x's dtype; low, high: (C,) in x's dtype, or undefined; active: bool (N,), or undefined.
 struct AdamClip {
@@ -20,7 +20,7 @@ struct AdamClip {
   AdamRates rates;
 };
 
-// The arguments of exml::adam_clip_, checked and laid out for a kernel.
+// Checks the arguments of exml::adam_clip_ and lays them out for a kernel.
 AdamClip adam_clip_arguments(const at::Tensor& x, const at::Tensor& grad, const at::Tensor& exp_avg,
                              const at::Tensor& exp_avg_sq, const at::Tensor& step, const at::Tensor& lr, double beta1,
                              double beta2, double eps, const std::optional<at::Tensor>& low,

@@ -6,15 +6,15 @@
 
 namespace exml {
 
-// What a forward kernel reads: x (N, C, H, W) and the size of a window. It returns (N, C, H / height, W / width) in x's
-// dtype and memory format.
+// The arguments of a forward kernel: x (N, C, H, W) and the size of a window. It returns (N, C, H / height, W / width)
+// in x's dtype and memory format.
 struct AveragePool2d {
   at::Tensor x;
   int64_t height, width;
 };
 
-// What a backward kernel reads: grad (N, C, H / height, W / width), the sizes of x, and whether x was channels_last. It
-// returns the gradient of x, which is 0 at pixels beyond the last window.
+// The arguments of a backward kernel: grad (N, C, H / height, W / width), the sizes of x, and whether x was
+// channels_last. It returns the gradient of x, which is 0 at pixels beyond the last window.
 struct AveragePool2dBackward {
   at::Tensor grad;
   at::IntArrayRef sizes;
@@ -22,7 +22,7 @@ struct AveragePool2dBackward {
   bool channels_last;
 };
 
-// The arguments of exml::_average_pool2d_forward and _backward, checked.
+// Checks the arguments of exml::_average_pool2d_forward and _backward.
 AveragePool2d average_pool2d_arguments(const at::Tensor& x, at::IntArrayRef kernel);
 AveragePool2dBackward average_pool2d_backward_arguments(const at::Tensor& grad, at::IntArrayRef sizes,
                                                         at::IntArrayRef kernel, bool channels_last);

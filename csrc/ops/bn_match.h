@@ -1,4 +1,4 @@
-// Distance between the channel statistics of an activation and given ones (Yin 2020, Eq. 4).
+// Distance between the channel statistics of an activation and given statistics (Yin 2020, Eq. 4).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,9 +14,9 @@ namespace exml {
 Distance distance_from(const char* op, std::string_view name);
 Moment moment_from(const char* op, std::string_view name);
 
-// What a forward kernel reads: x, dense in `layout`, and the given statistics (C,), contiguous in the accumulator's
-// dtype. It returns the loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows. Both are in the
-// accumulator's dtype.
+// The arguments of a forward kernel: x, dense in `layout`, and the given statistics (C,), contiguous in the
+// accumulator's dtype. It returns the loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows.
+// Both are in the accumulator's dtype.
 struct BNMatch {
   at::Tensor x;
   ChannelLayout layout;
@@ -25,14 +25,14 @@ struct BNMatch {
   Moment moment;
 };
 
-// What a backward kernel reads. It returns the gradient of x, laid out as x.
+// The arguments of a backward kernel. It returns the gradient of x, laid out as x.
 struct BNMatchBackward {
   at::Tensor grad, x;
   ChannelLayout layout;
   at::Tensor coefficients;
 };
 
-// The arguments of exml::_bn_match_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_bn_match_forward and _backward and lays them out for a kernel.
 BNMatch bn_match_arguments(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
                            std::string_view distance, std::string_view moment);
 BNMatchBackward bn_match_backward_arguments(const at::Tensor& grad, const at::Tensor& x,

@@ -13,7 +13,7 @@ struct ChannelLayout {
   int64_t count() const { return batch * plane; }  // values of one channel
 };
 
-// x itself where its memory is dense in one of the two orders, else a contiguous copy; and its layout.
+// Returns x if its memory is dense in one of the two orders, otherwise a contiguous copy; and the layout.
 inline std::pair<at::Tensor, ChannelLayout> with_channel_layout(const at::Tensor& x) {
   const auto rows = [&](const at::Tensor& t) { return t.dim() > 2 && t.movedim(1, -1).is_contiguous(); };
   ChannelLayout layout{x.size(0), x.size(1), 1, false};

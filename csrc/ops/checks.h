@@ -1,4 +1,4 @@
-// Argument checks that several ops share. Each message names the op, the argument, what was expected and what came.
+// Argument checks that several ops share. Each message names the op, the argument, the expectation and the given value.
 #pragma once
 
 #include <ATen/core/Tensor.h>

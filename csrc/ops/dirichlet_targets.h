@@ -8,8 +8,8 @@
 
 namespace exml {
 
-// What a kernel reads: similarity (K, K) float32 or float64, contiguous; classes (N,) int64, contiguous; betas (N,) in
-// similarity's dtype, contiguous. It returns (N, K) in similarity's dtype: row n is a draw from
+// The arguments of a kernel: similarity (K, K) float32 or float64, contiguous; classes (N,) int64, contiguous; betas
+// (N,) in similarity's dtype, contiguous. It returns (N, K) in similarity's dtype: row n is a draw from
 // Dirichlet(betas[n] * similarity[classes[n]]). A row whose class is out of range or whose concentration is not
 // positive and finite is NaN.
 struct DirichletTargets {
@@ -17,7 +17,7 @@ struct DirichletTargets {
   std::optional<at::Generator> generator;
 };
 
-// The arguments of exml::dirichlet_targets, of which shapes, dtypes and devices are checked.
+// Checks shapes, dtypes and devices of the arguments of exml::dirichlet_targets and lays them out for a kernel.
 DirichletTargets dirichlet_targets_arguments(const at::Tensor& similarity, const at::Tensor& classes,
                                              const at::Tensor& betas, const std::optional<at::Generator>& generator);
 

@@ -1,4 +1,4 @@
-// Batch normalisation with frozen statistics, residual and activation, and the statistics of what came in, in one pass.
+// Batch normalisation with frozen statistics, residual and activation, and the statistics of the input, in one pass.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,9 +15,9 @@ namespace exml {
 
 Activation activation_from(std::string_view name);
 
-// What a forward kernel reads, for y = activation(scale x + shift (+ residual)): x, dense in `layout`; scale, shift
-// (C,), contiguous in the accumulator's dtype; residual, laid out as x, or undefined. It returns y, laid out as x, and
-// the mean and variance of x (C,) in the accumulator's dtype.
+// The arguments of a forward kernel, for y = activation(scale x + shift (+ residual)): x, dense in `layout`; scale,
+// shift (C,), contiguous in the accumulator's dtype; residual, laid out as x, or undefined. It returns y, laid out as
+// x, and the mean and variance of x (C,) in the accumulator's dtype.
 struct FrozenBNAct {
   at::Tensor x;
   ChannelLayout layout;
@@ -26,15 +26,15 @@ struct FrozenBNAct {
   double negative_slope;
 };
 
-// What a backward kernel reads: the forward pass, what arrives at its outputs (each may be undefined; grad_y is laid
-// out as x), and its mean. It returns the gradient of x and, with_residual, that of the residual.
+// The arguments of a backward kernel: the forward pass, what arrives at its outputs (each may be undefined; grad_y is
+// laid out as x), and its mean. It returns the gradient of x and, with_residual, that of the residual.
 struct FrozenBNActBackward {
   FrozenBNAct op;
   at::Tensor grad_y, grad_mean, grad_var, mean;
   bool with_residual;
 };
 
-// The arguments of exml::_frozen_bn_act_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_frozen_bn_act_forward and _backward and lays them out for a kernel.
 FrozenBNAct frozen_bn_act_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift,
                                     const std::optional<at::Tensor>& residual, std::string_view activation,
                                     double negative_slope);

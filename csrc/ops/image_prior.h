@@ -22,8 +22,8 @@ struct PriorShape {
   double planes_per_group() const { return double(per_image ? 1 : images) * double(channels); }
 };
 
-// What a forward kernel reads: x (N, C, H, W), contiguous or channels_last. It returns the losses in the accumulator's
-// dtype, (kPriorLosses,) or, per image, (kPriorLosses, N), and the sums (groups, kPriorSums) in float64.
+// The arguments of a forward kernel: x (N, C, H, W), contiguous or channels_last. It returns the losses in the
+// accumulator's dtype, (kPriorLosses,) or, per image, (kPriorLosses, N), and the sums (groups, kPriorSums) in float64.
 struct ImagePrior {
   at::Tensor x;
   PriorShape shape;
@@ -31,14 +31,14 @@ struct ImagePrior {
   double sigma;
 };
 
-// What a backward kernel reads: grads as the losses, contiguous, and the sums of the forward pass. It returns the
+// The arguments of a backward kernel: grads as the losses, contiguous, and the sums of the forward pass. It returns the
 // gradient of x, laid out as x.
 struct ImagePriorBackward {
   ImagePrior op;
   at::Tensor grads, sums;
 };
 
-// The arguments of exml::_image_prior_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_image_prior_forward and _backward and lays them out for a kernel.
 ImagePrior image_prior_arguments(const at::Tensor& x, int64_t kernel_size, double sigma, bool per_image);
 ImagePriorBackward image_prior_backward_arguments(const at::Tensor& grads, const at::Tensor& x, const at::Tensor& sums,
                                                   int64_t kernel_size, double sigma, bool per_image);

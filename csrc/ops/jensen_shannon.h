@@ -10,17 +10,17 @@
 
 namespace exml {
 
-// What a forward kernel reads: both logits (N, K), contiguous, of one dtype. It returns the loss, (N,) or a scalar, and
-// the log-sum-exps of teacher_logits / temperature and of student_logits / temperature (N,), all in the accumulator's
-// dtype.
+// The arguments of a forward kernel: both logits (N, K), contiguous, of one dtype. It returns the loss, (N,) or a
+// scalar, and the log-sum-exps of teacher_logits / temperature and of student_logits / temperature (N,), all in the
+// accumulator's dtype.
 struct JensenShannon {
   at::Tensor teacher_logits, student_logits;
   double temperature;
   Reduction reduction;
 };
 
-// What a backward kernel reads: grad, a scalar, or (N,) contiguous where nothing was reduced; logits as above, and
-// their log-sum-exps. It returns the gradient of `logits`. These may be the teacher's or the student's, because the
+// The arguments of a backward kernel: grad, a scalar, or (N,) contiguous where nothing was reduced; logits as above,
+// and their log-sum-exps. It returns the gradient of `logits`. These may be the teacher's or the student's, because the
 // divergence is symmetric.
 struct JensenShannonBackward {
   at::Tensor grad, logits, other_logits, lse, other_lse;
@@ -28,7 +28,7 @@ struct JensenShannonBackward {
   Reduction reduction;
 };
 
-// The arguments of exml::_jensen_shannon_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_jensen_shannon_forward and _backward and lays them out for a kernel.
 JensenShannon jensen_shannon_arguments(const at::Tensor& teacher_logits, const at::Tensor& student_logits,
                                        double temperature, std::string_view reduction);
 JensenShannonBackward jensen_shannon_backward_arguments(const at::Tensor& grad, const at::Tensor& logits,

@@ -7,7 +7,7 @@
 
 namespace exml {
 
-// What a kernel reads and writes. x: (N, C, H, W) of any strides. shift: int64, down and right, contiguous, (2,) or (N,
+// The arguments of a kernel. x: (N, C, H, W) of any strides. shift: int64, down and right, contiguous, (2,) or (N,
 // 2). flip: bool, contiguous, () or (N,). out: (N, C, H, W), contiguous or channels_last, of any of the three dtypes.
 struct JitterFlip {
   at::Tensor x, shift, flip, out;
@@ -17,7 +17,7 @@ struct JitterFlip {
   int64_t flip_step() const { return flip.dim() == 1 ? 1 : 0; }
 };
 
-// The arguments of exml::_jitter_flip, checked, and memory for the result.
+// Checks the arguments of exml::_jitter_flip and allocates the result.
 JitterFlip jitter_flip_arguments(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& flip,
                                  at::ScalarType dtype, at::MemoryFormat memory_format, std::string_view border,
                                  bool adjoint);

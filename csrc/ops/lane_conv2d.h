@@ -10,29 +10,29 @@ namespace exml {
 
 // Stride 1 and one group; all tensors on one device and of one dtype.
 
-// What a forward kernel reads: x (N, C, H, W), weight (K, C, kernel height, kernel width), bias (K,), and padding from
-// 0 to the kernel's size less one. It returns (N, K, H', W') in lane_conv2d_format.
+// The arguments of a forward kernel: x (N, C, H, W), weight (K, C, kernel height, kernel width), bias (K,), and padding
+// from 0 to the kernel's size less one. It returns (N, K, H', W') in lane_conv2d_format.
 struct LaneConv2d {
   at::Tensor x, weight;
   std::optional<at::Tensor> bias;
   at::IntArrayRef padding;
 };
 
-// What the kernel of the input gradient reads: grad (N, K, H', W') and the sizes of x. It returns the gradient of x,
-// channels_last if grad or the weight is.
+// The arguments of the kernel of the input gradient: grad (N, K, H', W') and the sizes of x. It returns the gradient of
+// x, channels_last if grad or the weight is.
 struct LaneConv2dInput {
   at::Tensor grad, weight;
   at::IntArrayRef sizes, padding;
 };
 
-// What the kernel of the weight gradient reads: grad, x and the sizes of the weight. It returns the gradient of the
-// weight.
+// The arguments of the kernel of the weight gradient: grad, x and the sizes of the weight. It returns the gradient of
+// the weight.
 struct LaneConv2dWeight {
   at::Tensor grad, x;
   at::IntArrayRef sizes, padding;
 };
 
-// The arguments of exml::_lane_conv2d_forward, _input and _weight, checked.
+// Check the arguments of exml::_lane_conv2d_forward, _input and _weight.
 LaneConv2d lane_conv2d_arguments(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                                  at::IntArrayRef padding);
 LaneConv2dInput lane_conv2d_input_arguments(const at::Tensor& grad, const at::Tensor& weight, at::IntArrayRef sizes,

@@ -20,15 +20,15 @@ struct MatchedLayer {
   int64_t channels() const { return mean.size(0); }
 };
 
-// What a forward kernel reads. It returns the loss (scalar) in the statistics' dtype and each layer's DistanceSums
-// (L, 2) in float64.
+// The arguments of a forward kernel. It returns the loss (scalar) in the statistics' dtype and each layer's
+// DistanceSums (L, 2) in float64.
 struct MatchStatistics {
   std::vector<MatchedLayer> layers;
   Distance distance;
   Moment moment;
 };
 
-// What a backward kernel reads: the pull on the loss (scalar) and the sums of the forward pass. It returns the
+// The arguments of a backward kernel: the pull on the loss (scalar) and the sums of the forward pass. It returns the
 // gradients of all means, then of all variances, layer after layer: (2, sum of C).
 struct MatchStatisticsBackward {
   at::Tensor grad;
@@ -38,7 +38,7 @@ struct MatchStatisticsBackward {
 
 using LayerWeights = std::optional<at::ArrayRef<double>>;
 
-// The arguments of exml::_match_statistics_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_match_statistics_forward and _backward and lays them out for a kernel.
 MatchStatistics match_statistics_arguments(at::TensorList means, at::TensorList variances, at::TensorList target_means,
                                            at::TensorList target_variances, LayerWeights weights,
                                            std::string_view distance, std::string_view moment);

@@ -9,24 +9,24 @@
 
 namespace exml {
 
-// What a forward kernel reads: logits (N, K), contiguous; target (N,) int64, or (N, K) in the accumulator's dtype,
-// contiguous. It returns the loss, (N,) or a scalar, and the log-sum-exp of logits / temperature (N,), both in the
-// accumulator's dtype.
+// The arguments of a forward kernel: logits (N, K), contiguous; target (N,) int64, or (N, K) in the accumulator's
+// dtype, contiguous. It returns the loss, (N,) or a scalar, and the log-sum-exp of logits / temperature (N,), both in
+// the accumulator's dtype.
 struct SoftCrossEntropy {
   at::Tensor logits, target;
   double temperature;
   Reduction reduction;
 };
 
-// What a backward kernel reads: grad, a scalar, or (N,) contiguous where nothing was reduced, and the log-sum-exp of
-// the forward pass. It returns the gradient of the logits.
+// The arguments of a backward kernel: grad, a scalar, or (N,) contiguous where nothing was reduced, and the log-sum-exp
+// of the forward pass. It returns the gradient of the logits.
 struct SoftCrossEntropyBackward {
   at::Tensor grad, logits, target, lse;
   double temperature;
   Reduction reduction;
 };
 
-// The arguments of exml::_soft_cross_entropy_forward and _backward, checked and laid out for a kernel.
+// Checks the arguments of exml::_soft_cross_entropy_forward and _backward and lays them out for a kernel.
 SoftCrossEntropy soft_cross_entropy_arguments(const at::Tensor& logits, const at::Tensor& target, double temperature,
                                               std::string_view reduction);
 SoftCrossEntropyBackward soft_cross_entropy_backward_arguments(const at::Tensor& grad, const at::Tensor& logits,

@@ -1,4 +1,4 @@
-// What the kernel tests share: random arrays in each dtype, and their comparison with a naive double computation.
+// Helpers of the kernel tests: random arrays in each dtype, and their comparison with a naive double computation.
 #pragma once
 
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-// The emulator must run correct kernels correctly and refuse wrong ones, or the kernels' tests prove nothing.
+// The emulator must run correct kernels correctly and reject wrong ones: the tests of the kernels rely on it.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -22,7 +22,7 @@ void step_autograd(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, c
     at::AutoDispatchBelowADInplaceOrView guard;
     op.call(x, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, low, high, active);
   }
-  // So that a graph which saved one of them notices.
+  // A graph that saved one of these tensors then raises an error.
   for (const Tensor* t : {&x, &exp_avg, &exp_avg_sq})
     if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
 }

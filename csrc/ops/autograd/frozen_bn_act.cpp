@@ -41,7 +41,7 @@ struct FrozenBNActFunction : torch::autograd::Function<FrozenBNActFunction> {
     ctx->set_materialize_grads(false);
     ctx->saved_data["activation"] = std::string(activation);
     ctx->saved_data["negative_slope"] = negative_slope;
-    // Without an activation the residual adds its gradient and is not looked at.
+    // Without an activation, the gradient does not depend on the values of the residual.
     const bool given = residual && residual->defined(), needed = given && activation != "none";
     ctx->saved_data["residual"] = given;
     ctx->save_for_backward({x, scale, shift, mean, needed ? *residual : Tensor()});

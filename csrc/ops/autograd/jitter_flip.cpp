@@ -18,7 +18,7 @@ Tensor jitter_flip_op(const Tensor& x, const Tensor& shift, const Tensor& flip, 
   return op.call(x, shift, flip, dtype, memory_format, border, adjoint);
 }
 
-// Linear in x, so that its derivative is its own adjoint, as often as one likes.
+// The op is linear in x: its derivative is its adjoint, and derivatives of any order exist.
 struct JitterFlipFunction : torch::autograd::Function<JitterFlipFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& shift, const Tensor& flip,
                         at::ScalarType dtype, at::MemoryFormat memory_format, std::string_view border, bool adjoint) {

@@ -1,11 +1,11 @@
-// Backward ops have no derivative of their own here: a second one raises instead of being silently wrong.
+// Backward ops have no derivative. A second derivative raises an error instead of being silently wrong.
 #pragma once
 
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace exml {
 
-// What `compute` returns where autograd does not follow it.
+// Calls `compute` without autograd.
 template <typename F>
 auto below_autograd(F compute) {
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -13,7 +13,7 @@ auto below_autograd(F compute) {
 }
 
 struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
-  // `result`, computed from `grad` and `x`, joined to their graph by a node that refuses to be differentiated.
+  // Joins `result`, which was computed from `grad` and `x`, to their graph by a node whose derivative raises an error.
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& x,
                             const at::Tensor& result, const std::string& op) {
     ctx->saved_data["op"] = op;
@@ -35,7 +35,7 @@ struct OnceDifferentiable : torch::autograd::Function<OnceDifferentiable> {
   }
 };
 
-// What `compute` makes of `grad` and `x`; its derivatives raise.
+// Calls `compute`, whose result depends on `grad` and `x`. The derivatives of the result raise an error.
 template <typename F>
 at::Tensor once_differentiable(const std::string& op, const at::Tensor& grad, const at::Tensor& x, F compute) {
   return OnceDifferentiable::apply(grad, x, below_autograd(compute), op);

@@ -2,7 +2,7 @@
 // it.
 namespace exml::cpu::EXML_CAPABILITY {
 
-// kRow: low and high hold a value for each pixel of the run, else one for all.
+// kRow: low and high hold a value for each pixel of the run; otherwise one value for all pixels.
 template <bool kRow, typename A, typename G>
 void adam_run(A* __restrict__ x, const G* __restrict__ grad, A* __restrict__ m, A* __restrict__ v,
               const A* __restrict__ low, const A* __restrict__ high, int64_t size, const AdamStep<A>& shared) {

@@ -15,14 +15,15 @@ void pool_row(const T* __restrict__ x, A* __restrict__ line, T* __restrict__ out
       const A* from = line + j * width * channels + c;
       A total = from[0];
       for (int64_t p = 1; p < width; ++p) total += from[p * channels];
-      line[j * channels + c] = total;  // behind what is still to be read
+      line[j * channels + c] = total;  // this place has been read already
     }
   }
   const A share = A(1) / static_cast<A>(height * width);
   for (int64_t i = 0; i < outputs * channels; ++i) narrow(line[i] * share, out[i]);
 }
 
-// The first of the rows of x's gradient that a row of outputs was made from; all are alike. `line` takes the shares.
+// The first row of x's gradient for one row of outputs. The other rows of the windows are equal to it. `line` takes the
+// shares.
 template <typename T>
 void spread_row(const T* __restrict__ grad, T* __restrict__ line, T* __restrict__ out, int64_t height, int64_t width,
                 int64_t channels, int64_t outputs) {

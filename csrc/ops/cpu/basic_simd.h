@@ -1,5 +1,5 @@
 // Vectors to and from memory. Compiled once for each instruction set by for_each_capability.h: GCC splits a vector
-// operation into what the function's own target has, before it inlines.
+// operation into instructions of the function's own target before it inlines the function.
 namespace exml::cpu::EXML_CAPABILITY {
 
 EXML_INLINE Vector<float> load(const float* p) {
@@ -23,7 +23,7 @@ EXML_INLINE Vector<float> load(const BFloat16* p) {
   return (Vector<float>)(bits << 16);
 }
 
-// A scalar or a vector, as the caller's arithmetic wants it.
+// A scalar or a vector, depending on the type that the caller computes with.
 template <typename V>
 EXML_INLINE V load_as(const float* p) {
   V v;

@@ -60,7 +60,7 @@ template <typename T>
 void row_moments(const T* x, int64_t rows, int64_t channels, Moments<double>* moments) {
   using A = Accumulator<T>;
   constexpr int kWidth = kLanes<A>;
-  // As many rows as the second-level cache holds, so that walking down one tile after the other reads memory once.
+  // A tile has as many rows as the second-level cache holds, so that memory is read once.
   const int64_t block = std::max<int64_t>(64, std::min<int64_t>(1024, 65536 / channels));
   for (int64_t start = 0; start < rows; start += block, x += block * channels) {
     const int64_t count = std::min(block, rows - start);

@@ -5,7 +5,8 @@ namespace exml::cpu {
 
 enum class Capability { baseline, avx2, avx512 };
 
-// The best one that this processor has and this build contains; EXML_CPU_CAPABILITY=baseline|avx2|avx512 lowers it.
+// The best instruction set that this processor has and this build contains. EXML_CPU_CAPABILITY=baseline|avx2|avx512
+// lowers it.
 Capability capability();
 const char* capability_name();
 

@@ -13,7 +13,8 @@ namespace exml {
 
 // Values of x that one task of a parallel loop handles.
 constexpr int64_t kTask = 16384;
-// Upper bound on the partial results a channel, whatever the number of threads: results do not depend on it.
+// Upper bound on the partial results of a channel. It does not depend on the number of threads, so that the result does
+// not either.
 constexpr int64_t kPartials = 32;
 
 // The moments of every channel. rows(offset, count, moments) adds those of `count` rows at x[offset] to one Moments a

@@ -1,5 +1,5 @@
 // Includes EXML_SIMD_SOURCE once for each instruction set, each time in a namespace of its own (EXML_CAPABILITY).
-// The source may define functions, types and constants only, in that namespace, and include nothing that does more.
+// The source, and the headers that it includes, may only define functions, types and constants in that namespace.
 #include "math/activation.h"
 #include "ops/cpu/capability.h"
 #include "ops/cpu/simd.h"
@@ -13,7 +13,7 @@
 #if EXML_CPU_VARIANTS
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
-#define EXML_AVX2  // GCC does not tell C++ about a target set by a pragma
+#define EXML_AVX2  // GCC defines no macro for a target that a pragma sets
 #define EXML_CAPABILITY avx2
 #include "ops/cpu/basic_simd.h"
 #include "ops/cpu/elementary_simd.h"

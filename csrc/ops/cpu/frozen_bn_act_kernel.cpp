@@ -71,7 +71,7 @@ struct Lanes {
   }
 };
 
-// What is left of `count` < period values, copied to where a whole row may be read and written.
+// The last `count` < period values, copied to memory in which a whole row may be read and written.
 template <typename T>
 std::vector<T> padded(const T* from, int64_t count, int64_t period) {
   std::vector<T> values(from ? period : 0);
@@ -94,7 +94,7 @@ class LaneMoments {
     for (size_t i = 0; i < mean_.size(); ++i) {
       const double offset = sums[i] * per_row, m2 = squares[i] - sums[i] * offset;
       const double delta = center[i] + offset - mean_[i];
-      // Comparing so keeps a NaN; before the first block weight is 0 and share 1.
+      // This comparison keeps a NaN. Before the first block, weight is 0 and share is 1.
       m2_[i] += (m2 < 0 ? 0 : m2) + delta * delta * weight;
       mean_[i] += delta * share;
     }
@@ -214,7 +214,8 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
     using A = Accumulator<T>;
     const A *shift = op.shift.const_data_ptr<A>(), *means = mean.const_data_ptr<A>();
     const A *mean_pulls = data_or_null<A>(grad_mean), *var_pulls = data_or_null<A>(grad_var);
-    // Without a gradient of y, any finite number times 0 takes its place; where x is not finite, mean is not either.
+    // Without a gradient of y, x times 0 takes its place. This is NaN only where x is not finite, and then the mean is
+    // not finite either.
     const bool flows = grad_y.defined();
     const Activation activation = flows ? op.activation : Activation::none;
     std::vector<A> scale(channels), offset(channels), slope(channels);

@@ -113,8 +113,8 @@ EXML_INLINE void forward_some_rows(const BNActForward<T>& p, int64_t begin, int6
   });
 }
 
-// Whether to take four rows at a time, which share their constants. Of rows between a few cache lines and half a page,
-// four leave the prefetcher nothing in order: they took up to twice as long as one by one.
+// Whether to take four rows at a time, which share their constants. Rows of a few cache lines to half a page are taken
+// one by one: four at a time defeat the prefetcher and took up to twice as long.
 template <typename T>
 bool by_fours(int64_t period) {
   const int64_t bytes = period * int64_t(sizeof(T));

@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
                      EXML_CPU_CALL(plane_sums, plane, residual, partial.data() + p * kPriorSums);
                    });
     double* total = sums.data_ptr<double>();
-    for (int64_t p = 0; p < planes; ++p)  // in order, whatever the threads did
+    for (int64_t p = 0; p < planes; ++p)  // in a fixed order, which does not depend on the threads
       for (int i = 0; i < kPriorSums; ++i) total[p * groups / planes * kPriorSums + i] += partial[p * kPriorSums + i];
     for (int64_t g = 0; g < groups; ++g) {
       double group[kPriorLosses];

@@ -127,7 +127,7 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
                     A* scratch, A* out) {
   const int64_t height = plane.height, length = plane.length, step = plane.step, width = plane.width();
   const int64_t radius = window.radius;
-  bool apart = false;  // most recipes have a weight for one of total variation and blur
+  bool apart = false;  // most recipes weight only one of total variation and blur
   for (int d = 0; d < 4; ++d) apart = apart || pull.abs[d] != A(0) || pull.square[d] != A(0);
   A *padded = scratch, *column = padded + radius * step;
   memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
@@ -151,7 +151,7 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
       for (int64_t t = 0; t <= 2 * radius; ++t) value += window.taps[t] * load_as<V>(padded + e + t * step);
       return pull.norm * load_as<V>(row + e) + pull.blur * (load_as<V>(r + e) - value);
     };
-    // A difference pulls its two pixels apart: seen from a pixel, one term for each of its neighbours.
+    // The gradient of a pixel has one term for each neighbour, because each difference has two pixels.
     const auto away_from = [&](auto value, int64_t e, int direction, const A* other) {
       using V = decltype(value);
       return V(value + difference_pull(pull, direction, V(load_as<V>(row + e) - load_as<V>(other))));

@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
         const A p_lse = EXML_CPU_CALL(row_lse, p, classes, scale), q_lse = EXML_CPU_CALL(row_lse, q, classes, scale);
         const A js = EXML_CPU_CALL(row_divergence, p, q, classes, scale, p_lse, q_lse);
         row_losses[n] = A(1) - js;
-        // A row whose divergence is NaN shall have no plausible gradient either.
+        // A row whose divergence is NaN must have a gradient of NaN too.
         teacher_lses[n] = js == js ? p_lse : js;
         student_lses[n] = js == js ? q_lse : js;
       }

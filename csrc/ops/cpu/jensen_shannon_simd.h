@@ -25,8 +25,8 @@ EXML_INLINE Vector<double> half_log_mean_exp(Vector<double> x) {
 
 #include "math/jensen_shannon_formulas.h"
 
-// Calls f(first class, lanes in use, vectors of both rows' logits / temperature) along two rows; what it gets in lanes
-// beyond them is not finite.
+// Calls f(first class, lanes in use, vectors of both rows' logits / temperature) along two rows. The values in lanes
+// beyond the rows are not finite.
 template <typename T, typename F>
 EXML_INLINE void along_rows(const T* logits, const T* other, int64_t classes, Accumulator<T> scale, F f) {
   using A = Accumulator<T>;

@@ -2,7 +2,7 @@
 // it.
 namespace exml::cpu::EXML_CAPABILITY {
 
-// kStep: distance of consecutive values, of which `from` reads; 0 stands for any distance, given in `step`.
+// kStep: distance of consecutive values of `from`; 0 for a distance that is given in `step`.
 template <int kFrom, int kTo, typename T, typename U>
 EXML_INLINE void copy_strided(const T* __restrict__ x, int64_t from, U* __restrict__ out, int64_t to, int64_t size) {
   const int64_t a = kFrom ? kFrom : from, b = kTo ? kTo : to;

@@ -30,7 +30,7 @@ namespace {
 using at::Tensor;
 using cpu::LaneShape;
 
-// Planes an odd number of vectors apart: at powers of two their pixels would compete for the same lines of the cache.
+// Planes lie an odd number of vectors apart. At powers of two their pixels would compete for the same cache lines.
 int64_t plane_of(int64_t height, int64_t row) { return height * row | 1; }
 
 LaneShape shape_of(const Tensor& x, int64_t kernel_height, int64_t kernel_width, int64_t top, int64_t left) {

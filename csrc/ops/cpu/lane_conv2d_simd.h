@@ -72,8 +72,8 @@ EXML_INLINE void transpose(Lanes<A>* v) {
   }
 }
 
-// `size` values of each of `count` images, which lie `size` apart, to the places that `place` gives; images that are
-// not there become zeros.
+// `size` values of each of `count` images, which lie `size` apart, to the places that `place` gives. Images beyond
+// `count` become zeros.
 template <typename A, typename T>
 void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, A* to) {
   constexpr int64_t n = kImages<A>;
@@ -83,7 +83,7 @@ void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, 
     return;
   }
   for (int64_t first = 0; first < size; first += n) {
-    const int64_t l = std::min(first, size - n);  // the last step repeats what it must
+    const int64_t l = std::min(first, size - n);  // the last step overlaps the one before it
     Lanes<A> v[n];
     for (int i = 0; i < n; ++i) v[i] = i < count ? load_lanes<A>(from + i * size + l) : Lanes<A>{};
     transpose<A>(v);
@@ -151,7 +151,7 @@ void lane_rows(const A* x, const A* weights, const A* bias, const LaneShape& s, 
     const int64_t first = std::max<int64_t>(0, s.top - i);
     const int64_t rows = std::min(s.kernel_height, s.height + s.top - i) - first;
     const A* taps = weights + first * s.kernel_width * kOutputs;
-    for (int64_t t = 0; t < tiles; ++t) {  // tiles as wide as each other, up to a pixel
+    for (int64_t t = 0; t < tiles; ++t) {  // the widths of tiles differ by at most one pixel
       const int64_t begin = t * s.out_width / tiles, end = (t + 1) * s.out_width / tiles;
       lane_pixels<kOutputs, kPixels>(end - begin, x + ((i + first - s.top) * s.row + begin) * n, taps, bias, rows, s,
                                      out + (i * s.out_width + begin) * n, s.out_plane);
@@ -165,14 +165,14 @@ EXML_INLINE void lane_outputs(int64_t count, const A* x, const A* weights, const
   if constexpr (kOutputs > 1) lane_outputs<kOutputs - 1>(count, x, weights, bias, s, out);
 }
 
-// How many output channels each block has but the last, which may have fewer.
+// Output channels of a block. The last block may have fewer.
 inline int64_t lane_block(int64_t outputs, int64_t most) {
   const int64_t blocks = (outputs + most - 1) / most;
   return (outputs + blocks - 1) / blocks;
 }
 
-// Weights to what lane_convolve reads: for each block of outputs [channel][tap][output]. The adjoint's outputs are the
-// channels of the weights (K, C, h, w), and its taps are in reverse order.
+// Brings weights into the order that lane_convolve reads: for each block of outputs [channel][tap][output]. The
+// adjoint's outputs are the channels of the weights (K, C, h, w), and its taps are in reverse order.
 template <typename A, typename T>
 void lane_weights(const T* weights, int64_t outputs, int64_t channels, int64_t taps, bool adjoint, A* to) {
   const int64_t block = lane_block(outputs, kTileOutputs);

@@ -1,4 +1,4 @@
-// Vectors as wide as the registers, for loops in which many are live at a time: GCC keeps wider ones in memory.
+// Vectors as wide as the registers, for loops that use many vectors at a time: GCC would keep wider ones in memory.
 // Included by sources of for_each_capability.h.
 namespace exml::cpu::EXML_CAPABILITY {
 

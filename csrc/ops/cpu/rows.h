@@ -1,4 +1,4 @@
-// What the CPU kernels of the losses over rows of logits share.
+// Helpers of the CPU kernels of losses over rows of logits.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// Memory of a thread that calls share; they would map and clear it anew each time.
+// Scratch memory that each thread keeps for its next call, which saves mapping and clearing it again.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 
 namespace exml {
 
-// At least `size` values, of any value; those of another purpose or type lie elsewhere.
+// Memory for at least `size` values, not initialised. Each purpose and type has its own.
 template <typename A, int kPurpose>
 A* scratch(int64_t size) {
   thread_local std::vector<A> memory;

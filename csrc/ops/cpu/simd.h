@@ -1,4 +1,4 @@
-// 64-byte vectors by the compiler's vector extension, which lowers them to whatever registers the target has.
+// 64-byte vectors by the compiler's vector extension, which lowers them to the registers of the target.
 #pragma once
 
 #include <cmath>

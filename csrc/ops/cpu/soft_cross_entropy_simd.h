@@ -23,7 +23,7 @@ Accumulator<T> row_loss(const T* logits, const Accumulator<T>* target, int64_t c
   return sum<A>(loss);
 }
 
-// out = pull * (mass * softmax - target); the target may be absent (indices: the caller subtracts its one).
+// out = pull * (mass * softmax - target). The target is null for class indices; then the caller subtracts it.
 template <typename T>
 void row_gradient(const T* logits, const Accumulator<T>* target, int64_t classes, Accumulator<T> scale,
                   Accumulator<T> lse, Accumulator<T> pull, T* out) {

@@ -32,7 +32,7 @@ EXML_INLINE void window_row(const A* x, const A* windows, int64_t height, int64_
     dot_windows<kOutputs, 1>(x + j * channels, windows, height, span, row, channels, out + j * outputs, outputs);
 }
 
-// One row of the result, all output channels; as many accumulators at a time as there are registers for.
+// One row of the result, all output channels, with as many accumulators at a time as fit the registers.
 template <typename A, typename T>
 void convolve_row(const A* x, const A* windows, int64_t height, int64_t span, int64_t row, int64_t channels, T* out,
                   int64_t outputs, int64_t width) {

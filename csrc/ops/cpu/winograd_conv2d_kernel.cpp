@@ -23,10 +23,12 @@ namespace {
 using at::Tensor;
 
 constexpr int64_t kTile = 4, kPlaces = 36, kVector = cpu::kLanes<float>;
-// Floats of scratch memory for the factors of a block, some of a second-level cache, and rows of its products.
+// Floats of scratch memory for the factors of a block, a part of the second-level cache; bounds on the tiles of a
+// block.
 constexpr int64_t kBlockFloats = 1 << 16, kLeastRows = 28, kMostRows = 224;
 
-// Blocks of tiles, as large as each other up to a tile and as many for each thread; `floats` of factors a tile.
+// Number of blocks of tiles. Block sizes differ by at most one tile, and every thread gets the same number of blocks.
+// floats: of the factors of a tile.
 int64_t block_count(int64_t tiles, int64_t floats) {
   const int64_t fits = std::clamp(kBlockFloats / floats, kLeastRows, kMostRows), threads = at::get_num_threads();
   return std::min(tiles, threads * ((tiles + fits * threads - 1) / (fits * threads)));
@@ -58,7 +60,7 @@ template <typename T>
 void convolve(const T* pixels, int64_t batch, const Plane& in, const float* panels, const float* start,
               at::IntArrayRef padding, const Plane& out, T* result) {
   const int64_t down = (out.height + kTile - 1) / kTile, across = (out.width + kTile - 1) / kTile;
-  // Rows a little more than the channels apart: at powers of two they would compete for the same lines of the cache.
+  // Rows lie a vector more than the channels apart. At powers of two they would compete for the same cache lines.
   const int64_t tiles = batch * down * across, row = in.channels + kVector;
   const int64_t blocks = block_count(tiles, kPlaces * row), rows = (tiles + blocks - 1) / blocks;
   const std::vector<T> zeros(in.channels, T{});

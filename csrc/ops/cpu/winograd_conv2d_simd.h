@@ -42,7 +42,7 @@ inline void panel_product(const float* a, int64_t row, int64_t rows, const float
                           float* c) {
   constexpr int n = kRegisterBytes / sizeof(float);
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  for (int64_t block = 0; block < blocks; ++block) {  // as high as each other, up to a row
+  for (int64_t block = 0; block < blocks; ++block) {  // the heights of blocks differ by at most one row
     const int64_t first = block * rows / blocks, count = (block + 1) * rows / blocks - first;
     const float* values = a + first * row;
     for (int64_t j = 0; j < columns; j += 2 * n) {
@@ -82,7 +82,7 @@ EXML_INLINE void output_line(const Vector<float>* m, int64_t step, Vector<float>
 template <typename T>
 void winograd_input(const T* const* at, int64_t channels, float* to, int64_t pitch) {
   for (int64_t first = 0; first < channels; first += kLanes<float>) {
-    const int64_t c = std::min<int64_t>(first, channels - kLanes<float>);  // the last step repeats what it must
+    const int64_t c = std::min<int64_t>(first, channels - kLanes<float>);  // the last step overlaps the one before it
     Vector<float> d[36], half[36], whole[36];
 #pragma GCC unroll 36
     for (int i = 0; i < 36; ++i) d[i] = load(at[i] + c);

@@ -1,8 +1,8 @@
 // Channel moments in one pass over an activation, and elementwise passes with constants a channel, in both memory
 // orders.
 //
-// What happens to the values is a visitor's business: Visit::At<kWidth, kStep>, made from the visitor and a channel, is
-// called with each pack and the index of its first value. Lane j of a pack is of channel c + j * kStep.
+// A visitor processes the values: Visit::At<kWidth, kStep>, constructed from the visitor and a channel, is called with
+// each pack and the index of its first value. Lane j of a pack belongs to channel c + j * kStep.
 #pragma once
 
 #include "math/moments.h"
@@ -20,7 +20,7 @@ constexpr int kBatch = 4;
 template <int kWidth>
 constexpr int kRun = kWidth == 1 ? 64 : 16;
 
-// Number of partial results above which one block would take longer over them than a launch more.
+// With more partial results than this, one block takes longer to combine them than a second launch takes.
 constexpr int64_t kManyPartials = 8192;
 
 // Partial moments of channel c from split s are at [c * splits + s] of three arrays: count, mean, m2.

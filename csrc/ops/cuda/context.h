@@ -1,4 +1,4 @@
-// What every binder needs: the device and stream to launch on, scratch memory, and typed pointers (ops/dispatch.h).
+// Helpers of all binders: the device and stream to launch on, scratch memory, and typed pointers (ops/dispatch.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 
 namespace exml::cuda {
 
-// Makes the tensor's device the current one for as long as it lives.
+// While it lives, the device of the tensor is the current device.
 class Context {
  public:
   explicit Context(const at::Tensor& anchor)

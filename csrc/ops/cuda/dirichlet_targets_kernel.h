@@ -13,7 +13,7 @@ struct RandomState {
   const int64_t *device_seed, *device_offset;
 };
 
-// By how much a launch advances the generator's offset.
+// The number by which a launch advances the offset of the generator.
 uint64_t dirichlet_targets_words();
 
 // similarity (classes, classes); labels, betas (rows,). scratch: (rows, classes). A row whose label is out of range or

@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
   var[c] = static_cast<A>(moments.variance());
 }
 
-// Whether all arrays that there are split into packs.
+// Whether all given arrays split into packs.
 template <typename T, typename... Pointers>
 bool all_packed(const ChannelShape& shape, Pointers... arrays) {
   return (... && (arrays == nullptr || packed<T>(arrays, shape)));
@@ -151,7 +151,7 @@ void frozen_bn_act_backward(const FrozenNormGrads<T>& grads, const T* x, const F
   const int64_t blocks = 8 * int64_t(multiprocessors);
   const Backward<T> visit{norm,   grads,        x, Accumulator<T>(1) / static_cast<Accumulator<T>>(shape.count()),
                           grad_x, grad_residual};
-  // Two doubles a thread spill around the calls that their divisions are.
+  // Divisions of doubles are calls, around which two doubles a thread would spill.
   constexpr int kWidth = sizeof(T) == 8 ? 1 : kPackWidth<T>;
   if (all_packed<T>(shape, x, norm.residual, grads.y, grad_x, grad_residual))
     for_each_pack<kWidth>(shape, blocks, visit, stream);

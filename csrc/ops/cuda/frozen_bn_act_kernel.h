@@ -27,7 +27,7 @@ template <typename T>
 void frozen_bn_act_forward(const T* x, const FrozenNorm<T>& norm, const ChannelShape& shape, int multiprocessors,
                            void* workspace, T* y, Accumulator<T>* mean, Accumulator<T>* var, cudaStream_t stream);
 
-// What arrives at y, mean and var, each of which may be null, and mean itself.
+// The gradients of y, mean and var, each of which may be null, and the mean of the forward pass.
 template <typename T>
 struct FrozenNormGrads {
   const T* y;

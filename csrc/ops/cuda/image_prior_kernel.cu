@@ -30,8 +30,8 @@ __device__ __forceinline__ Tile this_tile(const Tiles& tiles, int side) {
           int64_t(place - row * tiles.across) * side};
 }
 
-// Fills kSide x kSide values of a tile and kHalo around it, reflected at the image's border; zero where even the
-// reflection is outside, whose blur weight is zero.
+// Fills kSide x kSide values: a tile and kHalo around it, reflected at the border of the image. Values whose reflection
+// is outside the image are zero; their blur weight is zero.
 template <int kSide, int kHalo, typename T, typename A>
 __device__ __forceinline__ void load_tile(const T* __restrict__ x, const Tiles& tiles, const Tile& tile, A* values) {
   for (int e = threadIdx.x; e < kSide * kSide; e += kThreads) {
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const A* at = values + (i + 2 * kRadius) * kSide + j + 2 * kRadius;
     const A pixel = *at;
     A grad = pull.norm * pixel + pull.blur * residual;
-    // A difference pulls its two pixels apart: seen from a pixel, one term for each of its neighbours.
+    // The gradient of a pixel has one term for each neighbour, because each difference has two pixels.
     const bool above = row > 0, below = row + 1 < tiles.height, left = column > 0, right = column + 1 < tiles.width;
     if (left) grad += difference_pull(pull, 0, pixel - at[-1]);
     if (right) grad += difference_pull(pull, 0, pixel - at[1]);
@@ -235,7 +235,7 @@ BlurWindow<A> widened(const BlurWindow<A>& window) {
   return result;
 }
 
-// Calls f with the least radius that there is a kernel for, as a compile-time constant.
+// Calls f with the smallest sufficient radius for which a kernel exists, as a compile-time constant.
 template <typename F>
 void with_radius(int radius, F f) {
   if (radius <= 1)

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using A = Accumulator<T>;
   __shared__ A shared[kThreads / 32];
   const int64_t n = this_row<kGroup>(),
-                count = n < rows ? classes : 0;  // a group without a row keeps the others company
+                count = n < rows ? classes : 0;  // a group without a row takes part in the barriers
   const int lane = threadIdx.x % kGroup;
   const T *p_row = teacher + n * classes, *q_row = student + n * classes;
   const A p_lse = row_lse<kGroup>(p_row, count, scale, shared), q_lse = row_lse<kGroup>(q_row, count, scale, shared);
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   js = group_reduce<kGroup>(js, Sum{}, shared);
   if (n >= rows || lane > 0) return;
   losses[n] = A(1) - js;
-  // A row whose divergence is NaN shall have no plausible gradient either.
+  // A row whose divergence is NaN must have a gradient of NaN too.
   teacher_lses[n] = js == js ? p_lse : js;
   student_lses[n] = js == js ? q_lse : js;
 }

@@ -1,4 +1,4 @@
-// Kernel launches, written so that the host tests can compile the same sources and run them by their emulator.
+// Kernel launches, written so that the host tests can compile the same sources and run them in the emulator.
 #pragma once
 
 #include <cstdint>

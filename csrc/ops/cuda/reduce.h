@@ -14,7 +14,7 @@ struct Sum {
   }
 };
 
-// Passes over NaN: the sums formed after it do not.
+// The larger of two values. It ignores NaN; the sums that are formed afterwards do not.
 struct Largest {
   template <typename A>
   __device__ A operator()(A a, A b) const {
