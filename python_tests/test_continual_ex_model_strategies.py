@@ -104,7 +104,7 @@ def test_descriptions_are_json_and_tell_settings_apart() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="unknown field 'step'"):
         ModelInversion(step=3)
-    with pytest.raises(ValueError, match="recipe must be one of .*got 'dream'"):
+    with pytest.raises(ValueError, match=r"recipe must be one of .*got 'dream'"):
         ModelInversion("dream")
     with pytest.raises(ValueError, match="'model_inversion' has targets 'hard', expected 'dirichlet'"):
         DataImpression("model_inversion")

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +11,7 @@ from op_checks import relative_error
 from torch import nn
 
 from exml_fast import InputSpec
-from exml_fast.engine import conv_tuning
 from exml_fast.engine.conv_plan import ConvShape, Plan
-from exml_fast.engine.conv_tuning import fastest_plan, only_plan
 from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.teacher import FrozenTeacher
 
@@ -153,82 +148,6 @@ def test_second_derivatives_raise() -> None:
     (grad,) = torch.autograd.grad((y * weight).sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="frozen_conv2d: second derivatives"):
         grad.sum().backward()
-
-
-def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(conv_tuning, "_measured", {})
-    shape = ConvShape((8, 3, 17, 17), (5, 3, 3, 3), (2, 2), (1, 1), (1, 1), 1, True)
-    first = fastest_plan(shape, torch.float32)
-    assert first[1] > 0
-    measure = conv_tuning._measure
-    monkeypatch.setattr(conv_tuning, "_measure", lambda *_: pytest.fail("measured again"))
-    assert fastest_plan(shape, torch.float32) == first
-    monkeypatch.setattr(conv_tuning, "_measured", {})  # as in another process
-    assert fastest_plan(shape, torch.float32) == first
-    monkeypatch.setattr(conv_tuning, "_measure", measure)
-    for broken in ("{", "[]", '{"a": 1}'):
-        (tmp_path / "cache" / "convolutions.json").write_text(broken)
-        monkeypatch.setattr(conv_tuning, "_measured", {})
-        assert fastest_plan(shape, torch.float32)[1] > 0
-
-
-def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    only = ConvShape((4, 32, 8, 8), (32, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1, True)
-    several = ConvShape((4, 32, 8, 8), (32, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
-    for dtype in (torch.float32, torch.bfloat16):
-        assert only_plan(only, dtype) == Plan("packed", "convolution", "packed")
-        assert only_plan(several, dtype) is None
-    monkeypatch.setattr(conv_tuning, "_measure", lambda *_: pytest.fail("measured"))
-    model = nn.Sequential(
-        nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
-    )
-    for precision in ("float32", "bfloat16"):
-        teacher = FrozenTeacher(model.eval(), SPEC, precision=precision, batch_size=4)
-        assert list(teacher.plans.values()) == [(precision, Plan("packed", "convolution", "packed"))]
-
-
-def by_a_clock_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]
-) -> tuple[list[str], tuple[str, float]]:
-    """The calls and the result of ``_fastest`` for ways that take these seconds, the last ones for ever."""
-    calls: list[str] = []
-    now = 0.0
-
-    def way(name: str) -> None:
-        nonlocal now
-        times = seconds[name]
-        now += times[min(calls.count(name), len(times) - 1)]
-        calls.append(name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "perf_counter", lambda: now)
-        found = conv_tuning._fastest({name: partial(way, name) for name in seconds})
-    return calls, found
-
-
-def test_the_fastest_way_is_found_beside_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, found = by_a_clock_of_its_own(monkeypatch, {"slow": [9.0, 0.02], "fast": [9.0, 0.001]})
-    assert found == ("fast", pytest.approx(0.001)) and calls.count("slow") == 3, (
-        "the first call is not timed, two show it hopeless"
-    )
-    _, found = by_a_clock_of_its_own(monkeypatch, {"first": [9.0, 0.006], "better": [9.0, 0.02, 0.002]})
-    assert found == ("better", pytest.approx(0.002)), "one interruption does not decide"
-    _, found = by_a_clock_of_its_own(monkeypatch, {"first": [0.0100], "hardly better": [0.0095]})
-    assert found[0] == "first"
-    calls, found = by_a_clock_of_its_own(monkeypatch, {"only": [9.0, 0.5, 0.1, 0.2]})
-    assert found == ("only", pytest.approx(0.1)) and len(calls) == 4
-
-
-def test_winograd_is_timed_with_enough_tiles_for_each_thread() -> None:
-    for size, batch, threads, images in ((56, 4, 1, 1), (14, 64, 1, 2), (4, 64, 1, 28), (4, 64, 2, 56), (7, 4, 1, 4)):
-        shape = ConvShape((batch, 128, size, size), (128, 128, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            assert conv_tuning._few_images(shape).input[0] == images
-        finally:
-            torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

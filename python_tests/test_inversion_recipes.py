@@ -25,10 +25,10 @@ def test_papers_numbers() -> None:
     imagenet = recipes.get("deep_inversion/imagenet")
     assert (imagenet.lr, imagenet.steps, imagenet.tv_l2, imagenet.bn, imagenet.jitter) == (0.05, 20000, 1e-4, 1e-2, 29)
     assert recipes.suited((32, 32)) == recipes.get("deep_inversion")
-    assert recipes.suited((32, 32), False) == recipes.get("model_inversion")
-    large = recipes.suited((224, 224), True, adaptive=True)
+    assert recipes.suited((32, 32), statistics=False) == recipes.get("model_inversion")
+    large = recipes.suited((224, 224), adaptive=True)
     assert large == recipes.get("adaptive_deep_inversion/imagenet-transferable")
-    assert recipes.suited((224, 224), False, adaptive=True) == large.replace(bn=0.0)
+    assert recipes.suited((224, 224), statistics=False, adaptive=True) == large.replace(bn=0.0)
     many, transfer = (
         recipes.get("deep_inversion/imagenet-multiresolution"),
         recipes.get("deep_inversion/imagenet-transfer"),
@@ -62,7 +62,7 @@ def test_coarser_recipes_halve_the_jitter_and_take_their_steps() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match=r"deep_inversion/cifar10.*model_inversion/mnist.*deep_inversionn.*mean 'deep_inversion'"):
+    with pytest.raises(ValueError, match=r"deep_inversion/cifar10.*noise.*deep_inversionn.*mean 'deep_inversion'"):
         recipes.get("deep_inversionn")
     recipe = Recipe("mine")
     assert recipes.get(recipe) is recipe

@@ -1,118 +1,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from small_networks import BN, CE, SPEC, network
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
 from exml_fast.engine.conv_plan import Plan
 from exml_fast.engine.memory import required_bytes
-from exml_fast.inversion import Recipe, Result, Synthesizer, invert, recipes
+from exml_fast.inversion import Recipe, Synthesizer, invert
 from exml_fast.inversion.state import mixed_batches
 from exml_fast.models import LeNet5
 from exml_fast.storage import load_checkpoint, save_checkpoint
-
-SPEC = InputSpec(1, (12, 12), (0.5,), (0.25,))
-CE = Recipe("ce", steps=20, batch_size=8, l2=1e-3, norm_squared=True, jitter=1, border="zero")
-BN = CE.replace(name="bn", bn=1.0)
-
-
-def network(seed: int = 0, batch_norm: bool = True) -> nn.Sequential:
-    torch.manual_seed(seed)
-    norm = [nn.BatchNorm2d(6)] if batch_norm else []
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 3, stride=2), *norm, nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, 5)
-    )
-    nn.init.normal_(model[-1].weight)
-    return model
-
-
-def state_of(model: nn.Module) -> list[object]:
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    flags = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    return [hooks, flags, [p.grad for p in model.parameters()]]
-
-
-@pytest.mark.parametrize("recipe", ["deep_inversion", "model_inversion", "model_inversion/cifar10"])
-def test_a_digits_teacher_recognises_its_images(digits_teacher: tuple[nn.Module, InputSpec], recipe: str) -> None:
-    model, spec = digits_teacher
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    steps = {"model_inversion": 1000}.get(recipe, 300)
-    result = invert(model, per_class=4, recipe=recipe, spec=spec, steps=steps)
-    assert torch.equal(result.labels, torch.arange(10).repeat(4))
-    accuracy = (model(result.images).argmax(1) == result.labels).double().mean().item()
-    assert accuracy >= 0.95 and accuracy == result.summary["teacher_accuracy"]
-    if "bn" in result.history:
-        assert result.history["bn"][-1] < 0.5 * result.history["bn"][0]
-    assert result.history["loss"][-1] < 0.5 * result.history["loss"][0]
-    assert all(len(values) == steps for values in result.history.values())
-    assert result.images.dtype == torch.float32 and result.images.shape == (40, *spec.shape)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_soft_targets_are_met_and_their_argmax_is_the_label(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
-    model, spec = digits_teacher
-    result = invert(
-        model, per_class=6, recipe="data_impressions/mnist", spec=spec, steps=400, lr=0.05, temperature=1.0, bn=0.0,
-        l2=0.0, blur=0.0, jitter=0,
-    )  # fmt: skip
-    assert result.targets is not None and torch.equal(result.targets.argmax(1), result.labels)
-    assert (model(result.images).softmax(1) - result.targets).abs().max() < 0.1
-
-
-def test_classes_and_units_are_class_ids() -> None:
-    model = network()
-    result = invert(model, [30, 10], per_class=3, recipe=CE, spec=SPEC, units=[10, 20, 30, 40, 50], steps=100)
-    assert result.labels.tolist() == [30, 10] * 3
-    model.eval()
-    assert model(result.images).argmax(1).tolist() == [2, 0] * 3
-    soft = CE.replace(targets="dirichlet", betas=(0.1,), label="argmax", dirichlet_over="classes", steps=2)
-    result = invert(model, [30, 10], per_class=8, recipe=soft, spec=SPEC, units=[10, 20, 30, 40, 50])
-    assert result.targets is not None and set(result.labels.tolist()) == {10, 30}
-    assert (result.targets[:, [1, 3, 4]] == 0).all()
-
-
-def test_the_recipe_is_that_of_the_size_unless_named() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 3, 3, 2), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for side, name, steps in (
-        (12, "deep_inversion", {}),
-        (96, "deep_inversion/imagenet-transferable", {"coarse_steps": (1,)}),
-    ):
-        spec = InputSpec(1, (side, side), (0.5,), (0.25,))
-        assert invert(model, [0], per_class=1, spec=spec, steps=1, **steps).summary["recipe"]["name"] == name
-        assert Synthesizer(model, spec).recipe.name == name
-
-
-def test_networks_of_one_size_are_inverted_at_that_size() -> None:
-    class Fixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.features = nn.Sequential(nn.Conv2d(1, 3, 3, 32, 1), nn.BatchNorm2d(3), nn.Flatten())
-            self.head = nn.Linear(27, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.features(x))
-            return logits
-
-    spec = InputSpec(1, (96, 96), (0.5,), (0.25,))
-    chosen = Synthesizer(Fixed(), spec).recipe
-    full = recipes.get("deep_inversion/imagenet-transferable")
-    assert chosen == full.replace(coarse_steps=(), steps=full.steps + sum(full.coarse_steps))
-    assert invert(Fixed(), [0], per_class=1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
-    with pytest.raises(ValueError, match=r"coarse_steps must be \(\) for a network that takes one size alone: Fixed"):
-        invert(Fixed(), [0], per_class=1, recipe=full.name, spec=spec)
-
-
-@pytest.mark.parametrize("classes", [["goldfish"], 5, [1.7], [True], "01"])
-def test_classes_are_integers(classes: Any) -> None:
-    with pytest.raises(ValueError, match="classes must be a sequence of class ids, integers, got"):
-        invert(network(), classes, per_class=1, recipe=CE, spec=SPEC)
 
 
 def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,27 +25,6 @@ def test_more_images_than_memory_has_are_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"201 images \(1, 12, 12\) are 0\.0 GB, and 0\.0 GB of memory are free"):
         invert(network(), [0], per_class=201, recipe=CE.replace(batch_size=1, steps=1), spec=SPEC)
     assert len(invert(network(), [0], per_class=5, recipe=CE.replace(batch_size=1, steps=1), spec=SPEC)) == 5
-
-
-def test_anything_with_model_spec_and_units_is_understood() -> None:
-    class Wrapped:
-        model, input_spec, units, classes = network(), SPEC, (4, 5, 6, 7, 8), (5, 7)
-
-    assert invert(Wrapped(), per_class=2, recipe=CE, steps=1).labels.tolist() == [5, 7, 5, 7]
-
-
-def test_same_seed_same_images_whatever_the_global_state() -> None:
-    model = network()
-    soft = BN.replace(targets="dirichlet", betas=(1.0, 0.1))
-    first = invert(model, recipe=soft, spec=SPEC, per_class=4, seed=3)
-    torch.manual_seed(99)
-    torch.rand(7)
-    state = torch.get_rng_state()
-    second = invert(model, recipe=soft, spec=SPEC, per_class=4, seed=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
-    assert first.targets is not None and second.targets is not None and torch.equal(first.targets, second.targets)
-    assert not torch.equal(first.images, invert(model, recipe=soft, spec=SPEC, per_class=4, seed=4).images)
 
 
 def test_images_do_not_depend_on_the_batch_size_without_coupling() -> None:
@@ -175,25 +57,6 @@ def test_uniform_start_is_in_the_range_of_pixels() -> None:
     result = invert(network(), recipe=CE, spec=SPEC, init="uniform", steps=1, lr=1e-30)
     pixels = SPEC.denormalize(result.images)
     assert 0 <= pixels.min() < 0.05 and 0.95 < pixels.max() <= 1 and abs(pixels.mean() - 0.5) < 0.05
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_the_teacher_is_given_back_as_it_was(training: bool) -> None:
-    model = network().train(training)
-    model[-1].bias.requires_grad_(False)
-    before, weights = state_of(model), {k: v.clone() for k, v in model.state_dict().items()}
-    with torch.no_grad():
-        invert(model, recipe=BN, spec=SPEC)
-    with torch.inference_mode():
-        invert(model, recipe=BN, spec=SPEC, steps=2)
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        invert(model, recipe=BN, spec=SPEC, progress=stop)
-    assert state_of(model) == before
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
 
 def test_early_stop_freezes_confident_images(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
@@ -348,46 +211,6 @@ def test_not_a_number_is_named() -> None:
         invert(model, recipe=BN, spec=SPEC, per_class=1)
 
 
-def test_errors_name_the_argument() -> None:
-    model = network()
-    with pytest.raises(ValueError, match=r"classes \[5\].*0 to 4"):
-        invert(model, [0, 5], recipe=CE, spec=SPEC)
-    with pytest.raises(ValueError, match="classes"):
-        invert(model, [], recipe=CE, spec=SPEC)
-    with pytest.raises(ValueError, match="per_class"):
-        invert(model, per_class=0, recipe=CE, spec=SPEC)
-    with pytest.raises(ValueError, match="recipe must be one of .*got 'dream'"):
-        invert(model, recipe="dream", spec=SPEC)
-    with pytest.raises(ValueError, match="unknown field 'step' .*did you mean 'steps'"):
-        invert(model, recipe=CE, spec=SPEC, step=3)
-    with pytest.raises(ValueError, match="InputSpec"):
-        invert(model, recipe=CE)
-    with pytest.raises(ValueError, match=r"rejects images of shape \(2, 3, 12, 12\)"):
-        invert(model, recipe=CE, spec=InputSpec(3, (12, 12), (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(ValueError, match="units must be 5"):
-        invert(model, recipe=CE, spec=SPEC, units=[0, 1])
-    with pytest.raises(ValueError, match="labels"):
-        Synthesizer(model, SPEC, CE).run(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"nn\.Module"):
-        invert(3, recipe=CE, spec=SPEC)
-
-
-def test_outputs_other_than_logits_are_refused() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x.flatten(1), x
-
-    with pytest.raises(ValueError, match="got tuple"):
-        invert(Pair(), recipe=CE, spec=SPEC)
-    with pytest.raises(ValueError, match=r"logits.*\(2, 6, 5, 5\)"):
-        invert(network()[:1], recipe=CE, spec=SPEC)
-
-
-def test_double_networks_and_networks_without_parameters() -> None:
-    assert invert(network().double(), recipe=BN, spec=SPEC, steps=2).images.dtype == torch.float32
-    assert len(invert(nn.Flatten(), [3, 4], per_class=1, recipe=CE, spec=SPEC, steps=2)) == 2
-
-
 ADAPTIVE = BN.replace(name="adi", compete=2.0, compete_temperature=2.0)
 
 
@@ -528,47 +351,6 @@ def test_images_larger_than_memory_are_refused_at_once(monkeypatch: pytest.Monke
     for count in (7, 8):
         with pytest.raises(ValueError, match=r"8 images.*smaller batch_size") if count == 8 else nullcontext():
             Synthesizer(model, SPEC, CE.replace(steps=1)).run([0] * count)
-
-
-@pytest.fixture
-def result() -> Iterator[Result]:
-    soft = CE.replace(steps=3, targets="dirichlet", betas=(1.0,))
-    yield invert(network(), recipe=soft, spec=SPEC, per_class=2)
-
-
-def test_result_survives_its_folder(tmp_path: Path, result: Result) -> None:
-    result.save(tmp_path / "run")
-    again = Result.load(tmp_path / "run")
-    assert torch.equal(again.images, result.images) and torch.equal(again.labels, result.labels)
-    assert result.targets is not None and again.targets is not None and torch.equal(again.targets, result.targets)
-    assert result.logits is not None and again.logits is not None and torch.equal(again.logits, result.logits)
-    assert torch.allclose(again.soft_labels(2.0), (result.logits / 2).softmax(1))
-    assert again.spec == SPEC and again.summary == result.summary and again.seconds == result.seconds
-    assert {k: v.tolist() for k, v in again.history.items()} == {k: v.tolist() for k, v in result.history.items()}
-    result.targets = result.logits = None
-    result.save(tmp_path / "run")
-    assert Result.load(tmp_path / "run").targets is None
-    with pytest.raises(ValueError, match="logits were not kept"):
-        Result.load(tmp_path / "run").soft_labels()
-
-
-def test_damaged_results_are_named(tmp_path: Path, result: Result) -> None:
-    result.save(tmp_path)
-    (tmp_path / "result.json").write_text('{"terms": ["nothing"]}')
-    with pytest.raises(ValueError, match=r"history\.nothing.*missing"):
-        Result.load(tmp_path)
-    result.labels = result.labels[:3]
-    result.save(tmp_path)
-    with pytest.raises(ValueError, match="do not fit"):
-        Result.load(tmp_path)
-
-
-def test_grid(tmp_path: Path, result: Result) -> None:
-    from torchvision.io import decode_image
-
-    result.save_grid(tmp_path / "grid.png", columns=5)
-    assert decode_image(str(tmp_path / "grid.png")).shape == (3, 2 * 14 + 2, 5 * 14 + 2)
-    result.save_grid(tmp_path / "square.png")
 
 
 @pytest.mark.gpu

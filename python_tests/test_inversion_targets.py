@@ -25,7 +25,7 @@ def test_similarity_takes_the_last_linear_layer_of_a_model() -> None:
 def test_similarity_is_positive_in_degenerate_cases() -> None:
     for weight in (torch.zeros(3, 4), torch.ones(3, 4), -torch.eye(3)):
         for normalize in (True, False):
-            similarity = class_similarity(weight, normalize)
+            similarity = class_similarity(weight, normalize=normalize)
             assert similarity.isfinite().all() and (similarity > 0).all()
 
 
@@ -109,7 +109,7 @@ def test_mixture_rows_are_distributions_over_the_allowed_units(
 
     def draw() -> torch.Tensor:
         return dirichlet_mixture(
-            similarity, torch.tensor(classes), betas, torch.Generator().manual_seed(seed), among=among
+            similarity, torch.tensor(classes), betas, generator=torch.Generator().manual_seed(seed), among=among
         )
 
     targets = draw()
@@ -123,7 +123,9 @@ def test_mixture_rows_are_distributions_over_the_allowed_units(
 def test_mixture_has_the_mean_and_variance_of_each_share() -> None:
     similarity = class_similarity(torch.randn(4, 6))
     count, betas = 40_000, (10.0, 1.0)
-    targets = dirichlet_mixture(similarity, torch.full((count,), 2), betas, torch.Generator().manual_seed(1)).double()
+    targets = dirichlet_mixture(
+        similarity, torch.full((count,), 2), betas, generator=torch.Generator().manual_seed(1)
+    ).double()
     for i, beta in enumerate(betas):
         alpha = beta * similarity[2]
         mean = alpha / alpha.sum()

@@ -136,7 +136,7 @@ def prepared_inversion(
     if kind not in (None, *PARAMETRISATIONS):
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
     drawn = PARAMETRISATIONS[kind]() if kind else None
-    usual = recipes.suited_to(teacher.model, teacher.spec, matched, parametrisation=drawn)
+    usual = recipes.suited_to(teacher.model, teacher.spec, statistics=matched, parametrisation=drawn)
     recipe = _changed(run["recipe"] or usual, run["overrides"])
     options: dict[str, Any] = {
         "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
@@ -187,7 +187,9 @@ def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
         raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
     named = run["recipes"]
     if not named and first is None:
-        named = [recipes.suited_to(teacher.model, teacher.spec, _has_statistics(run, teacher), adaptive=True)]
+        named = [
+            recipes.suited_to(teacher.model, teacher.spec, statistics=_has_statistics(run, teacher), adaptive=True)
+        ]
     if not named and run["inversion"]:
         raise ValueError("--set changes a recipe: give --recipe too")
     in_turn = [_changed(name, run["inversion"]) for name in named]

@@ -170,7 +170,7 @@ def get(recipe: str | Recipe) -> Recipe:
     return named("recipe", recipe, {name: _RECIPES[name] for name in names()})
 
 
-def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = False) -> Recipe:
+def suited(size: tuple[int, int], *, statistics: bool = True, adaptive: bool = False) -> Recipe:
     """The recipe where nobody names one, by the images' size (height, width).
 
     ``statistics``: there are some to match; ``adaptive``: with a student in the loop.
@@ -185,6 +185,7 @@ def suited(size: tuple[int, int], statistics: bool = True, adaptive: bool = Fals
 def suited_to(
     model: nn.Module,
     spec: InputSpec,
+    *,
     statistics: bool = True,
     adaptive: bool = False,
     parametrisation: Parametrisation | None = None,
@@ -195,7 +196,7 @@ def suited_to(
     """
     if parametrisation is not None:
         return get("drawn_inversion")
-    recipe = suited(spec.size, statistics, adaptive)
+    recipe = suited(spec.size, statistics=statistics, adaptive=adaptive)
     if not recipe.coarse_steps:
         return recipe
     half = dataclasses.replace(spec, size=(spec.size[0] // 2, spec.size[1] // 2))

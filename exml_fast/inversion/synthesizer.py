@@ -316,7 +316,7 @@ class Synthesizer:
         with torch.no_grad():
             example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
             similarity = class_similarity(
-                model, self.recipe.similarity_minmax, self.recipe.similarity_layer, example
+                model, normalize=self.recipe.similarity_minmax, layer=self.recipe.similarity_layer, example=example
             ).to(self.device)
         if len(similarity) != count:
             raise ValueError(
@@ -326,7 +326,7 @@ class Synthesizer:
             )
         within = among if self.recipe.dirichlet_over == "classes" else None
         generator = generator_for("targets", seed, self.device)
-        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator, within).cpu()
+        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator=generator, among=within).cpu()
 
     def _require_finite(self, block: Tensor, x: Tensor, first: int, where: str) -> None:
         bad = (~block.isfinite()).nonzero()

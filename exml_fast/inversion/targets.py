@@ -17,7 +17,7 @@ SMALLEST_SIMILARITY = 1e-4
 
 
 def class_similarity(
-    source: nn.Module | Tensor, normalize: bool = True, layer: str | None = None, example: Tensor | None = None
+    source: nn.Module | Tensor, *, normalize: bool = True, layer: str | None = None, example: Tensor | None = None
 ) -> Tensor:
     """Cosine similarities of the classes' weight vectors (Nayak 2021, Eq. 1), made positive.
 
@@ -118,6 +118,7 @@ def dirichlet_mixture(
     similarity: Tensor,
     classes: Tensor,
     betas: Sequence[float],
+    *,
     generator: torch.Generator | None = None,
     among: Tensor | None = None,
 ) -> Tensor:

@@ -208,7 +208,9 @@ class Lab:
 
     def _similarity(self, teacher: nn.Module) -> Tensor:
         example = torch.zeros(1, *self.spec.shape, device=next(teacher.parameters()).device)
-        return class_similarity(teacher, self.recipe.similarity_minmax, self.recipe.similarity_layer, example)
+        return class_similarity(
+            teacher, normalize=self.recipe.similarity_minmax, layer=self.recipe.similarity_layer, example=example
+        )
 
     def _try(self, table: str) -> None:
         """ValueError unless a table's network answers for one image with a logit a class, and has similar classes."""
