@@ -38,7 +38,7 @@ from exml_fast.models import create
 from exml_fast.profiling import Meter
 from exml_fast.storage import load_json
 
-QUICK_LEARN = ("--steps", "2", "--buffer", "40", "--iterations", "20")
+QUICK_LEARN = ("--inversion-steps", "2", "--buffer", "40", "--steps", "20")
 
 
 def call(*arguments: object, code: int = 0) -> Result:

@@ -10,6 +10,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from exml_fast.cli.asked import (
+    DistillRun,
+    JudgeOptions,
+    MachineOptions,
+    StatisticsOptions,
+    StudentOptions,
+    TeacherOptions,
+    public,
+)
 from exml_fast.cli.guard import Guard, print_json
 from exml_fast.cli.options import (
     ArchitectureArgument,
@@ -30,14 +39,21 @@ from exml_fast.cli.options import (
     Threads,
     Weights,
 )
-from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, require_report, use_threads
-from exml_fast.cli.preparation import prepared_transfer, published_options
+from exml_fast.cli.parsing import (
+    given_options,
+    parse_device,
+    parse_input,
+    parse_pairs,
+    parse_precision,
+    require_report,
+    use_threads,
+)
+from exml_fast.cli.preparation import prepared_transfer
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
 from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.distillation import distill as distill_model
-from exml_fast.engine import PRECISIONS
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
 from exml_fast.progress import TensorBoard
@@ -114,25 +130,30 @@ def distill(
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
         if report:
             require_report()
-        if precision not in PRECISIONS:
-            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
-        given: dict[str, Any] = {
-            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
-            "input": parse_input(input_spec), "student": student,
-            "student_arguments": parse_pairs("--student-argument", student_argument),
-            "images": None if images is None else str(images),
-            "recipes": recipe or [], "classes": classes,
-            "inversion": parse_pairs("--set", inversion),
-            "transfer": given_options(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
-            "pool_dir": None if pool_dir is None else str(pool_dir),
-            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
-            "judges": judge or [], "real": real, "png": png, "data": data, "data_root": data_root,
-            "precision": precision, "tensorboard": None if tensorboard is None else str(tensorboard),
-            "report": report, "seed": seed, "device": parse_device(device), "threads": threads,
-        }  # fmt: skip
+        given = DistillRun(
+            teacher=TeacherOptions(
+                model=model, weights=weights, arguments=parse_pairs("--argument", argument),
+                input=parse_input(input_spec), classes=classes,
+            ),
+            matching=StatisticsOptions(
+                statistics=statistics, statistics_count=statistics_count, layers=tuple(layer or ())
+            ),
+            judging=JudgeOptions(judges=tuple(judge or ()), real=real),
+            machine=MachineOptions(
+                seed=seed, device=parse_device(device), precision=parse_precision(precision), threads=threads
+            ),
+            learning=StudentOptions(
+                student=student, student_arguments=parse_pairs("--student-argument", student_argument),
+                transfer=given_options(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
+                data=data, data_root=data_root,
+            ),
+            images=None if images is None else str(images), recipes=tuple(recipe or ()),
+            inversion=parse_pairs("--set", inversion), pool_dir=None if pool_dir is None else str(pool_dir),
+            tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
+        )  # fmt: skip
         ready = None if resume else prepared_transfer(given)
-        run = open_run(context, guard, out, given, resume, overwrite)
-        use_threads(run["threads"])
+        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        use_threads(run.machine.threads)
         ready = ready or prepared_transfer(run)
         teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
 
@@ -143,60 +164,62 @@ def distill(
             ids = torch.tensor(units)
             with torch.no_grad():
                 right = [
-                    (ids[network(x.to(run["device"])).argmax(1).cpu()] == y).sum()
+                    (ids[network(x.to(run.machine.device)).argmax(1).cpu()] == y).sum()
                     for x, y in test.batches(teacher.spec)
                 ]
             return float(sum(right)) / len(test)
 
         with contextlib.ExitStack() as stack:
             progress: Any = stack.enter_context(Reporter())
-            if run["tensorboard"]:
-                progress = stack.enter_context(TensorBoard(run["tensorboard"], progress))
+            if run.tensorboard:
+                progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
                 teacher.model, fresh, ready.images, recipe=ready.recipes or None, config=config, spec=teacher.spec,
-                classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run["layers"],
-                seed=run["seed"], device=run["device"], precision=run["precision"],
+                classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run.matching.layers,
+                seed=run.machine.seed, device=run.machine.device, precision=run.machine.precision,
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
-                pool_dir=run["pool_dir"],
+                pool_dir=run.pool_dir,
             )  # fmt: skip
         known = tuple(wanted or units)
-        origin = provenance(run["device"])
+        origin = provenance(run.machine.device)
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
         made_by = [recipe.to_dict() for recipe in ready.recipes]
         training = {
-            "method": "distillation", "teacher": run["model"], "recipes": made_by, "config": config.to_dict(),
-            "images": len(taught.images), "seed": run["seed"], "accuracy": test_accuracy,
+            "method": "distillation", "teacher": run.teacher.model, "recipes": made_by, "config": config.to_dict(),
+            "images": len(taught.images), "seed": run.machine.seed, "accuracy": test_accuracy,
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
-        card = Card(run["student"], ready.arguments, units, known, names, teacher.spec, training=training)
+        card = Card(run.learning.student, ready.arguments, units, known, names, teacher.spec, training=training)
         Expert(taught.student.cpu(), card).save(out / "student")
         seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
         learned = {
-            "student": run["student"], "steps": config.steps, "agreement": taught.history["agreement"][-1],
+            "student": run.learning.student, "steps": config.steps, "agreement": taught.history["agreement"][-1],
             "accuracy": test_accuracy, "seconds": seconds, "rounds": taught.rounds,
         }  # fmt: skip
         pool = Result(
             taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
             {"recipes": made_by, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
-        save_images(pool, out / "images", None, run["png"])
-        found = ready.panel.ask(pool, **{f"{run['student']} (student)": taught.student.to(run["device"])})
+        save_images(pool, out / "images", None, run.png)
+        found = ready.panel.ask(pool, **{f"{run.learning.student} (student)": taught.student.to(run.machine.device)})
         tables = {"The student": [learned_row(learned)], "Its learning": history_rows(taught.history)}
-        save_report(out, pool, teacher, found, origin, published_options(run), run["report"], ready.panel.real, tables)
+        save_report(out, pool, teacher, found, origin, public(run), run.report, ready.panel.real, tables)
         summary = {
             "out": str(out), "images": len(pool), **learned, "student": str(out / "student"),
             **found.to_dict(), **origin,
         }  # fmt: skip
-        save_json(out / "results.json", {**summary, "history": taught.history, "settings": published_options(run)})
+        save_json(out / "results.json", {**summary, "history": taught.history, "settings": public(run)})
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        if run["pool_dir"]:
-            (Path(run["pool_dir"]) / IMAGES_FILE).unlink(missing_ok=True)  # they are in out / "images" now
+        if run.pool_dir:
+            (Path(run.pool_dir) / IMAGES_FILE).unlink(missing_ok=True)  # they are in out / "images" now
         close_run(out)
         if as_json:
             print_json(summary)
         else:
             tested = (
-                "" if test_accuracy is None else f", {100 * test_accuracy:.2f} % of the test images of {run['data']}"
+                ""
+                if test_accuracy is None
+                else f", {100 * test_accuracy:.2f} % of the test images of {run.learning.data}"
             )
             typer.echo(
                 f"student in {out / 'student'}: agrees with its teacher on {100 * summary['agreement']:.1f} % of the "

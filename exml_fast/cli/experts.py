@@ -30,11 +30,13 @@ from exml_fast.cli.options import (
 )
 from exml_fast.cli.parsing import parse_device, parse_pairs, parse_sizes, use_threads
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.run_file import close_run, open_study
+from exml_fast.cli.run_file import StudyRun, close_run, open_run
 from exml_fast.continual import Expert, ExpertStream, confusion_matrix
 from exml_fast.data import load
+from exml_fast.reproduction.experts import experiences_of, train_experts
 from exml_fast.reproduction.provenance import provenance
-from exml_fast.reproduction.study import Settings, train_experts
+from exml_fast.reproduction.stream import settings_of
+from exml_fast.reproduction.study_settings import RunOptions
 from exml_fast.storage import save_json
 
 __all__ = ["evaluate", "train_experts_command"]
@@ -58,7 +60,7 @@ def train_experts_command(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="shift, flip, rotation, scale; repeatable: --augment shift=4."),
     ] = None,
-    arithmetic: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
@@ -68,25 +70,33 @@ def train_experts_command(
 ) -> None:
     """Train one expert an experience and save each as a folder with model.safetensors and card.json."""
     with Guard(context) as guard:
-        arguments = parse_pairs("--argument", argument)
-        given = Settings(
-            data=data, data_root=data_root, scenario=scenario, parts=parts,
-            classes_per_step=parse_sizes(classes_per_step), seed=seed, device=parse_device(device),
-            architecture=architecture,
-            arguments=arguments, epochs=epochs, expert_lr=lr, expert_batch_size=batch_size, expert_schedule=schedule,
-            expert_augmentation=parse_pairs("--augment", augment), expert_arithmetic=arithmetic,
+        experts = {
+            "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs, "lr": lr,
+            "batch_size": batch_size, "schedule": schedule, "augmentation": parse_pairs("--augment", augment),
+            "precision": precision,
+        }  # fmt: skip
+        values = {
+            "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,
+            "experts": experts,
+        }  # fmt: skip
+        given = StudyRun(
+            study=settings_of(values), options=RunOptions(seed=seed, device=parse_device(device), data_root=data_root),
+            threads=threads,
         )  # fmt: skip
-        given.check()
         loaded = load(data, data_root) if not resume else None
-        settings, used_threads, _ = open_study(context, guard, out, given, threads, False, resume, overwrite)
-        use_threads(used_threads)
-        loaded = loaded or load(settings.data, settings.data_root)
-        with Reporter() as report:
-            stream = train_experts(loaded, out, settings, settings.seed, report)
+        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        use_threads(run.threads)
+        options = run.options
+        loaded = loaded or load(run.study.data, options.data_root)
+        with Reporter() as progress:
+            stream = train_experts(
+                experiences_of(loaded, run.study, options.seed), out, run.study.resolved_experts(), seed=options.seed,
+                device=options.device, progress=progress,
+            )  # fmt: skip
         close_run(out)
         if as_json:
             cards = [{"folder": str(out / f"expert_{i + 1:02d}"), **c.to_dict()} for i, c in enumerate(stream.cards)]
-            print_json({"out": str(out), **provenance(settings.device), "experts": cards})
+            print_json({"out": str(out), **provenance(options.device), "experts": cards})
         else:
             _print_cards(stream, out)
 

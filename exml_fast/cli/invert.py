@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from exml_fast.cli.asked import InvertRun, JudgeOptions, MachineOptions, StatisticsOptions, TeacherOptions, public
 from exml_fast.cli.guard import Guard, print_json
 from exml_fast.cli.options import (
     ArchitectureArgument,
@@ -27,11 +28,18 @@ from exml_fast.cli.options import (
     Threads,
     Weights,
 )
-from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, require_report, use_threads
-from exml_fast.cli.preparation import prepared_inversion, published_options
+from exml_fast.cli.parsing import (
+    given_options,
+    parse_device,
+    parse_input,
+    parse_pairs,
+    parse_precision,
+    require_report,
+    use_threads,
+)
+from exml_fast.cli.preparation import prepared_inversion
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
-from exml_fast.engine import PRECISIONS
 from exml_fast.inversion import invert as invert_model
 from exml_fast.report.images import save_images, save_report
 from exml_fast.reproduction.provenance import provenance
@@ -104,36 +112,41 @@ def invert(
             require_report()
         overrides = parse_pairs("--set", override)
         overrides |= given_options(steps=steps, lr=lr, batch_size=batch_size)
-        if precision not in PRECISIONS:
-            raise ValueError(f"--precision must be one of {list(PRECISIONS)}, got {precision!r}")
-        given: dict[str, Any] = {
-            "model": model, "weights": weights, "arguments": parse_pairs("--argument", argument),
-            "input": parse_input(input_spec), "recipe": recipe, "classes": classes, "per_class": per_class,
-            "overrides": overrides, "precision": precision, "parametrisation": parametrisation, "student": student,
-            "statistics": statistics, "statistics_count": statistics_count, "layers": layer or [],
-            "judges": judge or [], "real": real, "png": png, "report": report, "seed": seed,
-            "device": parse_device(device), "threads": threads,
-        }  # fmt: skip
+        given = InvertRun(
+            teacher=TeacherOptions(
+                model=model, weights=weights, arguments=parse_pairs("--argument", argument),
+                input=parse_input(input_spec), classes=classes,
+            ),
+            matching=StatisticsOptions(
+                statistics=statistics, statistics_count=statistics_count, layers=tuple(layer or ())
+            ),
+            judging=JudgeOptions(judges=tuple(judge or ()), real=real),
+            machine=MachineOptions(
+                seed=seed, device=parse_device(device), precision=parse_precision(precision), threads=threads
+            ),
+            recipe=recipe, per_class=per_class, overrides=overrides, parametrisation=parametrisation, student=student,
+            png=png, report=report,
+        )  # fmt: skip
         # Whatever is wrong with the options shows before an earlier run in the folder is touched.
         ready = None if resume else prepared_inversion(given)
-        run = open_run(context, guard, out, given, resume, overwrite)
-        use_threads(run["threads"])
+        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        use_threads(run.machine.threads)
         teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
         with Reporter() as reporter:
             result = invert_model(
-                teacher.model, wanted, per_class=run["per_class"], recipe=chosen, spec=teacher.spec,
-                seed=run["seed"], device=run["device"], precision=run["precision"], units=teacher.units,
-                progress=reporter, layers=run["layers"],
+                teacher.model, wanted, per_class=run.per_class, recipe=chosen, spec=teacher.spec,
+                seed=run.machine.seed, device=run.machine.device, precision=run.machine.precision,
+                units=teacher.units, progress=reporter, layers=run.matching.layers,
                 checkpoint_dir=out / "checkpoints", **options,
             )  # fmt: skip
-        save_images(result, out, run["per_class"], run["png"])
+        save_images(result, out, run.per_class, run.png)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         found = asked.ask(result)
-        origin = provenance(run["device"])
-        save_report(out, result, teacher, found, origin, published_options(run), run["report"], asked.real)
+        origin = provenance(run.machine.device)
+        save_report(out, result, teacher, found, origin, public(run), run.report, asked.real)
         close_run(out)
         summary = {
-            "out": str(out), "model": run["model"], "classes": sorted(set(result.labels.tolist())),
+            "out": str(out), "model": run.teacher.model, "classes": sorted(set(result.labels.tolist())),
             "seconds": round(result.seconds, 3), **result.summary, **found.to_dict(), **origin,
         }  # fmt: skip
         if as_json:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,12 +29,15 @@ from exml_fast.cli.options import (
 from exml_fast.cli.parsing import given_options, parse_device, parse_pairs, parse_sizes, require_report, use_threads
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.rows import print_rows
-from exml_fast.cli.run_file import close_run, open_study, was_typed
+from exml_fast.cli.run_file import StudyRun, close_run, open_run, was_typed
 from exml_fast.data import SOURCES, load
+from exml_fast.reproduction.methods import RECIPES, STRATEGIES
 from exml_fast.reproduction.provenance import provenance
-from exml_fast.reproduction.study import ALL, RECIPES, STRATEGIES, Settings, Study
+from exml_fast.reproduction.stream import learn_preset, settings_of
+from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_page import joint_rows, settings_of_study, summary_of, write_page
-from exml_fast.reproduction.tables import learn_preset
+from exml_fast.reproduction.study_rows import rows_of_study
+from exml_fast.reproduction.study_settings import RunOptions
 from exml_fast.storage import save_json
 
 __all__ = ["demo", "learn"]
@@ -58,8 +62,9 @@ def learn(
             show_default=False,
         ),
     ] = None,
-    experts: Annotated[
-        Path | None, typer.Option(help="Folder of experts; trained first if not given.", show_default=False)
+    experts_dir: Annotated[
+        Path | None,
+        typer.Option("--experts", help="Folder of experts; they are trained first if not given.", show_default=False),
     ] = None,
     strategy: Annotated[
         list[str] | None,
@@ -78,10 +83,12 @@ def learn(
     buffer_dir: Annotated[
         Path | None, typer.Option(help="Keep those images in a file there, not in memory.", show_default=False)
     ] = None,
-    iterations: Annotated[
+    steps: Annotated[
         int | None, typer.Option(min=1, help="Distillation steps for each expert; 30000, digits: 800.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Inversion steps; the recipe's, digits: 200.")] = None,
+    inversion_steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimisation steps of the images; the recipe's, digits: 200.")
+    ] = None,
     inversion: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
@@ -110,57 +117,60 @@ def learn(
 ) -> None:
     """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
     with Guard(context) as guard:
-        usual: dict[str, Any] = SMALL if data == "digits" else PUBLISHED
-        values: dict[str, Any] = {
+        values = _preset_or_usual(preset, data)
+        typed = {
             "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,
-            "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs,
-            "expert_lr": expert_lr, "auxiliary": auxiliary, "variant": variant,
-            "strategies": list(dict.fromkeys(strategy or ["model-inversion"])), "calibration": calibration,
+            "auxiliary": auxiliary, "variant": variant, "strategies": strategy or ["model-inversion"],
+            "calibration": calibration,
         }  # fmt: skip
-        if preset is not None:
-            options = {"argument": "arguments", "strategy": "strategies"}
-            typed = {options.get(name, name) for name in context.params if was_typed(context, name)}
-            usual = learn_preset(preset)
-            values = usual | {name: value for name, value in values.items() if name in typed}
-        if "all" in values["strategies"]:
-            values["strategies"] = ALL
-        values["inversion"] = (
-            usual.get("inversion", {}) | given_options(steps=steps) | parse_pairs("--inversion", inversion)
-        )
-        asked = given_options(buffer_size=buffer, iterations=iterations) | parse_pairs("--distillation", distillation)
+        experts = {
+            "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs,
+            "lr": expert_lr,
+        }  # fmt: skip
+        if preset is not None:  # options go before it
+            typed = _typed(context, typed, {"strategies": "strategy"})
+            experts = _typed(context, experts, {"arguments": "argument", "lr": "expert_lr"})
+        values |= typed
+        values["experts"] = values.get("experts", {}) | experts
+        changes = given_options(steps=inversion_steps) | parse_pairs("--inversion", inversion)
+        values["inversion"] = values.get("inversion", {}) | changes
+        asked = given_options(buffer_size=buffer, iterations=steps) | parse_pairs("--distillation", distillation)
         for table in ("distillation", "random_images"):
-            values[table] = usual.get(table, {}) | asked
-        if buffer_dir is not None:
-            values["buffer_dir"] = str(buffer_dir)
-        given = Settings(
-            **values, data_root=data_root, seed=seed, seeds=seeds, device=parse_device(device),
-            experts=None if experts is None else str(experts),
+            values[table] = values.get(table, {}) | asked
+        given = StudyRun(
+            study=settings_of(values),
+            options=RunOptions(
+                seed=seed, seeds=seeds, device=parse_device(device), data_root=data_root,
+                experts_dir=None if experts_dir is None else str(experts_dir),
+                buffer_dir=None if buffer_dir is None else str(buffer_dir),
+            ),
+            threads=threads, report=report,
         )  # fmt: skip
-        given.check()
-        if not resume:
-            study = Study(given, out, Reporter())
-            if experts is not None:
-                study.stream(given.seed)
+        if not resume:  # whatever is wrong shows before an earlier run in the folder is touched
+            study = Study(given.study, given.options, out)
+            if experts_dir is not None:
+                study.stream(seed)
             if report:
                 require_report()
-        settings, used_threads, report = open_study(context, guard, out, given, threads, report, resume, overwrite)
-        use_threads(used_threads)
-        with Reporter() as reporter:
-            study = Study(settings, out, reporter)
-            rows = study.run()
-        origin = provenance(settings.device)
-        save_json(out / "results.json", {**origin, "settings": settings.published(), "rows": rows})
-        page = None
-        if report:
-            page = write_page(
-                out / "report" / "index.html", study, None, f"Learning from experts of {settings.data}",
-                summary_of(study), origin, settings_of_study(study, used_threads),
-            )  # fmt: skip
+        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        use_threads(run.threads)
+        with Reporter() as progress:
+            study = Study(run.study, run.options, out, progress=progress)
+            study.run()
+            rows = rows_of_study(study)
+            origin = provenance(run.options.device)
+            save_json(out / "results.json", {**origin, "settings": _public(run), "rows": rows})
+            page = None
+            if run.report:
+                page = write_page(
+                    out / "report" / "index.html", study, None, f"Learning from experts of {run.study.data}",
+                    summary_of(study), origin, settings_of_study(study, run.threads),
+                )  # fmt: skip
         close_run(out)
         if as_json:
             print_json({"out": str(out), "report": page and str(page), **origin, "rows": rows})
         else:
-            print_rows(rows, f"{settings.data}, {settings.scenario}, {len(study.experiences)} experts")
+            print_rows(rows, f"{run.study.data}, {run.study.scenario}, {len(study.experiences)} experts")
             typer.echo(f"ex-model and results: {out}" + (f", page: {page}" if page else ""))
 
 
@@ -170,9 +180,11 @@ def demo(
     data: Data = "digits",
     data_root: DataRoot = None,
     classes_per_step: PerStep = "2",
-    steps: Annotated[int, typer.Option(min=1, help="Inversion steps.")] = SMALL["inversion"]["steps"],
-    iterations: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL["distillation"][
+    steps: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL["distillation"][
         "iterations"
+    ],
+    inversion_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps of the images.")] = SMALL["inversion"][
+        "steps"
     ],
     buffer: Annotated[int, typer.Option(min=1, help="Images kept.")] = SMALL["distillation"]["buffer_size"],
     epochs: Epochs = None,
@@ -186,38 +198,58 @@ def demo(
     """All of it in minutes: experts on digits, three ways to learn from them, baselines, joint training, a page."""
     with Guard(context) as guard:
         require_report()
-        asked = {"buffer_size": buffer, "iterations": iterations}
-        typed = {name: asked[name] for name in asked if was_typed(context, name.removesuffix("_size"))}
-        given = Settings(
-            data=data, data_root=data_root, classes_per_step=parse_sizes(classes_per_step), seed=seed,
-            device=parse_device(device), epochs=epochs,
-            strategies=["model-inversion", "data-impression", "natural-fields"],
-            inversion=SMALL["inversion"] | {"steps": steps},
-            distillation=SMALL["distillation"] | asked, random_images=SMALL["random_images"] | typed,
+        asked = {"buffer_size": buffer, "iterations": steps}
+        options = {"buffer_size": "buffer", "iterations": "steps"}
+        given = StudyRun(
+            study=settings_of(
+                {
+                    "data": data, "classes_per_step": parse_sizes(classes_per_step), "experts": {"epochs": epochs},
+                    "strategies": ["model-inversion", "data-impression", "natural-fields"],
+                    "inversion": SMALL["inversion"] | {"steps": inversion_steps},
+                    "distillation": SMALL["distillation"] | asked,
+                    "random_images": SMALL["random_images"] | _typed(context, asked, options),
+                }
+            ),
+            options=RunOptions(seed=seed, device=parse_device(device), data_root=data_root),
+            threads=threads, report=True,
         )  # fmt: skip
-        given.check()
         if not resume:
             load(data, data_root)
-        settings, used_threads, _ = open_study(context, guard, out, given, threads, True, resume, overwrite)
-        use_threads(used_threads)
-        inverting = [name for name in settings.strategies if name in RECIPES]
-        joint_settings = Settings(**{**asdict(settings), "scenario": "joint", "strategies": inverting})
-        with Reporter() as report:
-            study = Study(settings, out, report, "stream")
+        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        use_threads(run.threads)
+        inverting = tuple(name for name in run.study.strategies if name in RECIPES)
+        joint_settings = dataclasses.replace(run.study, scenario="joint", strategies=inverting)
+        with Reporter() as progress:
+            study = Study(run.study, run.options, out, progress=progress, title="stream")
             study.run()
-            beside = Study(joint_settings, out / "joint", report, "joint expert")
+            beside = Study(joint_settings, run.options, out / "joint", progress=progress, title="joint expert")
             beside.run()
-        rows = study.rows() + joint_rows(beside)
-        origin = provenance(settings.device)
-        save_json(out / "results.json", {**origin, "settings": settings.published(), "rows": rows})
-        page = write_page(
-            out / "report" / "index.html", study, beside, f"Learning without data: {study.data.name}",
-            summary_of(study) + " The settings are the demo's: few steps, so that it ends in minutes.", origin,
-            settings_of_study(study, used_threads),
-        )  # fmt: skip
+            rows = rows_of_study(study) + joint_rows(beside)
+            origin = provenance(run.options.device)
+            save_json(out / "results.json", {**origin, "settings": _public(run), "rows": rows})
+            page = write_page(
+                out / "report" / "index.html", study, beside, f"Learning without data: {study.data.name}",
+                summary_of(study) + " The settings are the demo's: few steps, so that it ends in minutes.", origin,
+                settings_of_study(study, run.threads),
+            )  # fmt: skip
         close_run(out)
         if as_json:
             print_json({"out": str(out), "report": str(page), **origin, "rows": rows})
         else:
             print_rows(rows, f"{study.data.name}: {len(study.experiences)} experts, and one joint expert")
             typer.echo(f"page: {page}")
+
+
+def _preset_or_usual(preset: str | None, data: str) -> dict[str, Any]:
+    """Settings that options go before: the preset's, or lengths that suit the data."""
+    return copy.deepcopy(learn_preset(preset) if preset is not None else SMALL if data == "digits" else PUBLISHED)
+
+
+def _typed(context: typer.Context, values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:
+    """The values whose option stood on the command line; ``options`` names those that differ from the setting."""
+    return {name: value for name, value in values.items() if was_typed(context, options.get(name, name))}
+
+
+def _public(run: StudyRun) -> dict[str, Any]:
+    """Settings for the file of results."""
+    return {**run.study.public(), "seed": run.options.seed, "seeds": run.options.seeds, "device": run.options.device}

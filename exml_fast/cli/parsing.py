@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
 from exml_fast.data import InputSpec
+from exml_fast.validation import Precision
 
 __all__ = [
     "given_options",
     "parse_device",
     "parse_input",
     "parse_pairs",
+    "parse_precision",
     "parse_sizes",
     "require_report",
     "use_threads",
@@ -86,3 +88,10 @@ def require_report() -> None:
             __import__(module)
         except ImportError as error:
             raise ImportError(f"the report needs {module}: pip install 'exml_fast[report]'") from error
+
+
+def parse_precision(name: str) -> Precision:
+    """The value of ``--precision``."""
+    if name not in get_args(Precision):
+        raise ValueError(f"--precision must be one of {', '.join(get_args(Precision))}, got {name!r}")
+    return cast(Precision, name)

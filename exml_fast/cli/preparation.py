@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exml_fast.cli.asked import DistillRun, InvertRun
 from exml_fast.cli.parsing import parse_pairs
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
@@ -32,7 +33,6 @@ __all__ = [
     "panel",
     "prepared_inversion",
     "prepared_transfer",
-    "published_options",
 ]
 
 PARAMETRISATIONS = {"pen-strokes": PenStrokes}
@@ -85,16 +85,18 @@ def _require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
         raise ValueError(f"{option}: {error}") from error
 
 
-def _teacher_of(run: dict[str, Any]) -> Teacher:
-    return open_teacher(run["model"], run["weights"], run["device"], run["arguments"], run["input"])
+def _teacher_of(run: InvertRun | DistillRun) -> Teacher:
+    asked = run.teacher
+    assert asked.model is not None
+    return open_teacher(asked.model, asked.weights, run.machine.device, asked.arguments, asked.input)
 
 
 def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
     return teacher.class_ids([c.strip() for c in wanted.split(",") if c.strip()])
 
 
-def _has_statistics(run: dict[str, Any], teacher: Teacher) -> bool:
-    return bool(run["layers"]) or bool(bn_layers(teacher.model))
+def _has_statistics(run: InvertRun | DistillRun, teacher: Teacher) -> bool:
+    return bool(run.matching.layers) or bool(bn_layers(teacher.model))
 
 
 def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
@@ -108,7 +110,7 @@ def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.
 
 
 def _check_synthesis(
-    run: dict[str, Any],
+    run: InvertRun | DistillRun,
     teacher: Teacher,
     recipe: recipes.Recipe,
     statistics: str | Tensor,
@@ -116,34 +118,34 @@ def _check_synthesis(
     parametrisation: Parametrisation | None = None,
 ) -> None:
     """ValueError for whatever a Synthesizer would complain about that is to make so many ``images``."""
-    device = torch.device(run["device"])
+    device = torch.device(run.machine.device)
     require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device, images)
     Synthesizer(
-        teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run["precision"],
-        statistics=statistics, layers=run["layers"], parametrisation=parametrisation,
+        teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run.machine.precision,
+        statistics=statistics, layers=run.matching.layers, parametrisation=parametrisation,
     )  # fmt: skip
 
 
 def prepared_inversion(
-    run: dict[str, Any],
+    run: InvertRun,
 ) -> tuple[Teacher, list[int] | None, recipes.Recipe, dict[str, Any], Panel]:
     """Teacher, classes, recipe, student and statistics, and who is asked: all that can be wrong."""
     teacher = _teacher_of(run)
-    wanted = _classes_of(teacher, run["classes"])
-    asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
+    wanted = _classes_of(teacher, run.teacher.classes)
+    asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
     matched = _has_statistics(run, teacher)
-    kind = run["parametrisation"]
+    kind = run.parametrisation
     if kind not in (None, *PARAMETRISATIONS):
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
     drawn = PARAMETRISATIONS[kind]() if kind else None
     usual = recipes.suited_to(teacher.model, teacher.spec, statistics=matched, parametrisation=drawn)
-    recipe = _changed(run["recipe"] or usual, run["overrides"])
+    recipe = _changed(run.recipe or usual, run.overrides)
     options: dict[str, Any] = {
-        "statistics": real_statistics(run["statistics"], teacher.spec, run["statistics_count"]),
+        "statistics": real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count),
         "parametrisation": drawn,
     }  # fmt: skip
-    if run["student"]:
-        student = open_named(run["student"], run["device"], teacher.spec)
+    if run.student:
+        student = open_named(run.student, run.machine.device, teacher.spec)
         outputs, given = teacher.outputs(), student.outputs("--student")
         if given != outputs:
             raise ValueError(f"--student must give {outputs} logits, {student.name} gives {given}")
@@ -155,7 +157,7 @@ def prepared_inversion(
     elif recipe.compete > 0:
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
     classes = wanted or range(teacher.outputs())
-    images = run["per_class"] * len(classes)
+    images = run.per_class * len(classes)
     _check_synthesis(run, teacher, recipe, options["statistics"], images, drawn)
     return teacher, wanted, recipe, options, asked
 
@@ -176,43 +178,44 @@ class PreparedTransfer:
     panel: Panel
 
 
-def prepared_transfer(run: dict[str, Any]) -> PreparedTransfer:
+def prepared_transfer(run: DistillRun) -> PreparedTransfer:
     """All that can be wrong."""
     teacher = _teacher_of(run)
-    wanted = _classes_of(teacher, run["classes"])
-    asked = panel(teacher, run["judges"], run["real"], wanted, run["device"])
-    config = TransferConfig().replace(**run["transfer"])
-    first = None if run["images"] is None else Result.load(run["images"])
+    wanted = _classes_of(teacher, run.teacher.classes)
+    asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
+    config = TransferConfig().replace(**run.learning.transfer)
+    first = None if run.images is None else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
-        raise ValueError(f"--images: {run['images']} holds {first.spec}, the teacher takes {teacher.spec}")
-    named = run["recipes"]
+        raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
+    named: list[str | recipes.Recipe] = list(run.recipes)
     if not named and first is None:
-        named = [
-            recipes.suited_to(teacher.model, teacher.spec, statistics=_has_statistics(run, teacher), adaptive=True)
-        ]
-    if not named and run["inversion"]:
+        matched = _has_statistics(run, teacher)
+        named = [recipes.suited_to(teacher.model, teacher.spec, statistics=matched, adaptive=True)]
+    if not named and run.inversion:
         raise ValueError("--set changes a recipe: give --recipe too")
-    in_turn = [_changed(name, run["inversion"]) for name in named]
-    statistics = real_statistics(run["statistics"], teacher.spec, run["statistics_count"])
+    in_turn = [_changed(name, run.inversion) for name in named]
+    statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
     for recipe in in_turn:
         _check_synthesis(run, teacher, recipe, statistics, config.per_round)
     outputs = teacher.outputs()
-    arguments = complete_arguments(run["student"], run["student_arguments"], outputs, teacher.spec)
+    arguments = complete_arguments(run.learning.student, run.learning.student_arguments, outputs, teacher.spec)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run["seed"])
-        student = create(run["student"], **arguments).to(run["device"])
-    given = dataclasses.replace(teacher, name=run["student"], model=student).outputs("--student")
+        torch.manual_seed(run.machine.seed)
+        student = create(run.learning.student, **arguments).to(run.machine.device)
+    given = dataclasses.replace(teacher, name=run.learning.student, model=student).outputs("--student")
     if given != outputs:
-        raise ValueError(f"--student must give {outputs} logits, {run['student']} gives {given}")
-    require_memory(student, teacher.spec, config.batch_size, torch.device(run["device"]))
-    test = None if run["data"] is None else load(run["data"], run["data_root"]).test
+        raise ValueError(f"--student must give {outputs} logits, {run.learning.student} gives {given}")
+    require_memory(student, teacher.spec, config.batch_size, torch.device(run.machine.device))
+    test = None if run.learning.data is None else load(run.learning.data, run.learning.data_root).test
     if test is not None:
         _require_fit("--data", test.images[:1], teacher.spec)
         units = teacher.units or range(outputs)
         if not any(label in units for label in test.labels.unique().tolist()):
-            raise ValueError(f"--data: {run['data']} has no test image of the teacher's classes {list(units)[:8]}")
-    check_pool(config, teacher.spec, 0 if first is None else len(first), bool(in_turn), run["pool_dir"])
-    if run["tensorboard"]:
+            raise ValueError(
+                f"--data: {run.learning.data} has no test image of the teacher's classes {list(units)[:8]}"
+            )
+    check_pool(config, teacher.spec, 0 if first is None else len(first), bool(in_turn), run.pool_dir)
+    if run.tensorboard:
         require_tensorboard()
     return PreparedTransfer(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
 
@@ -229,11 +232,3 @@ def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) ->
     arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
     own = spec.to_dict() if spec is not None and source in OWN else None
     return open_teacher(source, weights or "DEFAULT", device, arguments, own)
-
-
-def published_options(run: dict[str, Any]) -> dict[str, Any]:
-    """Settings for results: names of networks, no folders of this machine."""
-    hidden = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
-    shown = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {}, "")}
-    networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
-    return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}

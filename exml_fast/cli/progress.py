@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from types import TracebackType
 from typing import Self
@@ -13,24 +14,25 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 __all__ = ["Reporter"]
 
 LINE_SECONDS = 5.0
+LIBRARY = logging.getLogger("exml_fast")
 
 
 class Reporter:
     """A context manager that is also the library's callback ``reporter(stage, step, total, terms)``.
 
-    Stages that come one after the other get a bar each; a finished one leaves a line with its duration.
+    Each stage gets a bar, and leaves a line with its duration when it has finished. Meanwhile the log messages of the
+    library are printed too.
     """
 
     def __init__(self, console: Console | None = None, line_seconds: float = LINE_SECONDS) -> None:
         self.console = console or Console(stderr=True, highlight=False)
-        self.prefix = ""
-        """What all stages belong to, as "Model Inversion"."""
         self._line_seconds = line_seconds
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
         self._begun = self._spoken = self._last = 0.0
         self._first = self._step = self._total = 0
+        self._messages: logging.Handler = logging.NullHandler()
         self._started = 0.0
         if self.console.is_terminal:
             self._bars = Progress(
@@ -42,6 +44,9 @@ class Reporter:
 
     def __enter__(self) -> Self:
         self._last = time.monotonic()
+        self._messages = _Messages(self)
+        LIBRARY.addHandler(self._messages)
+        LIBRARY.setLevel(logging.INFO)
         if self._bars is not None:
             self._bars.start()
         return self
@@ -49,28 +54,28 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        LIBRARY.removeHandler(self._messages)
         if kind is None:
             self._end_stage()
         if self._bars is not None:
             self._bars.stop()
 
     def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
-        name = f"{self.prefix} · {stage}" if self.prefix else stage
         now = time.monotonic()
-        if name != self._stage:
+        if stage != self._stage:
             self._end_stage()
             # What comes before the first report belongs to the stage.
-            self._stage, self._begun, self._spoken = name, self._last, now
+            self._stage, self._begun, self._spoken = stage, self._last, now
             self._first, self._started = step, now
             if self._bars is not None:
-                self._task = self._bars.add_task(escape(name), total=total, completed=step, terms="")
+                self._task = self._bars.add_task(escape(stage), total=total, completed=step, terms="")
         self._step, self._total, self._last = step, total, now
         text = "  ".join(f"{key} {value:.4g}" for key, value in terms.items())
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=step, total=total, terms=escape(text))
         elif now - self._spoken >= self._line_seconds:
             self._spoken = now
-            self._line(f"{name}: {step}/{total}  {text}  {self._left(now)}".rstrip())
+            self._line(f"{stage}: {step}/{total}  {text}  {self._left(now)}".rstrip())
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
@@ -97,3 +102,14 @@ class Reporter:
     def _line(self, text: str) -> None:
         # On a terminal rich prints above the bar; elsewhere long lines must not be wrapped.
         self.console.print(text, markup=False, soft_wrap=True)
+
+
+class _Messages(logging.Handler):
+    """Prints log messages above the progress bar."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.INFO)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.say(record.getMessage())

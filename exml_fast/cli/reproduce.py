@@ -15,10 +15,14 @@ from exml_fast.cli.options import Json
 from exml_fast.cli.parsing import parse_device, parse_pairs, require_report
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
-from exml_fast.reproduction import runner as reproduce
+from exml_fast.reproduction.outcome import Outcome
+from exml_fast.reproduction.preset import Preset, names
 from exml_fast.reproduction.provenance import command_line, provenance
-from exml_fast.reproduction.tables import choose, folder_of
+from exml_fast.reproduction.runner import check, load_preset, run, seed_folders
+from exml_fast.reproduction.stream import choose_rows, choose_strategies, folder_of
+from exml_fast.reproduction.tasks import STREAM_TASKS, TASKS
 from exml_fast.storage import save_json
+from exml_fast.validation import Count, Natural, settings
 
 __all__ = ["reproduce_command", "transfer"]
 
@@ -53,6 +57,22 @@ FromPreset = Annotated[str, typer.Option(help="A name, as nayak2021/table1, or a
 Out = Annotated[Path, typer.Option(help="Folder for results, networks and images.")]
 
 
+@settings
+class PresetRun:
+    """What ``transfer`` and ``reproduce`` were asked for; ``typed`` is the command line."""
+
+    name: str
+    preset: dict[str, Any]
+    seeds: Count
+    seed: Natural
+    device: str
+    data_root: str | None
+    threads: Count
+    report: bool
+    typed: str
+    results: str | None = None
+
+
 def _command(task: str, usual: str, about: str) -> None:
     def command(
         context: typer.Context,
@@ -84,13 +104,14 @@ def _command(task: str, usual: str, about: str) -> None:
                 "impressions.steps": steps,
             }
             given |= {name: value for name, value in short.items() if value is not None}
-            found = reproduce.load_preset(preset, given)
+            found = load_preset(preset, given)
             if found["task"] != task:
                 raise ValueError(f"--preset {preset} is for `exml-fast transfer {found['task']}`")
-            _run(
-                context, guard, found, preset, out, data_root, seeds, seed, device, threads, report, as_json, resume,
-                overwrite,
+            asked = PresetRun(
+                name=preset, preset=found, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
+                report=report, typed=command_line(),
             )  # fmt: skip
+            _run(context, guard, asked, out, as_json, resume, overwrite)
 
     command.__doc__ = about
     transfer.command(task)(command)
@@ -135,77 +156,67 @@ def reproduce_command(
         if resume and out is None:
             raise ValueError("--resume needs --out, the folder of the run")
         if name is None and not resume:
-            typer.echo("\n".join(reproduce.names()))
+            typer.echo("\n".join(names()))
             return
-        preset = {} if name is None else reproduce.load_preset(name, _pairs(changes))
-        choose(preset, _words(rows), _words(strategies))
-        out = out or Path("reproduced") / str(name)
-        _run(
-            context, guard, preset, str(name), out, data_root, seeds, seed, device, threads, report, as_json, resume,
-            overwrite, results,
+        preset: Preset = {} if name is None else load_preset(name, _pairs(changes))
+        if rows is not None:
+            choose_rows(preset, _words(rows))
+        if strategies is not None:
+            if preset["task"] not in STREAM_TASKS:
+                raise ValueError(f"--strategies is for presets of streams; this one is of task {preset['task']!r}")
+            choose_strategies(preset, _words(strategies))
+        given = PresetRun(
+            name=str(name), preset=preset, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
+            report=report, results=None if results is None else str(results.resolve()), typed=command_line(),
         )  # fmt: skip
+        _run(context, guard, given, out or Path("reproduced") / str(name), as_json, resume, overwrite)
 
 
 def _run(
-    context: typer.Context,
-    guard: Guard,
-    preset: dict[str, Any],
-    name: str,
-    out: Path,
-    data_root: str | None,
-    seeds: int,
-    seed: int,
-    device: str,
-    threads: int,
-    report: bool,
-    as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    results: Path | None = None,
+    context: typer.Context, guard: Guard, given: PresetRun, out: Path, as_json: bool, resume: bool, overwrite: bool
 ) -> None:
-    """Run, write ``results.json`` and the page, print."""
+    """Run a preset, write ``results.json`` and the page, and print the rows."""
     if not resume:
-        torch.set_num_threads(threads)
-        device = parse_device(device)
-        if report:
-            require_report()
-        if results is not None and results.is_dir():
-            raise ValueError(f"--results must be a file, {results} is a folder")
-        reproduce.check(preset, data_root, device)
-        if preset["task"] in reproduce.TASKS:
-            reproduce.seed_folders(out, range(seed, seed + seeds))
-            _refuse_replaced(preset, out)
-        if results is not None:
-            results.resolve().parent.mkdir(parents=True, exist_ok=True)
-    given = {"preset": preset, "seeds": seeds, "seed": seed, "device": device, "threads": threads, "report": report}
-    given |= {"name": name, "data_root": data_root, "typed": command_line()}
-    given["results"] = None if results is None else str(results.resolve())
-    stored = open_run(context, guard, out, given, resume, overwrite)
-    if resume:
-        preset, seeds, seed, device = (stored[key] for key in ("preset", "seeds", "seed", "device"))
-        name, data_root, report, threads = (stored[key] for key in ("name", "data_root", "report", "threads"))
-        results = None if stored.get("results") is None else Path(stored["results"])
-        torch.set_num_threads(threads)
-        parse_device(device)
-    with Reporter() as reporter:
-        rows, outcome = reproduce.run(
-            preset, out, seeds=range(seed, seed + seeds), data_root=data_root, device=device, progress=reporter
-        )
-    seconds = outcome.seconds if outcome is not None else {}
-    whole = {**provenance(device, stored.get("typed")), "settings": preset, "seconds": seconds, "rows": rows}
-    if outcome is not None:
-        whole["details"] = outcome.settings
-    for file in filter(None, (out / "results.json", results)):
-        save_json(file, whole)
-    page = out / "report" / "index.html"
-    if report:
-        _write_page(page, name, preset, whole, outcome)
+        _check(given, out)
+    asked = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+    torch.set_num_threads(asked.threads)
+    device = parse_device(asked.device)
+    with Reporter() as progress:
+        seeds = range(asked.seed, asked.seed + asked.seeds)
+        rows, outcome = run(asked.preset, out, seeds=seeds, data_root=asked.data_root, device=device, progress=progress)
+        whole = {
+            **provenance(device, asked.typed), "settings": asked.preset, "seconds": outcome.seconds, "rows": rows,
+            "details": outcome.settings,
+        }  # fmt: skip
+        save_json(out / "results.json", whole)
+        if asked.results is not None:
+            save_json(asked.results, whole)
+        page = out / "report" / "index.html"
+        if asked.report:
+            _write_page(page, asked.name, asked.preset, whole, outcome)
     close_run(out)
     if as_json:
-        print_json({"out": str(out), "report": str(page) if report else None, **whole})
+        print_json({"out": str(out), "report": str(page) if asked.report else None, **whole})
     else:
-        _print(rows, name)
-        typer.echo(f"results: {out / 'results.json'}" + (f", page: {page}" if report else ""))
+        _print(rows, asked.name)
+        typer.echo(f"results: {out / 'results.json'}" + (f", page: {page}" if asked.report else ""))
+
+
+def _check(given: PresetRun, out: Path) -> None:
+    """ValueError or ImportError for whatever is wrong, before an earlier run in the folder is touched."""
+    torch.set_num_threads(given.threads)
+    device = parse_device(given.device)
+    if given.report:
+        require_report()
+    results = None if given.results is None else Path(given.results)
+    if results is not None and results.is_dir():
+        raise ValueError(f"--results must be a file, {results} is a folder")
+    check(given.preset, given.data_root, device)
+    if given.preset["task"] in TASKS:
+        seed_folders(out, range(given.seed, given.seed + given.seeds))
+        _refuse_replaced(given.preset, out)
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
@@ -218,19 +229,17 @@ def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
             raise ValueError(f"{name} {source} lies in --out {out}, which the run would replace: give another --out")
 
 
-def _write_page(
-    path: Path, name: str, preset: dict[str, Any], whole: dict[str, Any], outcome: reproduce.Outcome | None
-) -> None:
+def _write_page(path: Path, name: str, preset: dict[str, Any], whole: dict[str, Any], outcome: Outcome) -> None:
     from exml_fast.reproduction.page import ExperimentPage, write_experiment
 
-    settings = {key: value for key, value in preset.items() if key not in ("paper", "published")}
+    shown = {key: value for key, value in preset.items() if key not in ("paper", "published")}
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
     summary = "What learned from impressions has not seen the teacher's training images; figures are on test images."
-    page = ExperimentPage(name, summary, whole["command"], settings, machine, whole["rows"])
-    parts = {} if outcome is None else outcome.pages
+    page = ExperimentPage(name, summary, whole["command"], shown, machine, whole["rows"])
     origin = {name: whole[name] for name in ("command", "commit", "date", "machine")}
-    pages = {title: write(path.parent / folder_of(title) / "index.html", origin) for title, write in parts.items()}
-    links = {title: page.relative_to(path.parent).as_posix() for title, page in pages.items()}
+    folder = path.parent
+    pages = {title: write(folder / folder_of(title) / "index.html", origin) for title, write in outcome.pages.items()}
+    links = {title: page.relative_to(folder).as_posix() for title, page in pages.items()}
     write_experiment(path, page, outcome, links)
 
 
@@ -248,8 +257,8 @@ def _print(rows: list[dict[str, Any]], title: str) -> None:
         console.print(f"* reduced: {note}", soft_wrap=True)
 
 
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _pairs(changes: list[str] | None) -> dict[str, Any]:

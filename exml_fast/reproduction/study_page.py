@@ -1,7 +1,8 @@
-"""A study's results for people: a table on the terminal, and the page."""
+"""The page of a study."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,24 @@ from torch import Tensor
 
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
-from exml_fast.reproduction.study import RECIPES, STRATEGIES, Study
+from exml_fast.reproduction.methods import RECIPES, STRATEGIES, config_of, recipe_of
+from exml_fast.reproduction.study import Study
+from exml_fast.reproduction.study_rows import rows_of_study
 
 __all__ = ["joint_rows", "settings_of_study", "summary_of", "write_page"]
 
+log = logging.getLogger(__name__)
+
 REAL_PER_CLASS = 4
-# On the page; more would be too wide.
+# More columns would make the page too wide.
 SHOWN_EXPERTS, SHOWN_CLASSES = 10, 20
 JOINT_NAME = "Joint training"
 
 
 def joint_rows(study: Study) -> list[dict[str, Any]]:
-    """Rows of a study of the joint scenario as they stand beside those of a stream."""
+    """Rows of a study of the joint scenario, for a table with those of a stream."""
     rows = []
-    for row in study.rows():
+    for row in rows_of_study(study):
         if row["kind"] == "baseline":
             trained = study.part("experts")
             row |= {"name": JOINT_NAME, "kind": "joint", "note": "all real training data at once"}
@@ -50,8 +55,8 @@ def write_page(
     """
     from exml_fast.report import Report, Row, Samples, write_picture, write_report
 
-    rows = study.rows() + (joint_rows(joint_study) if joint_study is not None else [])
-    own = [r for r in study.rows() if r["kind"] == "strategy"]
+    rows = rows_of_study(study) + (joint_rows(joint_study) if joint_study is not None else [])
+    own = [r for r in rows_of_study(study) if r["kind"] == "strategy"]
     samples = [Samples("Real test images", *_real(study))]
     confusions: dict[str, Tensor] = {}
     seconds: dict[str, dict[str, float]] = {"Experts": study.part("experts")["seconds"]} if _trained(study) else {}
@@ -75,7 +80,7 @@ def write_page(
         try:
             similarities[expert] = class_similarity(model)
         except ValueError as error:  # as without a final linear layer
-            study.report.say(f"{expert}: no class similarities: {error}")
+            log.warning("%s: no class similarities: %s", expert, error)
         unit_names[expert] = card.class_names
     references = {}
     if joint_study is not None:
@@ -106,7 +111,7 @@ def write_page(
 
 
 def summary_of(study: Study) -> str:
-    """What the data were used for."""
+    """A summary of the data and of their use."""
     count, classes = len(study.experiences), len(study.data.class_names)
     each = f"{count} experts, each of which has seen only its own classes" if count > 1 else "one expert"
     return (
@@ -117,21 +122,22 @@ def summary_of(study: Study) -> str:
 
 
 def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
-    """Of a study, as the page shows them."""
+    """The settings of a study as the page shows them."""
     settings = study.settings
+    experts = settings.resolved_experts()
     shown: dict[str, Any] = {
         "Data": settings.data,
         "Experiences": [" ".join(study.data.class_names[c] for c in e) for e in study.experiences],
         "Seeds": study.seeds,
-        "Experts": settings.experts
-        or f"{settings.architecture}, {settings.expert_epochs()} epochs, SGD, learning rate {settings.expert_lr}",
+        "Experts": study.options.experts_dir
+        or f"{experts.architecture}, {experts.epochs} epochs, SGD, learning rate {experts.lr}",
     }
     shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip", "compete")
     for strategy in settings.strategies:
         if strategy == "auxiliary-data":
             shown[STRATEGIES[strategy]] = settings.auxiliary
         elif strategy in RECIPES:
-            recipe = settings.recipe(strategy)
+            recipe = recipe_of(settings, strategy)
             shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
     fields = (
         "buffer_size", "iterations", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
@@ -139,13 +145,13 @@ def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
     )  # fmt: skip
     for strategy in settings.strategies:
         name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
-        shown[name] = {field: getattr(settings.config(strategy), field) for field in fields}
-    shown["Device"] = settings.device + (f", {threads} threads" if threads and threads > 1 else "")
+        shown[name] = {field: getattr(config_of(settings, strategy), field) for field in fields}
+    shown["Device"] = study.options.device + (f", {threads} threads" if threads and threads > 1 else "")
     return shown
 
 
 def _tables(study: Study, own: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Accuracies by experience, what is in the buffer, and what each stage took; of the first seed where not a mean."""
+    """Tables of accuracies by experience (means), of the buffer, and of time and memory (first seed)."""
     tests, names = study.tests(), study.data.class_names
     # Named by number, and by their classes while there is room for them.
     wide = len(tests) <= SHOWN_EXPERTS and sum(map(len, tests)) <= SHOWN_CLASSES
@@ -188,7 +194,7 @@ def _real(study: Study) -> tuple[Tensor, Tensor]:
 
 
 def _trained(study: Study) -> bool:
-    return study.settings.experts is None
+    return study.options.experts_dir is None
 
 
 def _names(card: Any) -> str:
