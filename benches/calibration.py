@@ -29,7 +29,8 @@ from exml_fast.continual import (
     stream_accuracy,
 )
 from exml_fast.data import SOURCES, ImageData, Split, load
-from exml_fast.reproduction.study import Settings, train_experts
+from exml_fast.reproduction.experts import experiences_of, train_experts
+from exml_fast.reproduction.study_settings import Settings
 
 IMAGES = 20000
 SHARES = (0.2, 0.01, 0.001, 0.0001)
@@ -127,10 +128,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = held_out(load(arguments.data, arguments.data_root), arguments.held_out)
-    settings = Settings(data=arguments.data, seed=arguments.seed)
+    settings = Settings(data=arguments.data)
     # Not those that have seen the test images, and not those of another seed.
     folder = arguments.experts / f"{data.name}-{arguments.held_out}-{arguments.seed}"
-    stream = train_experts(data, folder, settings, arguments.seed, lambda *_: None)
+    experiences = experiences_of(data, settings, arguments.seed)
+    stream = train_experts(experiences, folder, settings.resolved_experts(), seed=arguments.seed)
     rows = ensembles(list(stream), data)
     if not arguments.ensembles:
         rows += ex_models(stream, data, arguments.seed)

@@ -16,8 +16,11 @@ from typing import Any
 
 from exml_fast.data import SOURCES
 from exml_fast.report.charts import save_curves
-from exml_fast.reproduction.runner import load_preset, shortened, shorter
-from exml_fast.reproduction.study import BEFORE_BACKGROUND, DRAWN, PAPER, PUBLISHED, RANDOM
+from exml_fast.reproduction.methods import BEFORE_BACKGROUND, DRAWN, RANDOM
+from exml_fast.reproduction.preset import shortened, shorter
+from exml_fast.reproduction.published import published
+from exml_fast.reproduction.runner import load_preset
+from exml_fast.reproduction.study_settings import SCENARIOS
 from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,18 +106,21 @@ def reached(row: dict[str, Any], digits: int = 1) -> str:
 
 def best_of_carta(scenario: str) -> float:
     """Of the methods of Carta 2022 without real images in a scenario, as "mnist/NC"."""
-    return max(value for cell, value in PAPER.items() if re.fullmatch(f"{scenario}/(Model|Data).*", cell))
+    data, _, short = scenario.partition("/")
+    found = published(data, next(name for name, shown in SCENARIOS.items() if shown == short))
+    assert found is not None
+    return max(value for method, value in found.paper.items() if method.startswith(("Model", "Data")))
 
 
 def headlines(folder: Path) -> str:
     """What students learned from networks alone, beside what was published; all of :data:`HEADLINES`."""
     rows, ensembles = [], []
-    for what, file, cell, published, page in HEADLINES:
+    for what, file, cell, theirs, page in HEADLINES:
         found = {row["cell"]: row for row in load_json(folder / f"{file}.json")["rows"]}
         row = found[cell]
         paper = None
-        if published is not None:
-            paper = found[published]["paper"] if published in found else best_of_carta(published)
+        if theirs is not None:
+            paper = found[theirs]["paper"] if theirs in found else best_of_carta(theirs)
         ensembles += [row["ours"] for cell, row in found.items() if cell.endswith("/NC/Ensemble Avg.")]
         mean, *spread = reached(row).partition(" ")
         ours = f"**{mean}**{''.join(spread)}" + (" †" if row["reduced"] else "")
@@ -207,7 +213,9 @@ def rates(path: Path) -> str:
         [row["cell"].split("/", 2)[-1], number(row["paper"])] + [reached(found) for found in (theirs[row["cell"]], row)]
         for row in by_text["rows"]
     ]
-    usual = PUBLISHED["mnist"].epochs["new-classes"]
+    paper = published("mnist", "new-classes")
+    assert paper is not None
+    usual = paper.epochs
     trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
     length = (by_text["rows"][0]["seeds"], settings["distillation"]["iterations"])
     shown = (by_table["settings"]["seeds"], by_table["settings"]["distillation"]["iterations"])

@@ -84,7 +84,7 @@ def learned(npz: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_learn_with_tasks_and_with_new_instances(npz: Path, tmp_path: Path, scenario: str, rows: list[str]) -> None:
     summary = as_json(
         "learn", "--data", npz, "--scenario", scenario, "--classes-per-step", "3,1", "--parts", 2, "--epochs", 2,
-        "--strategy", "replay", *QUICK_LEARN, "--buffer", 40, "--iterations", 60, "--out", tmp_path / "out",
+        "--strategy", "replay", *QUICK_LEARN, "--buffer", 40, "--steps", 60, "--out", tmp_path / "out",
     )  # fmt: skip
     assert [row["name"] for row in summary["rows"]] == rows
     assert all(0 <= row["ours"] <= 100 for row in summary["rows"])
@@ -128,7 +128,7 @@ def test_train_experts_equals_the_library(npz: Path, tmp_path: Path) -> None:
 def test_train_experts_passes_its_training_options_on(npz: Path, tmp_path: Path) -> None:
     call(
         "train-experts", "--data", npz, "--scenario", "joint", "--epochs", 1, "--lr", 0.05, "--batch-size", 16,
-        "--schedule", "onecycle", "--augment", "shift=2", "--augment", "flip=0.5", "--arithmetic", "bfloat16",
+        "--schedule", "onecycle", "--augment", "shift=2", "--augment", "flip=0.5", "--precision", "bfloat16",
         "--out", tmp_path,
     )  # fmt: skip
     (card,) = ExpertStream(tmp_path).cards
@@ -136,11 +136,11 @@ def test_train_experts_passes_its_training_options_on(npz: Path, tmp_path: Path)
     assert card.training["arithmetic"] == "bfloat16"
     assert (card.training["schedule"], card.training["batch_size"]) == ("onecycle", 16)
     refused = call("train-experts", "--data", npz, "--augment", "zoom=2", "--out", tmp_path / "other", code=2)
-    assert "--augment: no field 'zoom'" in refused.stderr
+    assert "augmentation: no field 'zoom'" in refused.stderr
     for option, message in (
         (("--augment", "flip=yes"), "flip must be a number, got 'yes'"),
-        (("--schedule", "step"), "--schedule must be one of ['constant', 'onecycle'], got 'step'"),
-        (("--arithmetic", "half"), "--arithmetic must be one of ['float32', 'bfloat16'], got 'half'"),
+        (("--schedule", "step"), "schedule must be one of 'constant' or 'onecycle', got 'step'"),
+        (("--precision", "half"), "precision must be one of 'float32' or 'bfloat16', got 'half'"),
     ):
         refused = call("train-experts", "--data", npz, *option, "--out", tmp_path / "other", code=2)
         assert message in " ".join(refused.stderr.split()), message
@@ -538,7 +538,7 @@ def test_invert_drawings(experts: Path, tmp_path: Path) -> None:
 
 
 def test_learn_from_inverted_strokes(npz: Path, experts: Path, tmp_path: Path) -> None:
-    quick = ("--inversion", "steps=2", "--iterations", 5, "--buffer", 20)
+    quick = ("--inversion", "steps=2", "--steps", 5, "--buffer", 20)
     arguments = ("--data", npz, "--experts", experts, "--strategy", "inverted-strokes", *quick)
     row = as_json("learn", *arguments, "--out", tmp_path / "run")["rows"][0]
     assert row["name"] == "Inverted Strokes" and "inverted ones of their kind" in row["note"]
@@ -552,7 +552,7 @@ def test_learn_from_inverted_strokes(npz: Path, experts: Path, tmp_path: Path) -
 
 def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    tiny = ("--steps", 2, "--iterations", 10, "--buffer", 40, "--epochs", 1)
+    tiny = ("--inversion-steps", 2, "--steps", 10, "--buffer", 40, "--epochs", 1)
     summary = as_json("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads)
     names = [row["name"] for row in summary["rows"]]
     assert names == [
@@ -570,10 +570,10 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train-experts", "--scenario", "other"), "--scenario must be one of"),
+        (("train-experts", "--scenario", "other"), "scenario must be one of"),
         (("train-experts", "--data", "nothing"), "no data set 'nothing'"),
-        (("learn", "--strategy", "magic"), "--strategy must be one of"),
-        (("learn", "--calibration", "magic"), "--calibration must be one of"),
+        (("learn", "--strategy", "magic"), "strategies must be one of"),
+        (("learn", "--calibration", "magic"), "calibration must be one of"),
         (("learn", "--experts", "/nowhere"), "no such folder"),
         (("learn", "--inversion", "stepz=3"), "did you mean 'steps'"),
         (("learn", "--distillation", "rate=3"), "no field 'rate'"),
@@ -627,7 +627,7 @@ def interrupted(arguments: list[str], when: Path) -> subprocess.CompletedProcess
 
 def test_ctrl_c_and_resume(npz: Path, experts: Path, tmp_path: Path) -> None:
     common = ["learn", "--data", str(npz), "--experts", str(experts), "--buffer", "40"]
-    common += ["--steps", "2", "--iterations", "800", "--threads", "1"]
+    common += ["--inversion-steps", "2", "--steps", "800", "--threads", "1"]
     stopped = tmp_path / "stopped"
     checkpoint = stopped / "checkpoints" / "model-inversion-seed_0" / "distillation.pt"
     run = interrupted([*common, "--out", str(stopped)], checkpoint)

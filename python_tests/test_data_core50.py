@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from exml_fast.cli.progress import Reporter
 from exml_fast.continual import new_classes, new_instances
 from exml_fast.data import load
 from exml_fast.data.core50 import read_core50
-from exml_fast.reproduction.study import Settings, Study
+from exml_fast.reproduction.study import Study
+from exml_fast.reproduction.study_rows import shorter_than_published
+from exml_fast.reproduction.study_settings import RunOptions, Settings
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +55,14 @@ def test_the_paper_s_experiences(core50: Path) -> None:
 
 def test_a_study_says_how_many_frames_it_took(core50: Path, tmp_path: Path) -> None:
     def study(every: int) -> Study:
-        return Study(Settings(data=str(core50), scenario="new-instances", every=every), tmp_path, Reporter())
+        return Study(Settings(data=str(core50), scenario="new-instances", every=every), RunOptions(), tmp_path)
 
     assert len(study(1).data.train) == 3 * len(study(20).data.train)
     for every, said in ((20, True), (1, False)):
-        assert ("one of 20 frames" in study(every).shorter(None)) == said
-        assert ("one of 20 frames" in study(every).shorter("model-inversion")) == said
+        assert ("one of 20 frames" in shorter_than_published(study(every), None)) == said
+        assert ("one of 20 frames" in shorter_than_published(study(every), "model-inversion")) == said
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
-        Settings(every=0).check()
+        Settings(every=0)
 
 
 def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:

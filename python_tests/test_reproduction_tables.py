@@ -13,23 +13,33 @@ from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
 from exml_fast.cli.app import app
-from exml_fast.cli.progress import Reporter
 from exml_fast.continual import DistillationConfig, Replay, train_stream
 from exml_fast.data import Augmentation
 from exml_fast.models import create
-from exml_fast.reproduction import study as studies
-from exml_fast.reproduction.runner import load_preset, names
-from exml_fast.reproduction.study import PUBLISHED, Settings, Study
-from exml_fast.reproduction.tables import learn_preset, settings_of
+from exml_fast.reproduction import methods, published
+from exml_fast.reproduction.experts import pretrained_weights
+from exml_fast.reproduction.methods import calibration_of, check_methods, config_of, recipe_of
+from exml_fast.reproduction.preset import names
+from exml_fast.reproduction.runner import load_preset
+from exml_fast.reproduction.stream import experts_folder, learn_preset, settings_of
+from exml_fast.reproduction.study import Study
+from exml_fast.reproduction.study_settings import ExpertSettings, RunOptions, Settings
 from exml_fast.storage import load_json, save_tensors
 
-TINY = {"epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
+TINY = {"experts.epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
 CARTA = [name for name in names() if name.startswith("carta2022/") and load_preset(name)["task"] == "learn"]
 
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_npz(tmp_path_factory.mktemp("data") / "quadrants.npz")
+
+
+def published_for_quadrants(data: str, scenario: str) -> published.Published | None:
+    """What was published, as if the paper's experts had had the classes of the quadrants."""
+    found = published.published(data, scenario)
+    experiences = {"joint": (4,), "new-classes": (2, 2)}
+    return found and dataclasses.replace(found, experiences=experiences[scenario])
 
 
 def call(*arguments: object, code: int = 0) -> Any:
@@ -45,27 +55,35 @@ def options(changes: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", CARTA)
 def test_presets_are_as_published(name: str) -> None:
     settings = settings_of(learn_preset(name))
-    published = PUBLISHED[settings.data]
-    config = studies.config(settings.distillation)
-    assert (config.iterations, config.buffer_size) == (published.iterations, published.buffer) and config.lambda_ce == 1
-    assert settings.epochs == published.epochs[settings.scenario]
-    assert settings.recipe("model-inversion").steps == published.steps
-    arguments = {"in_channels": 1} if settings.architecture == "lenet5" else {}
-    assert create(settings.architecture, num_classes=50, **arguments) is not None
+    found = published.published(settings.data, settings.scenario)
+    config = config_of(settings, "model-inversion")
+    assert found is not None and config.lambda_ce == 1
+    assert (config.iterations, config.buffer_size) == (found.distillation_steps, found.buffer_size)
+    assert (settings.experts.epochs, settings.experts.architecture) == (found.epochs, found.architecture)
+    assert recipe_of(settings, "model-inversion").steps == found.inversion_steps
+    arguments = {"in_channels": 1} if found.architecture == "lenet5" else {}
+    assert create(found.architecture, num_classes=50, **arguments) is not None
+
+
+def test_the_papers_figures_are_in_the_presets() -> None:
+    paper = {(data, scenario): found.paper for (data, scenario), found in published._all().items()}
+    assert sum(map(len, paper.values())) == 44 and len(paper) == 8
+    assert paper["mnist", "new-classes"]["Model Inversion"] == 43.23
+    assert paper["cifar10", "multi-task"]["Param. Avg."] == 51.85
+    assert paper["core50", "new-instances"]["Ensemble Avg."] == 69.92
+    assert published.published("digits", "joint") is None
+    assert published.published_lengths("digits") == published.published_lengths("mnist")
 
 
 def test_presets_hold_the_appendix() -> None:
     assert "replay" not in settings_of({"strategies": ["all"]}).strategies
     nc, mt, ni = (learn_preset(f"carta2022/{name}") for name in ("mnist-nc", "cifar10-mt", "core50-ni"))
-    assert studies.config(nc["distillation"]) == DistillationConfig()
-    assert (nc["expert_lr"], nc["epochs"], nc["classes_per_step"]) == (0.01, 20, [2])
-    assert (mt["distillation"]["lr"], mt["scenario"], mt["architecture"]) == (0.1, "multi-task", "slim_resnet18")
-    assert (ni["parts"], ni["expert_batch_size"], ni["expert_lr"], ni["distillation"]["batch_size"]) == (
-        8,
-        128,
-        1e-3,
-        10,
-    )
+    assert config_of(settings_of(nc), "model-inversion") == DistillationConfig()
+    assert (nc["experts"]["lr"], nc["experts"]["epochs"], nc["classes_per_step"]) == (0.01, 20, [2])
+    assert (mt["distillation"]["lr"], mt["scenario"]) == (0.1, "multi-task")
+    assert mt["experts"]["architecture"] == "slim_resnet18"
+    assert (ni["parts"], ni["experts"]["batch_size"], ni["experts"]["lr"]) == (8, 128, 1e-3)
+    assert ni["distillation"]["batch_size"] == 10
     assert len(CARTA) == 8
 
 
@@ -91,42 +109,49 @@ def test_images_are_augmented_as_published(data: str, generation: dict[str, Any]
     assert presets
     for preset in presets:
         settings = settings_of(preset)
-        assert studies.config(settings.distillation).augmentation == distillation
+        assert config_of(settings, "model-inversion").augmentation == distillation
         for strategy in ("model-inversion", "data-impression"):
-            recipe = settings.recipe(strategy)
+            recipe = recipe_of(settings, strategy)
             assert {name: getattr(recipe, name) for name in generation} == generation
 
 
 def test_learn_from_a_preset_and_options_go_before_it(npz: Path, tmp_path: Path) -> None:
     common = ("learn", "--preset", "carta2022/mnist-nc", "--data", npz, "--strategy", "replay", "--json")
-    call(*common, "--iterations", 7, "--buffer", 20, "--epochs", 1, "--distillation", "lr=0.5", "--out", tmp_path)
+    call(*common, "--steps", 7, "--buffer", 20, "--epochs", 1, "--distillation", "lr=0.5", "--out", tmp_path)
     stored = load_json(tmp_path / "results.json")
     settings = stored["settings"]
     assert settings["distillation"] == {
         **learn_preset("carta2022/mnist-nc")["distillation"], "iterations": 7, "buffer_size": 20, "lr": 0.5
     }  # fmt: skip
-    assert (settings["strategies"], settings["epochs"], settings["expert_lr"]) == (["replay"], 1, 0.01)
+    assert (
+        settings["strategies"] == ["replay"]
+        and settings["experts"]["epochs"] == 1
+        and settings["experts"]["lr"] == 0.01
+    )
     assert "7 of 30000 distillation steps" in stored["rows"][0]["note"]
 
 
 def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) -> None:
     own = tmp_path / "mine.toml"
-    text = f'task = "learn"\ndata = "{npz}"\nepochs = 1\nscenario = "joint"\nstrategies = ["replay"]\n[distillation]\n'
-    own.write_text(f"{text}iterations = 2\nbuffer_size = 8\n")
+    text = f'task = "learn"\ndata = "{npz}"\nexperts.epochs = 1\nscenario = "joint"\nstrategies = ["replay"]\n'
+    own.write_text(f"{text}[distillation]\niterations = 2\nbuffer_size = 8\n")
     rows = json.loads(call("learn", "--preset", own, "--json", "--out", tmp_path / "out").stdout)["rows"]
     assert [row["cell"] for row in rows] == ["quadrants/Joint/Replay ED", "quadrants/Joint/Oracle"]
     for line, message in (
-        ("colour = 1", "'colour' is not a setting of learn"),
-        ("parts = 'many'", "parts must be of type int, got 'many'"),
-        ("strategies = ['magic']", "--strategy must be one of"),
+        ("colour = 1", "unknown field 'colour'"),
+        ("partz = 1", "unknown field 'partz' (did you mean 'parts'?)"),
+        ("parts = 'many'", "parts must be an integer, got 'many'"),
+        ("experts.rate = 1.0", "unknown field 'rate'"),
+        ("experts.lr = -1.0", "experts.lr must be positive, got -1.0"),
+        ("strategies = ['magic']", "strategies must be one of"),
         ("background = 'noise'", "background must be one of"),
         ("background = 'natural-fields'", "got 'natural-fields' and 0.0 for model-inversion"),
         ("distillation = { background_share = 0.5, targets = 'stored' }", "got None and 0.5 for model-inversion"),
-        ("typicality = 0.5", "typicality needs a calibration, which model-inversion has not, got 0.5"),
-        ("typicality = -1.0", "typicality must not be negative"),
-        ("inversion_recipe = 'magic'", "recipe must be one of"),
+        ("typicality = 0.5", "typicality needs a calibration, which model-inversion does not have, got 0.5"),
+        ("typicality = -1.0", "typicality must be at least 0, got -1.0"),
+        ("inversion.recipe = 'magic'", "recipe must be one of"),
         ("distillation = { rate = 3 }", "no field 'rate'"),
-        ("seeds = 3", "'seeds' is an option of the command"),
+        ("seeds = 3", "unknown field 'seeds'"),
     ):
         own.write_text(f'task = "learn"\n{line}\n')
         assert message in call("learn", "--preset", own, "--out", tmp_path / "bad", code=2).output
@@ -139,11 +164,9 @@ def test_images_by_another_recipe_before_random_ones(npz: Path, tmp_path: Path) 
     own.write_text(
         f"""task = "learn"
 data = "{npz}"
-epochs = 1
-arguments = {{ batch_norm = true }}
+experts = {{ epochs = 1, arguments = {{ batch_norm = true }} }}
 strategies = ["model-inversion", "natural-fields"]
-inversion_recipe = "deep_inversion/cifar10-transferable"
-inversion = {{ steps = 3 }}
+inversion = {{ recipe = "deep_inversion/cifar10-transferable", steps = 3 }}
 background = "natural-fields"
 calibration = "natural-fields"
 typicality = 0.5
@@ -157,7 +180,7 @@ background_share = 0.5
 arithmetic = "bfloat16"
 """
     )
-    calibration = settings_of(learn_preset(str(own))).calibration_of("model-inversion")
+    calibration = calibration_of(settings_of(learn_preset(str(own))), "model-inversion")
     assert calibration is not None and calibration.typicality == 0.5
     call("learn", "--preset", own, "--json", "--out", tmp_path / "out")
     stored = load_json(tmp_path / "out" / "results.json")
@@ -173,17 +196,16 @@ arithmetic = "bfloat16"
 def test_a_strategy_that_is_registered_later_works_in_presets(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(studies.STRATEGIES, "real-images", "Real Images")
-    monkeypatch.setattr(Study, "_strategy", lambda self, name, stream: Replay(self.data))
+    monkeypatch.setitem(methods.STRATEGIES, "real-images", "Real Images")
+    monkeypatch.setattr(Study, "strategy", lambda self, name, stream: Replay(self.data))
     own = tmp_path / "mine.toml"
-    own.write_text(f'task = "learn"\ndata = "{npz}"\nepochs = 1\nstrategies = ["real-images"]\n')
-    arguments = ("--iterations", 2, "--buffer", 8, "--json", "--out", tmp_path / "out")
+    own.write_text(f'task = "learn"\ndata = "{npz}"\nexperts.epochs = 1\nstrategies = ["real-images"]\n')
+    arguments = ("--steps", 2, "--buffer", 8, "--json", "--out", tmp_path / "out")
     assert json.loads(call("learn", "--preset", own, *arguments).stdout)["rows"][0]["name"] == "Real Images"
 
 
 def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": [4], "new-classes": [2, 2]})
-    monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
+    monkeypatch.setattr("exml_fast.reproduction.study_rows.published", published_for_quadrants)
     mnist = npz.with_name("mnist.npz")
     mnist.write_bytes(npz.read_bytes())
     changes = options(TINY | {"data": str(mnist)})
@@ -226,11 +248,10 @@ def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch
 def test_no_figure_of_the_paper_beside_other_experts(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
 ) -> None:
-    as_here = dataclasses.replace(studies.PUBLISHED["mnist"], experiences={"joint": [4], "new-classes": [2, 2]})
-    monkeypatch.setitem(studies.PUBLISHED, "mnist", as_here)
+    monkeypatch.setattr("exml_fast.reproduction.study_rows.published", published_for_quadrants)
     mnist = tmp_path / "mnist.npz"
     mnist.write_bytes(npz.read_bytes())
-    common = ("learn", "--data", mnist, "--strategy", "replay", "--epochs", 1, "--iterations", 2, "--buffer", 1000)
+    common = ("learn", "--data", mnist, "--strategy", "replay", "--epochs", 1, "--steps", 2, "--buffer", 1000)
 
     def papers(*arguments: object) -> set[float | None]:
         return {row["paper"] for row in json.loads(call(*common, *arguments, "--json").stdout)["rows"]}
@@ -243,7 +264,7 @@ def test_no_figure_of_the_paper_beside_other_experts(
 
 
 def test_the_sweep_draws_a_line_a_strategy(npz: Path, tmp_path: Path) -> None:
-    changes = TINY | {"data": str(npz), "architecture": "lenet5", "variant": "mnist", "sizes": [20, 10]}
+    changes = TINY | {"data": str(npz), "experts.architecture": "lenet5", "variant": "mnist", "sizes": [20, 10]}
     del changes["distillation.buffer_size"]
     arguments = ("--strategies", "replay", "--seeds", 1, "--out", tmp_path, "--report", "--json", *options(changes))
     rows = json.loads(call("reproduce", "carta2022/figure3", *arguments).stdout)["rows"]
@@ -261,27 +282,29 @@ def test_a_baseline_that_fails_is_tried_again(npz: Path, tmp_path: Path, monkeyp
     def damaged(_stream: Any) -> Any:
         raise ValueError("expert 2 cannot be read")
 
-    common = ("learn", "--data", npz, "--strategy", "replay", "--epochs", 1, "--iterations", 2, "--report")
+    common = ("learn", "--data", npz, "--strategy", "replay", "--epochs", 1, "--steps", 2, "--report")
     with monkeypatch.context() as patched:
-        patched.setitem(studies.BASELINES, "Ensemble Avg.", damaged)
+        patched.setitem(methods.BASELINES, "Ensemble Avg.", damaged)
         assert "expert 2 cannot be read" in call(*common, "--out", tmp_path, code=2).output
     rows = json.loads(call("learn", "--out", tmp_path, "--resume", "--json").stdout)["rows"]
-    assert [row["name"] for row in rows] == ["Replay", *studies.BASELINES]
+    assert [row["name"] for row in rows] == ["Replay", *methods.BASELINES]
     assert "Time and memory by stage" in (tmp_path / "report" / "index.html").read_text(), "asked for before"
 
 
 def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None:
-    settings = Settings(strategies=["model-inversion", "adaptive-inversion"], inversion={"compete": 2.0})
-    settings.check()
-    assert (settings.recipe("model-inversion").compete, settings.recipe("adaptive-inversion").compete) == (0, 2)
+    settings = Settings(strategies=("model-inversion", "adaptive-inversion"), inversion={"compete": 2.0})
+    check_methods(settings)
+    assert (recipe_of(settings, "model-inversion").compete, recipe_of(settings, "adaptive-inversion").compete) == (0, 2)
     with pytest.raises(ValueError, match="compete must be positive for adaptive-inversion, got 0"):
-        dataclasses.replace(settings, inversion={"compete": 0}).check()
+        check_methods(dataclasses.replace(settings, inversion={"compete": 0}))
 
 
 def test_replay_of_new_instances_has_a_part_for_each_expert(npz: Path, tmp_path: Path) -> None:
-    settings = Settings(data=str(npz), scenario="new-instances", parts=2, epochs=1, strategies=["replay"])
-    study = Study(settings, tmp_path, Reporter())
-    replay, experts = study._strategy("replay", study.stream(0)), study.stream(0)
+    settings = Settings(
+        data=str(npz), scenario="new-instances", parts=2, experts=ExpertSettings(epochs=1), strategies=("replay",)
+    )
+    study = Study(settings, RunOptions(), tmp_path)
+    replay, experts = study.strategy("replay", study.stream(0)), study.stream(0)
     seen = [replay.samples(expert, 1000, torch.Generator().manual_seed(0))[0] for expert in experts]
     assert [len(images) for images in seen] == [80, 80]
     sums = torch.cat(seen).flatten(1).double().sum(1)
@@ -295,7 +318,7 @@ def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
     data = quadrants()
     for i, expert in enumerate(train_stream(data, [[0, 1], [2, 3]], epochs=1, head="own", common_initialisation=False)):
         expert.save(tmp_path / "experts" / f"expert_{i}")
-    common = ("learn", "--data", npz, "--experts", tmp_path / "experts", "--strategy", "replay", "--iterations", 2)
+    common = ("learn", "--data", npz, "--experts", tmp_path / "experts", "--strategy", "replay", "--steps", 2)
     call(*common, "--report", "--out", tmp_path / "own")
     page = (tmp_path / "own" / "report" / "index.html").read_text()
     assert page.count('aria-label="Class similarities of Expert') == 2 and "2 by 2" in page
@@ -312,7 +335,7 @@ def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
 def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:
     for arguments, message in (
         (("carta2022/table2", "--rows", "mnist/XX"), "no row 'mnist/XX', expected some of mnist/Joint,mnist/NC"),
-        (("carta2022/table2", "--strategies", "magic"), "--strategy must be one of"),
+        (("carta2022/table2", "--strategies", "magic"), "strategies must be one of"),
         (("carta2022/table2", "--set", "distillation.rate=1"), "no field 'rate'"),
         (("carta2022/mnist-nc", "--rows", "mnist/NC"), "has no rows"),
         (("nayak2021/table1", "--strategies", "replay"), "this one is of task 'zskd'"),
@@ -322,17 +345,16 @@ def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:
 
 
 def test_multi_task_and_new_classes_share_their_experts_and_others_do_not(npz: Path, tmp_path: Path) -> None:
-    from exml_fast.reproduction.tables import _experts_of
-
-    one, two = Settings(data=str(npz)), Settings(data=str(npz), scenario="multi-task", strategies=["replay"])
-    assert _experts_of(one) == _experts_of(two) != _experts_of(Settings(data=str(npz), expert_lr=0.1))
+    one, two = Settings(data=str(npz)), Settings(data=str(npz), scenario="multi-task", strategies=("replay",))
+    other = Settings(data=str(npz), experts=ExpertSettings(lr=0.1))
+    assert experts_folder(one) == experts_folder(two) != experts_folder(other)
 
 
 def test_experts_can_start_from_published_weights(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_tensors(file, create("torchvision/squeezenet1_1").state_dict())
     like = create("torchvision/squeezenet1_1", num_classes=3).state_dict()
-    found = studies._pretrained("torchvision/squeezenet1_1", str(file), like)
+    found = pretrained_weights("torchvision/squeezenet1_1", str(file), like)
     assert set(like) - set(found) == {"classifier.1.weight", "classifier.1.bias"}
-    with pytest.raises(ValueError, match="--weights must be one of"):
-        studies._pretrained("torchvision/squeezenet1_1", "x", like)
+    with pytest.raises(ValueError, match="weights must be one of"):
+        pretrained_weights("torchvision/squeezenet1_1", "x", like)
