@@ -62,6 +62,9 @@ class Lab:
         self.spec = InputSpec(channels, self.data.spec.size, (0.0,) * channels, (1.0,) * channels)
         if self.expert is not None:
             self.spec = self.expert.card.input_spec
+
+    def try_networks(self) -> None:
+        """ValueError unless the teacher and the student take the images and suit the recipe."""
         for table in ("teacher", "student"):
             if hasattr(self.settings, table):
                 self._try(table)

@@ -31,6 +31,7 @@ class Task:
             lab = Lab(preset, self.settings, Context(Path(nothing), 0, data_root, device, None))
             if self.require is not None:
                 self.require(lab)
+            lab.try_networks()
 
 
 @dataclass(frozen=True)
