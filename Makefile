@@ -43,6 +43,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
 # GoogleTest: the formulas of csrc/math, and the CUDA kernels on the host by an emulator. Needs CMake and GoogleTest.
