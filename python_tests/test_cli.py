@@ -207,9 +207,9 @@ def test_networks_of_ours_need_weights_and_input(tmp_path: Path) -> None:
     short = ("--classes", 2, "--per-class", 1, "--steps", 1, "--out", tmp_path / "out")
     assert as_json("invert", *own, "--input", spec, *short)["classes"] == [2]
     for arguments, message in (
-        ((*own, *short), "--input is missing"),
+        ((*own, *short), "input is missing"),
         ((*own, "--input", '{"channels": 3}', *short), "--input must be like"),
-        (("cifar_resnet", "--input", spec, *short), "--weights must be a local file"),
+        (("cifar_resnet", "--input", spec, *short), "weights must be a local file"),
         (
             (*own[:-2], "--input", spec, *short),
             "does not fit this model, a CifarResNet: 2 tensors of other shapes (first",
@@ -395,7 +395,7 @@ def test_judges_with_arguments_and_weights(tmp_path: Path) -> None:
     wrong = judge.replace("depth=14", "depth=8")
     said = " ".join(call("invert", *own, *short, "--judge", wrong, code=2).output.split())
     assert "does not fit this model, a CifarResNet" in said and "unknown tensors (first layer" in said
-    assert "--argument NAME=VALUE" in said
+    assert "arguments of its architecture must be given too" in said
 
 
 def test_torchvisions_inceptions_normalise_inside(tmp_path: Path) -> None:
@@ -406,9 +406,11 @@ def test_torchvisions_inceptions_normalise_inside(tmp_path: Path) -> None:
 
     model = torchvision.models.googlenet(num_classes=2, init_weights=False)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    source = ("torchvision/googlenet", str(tmp_path / "weights.pt"), "cpu")
-    assert open_teacher(*source, {"num_classes": 2}).model.transform_input
-    assert not open_teacher(*source, {"num_classes": 2, "transform_input": False}).model.transform_input
+    source, weights = "torchvision/googlenet", str(tmp_path / "weights.pt")
+    assert open_teacher(source, weights=weights, arguments={"num_classes": 2}).model.transform_input
+    assert not open_teacher(
+        source, weights=weights, arguments={"num_classes": 2, "transform_input": False}
+    ).model.transform_input
 
 
 def test_ambiguous_class_names() -> None:

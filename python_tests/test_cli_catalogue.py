@@ -69,7 +69,7 @@ def test_new_makes_an_expert_of_somebody_s_weights(tmp_path: Path) -> None:
     assert other["class_names"] == ["0", "1", "2"]
     for arguments, message in (
         ((*place, "--input", spec), "mine exists already: give another name or overwrite it"),
-        ((*place,), "--input is missing"),
+        ((*place,), "input is missing"),
         ((*place[:2], tmp_path / "catalogue"), "is a file or folder: give an architecture"),
         ((*place, "--input", spec, "--class-names", "cat,dog"), "must name the 3 logits of cifar_resnet, got 2 names"),
     ):

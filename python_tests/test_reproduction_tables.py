@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from exml_fast.cli.app import app
 from exml_fast.continual import DistillationConfig, Replay, train_stream
+from exml_fast.continual.teachers import pretrained_weights
 from exml_fast.data import Augmentation
 from exml_fast.models import create
 from exml_fast.reproduction import methods, published
-from exml_fast.reproduction.experts import pretrained_weights
 from exml_fast.reproduction.methods import calibration_of, check_methods, config_of, recipe_of
 from exml_fast.reproduction.preset import names
 from exml_fast.reproduction.runner import load_preset

@@ -112,8 +112,8 @@ def new(
     """Make an expert of somebody's weights, with a card that says what they know."""
     with Guard(context):
         expert = expert_of(
-            model, weights, parse_pairs("--argument", argument), parse_input(input_spec),
-            [part.strip() for part in class_names.split(",") if part.strip()],
+            model, weights=weights, arguments=parse_pairs("--argument", argument), spec=parse_input(input_spec),
+            class_names=[part.strip() for part in class_names.split(",") if part.strip()],
         )  # fmt: skip
         catalogue = Catalogue(folder)
         _show(catalogue, [catalogue.add(expert, name, licence=licence, overwrite=overwrite)], as_json)

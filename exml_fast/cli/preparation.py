@@ -88,7 +88,9 @@ def _require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
 def _teacher_of(run: InvertRun | DistillRun) -> Teacher:
     asked = run.teacher
     assert asked.model is not None
-    return open_teacher(asked.model, asked.weights, run.machine.device, asked.arguments, asked.input)
+    return open_teacher(
+        asked.model, weights=asked.weights, device=run.machine.device, arguments=asked.arguments, spec=asked.input
+    )
 
 
 def _classes_of(teacher: Teacher, wanted: str) -> list[int] | None:
@@ -231,4 +233,4 @@ def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) ->
     source, pairs, weights = found.groups()
     arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
     own = spec.to_dict() if spec is not None and source in OWN else None
-    return open_teacher(source, weights or "DEFAULT", device, arguments, own)
+    return open_teacher(source, weights=weights or "DEFAULT", device=device, arguments=arguments, spec=own)

@@ -20,7 +20,7 @@ from exml_fast.engine.memory import require_memory
 from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
 
-__all__ = ["Teacher", "expert_of", "open_teacher"]
+__all__ = ["Teacher", "expert_of", "open_teacher", "pretrained_weights"]
 
 # torchvision sets this with the weights that it downloads: its Inceptions normalise once more inside.
 NORMALISES_INSIDE = {"googlenet", "inception_v3"}
@@ -48,22 +48,20 @@ class Teacher:
         for item in wanted:
             named = by_name.get(item.casefold(), [])
             if len(named) > 1 and not item.isdigit():
-                raise ValueError(f"--classes: {item!r} is the name of the classes {named} of {self.name}: give the id")
+                raise ValueError(f"classes: {item!r} is the name of the classes {named} of {self.name}: give the id")
             if named and not (item.isdigit() and int(item) in self.class_names):
                 ids.append(named[0])
             elif item.isdigit():
                 ids.append(int(item))
             else:
                 known = ", ".join(list(self.class_names.values())[:8]) or "ids only"
-                raise ValueError(
-                    f"--classes: {item!r} is neither a class id nor a class name of {self.name} ({known} …)"
-                )
+                raise ValueError(f"classes: {item!r} is neither a class id nor a class name of {self.name} ({known} …)")
         units = self.units or tuple(range(self.outputs()))
         if missing := [i for i in ids if i not in units]:
-            raise ValueError(f"--classes: {self.name} has no classes {missing}, only {units[0]} to {units[-1]}")
+            raise ValueError(f"classes: {self.name} has no classes {missing}, only {units[0]} to {units[-1]}")
         return ids
 
-    def outputs(self, option: str = "--input") -> int:
+    def outputs(self, option: str = "input") -> int:
         """The number of its logits. ValueError naming ``option`` if it does not take its images or has no room."""
         device = device_of(self.model)
         try:
@@ -77,6 +75,7 @@ class Teacher:
 
 def open_teacher(
     source: str,
+    *,
     weights: str = "DEFAULT",
     device: str = "cpu",
     arguments: Mapping[str, Any] | None = None,
@@ -95,7 +94,7 @@ def open_teacher(
     library, _, name = source.partition("/")
     if not Path(source).exists() and (library in ("torchvision", "timm") or source in OWN):
         if arguments and not Path(weights).is_file():
-            raise ValueError(f"--argument needs --weights with a local file for {source}, got {weights!r}")
+            raise ValueError(f"arguments need weights from a local file for {source}, got {weights!r}")
         if source in OWN:
             return _own(source, weights, device, arguments or {}, spec)
         loader = _torchvision if library == "torchvision" else _timm
@@ -106,7 +105,7 @@ def open_teacher(
             f"{source!r} is neither an expert's folder nor torchvision/<name>, timm/<name> or one of {sorted(OWN)}"
         )
     if arguments or weights != "DEFAULT":
-        raise ValueError(f"--weights and --argument are for architectures, {source} is an expert's folder")
+        raise ValueError(f"weights and arguments are for architectures; {source} is an expert's folder")
     expert = Expert.load(source, device)
     names = dict(zip(expert.units, expert.card.class_names, strict=True))
     taken = expert.input_spec if spec is None else InputSpec.from_dict(spec)
@@ -115,15 +114,16 @@ def open_teacher(
 
 def expert_of(
     source: str,
-    weights: str,
-    arguments: Mapping[str, Any],
-    spec: Mapping[str, Any] | None,
+    *,
+    weights: str = "DEFAULT",
+    arguments: Mapping[str, Any] | None = None,
+    spec: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
 ) -> Expert:
     """An expert of :func:`open_teacher`'s network, one class a logit. ValueError for another number of names."""
     if Path(source).exists():
-        raise ValueError(f"{source!r} is a file or folder: give an architecture, and the file as --weights")
-    teacher = open_teacher(source, weights, arguments=arguments, spec=spec)
+        raise ValueError(f"{source!r} is a file or folder: give an architecture, and the file as weights")
+    teacher = open_teacher(source, weights=weights, arguments=arguments, spec=spec)
     teacher.outputs()  # says what does not fit
     example = torch.randn(1, *teacher.spec.shape, generator=torch.Generator().manual_seed(0))
     with frozen(teacher.model), torch.no_grad():
@@ -131,28 +131,34 @@ def expert_of(
     count = logits.shape[1]
     names = tuple(class_names) or tuple(teacher.class_names.get(unit, str(unit)) for unit in range(count))
     if len(names) != count:
-        raise ValueError(f"--class-names must name the {count} logits of {source}, got {len(names)} names")
+        raise ValueError(f"class_names must name the {count} logits of {source}, got {len(names)} names")
     units = tuple(range(count))
-    complete = complete_arguments(source, arguments, count, teacher.spec)
+    complete = complete_arguments(source, arguments or {}, count, teacher.spec)
     # A card holds arguments and weights. Some loaders set more, as torchvision's of inception_v3 does.
     again = create(source, **complete).eval()
     again.load_state_dict(teacher.model.state_dict())
     with torch.no_grad():
         if not torch.allclose(again(example), logits, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"--argument: with {complete}, {source} computes something else than the network that was loaded; give "
+                f"arguments: with {complete}, {source} computes something else than the network that was loaded; give "
                 "the arguments it was made with, and its weights as a local file"
             )
     return Expert(again, Card(source, complete, units, units, names, teacher.spec))
+
+
+def pretrained_weights(architecture: str, weights: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights with the names and shapes in ``like``; other layers, as the head, are left out."""
+    found = open_teacher(architecture, weights=weights).model.state_dict()
+    return {name: value for name, value in found.items() if name in like and value.shape == like[name].shape}
 
 
 def _own(
     source: str, weights: str, device: str, arguments: Mapping[str, Any], spec: Mapping[str, Any] | None
 ) -> Teacher:
     if not Path(weights).is_file():
-        raise ValueError(f"--weights must be a local file for {source}, got {weights!r}")
+        raise ValueError(f"weights must be a local file for {source}, got {weights!r}")
     if spec is None:
-        raise ValueError(f"--input is missing: {source} carries no channels, size, mean and std of its input")
+        raise ValueError(f"input is missing: {source} carries no channels, size, mean and std of its input")
     model = create(source, **arguments)
     _load_file(model, Path(weights))
     return Teacher(source, model.to(device), InputSpec.from_dict(spec), None, None, {})
@@ -177,7 +183,7 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
         chosen = enum[weights]
         model = torchvision.models.get_model(name, weights=chosen)
     else:
-        raise ValueError(f"--weights must be one of {members} or a local file for {source}, got {weights!r}")
+        raise ValueError(f"weights must be one of {members} or a local file for {source}, got {weights!r}")
     categories = chosen.meta.get("categories", [])
     # Weights from a file may be of other classes.
     names = categories if arguments.get("num_classes", len(categories)) == len(categories) else []
@@ -191,7 +197,7 @@ def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[
         raise ImportError(f"{source} needs timm: pip install 'exml_fast[timm]'") from error
     file = Path(weights)
     if weights != "DEFAULT" and not file.is_file():
-        raise ValueError(f"--weights must be DEFAULT or a local file for {source}, got {weights!r}")
+        raise ValueError(f"weights must be DEFAULT or a local file for {source}, got {weights!r}")
     if file.is_file():
         model = create(source, **arguments)
         _load_file(model, file)
@@ -213,12 +219,12 @@ def _load_file(model: nn.Module, file: Path) -> None:
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise ValueError("it is no dictionary of tensors")
         if differing := _differences(model.state_dict(), state):
-            raise ValueError(f"{differing}; arguments of its architecture are given as --argument NAME=VALUE")
+            raise ValueError(f"{differing}; arguments of its architecture must be given too")
         with torch.no_grad():
             model.load_state_dict(state)
     except Exception as error:
         reason = " ".join(str(error).split())[:500]
-        raise ValueError(f"--weights: {file} does not fit this model, a {type(model).__name__}: {reason}") from error
+        raise ValueError(f"weights: {file} does not fit this model, a {type(model).__name__}: {reason}") from error
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from exml_fast.continual import ExpertStream, joint, new_classes, new_instances, train_stream
 from exml_fast.continual.expert import complete_arguments
-from exml_fast.continual.teachers import open_teacher
+from exml_fast.continual.teachers import pretrained_weights
 from exml_fast.data import ImageData
 from exml_fast.models import create
 from exml_fast.progress import Progress
@@ -64,9 +63,3 @@ def train_experts(
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, device)
-
-
-def pretrained_weights(architecture: str, weights: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights with the names and shapes in ``like``; other layers, as the head, are left out."""
-    found = open_teacher(architecture, weights).model.state_dict()
-    return {name: value for name, value in found.items() if name in like and value.shape == like[name].shape}
