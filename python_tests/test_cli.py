@@ -340,10 +340,10 @@ def test_refused_commands_leave_the_folder_as_it_was(
 
     invert, distill = ("invert", first), ("distill", first, "--set", "bn=0", "--steps", 1)
     both = (
-        (("--input", spec(3, 32)), "--input of", "rejects images of shape (1, 3, 32, 32)"),
-        (("--input", spec(4, 32)), "--input of", "rejects images of shape (1, 4, 32, 32)"),
-        (("--input", spec(1, 200_000)), "--input of", "GB free"),
-        (("--classes", 99), "--classes", "has no classes [99]"),
+        (("--input", spec(3, 32)), "input of", "rejects images of shape (1, 3, 32, 32)"),
+        (("--input", spec(4, 32)), "input of", "rejects images of shape (1, 4, 32, 32)"),
+        (("--input", spec(1, 200_000)), "input of", "GB free"),
+        (("--classes", 99), "classes:", "has no classes [99]"),
         (("--statistics", "/nowhere"), "/nowhere", ""),
         (("--real", "/nowhere"), "/nowhere", ""),
         (("--judge", "torchvision/nothing=/nowhere"), "nothing", ""),
