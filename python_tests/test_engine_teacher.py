@@ -284,7 +284,7 @@ def test_statistics_that_do_not_fit_are_named() -> None:
             FrozenTeacher(model, SPEC, statistics=wrong)
     with pytest.raises(ValueError, match="normalised images, floating point and finite"):
         EagerTeacher(model, SPEC, statistics=images * float("nan"))
-    with pytest.raises(ValueError, match="layers remember no statistics"):
+    with pytest.raises(ValueError, match="layers keep no running statistics"):
         FrozenTeacher(model, SPEC, layers=["conv1"])
     with pytest.raises(ValueError, match="'conv9' matches no layer of Residual, which has conv1"):
         FrozenTeacher(model, SPEC, statistics=images, layers=["conv9"])

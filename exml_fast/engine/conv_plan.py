@@ -27,7 +27,7 @@ TILE_CHANNELS = 16
 
 @dataclass(frozen=True)
 class ConvShape:
-    """What decides how fast a convolution is."""
+    """The geometry and the memory format of a convolution: what decides which plans it allows and how fast they are."""
 
     input: tuple[int, int, int, int]
     weight: tuple[int, int, int, int]
@@ -39,7 +39,7 @@ class ConvShape:
 
     @classmethod
     def of(cls, conv: nn.Module, input: Sequence[int], channels_last: bool) -> ConvShape:
-        """Of a convolution with numeric padding for such an input."""
+        """The shape of ``conv``, an nn.Conv2d with numeric padding, for an ``input`` of the shape (N, C, H, W)."""
         assert isinstance(conv, nn.Conv2d)
         settings = (input, conv.weight.shape, conv.stride, conv.padding, conv.dilation)
         # Pairs and fours, whose length mypy does not see.
@@ -48,12 +48,12 @@ class ConvShape:
 
     @property
     def depthwise(self) -> bool:
-        """One filter a channel."""
+        """Whether each channel has one filter of its own."""
         return self.groups == self.weight[0] == self.input[1] > 1
 
     @property
     def by_lanes(self) -> bool:
-        """Whether the convolution with one image a vector lane (csrc/ops/lane_conv2d.h) can do it, and may be fast."""
+        """Whether the kernel with one image a vector lane (csrc/ops/lane_conv2d.h) can compute it and may be fast."""
         outputs, inputs, *kernel = self.weight
         pixels = inputs * self.input[2] * (self.input[3] + 2 * self.padding[1]) + outputs * math.prod(self.input[2:])
         return (
@@ -67,7 +67,7 @@ class ConvShape:
 
     @property
     def by_winograd(self) -> bool:
-        """Whether Winograd's algorithm (csrc/ops/winograd_conv2d.h) can do it, forward and back."""
+        """Whether Winograd's algorithm (csrc/ops/winograd_conv2d.h) can compute it, forward and backward."""
         return (
             self.channels_last
             and self.weight[2:] == (3, 3)
@@ -97,18 +97,23 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a layer computes.
+    """The algorithm of a layer, forward and for the gradient of its input (the adjoint).
 
     Attributes:
-        forward: "plain" weights; "packed" in oneDNN's layout; "lanes": one image a vector lane, for few channels
-            (csrc/ops/lane_conv2d.h); "winograd": of 3×3 layers, a quarter of the products, in float32
-            (csrc/ops/winograd_conv2d.h).
-        adjoint: of the input gradient. "library": as the library does it; "convolution": for stride 1, a convolution
-            with the flipped, transposed weights; "zero_stuffed": the same on a gradient with zeros between its values;
-            "subpixel": stride² convolutions, one for each position modulo the stride, as the channels of one, then a
-            pixel shuffle; "lanes" as above.
-        adjoint_weights: of "convolution", "zero_stuffed" and "subpixel": "plain", "packed" in oneDNN's layout,
-            "windows", for our own convolution to few channels (csrc/ops/window_conv2d.h), or "winograd" as above.
+        forward: the forward pass.
+            "plain": the library, with plain weights.
+            "packed": the library, with weights in oneDNN's layout.
+            "lanes": our kernel for few channels, with one image a vector lane (csrc/ops/lane_conv2d.h).
+            "winograd": our kernel for 3×3 layers, with a quarter of the products (csrc/ops/winograd_conv2d.h).
+        adjoint: the gradient of the input.
+            "library": the library's gradient.
+            "convolution": for stride 1, a convolution with the flipped, transposed weights.
+            "zero_stuffed": the same, on an output gradient with zeros between its values.
+            "subpixel": one convolution for each position modulo the stride, then a pixel shuffle.
+            "lanes": the kernel of the forward "lanes".
+        adjoint_weights: the weights of the adjoints "convolution", "zero_stuffed" and "subpixel".
+            "plain", "packed" and "winograd": as in ``forward``.
+            "windows": for our kernel to few output channels (csrc/ops/window_conv2d.h).
     """
 
     forward: str = "plain"
@@ -116,7 +121,7 @@ class Plan:
     adjoint_weights: str = "plain"
 
     def without_winograd(self, dtype: torch.dtype) -> Plan:
-        """The same with the library's convolutions in its place, which round less."""
+        """The plan with the library's convolutions in place of Winograd's, which round more."""
         weights = "packed" if can_pack(dtype) else "plain"
         forward, adjoint_weights = (
             weights if way == "winograd" else way for way in (self.forward, self.adjoint_weights)

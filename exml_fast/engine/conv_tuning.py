@@ -123,15 +123,15 @@ def _name(dtype: torch.dtype) -> str:
 
 
 _measured: dict[str, tuple[Plan, float]] = {}
-# Two measurements at a time would both be of a loaded machine.
+# Two simultaneous measurements would disturb each other.
 _measuring = threading.Lock()
 
 
 def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
-    """The fastest plan on this CPU for a layer, and the seconds an image that it took, forward and adjoint.
+    """The fastest plan of a layer on this CPU, and the seconds an image that it takes, forward and backward.
 
-    Measured at the first call for a shape, dtype and number of threads on this machine and remembered in
-    ``convolutions.json`` of the folder $EXML_FAST_CACHE (~/.cache/exml_fast), so that later runs compute the same bits.
+    The first call for a shape, a dtype and a number of threads on a machine times the candidates. The result is kept
+    in ``convolutions.json`` in the folder $EXML_FAST_CACHE (~/.cache/exml_fast): later runs then compute the same bits.
     """
     small = _few_images(shape)
     return _once_a_machine(
@@ -142,15 +142,21 @@ def fastest_plan(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
 
 
 def only_plan(shape: ConvShape, dtype: torch.dtype) -> Plan | None:
-    """The plan of a layer for which there is one choice only, for which nothing needs to be measured."""
+    """The plan of a layer that has one candidate, which needs no timing; None for other layers."""
     first, *others = _candidates(shape, dtype)
     return None if others else first
 
 
 def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weight: bool) -> bool:
-    """Whether a layer that ``by_lanes`` allows learns, or answers, faster that way; remembered as the fastest plan is.
+    """Whether the kernel with one image a vector lane is faster for a layer that ``ConvShape.by_lanes`` allows.
 
-    ``of_input`` and ``of_weight``: the gradients that are wanted beside the forward pass.
+    The result is kept as that of :func:`fastest_plan`.
+
+    Args:
+        shape: the layer.
+        dtype: float32 or float64.
+        of_input: the pass includes the gradient of the input.
+        of_weight: the pass includes the gradient of the weight.
     """
     small = _few_images(shape)
     plan, _ = _once_a_machine(
@@ -184,7 +190,7 @@ def _once_a_machine(
             if found is not None and _is_time(found[1]) and could_be(found[0]):
                 _measured[key] = found
             else:
-                # In a thread of its own the caller's autocast, hooks of saved tensors and checkpoints are not at work.
+                # A new thread has none of the caller's autocast, saved-tensor hooks and activation checkpoints.
                 with ThreadPoolExecutor(1) as thread:
                     _measured[key] = thread.submit(measure).result()
                 _remember(key)
@@ -196,8 +202,8 @@ def _is_time(seconds: object) -> bool:
 
 
 def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
-    """Whether ``plan``, which a file or a caller says, is one of those tried for such a layer."""
-    # Of another teacher's plans the batch may have been larger.
+    """Whether ``plan``, from a file or a caller, is a candidate for such a layer."""
+    # The plan may come from a teacher with a larger batch.
     several = dataclasses.replace(shape, input=(max(shape.input[0], LANE_IMAGES), *shape.input[1:]))
     choices = list(_candidates(several, dtype))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
@@ -211,14 +217,20 @@ def _cache_file() -> Path:
 def _remembered() -> dict[str, tuple[Plan, float]]:
     try:
         return {key: (Plan(*plan), seconds) for key, (plan, seconds) in load_json(_cache_file()).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # none, not ours, no home: measuring helps
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ):  # no file, a foreign file or no home folder: measure
         return {}
 
 
 def _remember(key: str) -> None:
     entries = {**_remembered(), key: _measured[key]}
     entries = {key: found for key, found in entries.items() if key.startswith(f"choices {CHOICES},")}
-    with contextlib.suppress(OSError, RuntimeError):  # a machine where nothing can be written measures each time
+    with contextlib.suppress(OSError, RuntimeError):  # without a writable folder, each process measures
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         save_json(_cache_file(), {key: [dataclasses.astuple(plan), time] for key, (plan, time) in entries.items()})
 
@@ -265,12 +277,12 @@ def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weig
 
 
 def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
-    """The fastest way and its seconds; an earlier one unless the gain is clear, so that noise does not decide."""
+    """The fastest way and its seconds; an earlier way where the gain of a later one is within noise."""
     seconds = dict.fromkeys(ways, math.inf)
     for way in ways.values():
         way()
     begun, rounds = time.perf_counter(), 0
-    # By turns: what else the machine does shall meet all of them.
+    # Candidates take turns, so that other load on the machine slows all of them alike.
     while True:
         for key, way in ways.items():
             if rounds < 2 or seconds[key] < HOPELESS * min(seconds.values()):
@@ -290,13 +302,13 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
 
 
 def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
-    """Plans worth a try: all pairs are not, forward and adjoint are timed apart."""
+    """The plans to time. Forward and adjoint are timed apart, so not every pair of them occurs."""
     packs = (False, True) if shape.channels_last and can_pack(dtype) else (False,)
     adjoints = ["library"]
     dense = shape.groups == 1 and min(shape.weight[:2]) > FEW_CHANNELS
     fits = min(shape.flipped_padding) >= 0
     if shape.stride == (1, 1) and fits:
-        # A dense layer's packed convolution has never been slower than the library's gradient.
+        # The packed convolution of a dense layer was never slower than the library's gradient.
         adjoints = ["convolution"] if dense and True in packs else ["library", "convolution"]
     elif fits and shape.depthwise:
         adjoints.append("zero_stuffed")

@@ -1,4 +1,4 @@
-"""Freeze a classifier for a while, copy it frozen, and ask what it takes and returns."""
+"""Freeze a classifier, or a copy of it, and check what it takes and returns."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """A copy on ``device``, in evaluation mode, without gradients of its parameters; ValueError if none can be made.
+    """A copy on ``device``, in evaluation mode, whose parameters need no gradient.
 
-    float16 becomes float32: sums over an image, and their squares, leave its range. Of what torch.compile returned the
-    network inside is copied.
+    A float16 network becomes float32, because sums over an image exceed the range of float16. For a network that
+    torch.compile returned, the original network is copied.
+
+    Raises:
+        ValueError: if the network is in TorchScript or cannot be copied.
     """
     model = getattr(model, "_orig_mod", model)
     require_module(model)
@@ -38,10 +41,10 @@ def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Modul
 
 @contextmanager
 def frozen(model: nn.Module, device: torch.device | str | None = None) -> Iterator[nn.Module]:
-    """``model`` in evaluation mode, on ``device``, its parameters without gradient, gradients of inputs enabled.
+    """Inside the block ``model`` is on ``device``, in evaluation mode, and its parameters need no gradient.
 
-    On leaving, by whichever way, every module's training flag, every parameter's requires_grad and the device are
-    what they were before. Works inside ``torch.no_grad`` and ``torch.inference_mode``.
+    Gradients of inputs are enabled, also inside ``torch.no_grad`` and ``torch.inference_mode``. The end of the block
+    restores every module's training flag, every parameter's requires_grad and the device, also after an exception.
     """
     training = [(module, module.training) for module in model.modules()]
     required = [(p, p.requires_grad) for p in model.parameters()]
@@ -67,21 +70,21 @@ def frozen(model: nn.Module, device: torch.device | str | None = None) -> Iterat
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether calling ``module`` runs its class's own code alone: no hooks, no methods of the instance."""
+    """Whether a call of ``module`` runs only the code of its class: it has no hooks and no methods of its own."""
     return not (
         any(getattr(module, hooks) for hooks in HOOKS) or {"forward", "_conv_forward"}.intersection(vars(module))
     )
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU if it has neither."""
+    """The device of the first parameter or buffer; the CPU if there is none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """Of the first floating-point parameter; float32 if there is none."""
+    """The dtype of the first floating-point parameter; float32 if there is none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -89,8 +92,8 @@ def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
     """The logits (N, K) of normalised ``images`` (N, C, H, W).
 
     Raises:
-        ValueError: if the network rejects images of the specification's shape, or returns something else than
-            finite floating-point logits (N, K).
+        ValueError: if the network rejects images of the specification's shape, or does not return
+            floating-point logits (N, K).
     """
     try:
         with torch.no_grad():

@@ -13,13 +13,13 @@ __all__ = ["FrozenConv2d"]
 
 
 class FrozenConv2d(nn.Module):
-    """``conv`` with constant weights in ``dtype``; casts its input to it.
+    """``conv`` with constant weights in ``dtype``; the input is cast to that dtype.
 
     Args:
-        conv: padding mode "zeros"; numeric padding.
+        conv: a convolution that :meth:`takes` accepts.
         dtype: float32, bfloat16 or float64.
-        shape: of the input (N, C, H, W) that the plan is for; other sizes are computed correctly.
-        plan: see :class:`Plan`; for the CPU, elsewhere the library decides.
+        shape: the shape for which the plan was chosen; inputs of other sizes are computed correctly.
+        plan: the algorithm on the CPU; on other devices the library decides.
     """
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, shape: ConvShape, plan: Plan) -> None:
@@ -29,23 +29,23 @@ class FrozenConv2d(nn.Module):
         self.dtype, self.shape, self.plan = dtype, shape, plan
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         self.memory_format = torch.channels_last if shape.channels_last else torch.contiguous_format
-        # With one channel ``contiguous`` would keep the strides, from which our kernels read the format.
+        # ``contiguous`` keeps the strides of a single channel, but our kernels read the format from the strides.
         plain = torch.empty_like(weight, memory_format=self.memory_format).copy_(weight)
         self.forward_weight: Tensor | None = None
         if plan.forward == "packed":
             self.forward_weight = _packed(plain, shape.padding, shape.stride, shape.dilation, shape)
         elif plan.forward == "winograd":
             self.forward_weight = ops.winograd_weights(conv.weight.detach())
-        # Winograd's products are in float32, whatever the pixels are.
+        # Winograd's products are in float32 for every dtype of the pixels.
         source = conv.weight.detach() if plan.adjoint_weights == "winograd" else plain
         self.adjoint_weight = _adjoint_weight(source, shape, plan)
-        # Where nobody reads its values the plain weight is a shape only.
+        # No algorithm of this plan reads the plain weight: keep its shape without its memory.
         unread = self.forward_weight is not None and plan.adjoint not in ("library", "lanes")
         self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
 
     @staticmethod
     def takes(conv: nn.Module) -> bool:
-        """Whether ``conv`` is a convolution that this class can stand for, and nothing was put on it."""
+        """Whether ``conv`` is a plain nn.Conv2d with numeric zero padding and without hooks."""
         plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
         return plain and is_untouched(conv)
 
@@ -86,7 +86,7 @@ def _packed(
 
 
 def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
-    """The weights with which the adjoint is a convolution of the output's gradient."""
+    """The weights of the convolution that computes the gradient of the input; None where the op needs none."""
     if plan.adjoint in ("library", "lanes"):
         return None
     count, groups = shape.input[0], shape.groups

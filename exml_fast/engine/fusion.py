@@ -1,7 +1,7 @@
-"""A copy of a network in which every BatchNorm also tells the statistics of its input, in the same pass over it.
+"""Replaces every BatchNorm of a network by an op that also gives the statistics of its input, in the same pass.
 
 ``BN → [+ residual] → [activation]`` becomes one op (:func:`exml_fast.ops.frozen_bn_act`) where torch.fx can trace the
-network; where it cannot, BatchNorm modules are replaced in the copied module tree, each by itself.
+network. Elsewhere each BatchNorm module is replaced alone, in the copied module tree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
 
 
 class Activation(NamedTuple):
-    """As :func:`exml_fast.ops.frozen_bn_act` takes it."""
+    """The arguments of :func:`exml_fast.ops.frozen_bn_act` for an activation."""
 
     name: str = "none"
     negative_slope: float = 0.01
@@ -36,8 +36,8 @@ class FrozenBatchNorm(nn.Module):
 
     Args:
         layer: any BatchNorm with running statistics, affine or not.
-        name: of the layer in its network.
-        tape: what to append to.
+        name: the layer's name in its network.
+        tape: where the statistics go.
         activation: applied after the residual.
     """
 
@@ -54,7 +54,7 @@ class FrozenBatchNorm(nn.Module):
         self.shift = -self.target_mean * self.scale + (0 if bias is None else bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(N, C, ...) to the same, in x's dtype."""
+        """(N, C, ...) to (N, C, ...), in the dtype of ``x``."""
         residual = None if residual is None else residual.to(x.dtype)
         y, mean, var = ops.frozen_bn_act(x, self.scale, self.shift, residual, *self.activation)
         self.tape.append(LayerStatistics(self.name, mean, var, self.target_mean, self.target_var))
@@ -62,18 +62,18 @@ class FrozenBatchNorm(nn.Module):
 
 
 def fuse(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
-    """``model`` traced, with every BatchNorm that keeps running statistics frozen, fused and recording.
+    """Trace ``model``; fuse every BatchNorm that has running statistics, and let it record the statistics of its input.
 
     Args:
-        model: in evaluation mode, without weight gradients. Its modules become the result's.
-        example: images (N, C, H, W) that it takes.
-        tape: what the BatchNorms append to.
+        model: a network in evaluation mode without weight gradients. The result uses its modules.
+        example: images (N, C, H, W) that the network takes.
+        tape: where the statistics go.
 
     Returns:
         The network, and a line that says what was fused.
 
     Raises:
-        Exception: whatever the network's own code raises when torch.fx traces it.
+        Exception: anything that the network's own code raises while torch.fx traces it.
     """
     traced = _trace(model, example)
     _make_modules_of_convolutions(traced)
@@ -81,7 +81,7 @@ def fuse(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Module, str]
 
 
 def _make_modules_of_convolutions(traced: fx.GraphModule) -> None:
-    """``F.conv2d`` with constant weights, as classes derived from nn.Conv2d call it, becomes an nn.Conv2d."""
+    """Replace ``F.conv2d`` with constant weights (from classes derived from nn.Conv2d) by an nn.Conv2d."""
     for number, node in enumerate(list(traced.graph.nodes)):
         found = _conv_of(node, traced)
         if found is None:
@@ -127,7 +127,7 @@ def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:
 
 
 def replace_modules(model: nn.Module, _example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
-    """The same without tracing: ``model`` itself, each BatchNorm by itself, under all names that it has."""
+    """As :func:`fuse`, without tracing: replace each BatchNorm of ``model`` alone, under all of its names."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if _freezable(module):
@@ -158,7 +158,7 @@ def _line(counts: Counter[str]) -> str:
     return f"{counts.total()} BatchNorm calls" + (f": {parts}" if parts else "")
 
 
-# torch.fx replaces nn.Module.__call__ of the whole process while it traces.
+# While torch.fx traces, it replaces nn.Module.__call__ for all threads.
 _tracing = threading.Lock()
 
 
@@ -170,7 +170,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if threading.get_ident() != self._thread:  # another thread runs a network of its own
+        if threading.get_ident() != self._thread:  # another thread calls another network
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -197,7 +197,7 @@ def _rewrite(traced: fx.GraphModule, tape: Tape) -> Counter[str]:
             graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
     norms = [n for n in graph.nodes if n.op == "call_module" and _freezable(modules[n.target])]
-    # Latest first: of two BatchNorms that are added, the later takes the earlier's result as residual.
+    # From the last to the first: of two BatchNorms that are added, the later takes the earlier's result as residual.
     for number, norm in enumerate(reversed(norms)):
         layer = modules[norm.target]
         inner = _built_in(layer)
@@ -236,7 +236,7 @@ def _input(norm: fx.Node) -> Any:
 
 
 def _added(norm: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node, Any]:
-    """The addition that alone uses ``norm``, and its other operand, if both are of one shape and dtype."""
+    """The addition that is the only user of ``norm``, and its other operand, if both have one shape."""
     user = _only_user(norm)
     if user is None or not _is_addition(user):
         return norm, None
@@ -294,13 +294,13 @@ DROPOUT_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_d
 
 
 def _known(module: nn.Module) -> str:
-    """Name of a class of torch, torchvision or timm; "" for others, which may do anything under the same name."""
+    """The name of a class of torch, torchvision or timm; "" for other classes, which may reuse such a name."""
     kind = type(module)
     return kind.__name__ if kind.__module__.split(".")[0] in ("torch", "torchvision", "timm") else ""
 
 
 def _is_identity(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """In evaluation mode."""
+    """Whether the node returns its input in evaluation mode."""
     if node.op == "call_module":
         return _known(modules[str(node.target)]) in DROPOUTS
     return node.op == "call_function" and node.target in DROPOUT_FUNCTIONS and node.kwargs.get("training") is False
@@ -324,6 +324,6 @@ def _activation_of_function(function: Callable[..., Any] | str, settings: dict[s
 
 
 def _built_in(layer: nn.Module) -> Activation | None:
-    """The activation inside timm's BatchNormAct2d ("none" for a plain BatchNorm), None for one we do not know."""
+    """The activation inside timm's BatchNormAct2d ("none" for a plain BatchNorm); None for an unknown one."""
     act = getattr(layer, "act", None)
     return _activation_of(act) if isinstance(act, nn.Module) else Activation()

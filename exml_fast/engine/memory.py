@@ -1,4 +1,4 @@
-"""Whether a batch of images fits, known before anything is computed."""
+"""Checks before a run whether a batch of images fits into memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from exml_fast.data import InputSpec
 
 __all__ = ["available_bytes", "require_memory", "required_bytes"]
 
-# Images, their gradient and Adam's two moments, all float32.
+# Float32 copies of the images: themselves, their gradient and Adam's two moments.
 COPIES = 4
 
 
 def require_memory(model: nn.Module, spec: InputSpec, batch_size: int, device: torch.device, images: int = 0) -> None:
-    """ValueError if :func:`required_bytes` is more than ``device`` has free, or so many ``images`` than the CPU has."""
+    """ValueError if a batch needs more memory than ``device`` has free, or ``images`` images more than the CPU has."""
     room, space = available_bytes(torch.device("cpu")), 4 * images * math.prod(spec.shape)
     if room is not None and space > room:
         raise ValueError(
@@ -36,9 +36,10 @@ def require_memory(model: nn.Module, spec: InputSpec, batch_size: int, device: t
 
 
 def required_bytes(model: nn.Module, spec: InputSpec, batch_size: int) -> int:
-    """The least that a step needs: the images' state, and the input of every convolution and linear layer.
+    """A lower bound of the memory of a step: the images' state, and the input of every convolution and linear layer.
 
-    The network runs without data or memory (device "meta"); one that cannot counts for its images alone.
+    The network runs on the device "meta", without data and memory. For a network that cannot run there, only the images
+    count.
     """
     pixels = batch_size * math.prod(spec.shape)
     saved: list[int] = []
@@ -50,14 +51,14 @@ def required_bytes(model: nn.Module, spec: InputSpec, batch_size: int) -> int:
                 module.register_forward_pre_hook(lambda _, args: saved.append(args[0].numel()))
         with torch.no_grad():
             skeleton(torch.empty(1, *spec.shape, device="meta", dtype=torch.float32))
-    except Exception:  # whatever a network's own code raises without data; if something is wrong, the probe says it
+    except Exception:  # the network's own code may raise anything without data; a later probe reports real errors
         saved.clear()
     # Inputs may be kept in bfloat16.
     return 4 * COPIES * pixels + 2 * batch_size * sum(saved)
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of ``device``; None where the system does not tell."""
+    """Free memory of ``device`` in bytes; None where the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":

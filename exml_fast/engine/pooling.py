@@ -11,7 +11,7 @@ __all__ = ["AveragePool2d"]
 
 
 class AveragePool2d(nn.Module):
-    """``nn.AvgPool2d`` over windows that do not overlap, by our own op (csrc/ops/average_pool2d.h)."""
+    """``nn.AvgPool2d`` over windows that do not overlap, by :func:`exml_fast.ops.average_pool2d`."""
 
     def __init__(self, kernel: tuple[int, int]) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class AveragePool2d(nn.Module):
 
     @classmethod
     def of(cls, pool: nn.Module) -> AveragePool2d | None:
-        """The same as ``pool``, or None where it is something else."""
+        """The equivalent of ``pool``; None where this class has no equivalent."""
         if type(pool) is not nn.AvgPool2d or not is_untouched(pool):
             return None
         if pool.ceil_mode or pool.divisor_override is not None:

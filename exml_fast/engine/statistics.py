@@ -1,4 +1,4 @@
-"""What the BatchNorm layers of a network see, beside the statistics that they remember (Yin 2020, Eqs. 4 to 6)."""
+"""Channel statistics of the inputs of BatchNorm layers, and their running statistics (Yin 2020, Eqs. 4 to 6)."""
 
 from __future__ import annotations
 
@@ -46,30 +46,31 @@ class LayerInput(NamedTuple):
 
 
 class LayerStatistics(NamedTuple):
-    """What one call of one BatchNorm layer saw, and what it should have seen."""
+    """The statistics of the input of one call of one BatchNorm layer, and their targets."""
 
     name: str
     mean: Tensor
-    """Of its input, (C,), attached to the graph."""
+    """Mean of the input, (C,), attached to the graph."""
     var: Tensor
-    """Biased, (C,)."""
+    """Biased variance of the input, (C,), attached to the graph."""
     target_mean: Tensor
-    """What the layer remembers, or what images gave."""
+    """Running mean of the layer, or the mean over given images, (C,)."""
     target_var: Tensor
+    """The variance, likewise."""
 
 
 class Tape(threading.local):
-    """Where the layers of a network put their statistics: each thread has the list of the pass that it takes.
+    """Collects the statistics of a network's layers; each thread has a list for its own pass.
 
-    What runs outside of :meth:`recording` is not kept: a network's code may run again in the backward pass
-    (torch.utils.checkpoint).
+    Calls outside of :meth:`recording` are ignored: activation checkpoints (torch.utils.checkpoint) run a network's
+    code again in the backward pass.
     """
 
     _entries: list[LayerStatistics] | None = None
 
     @contextmanager
     def recording(self) -> Iterator[list[LayerStatistics]]:
-        """The list that calls of this thread inside the block append to."""
+        """The list to which calls of this thread inside the block append."""
         before, self._entries = self._entries, []
         try:
             yield self._entries
@@ -98,8 +99,8 @@ def bn_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 class StatisticsCapture:
     """Context in which every call of a BatchNorm layer of ``model`` is appended to :attr:`calls`.
 
-    A layer that runs twice is in the list twice. The owner clears the list before each forward pass. The hooks go
-    when the context ends.
+    A layer that runs twice is in the list twice. The owner clears the list before each forward pass. Leaving the
+    context removes the hooks.
 
     Raises:
         ValueError: on construction, naming the layers that keep no running statistics.
@@ -136,10 +137,13 @@ class StatisticsCapture:
 
 
 class Observer(nn.Module):
-    """Identity that appends the statistics of what passes, without targets, to ``tape``.
+    """Identity that appends the statistics of its input, without targets, to ``tape``.
 
-    ``features``: so many come ``last``, or may, from the layer before it (a linear layer, a LayerNorm; those derived
-    from it may normalise the second dimension).
+    Args:
+        name: the observed layer's name.
+        tape: where the statistics go.
+        features: the number of output features of a linear layer or a LayerNorm, which may be the last dimension.
+        last: the features are certainly the last dimension. (A class derived from LayerNorm may normalise the second.)
     """
 
     def __init__(self, name: str, tape: Tape, features: int | None = None, last: bool = False) -> None:
@@ -156,7 +160,7 @@ class Observer(nn.Module):
         wide = x if x.dtype == torch.float64 else x.float()
         var, mean = torch.var_mean(wide, [d for d in range(x.dim()) if d != channel], correction=0)
         self.tape.append(LayerStatistics(self.name, mean, var, mean.detach(), var.detach()))
-        # What follows may work in place on what var_mean needs again.
+        # A later layer may change its input in place, but the backward pass of var_mean needs it.
         return x.clone()
 
 
@@ -195,9 +199,9 @@ def observe(model: nn.Module, layers: Sequence[str], tape: Tape) -> None:
 
 @torch.no_grad()
 def pooled_statistics(layers_of: Any, images: Tensor, batch_size: int = 64) -> list[tuple[Tensor, Tensor]]:
-    """Mean and biased variance (C,) of each call over all ``images``, which are looked at a few at a time.
+    """Mean and biased variance (C,) of each call over all ``images`` (N, C, H, W), in batches of ``batch_size``.
 
-    ``layers_of``: images to the LayerStatistics of their calls.
+    ``layers_of`` maps images to the LayerStatistics of the network's calls.
     """
     sums: list[tuple[Tensor, Tensor]] = []
     dtypes: list[torch.dtype] = []
@@ -214,17 +218,16 @@ def pooled_statistics(layers_of: Any, images: Tensor, batch_size: int = 64) -> l
 
 
 class BNStatistics:
-    """The distance of BatchNorm inputs to the running statistics, for a loop of one's own (Yin 2020, Eq. 4).
+    """The distance of BatchNorm inputs to the running statistics, for your own loop (Yin 2020, Eq. 4).
 
         with xf.BNStatistics(model) as statistics:
             for _ in range(steps):
                 loss = criterion(model(images), labels) + 0.01 * statistics.loss()
                 ...
 
-    Inside the block each call of ``model`` itself starts afresh, and every layer that runs adds to it; afterwards the
-    hooks are gone, the model is as it was, and the last values remain. A layer that runs twice counts twice. In
-    training mode the running statistics are those before the pass. Blocks of several contexts may be nested, on one
-    model too.
+    Inside the block each call of ``model`` starts a new sum, to which every BatchNorm that runs adds. A layer that runs
+    twice counts twice. In training mode the running statistics are those before the pass. Leaving the block removes the
+    hooks; the last values remain. Blocks may be nested, also for one model.
 
     Args:
         model: any network with BatchNorm layers (:func:`bn_layers`), in training or evaluation mode.
@@ -249,14 +252,14 @@ class BNStatistics:
 
     @property
     def losses(self) -> dict[str, Tensor]:
-        """Of the last forward pass: layer name to distance, a scalar attached to the graph, in the order of running."""
+        """The distance of each layer in the last forward pass, attached to the graph, in the order of calls."""
         losses: dict[str, Tensor] = {}
         for name, loss in self._calls:
             losses[name] = losses[name] + loss if name in losses else loss
         return losses
 
     def loss(self, first: float = 1.0) -> Tensor:
-        """Sum over the layers of the last forward pass, a scalar attached to the graph.
+        """The sum over the layers of the last forward pass, a scalar attached to the graph.
 
         Args:
             first: further factor of the layer that ran first (10 in the published ImageNet settings).
@@ -273,7 +276,7 @@ class BNStatistics:
         if self._handles:
             raise RuntimeError("this BNStatistics is active already: make another one for the inner block")
         self._calls = []
-        # Before the layers' own hooks: the model may itself be a BatchNorm.
+        # Registered before the layers' hooks, because the model itself may be a BatchNorm.
         self._handles = [self._model.register_forward_pre_hook(self._begin)]
         self._handles += [m.register_forward_pre_hook(self._record, with_kwargs=True) for m in self._names]
         return self
@@ -289,16 +292,16 @@ class BNStatistics:
         self._calls.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BNStatistics:
-        """For copies of a network inside the block: these tell nobody."""
+        """A copy of a network inside the block has hooks that do nothing."""
         other = copy.copy(self)
         other._calls, other._handles = [], []
         other._names = {}
         return other
 
     def _record(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module not in self._names:  # a copy's
+        if module not in self._names:  # a layer of a copy
             return
-        # Now, not when asked: what follows may change the input in place, and the pass the running statistics.
+        # Computed at once: a later layer may change the input in place, and this layer its running statistics.
         loss = match_running(_input(args, kwargs), module, self.distance, self.moment)
         self._calls.append((self._names[module], loss))
 

@@ -1,4 +1,4 @@
-"""The same network by our ops, where they are faster than PyTorch's modules."""
+"""Replaces layers of a network with faster equivalents that share their parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["copied", "substitute", "twin"]
 
 
 def substitute(model: nn.Module) -> None:
-    """Convolutions of few channels, average poolings and hyperbolic tangents inside ``model`` become ours."""
+    """Replace convolutions of few channels, average poolings and hyperbolic tangents inside ``model``."""
     for name, module in list(model.named_modules()):
         LaneConv2d.adopt(module)
         same = AveragePool2d.of(module) or FrozenTanh.of(module)
@@ -24,23 +24,23 @@ def substitute(model: nn.Module) -> None:
 
 
 def copied(model: nn.Module, shared: Sequence[Tensor] = ()) -> nn.Module:
-    """A copy of ``model`` that has the ``shared`` tensors itself; ``model`` where it cannot be copied."""
+    """A copy of ``model`` that shares the tensors ``shared`` with it; ``model`` itself where it cannot be copied."""
     try:
         return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    except (RuntimeError, TypeError):  # it holds tensors of a graph, as torch.nn.utils.prune leaves them, or a lock
+    except (RuntimeError, TypeError):  # tensors of a graph (torch.nn.utils.prune leaves some), or a lock
         return model
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` by our ops; with the same parameters and buffers: training one trains the other.
+    """A copy of ``model`` with faster layers that shares its parameters and buffers: training one trains the other.
 
-    ``model`` itself where one of its own modules has buffers to share (it might bind them anew instead of changing
-    them), or where it cannot be copied.
+    ``model`` itself is returned where it cannot be copied, or where a module that is not PyTorch's has buffers: such a
+    module may replace a buffer, which the copy would not see.
     """
     if any(next(m.buffers(recurse=False), None) is not None and not _is_torch(m) for m in model.modules()):
         return model
     made = copied(model, (*model.parameters(), *model.buffers()))
-    # TorchScript copies all.
+    # A copy of a TorchScript module shares nothing.
     if made is model or any(a is not b for a, b in zip(model.parameters(), made.parameters(), strict=True)):
         return model
     substitute(made)

@@ -1,4 +1,4 @@
-"""The network that is inverted: a frozen, fused copy that gives logits and BatchNorm statistics in one pass."""
+"""The frozen network: a fused copy that gives logits and BatchNorm statistics in one pass."""
 
 from __future__ import annotations
 
@@ -31,30 +31,29 @@ from exml_fast.engine.substitution import substitute
 
 __all__ = ["EagerTeacher", "FrozenTeacher", "Teacher"]
 
-# Relative; a fused network whose logits differ by more is not the network.
-TRACING_ERROR = 1e-3
-# The same of bfloat16: far beyond its rounding, so that only what is broken is refused.
-HALF_ERROR = 0.5
+# Largest allowed difference of the logits, relative to the largest logit, between a network and its fused copy. The
+# bound for bfloat16 lies far above rounding and refuses only broken copies.
+TRACING_ERROR, HALF_ERROR = 1e-3, 0.5
 
 
 class Teacher(Protocol):
-    """What an objective looks at."""
+    """What an objective needs of a network."""
 
     num_classes: int
     matched_calls: int
-    """Calls of a forward pass that have statistics: of BatchNorms, or of the layers that were named."""
+    """The number of calls with statistics in a forward pass: of BatchNorms, or of the named layers."""
     precision: str
-    """The dtype inside."""
+    """The name of the dtype inside."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
-        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each such call."""
+        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each call with statistics."""
         ...
 
 
 class EagerTeacher:
-    """The network as it is, statistics by ``torch.var_mean`` in forward hooks: the reference of :class:`FrozenTeacher`.
+    """The reference of :class:`FrozenTeacher`: the unchanged layers, and statistics by ``torch.var_mean`` in hooks.
 
-    Args and errors as there; it computes in the network's own dtype.
+    The arguments and errors are those of :class:`FrozenTeacher`. The network computes in its own dtype.
     """
 
     @torch.inference_mode(False)
@@ -76,7 +75,7 @@ class EagerTeacher:
         if self._observed is not None:
             observe(self.model, layers, self._observed)
         self._capture = StatisticsCapture(self.model)
-        self._one_at_a_time = threading.Lock()  # the capture belongs to the model
+        self._one_at_a_time = threading.Lock()  # calls of one model share its hooks
         self._targets: list[tuple[Tensor, Tensor]] | None = None
         device = device_of(self.model)
         self.num_classes = probe(self.model, torch.zeros(2, *spec.shape, dtype=self.dtype, device=device), spec).shape[
@@ -105,37 +104,35 @@ class EagerTeacher:
 class FrozenTeacher:
     """A copy of a network made for inversion: ``logits, layers = teacher(images)``.
 
-    The copy is in evaluation mode and without weight gradients; the caller's model is left alone, and later changes to
-    it are not seen. Every BatchNorm, with the activation and residual that follow it, is one op that also gives the
-    statistics of its input (:mod:`exml_fast.engine.fusion`); convolutions keep packed weights
-    (:mod:`exml_fast.engine.frozen_conv`); memory is channels_last inside.
+    The copy is in evaluation mode and computes no weight gradients. The caller's model is not changed, and later
+    changes to it have no effect here. Every BatchNorm, with the residual and the activation that follow it, becomes one
+    op that also gives the statistics of its input (:mod:`exml_fast.engine.fusion`). Convolutions prepare their weights
+    once (:mod:`exml_fast.engine.frozen_conv`). The memory format inside is channels_last. A teacher may be called from
+    several threads at a time.
 
     Args:
         model: a classifier that returns logits (N, K), with any of the BatchNorms of
             :func:`exml_fast.engine.statistics.bn_layers`, or none.
         spec: its input.
-        device: where to run; where the model is when None.
-        precision: of the convolutions and the activations between them. "float32"; "bfloat16"; "auto": bfloat16 where
-            the convolutions are faster so, measured on the CPU once for each layer shape, and on CUDA from compute
-            capability 8.0. Statistics, logits and images are float32 in any case. A bfloat16 or float64 network
-            keeps its own dtype; a float16 one, whose range the statistics may leave, is taken as float32.
-        batch_size: of the images to come, for which weights are packed; others work.
-        statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W), whose statistics
-            are taken instead (Yin 2020, A.2).
-        layers: names or patterns (:func:`exml_fast.engine.statistics.observe`) of the layers whose outputs
-            are matched instead of the BatchNorms' inputs; ``statistics`` must then be images.
-        plans: :attr:`plans` of another teacher of the same network, to compute bit for bit as it does, instead of
-            measuring. Those of another device are taken too; results are then the same up to rounding.
+        device: where to run; the model's device when None.
+        precision: the dtype of the convolutions and of the activations between them. "auto" uses bfloat16 where that is
+            faster (:func:`exml_fast.engine.conv_tuning.choose_plans`). Statistics, logits and images are always
+            float32. A bfloat16 or float64 network keeps its dtype; a float16 network becomes float32.
+        batch_size: the batch size for which weights are prepared; other sizes work too.
+        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W) whose
+            statistics replace them (Yin 2020, A.2).
+        layers: names or patterns (:func:`exml_fast.engine.statistics.observe`) of layers whose outputs are matched
+            instead of the BatchNorms' inputs; ``statistics`` must then be images.
+        plans: :attr:`plans` of another teacher of the same network. This teacher then computes the same bits as that
+            one, without measuring; with plans from another device, the same up to rounding.
 
     Raises:
         ValueError: if the network is no Python module (TorchScript), does not take the specification's images or does
             not return logits, if ``statistics`` or ``plans`` do not fit, if a pattern of ``layers`` matches none, or
             for an unknown ``precision``.
-
-    It may be called from several threads at a time.
     """
 
-    @reused_memory()  # page faults would take much of the time, and be measured
+    @reused_memory()  # page faults would distort the timing
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     @torch.inference_mode(False)
@@ -156,7 +153,7 @@ class FrozenTeacher:
         require_module(model)
         _check_statistics(statistics, layers, spec)
         self.device = device_of(model) if device is None else torch.device(device)
-        # Of named layers if there are any; then nobody reads what the BatchNorms write.
+        # With named layers, the statistics of the BatchNorms are not read.
         norms = Tape()
         self._tape = Tape() if layers else norms
         self._targets: list[tuple[Tensor, Tensor]] | None = None
@@ -206,11 +203,11 @@ class FrozenTeacher:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """In which images are cheapest to give."""
+        """The memory format in which images need no conversion."""
         return self._memory_format
 
     def summary(self) -> str:
-        """What was fused, how convolutions are computed, and what could not be done; several lines."""
+        """Lines that say what was fused, how the convolutions are computed, and what failed."""
         convolutions = [m for m in self.model.modules() if isinstance(m, FrozenConv2d)]
         dtypes = Counter(_name(m.dtype) for m in convolutions)
         lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
@@ -231,10 +228,10 @@ class FrozenTeacher:
     def _fuse(
         self, original: nn.Module, example: Tensor, expected: Tensor, norms: Tape
     ) -> tuple[nn.Module, list[str], dict[str, Tensor], list[str]]:
-        """By the first way that gives the network's own logits.
+        """Fuse the network by the first way that gives its own logits.
 
         Returns:
-            The network, notes, its convolutions' inputs, and the layer's name for each call that is matched.
+            The fused network, notes, the inputs of its convolutions, and the layer's name for each matched call.
         """
         notes = []
         for way in (fuse, replace_modules):
@@ -242,7 +239,7 @@ class FrozenTeacher:
                 model, line = way(original, example, norms)
                 with _recorded_inputs(model) as inputs, self._tape.recording() as entries:
                     logits = model(example)
-            except Exception as failure:  # whatever the network's own code raises when it meets a proxy
+            except Exception as failure:  # the network's own code may raise anything while it is traced
                 message = str(failure).strip() or type(failure).__name__
                 notes.append(f"{way.__name__} failed on {type(original).__name__}: {message.splitlines()[0][:200]}")
                 continue
@@ -257,7 +254,7 @@ class FrozenTeacher:
     def _freeze_convolutions(
         self, convolutions: dict[str, nn.Module], shapes: dict[str, ConvShape], chosen: Plans, own: torch.dtype
     ) -> None:
-        """Replace them in ``self.model``; sets the dtype of the network's inside."""
+        """Replace the convolutions of ``self.model``, and set the dtype inside."""
         self.plans = {name: chosen[name] for name in shapes}
         for name, (dtype, plan) in self.plans.items():
             conv = convolutions[name]
@@ -269,13 +266,13 @@ class FrozenTeacher:
 
     @torch.enable_grad()
     def _fails(self, example: Tensor, expected: Tensor) -> str:
-        """What goes wrong in a forward and backward pass as it will be taken, or that gives other logits; ""."""
+        """What is wrong with a forward and backward pass: an error or other logits; empty if nothing is."""
         x = example.float() if example.dtype == torch.bfloat16 else example
         x = x.detach().clone().requires_grad_()
         try:
             logits, _ = self(x)
             torch.autograd.grad(logits.sum(), x, allow_unused=True)
-        except Exception as failure:  # whatever the network's own code raises when dtypes are mixed
+        except Exception as failure:  # the network's own code may raise anything for mixed dtypes
             return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
         largest = float(expected.abs().nan_to_num().max())
         allowed = largest * (HALF_ERROR if self.dtype == torch.bfloat16 else TRACING_ERROR)
@@ -284,7 +281,7 @@ class FrozenTeacher:
         return f"its logits differ by {float((logits.detach() - expected).abs().max()):.3g} of {largest:.3g}"
 
     def _fallbacks(self, shapes: dict[str, ConvShape], own: torch.dtype) -> Iterator[tuple[str, Plans]]:
-        """What may be tried where the network does not run by the plans that were chosen, and what to say of it."""
+        """A note and plans for each further attempt, where the network fails with the chosen plans."""
         yield "without Winograd's algorithm: {} with it", without_winograd(self.plans)
         if self.dtype != own:
             single = choose_plans(shapes, own, "float32", self.device)
@@ -292,7 +289,7 @@ class FrozenTeacher:
             yield "float32, and without Winograd's algorithm: {}", without_winograd(single)
 
     def _cast_inputs_of_others(self) -> None:
-        """Layers with parameters of their own (Linear) get their input in the dtype of these."""
+        """Cast the inputs of other layers with parameters (Linear) to the dtype of the parameters."""
 
         def cast(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
             dtype = dtype_of(module)
@@ -309,7 +306,7 @@ def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: Inp
         if statistics != "running":
             raise ValueError(f"statistics must be 'running' or images (N, C, H, W), got {statistics!r}")
         if layers:
-            raise ValueError("layers remember no statistics: statistics must be images (N, C, H, W), got 'running'")
+            raise ValueError("layers keep no running statistics: statistics must be images (N, C, H, W), got 'running'")
     elif statistics.dim() != 4 or tuple(statistics.shape[1:]) != spec.shape or len(statistics) == 0:
         raise ValueError(
             f"statistics must be images (N, {', '.join(map(str, spec.shape))}), got {tuple(statistics.shape)}"
@@ -319,7 +316,7 @@ def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: Inp
 
 
 def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:
-    """``layers`` with ``targets`` in the order of the calls; as they are without."""
+    """``layers`` with ``targets``, which are in the order of the calls; ``layers`` itself when None."""
     if targets is None:
         return layers
     return [x._replace(target_mean=mean, target_var=var) for x, (mean, var) in zip(layers, targets, strict=True)]
@@ -331,7 +328,7 @@ def _name(dtype: torch.dtype) -> str:
 
 @contextmanager
 def _recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Name of each convolution that runs inside the block, and its last input."""
+    """The last input of each convolution that runs inside the block, by name."""
     inputs: dict[str, Tensor] = {}
     handles = [
         module.register_forward_pre_hook(lambda _module, args, name=name: inputs.update({name: args[0]}))
@@ -360,7 +357,7 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _order_of(calls: list[str], tape: list[str]) -> list[int]:
-    """Where on the tape each of ``calls`` is: fusing moves a BatchNorm to the addition or activation after it."""
+    """The place of each call on the tape: fusing moves a BatchNorm to the addition or activation after it."""
     if sorted(calls) != sorted(tape):
         return list(range(len(tape)))
     places: dict[str, list[int]] = {}

@@ -1,7 +1,7 @@
 """Random shifts, flips, rotations and crops of the images before each forward pass (Yin 2020, B.1; Carta 2022, 4.1).
 
-One draw a step serves the whole batch, and a run draws all of its steps beforehand: a step is then a pure function
-of its tensors, and an image does not depend on the batch it happens to be in.
+One draw a step serves the whole batch, and a run draws all of its steps beforehand. A step is then a pure function
+of tensors, and an image does not depend on the other images of its batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Augmentation", "Draws"]
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens at each of S steps; None where nothing does. On the images' device."""
+    """The random transforms of each of S steps, on the images' device; None for a transform that is off."""
 
     shift: Tensor | None
     """(S, 2) int64: pixels down, right."""
@@ -29,25 +29,24 @@ class Draws:
     affine: Tensor | None
     """(S, 2, 3) float32: the matrix of ``torch.nn.functional.affine_grid``."""
     border: Tensor | None = None
-    """(C, 1, 1): what lies around the images, where that is not zero."""
+    """(C, 1, 1): the values around the images, where they are not zero."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random transforms.
-
-    jitter: shift by up to so many pixels, inclusive, each way; border: "wrap" (roll, Yin 2020), "zero" (the crop of
-    an image padded with zeros, Carta 2022) or "black" (padded with the lowest valid pixel: what networks saw, and
-    their statistics hold, that were trained on such crops, as is usual for CIFAR-10). flip: left to right, every
-    other time. rotate: up to so many degrees each way. crop: range of the area of a random resized crop, its aspect
-    ratio between 3/4 and 4/3; (1, 1) is none.
-    """
+    """Ranges of the random transforms."""
 
     jitter: int = 0
+    """Largest shift in pixels, in each direction."""
     border: str = "wrap"
+    """What a shift, a rotation or a crop shows beyond the image: "wrap", its other side (Yin 2020); "zero" (Carta
+    2022); "black", the lowest valid pixel, as in the padded crops of the usual training on CIFAR-10."""
     flip: bool = False
+    """Flip left to right with probability 1/2."""
     rotate: float = 0.0
+    """Largest rotation in degrees, in each direction."""
     crop: tuple[float, float] = (1.0, 1.0)
+    """Range of the area of a random resized crop with an aspect ratio from 3/4 to 4/3; (1, 1) is none."""
 
     def draw(
         self,
@@ -57,9 +56,10 @@ class Augmentation:
         device: torch.device | str = "cpu",
         low: Tensor | None = None,
     ) -> Draws:
-        """Independent draws for ``steps`` steps, images of ``size`` (H, W) on ``device``; a CPU generator.
+        """Independent draws for ``steps`` steps on images of ``size`` (H, W) on ``device``.
 
-        A black border needs ``low`` (C, 1, 1), on the device (InputSpec.bounds).
+        ``generator`` is on the CPU. The border "black" needs the lowest valid pixel ``low`` (C, 1, 1) on ``device``
+        (InputSpec.bounds); ValueError without it.
         """
         if self.border == "black" and low is None:
             raise ValueError("low must be the lowest valid pixel (C, 1, 1) for border 'black', got None")
@@ -73,7 +73,7 @@ class Augmentation:
         return Draws(shift, flip, affine, low if self.border == "black" else None)
 
     def __call__(self, x: Tensor, draws: Draws, step: int | Tensor) -> Tensor:
-        """``x`` (N, C, H, W) as the network sees it at ``step`` (a number, or int64 (1,)); differentiable."""
+        """The transformed images of ``x`` (N, C, H, W) at ``step`` (a number, or int64 (1,)); differentiable."""
         index = torch.full((1,), step, device=x.device) if isinstance(step, int) else step
         if draws.border is None:
             return self._transform(x, draws, index)

@@ -48,28 +48,28 @@ def invert(
     """Synthetic images of ``classes`` from a trained classifier alone.
 
     Args:
-        model: a classifier that returns logits (N, K), or anything that holds one as ``.model`` (an Expert).
-        classes: class ids; all when None (an Expert's: those it was trained on).
-        per_class: images for each. They are ordered class by class in turn (0, 1, …, 0, 1, …).
+        model: a classifier that returns logits (N, K), or an object with such a ``.model`` (an Expert).
+        classes: class ids; all when None (for an Expert, the classes of its training).
+        per_class: the number of images of each class. The classes take turns (0, 1, …, 0, 1, …).
         recipe: a name (:func:`exml_fast.inversion.recipes.names`) or a Recipe. When None by the images' size: ours for
             large ones ("deep_inversion/imagenet-transferable"), "deep_inversion" below 96 pixels; "drawn_inversion"
             with a parametrisation.
-        spec: an InputSpec or what one can be read from (a torchvision weights enum, a dict, …); from the
+        spec: an InputSpec, or an object that describes one (a torchvision weights enum, a dict, …); read from the
             model when None.
         seed: the same seed gives the same images.
-        device: where to run; where the model is when None.
-        precision: of the network inside, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
+        device: where to run; the model's device when None.
+        precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
-        student: whom the images compete with, for the recipes ``adaptive_deep_inversion``.
-        statistics, layers: normalised real images whose statistics are matched instead of what BatchNorms remember,
-            and names of other layers to match (:class:`Synthesizer`).
-        parametrisation: of what images are functions, as drawings of pen strokes (:class:`Synthesizer`).
+        student: the classifier with which the images compete, for the recipes ``adaptive_deep_inversion``.
+        statistics: "running", or normalised real images whose statistics are matched instead (:class:`Synthesizer`).
+        layers: names of other layers whose outputs are matched (:class:`Synthesizer`).
+        parametrisation: a family of images, such as drawings of pen strokes (:class:`Synthesizer`).
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint_dir: a folder from which an interrupted run continues (:meth:`Synthesizer.run`).
-        overrides: fields of the recipe, as ``steps=500``.
+        overrides: fields of the recipe, such as ``steps=500``.
 
     Raises:
-        ValueError: naming the argument; :class:`Synthesizer` and :meth:`Synthesizer.run` say more.
+        ValueError: naming the argument (see :class:`Synthesizer` and :meth:`Synthesizer.run`).
     """
     source = InputSpec.of(model if spec is None else spec)
     if not is_count(per_class):
@@ -100,23 +100,23 @@ def invert_many(
 ) -> list[Result]:
     """:func:`invert` for each of ``models``, ``parallel`` of them at a time, each on a CUDA stream of its own.
 
-    The images are those of one call after the other. On a CPU it pays where the networks are too small for the threads
-    that PyTorch uses for one.
+    The images are the same as those of single calls. Several at a time are faster for small networks, which do not fill
+    a GPU, its launch queue or the threads of a CPU.
 
     Args:
         models: classifiers or Experts.
         parallel: how many at a time, at least 1.
-        device: where to run; each where it is when None.
-        progress: ``progress(stage, step, total, terms)``: steps of all networks together, terms of the one that just
-            took some.
-        arguments: of :func:`invert`, the same for all: classes, per_class, recipe, seed, fields of the recipe, ….
+        device: where to run; each network's own device when None.
+        progress: ``progress(stage, step, total, terms)`` with the steps of all networks together, and the terms of the
+            network that took the last steps.
+        arguments: arguments of :func:`invert` for all networks: classes, per_class, recipe, seed, ….
 
     Returns:
         A Result for each model, in their order.
 
     Raises:
-        ValueError: for no models, a ``checkpoint_dir``, or what :func:`invert` raises; the others then stop at their
-            next block of steps.
+        ValueError: for no models, a ``checkpoint_dir``, or whatever :func:`invert` raises; the other networks then
+            stop after their current block of steps.
     """
     if isinstance(models, torch.nn.Module) or not models:
         raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")
@@ -134,7 +134,7 @@ def invert_many(
         jobs = [pool.submit(job, number, model) for number, model in enumerate(models)]
         try:
             wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:  # after a failure or Ctrl-C; otherwise nothing is left to stop
+        finally:  # stops what a failure or Ctrl-C left running
             together.stop.set()
             pool.shutdown(cancel_futures=True)
     failures = [error for job in jobs if not job.cancelled() and (error := job.exception()) is not None]
@@ -145,11 +145,11 @@ def invert_many(
 
 
 class _Stopped(Exception):
-    """Another network failed, or Ctrl-C."""
+    """Raised in the other threads after a failure or Ctrl-C."""
 
 
 class _Together:
-    """Progress of all networks as one, and the sign to stop."""
+    """The joint progress of all networks, and the signal to stop."""
 
     def __init__(self, count: int, progress: Progress | None) -> None:
         self.stop = Event()
@@ -157,7 +157,7 @@ class _Together:
         self._progress, self._lock = progress, Lock()
 
     def progress_of(self, number: int) -> Progress:
-        """What network ``number`` reports to."""
+        """The callback of network ``number``."""
 
         def report(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
             if self.stop.is_set():
@@ -165,7 +165,7 @@ class _Together:
             with self._lock:
                 self._steps[number], self._totals[number] = step, total
                 if self._progress is not None:
-                    # Of those that have not begun, as many as of the others.
+                    # A network that has not begun counts with as many steps as this one.
                     expected = sum(known or total for known in self._totals)
                     self._progress(stage, sum(self._steps), expected, terms)
 
@@ -181,7 +181,7 @@ def _own_stream(device: torch.device | str | None) -> AbstractContextManager[Any
 
 
 def class_ids(classes: Sequence[int]) -> list[int]:
-    """As plain numbers; ValueError unless they are integers, at least one."""
+    """``classes`` as Python integers; ValueError unless they are integers, at least one."""
     found = classes.tolist() if isinstance(classes, Tensor) else classes
     whole = isinstance(found, Iterable) and not isinstance(found, str)
     ids = list(found) if whole else []

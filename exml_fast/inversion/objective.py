@@ -1,10 +1,10 @@
-"""What an inverted image must satisfy: a weighted sum of named terms, each a small class.
+"""The loss of an inversion: a weighted sum of named terms, each a small class.
 
 **Reduction.** A term is either per image, a tensor (N,), or of the batch, a scalar. The total is
-Σ_n (per-image terms) + N · (batch terms): N times the mean loss that the papers write, so that published weights
-mean what they meant, and the gradient of an image with respect to its own terms does not depend on the batch around
-it. Only batch terms (BatchNorm statistics; priors that the paper takes over the whole batch) couple images.
-The history records means a image: the batch size does not show there either.
+Σ_n (per-image terms) + N · (batch terms), which is N times the mean loss of the papers. Published weights therefore
+keep their meaning, and the gradient of an image's own terms does not depend on the other images of its batch. Only
+batch terms couple images: BatchNorm statistics, and priors that a paper takes over the whole batch. The history
+records means over images, which do not depend on the batch size either.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Prior:
     """How a natural-image prior reads the images."""
 
     per_image: bool = True
-    """Norms over each image (a term (N,)), or over the whole batch (a scalar)."""
+    """True: norms over each image, a term (N,). False: norms over the whole batch, a scalar."""
     augmented: bool = False
-    """Of the augmented images, or of the images as they are."""
+    """True: of the augmented images. False: of the images before augmentation."""
     kernel_size: int = 3
     sigma: float = 1.0
 
 
 @dataclass
 class Step:
-    """One forward pass, as the terms see it."""
+    """One forward pass: what the terms read."""
 
     images: Tensor
     """(N, C, H, W), the leaf that is optimised."""
@@ -65,11 +65,11 @@ class Step:
     """Logit positions (N,) int64, or soft targets (N, K)."""
     layers: Sequence[LayerStatistics] = ()
     student_logits: Tensor | None = None
-    """(N, K), of the student that the images compete with."""
+    """(N, K): the logits of the student with which the images compete."""
     _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def prior(self, prior: Prior) -> tuple[Tensor, ...]:
-        """``tv_l1, tv_l2, blur, l2`` of :func:`exml_fast.ops.image_prior`, computed once for all terms that ask."""
+        """``tv_l1, tv_l2, blur, l2`` of :func:`exml_fast.ops.image_prior`, computed once for all terms."""
         if prior not in self._priors:
             x = self.inputs if prior.augmented else self.images
             self._priors[prior] = ops.image_prior(x, prior.kernel_size, prior.sigma, prior.per_image)
@@ -81,17 +81,17 @@ class Term(Protocol):
 
     @property
     def name(self) -> str:
-        """Its key in the history."""
+        """The term's key in the history."""
         ...
 
     @property
     def weight(self) -> float:
-        """Its factor in the total."""
+        """The term's factor in the total."""
         ...
 
     @property
     def couples(self) -> bool:
-        """Whether it is a scalar of the batch, so that an image's gradient depends on the others."""
+        """Whether the term is of the batch: the gradient of an image then depends on the other images."""
         ...
 
     def __call__(self, step: Step) -> Tensor:
@@ -115,7 +115,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Competition:
-    """1 − JS(teacher, student): low for images on which the student disagrees with its teacher (Yin 2020, Eq. 8)."""
+    """1 − JS(teacher, student), which is low where student and teacher disagree (Yin 2020, Eq. 8)."""
 
     weight: float
     temperature: float = 1.0
@@ -131,12 +131,12 @@ class Competition:
 
 @dataclass(frozen=True)
 class StatisticsDistance:
-    """Σ over the calls of BatchNorm layers of the distance to their running statistics (Yin 2020, Eq. 4).
+    """The sum over BatchNorm calls of the distance to the running statistics (Yin 2020, Eq. 4).
 
     ``distance`` and ``moment`` as in :func:`exml_fast.ops.bn_match`: Yin's norms are "l2" of the "var", Carta's
-    squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first. For "gaussian_kl"
-    1e-5 is added to the variances, as BatchNorm does: real networks have dead channels, whose variance is zero.
-    ``average`` divides by the number of all layers' channels, so that one weight suits networks of any width.
+    squares (Carta 2022, 4.1) "squared" of the "std". ``first`` multiplies the layer that runs first. "gaussian_kl"
+    adds 1e-5 to the variances, as BatchNorm does, because dead channels of real networks have a variance of zero.
+    ``average`` divides by the number of channels of all layers, so that one weight suits networks of any width.
     """
 
     weight: float
@@ -166,7 +166,7 @@ class _PriorTerm:
 
     @property
     def couples(self) -> bool:
-        """Whether norms are over the batch."""
+        """Whether the norms are over the batch."""
         return not self.prior.per_image
 
 
@@ -213,7 +213,7 @@ class L2(_PriorTerm):
 
 
 class Objective:
-    """Weighted sum of terms with distinct names. ValueError if there is none."""
+    """A weighted sum of terms with distinct names. ValueError without terms."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
@@ -223,16 +223,16 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the values that a call returns: each term's, then "loss"."""
+        """The names of the values that a call returns: each term's, then "loss"."""
         return (*(term.name for term in self.terms), "loss")
 
     @property
     def couples(self) -> bool:
-        """Whether some term makes an image's gradient depend on the others in the batch."""
+        """Whether a term makes the gradient of an image depend on the other images of the batch."""
         return any(term.couples for term in self.terms)
 
     def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The total to differentiate (see the module), and detached values (T + 1,): unweighted terms, mean loss."""
+        """The total to differentiate, and detached values (T + 1,): the unweighted terms, then the mean loss."""
         count = len(step.images)
         total: Tensor | None = None
         values = []
@@ -251,7 +251,7 @@ class Objective:
         tv = Prior(recipe.tv_scope == "image", recipe.prior_augmented)
         norm = Prior(recipe.norm_scope == "image", recipe.prior_augmented, recipe.blur_kernel, recipe.blur_sigma)
         if tv.per_image == norm.per_image:
-            tv = norm  # one pass serves all
+            tv = norm  # then one pass computes all priors
         candidates: list[Term] = [
             CrossEntropy(recipe.ce, recipe.temperature),
             TotalVariation(recipe.tv_l1, tv, "l1"),

@@ -1,4 +1,4 @@
-"""Images as functions of parameters: the optimiser then moves only among images of that kind."""
+"""Images as functions of parameters: the optimiser then changes the parameters in place of pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Parametrisation"]
 
 
 class Parametrisation(Protocol):
-    """Images of a kind, as :class:`exml_fast.data.PenStrokes`. ``domain`` says what the kind is of."""
+    """A family of images, like :class:`exml_fast.data.PenStrokes`. ``domain`` names what the images show."""
 
     domain: ClassVar[str]
 

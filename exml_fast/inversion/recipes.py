@@ -1,4 +1,4 @@
-"""Settings of an inversion, and those of the papers under their names."""
+"""The settings of an inversion (Recipe), and the papers' settings by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exml_fast.validation import Count, Natural, NonNegative, Positive, named, r
 __all__ = ["Recipe", "get", "names", "suited", "suited_to"]
 
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-# From this height and width on, images are as ImageNet's.
+# From this height and width on, images count as large, like ImageNet's.
 LARGE = 96
 
 
@@ -32,7 +32,7 @@ class Recipe:
 
     name: str
     source: str = ""
-    """The publication, and what was taken from elsewhere."""
+    """The publication, and the origin of settings from elsewhere."""
 
     steps: Count = 2000
     coarse_steps: tuple[Count, ...] = ()
@@ -48,13 +48,12 @@ class Recipe:
     init: Literal["normal", "uniform"] = "normal"
     """"normal": N(0, 1) in the network's input space; "uniform": U(0, 1) pixels, then normalised."""
     init_scale: NonNegative = 1.0
-    """Factor of those."""
+    """Factor of the initial values."""
     spectrum: Annotated[float, Field(ge=0, le=4)] = 0.0
-    """Adam works on images as natural ones vary, and "normal" noise is such: amplitudes f^−γ of waves of frequency f,
-    of this γ up to 4 (:class:`exml_fast.inversion.spectrum.NaturalSpectrum`). 0: every pixel for itself, as the papers.
-    """
+    """γ in the amplitudes f^−γ of waves of frequency f, for Adam's steps and for "normal" noise
+    (:class:`exml_fast.inversion.spectrum.NaturalSpectrum`). 0 treats every pixel alone, as the papers do."""
     correlation: Below1 = 0.0
-    """Likewise the correlation of the channels of a pixel, below 1."""
+    """Correlation of the channels of a pixel, for the same."""
     clip: str | float | None = None
     """After each step: None, "valid" (the range of pixels, Yin 2020, Eq. 16) or ± a number."""
 
@@ -67,9 +66,9 @@ class Recipe:
     similarity_layer: str | None = None
     """Name of the layer whose weight rows are the classes; None: the last Linear that the network runs."""
     dirichlet_over: Literal["units", "classes"] = "units"
-    """Spread soft targets over all "units" of the head or only over the "classes" that are asked for."""
+    """Spread soft targets over all "units" of the head, or only over the requested "classes"."""
     label: Literal["class", "argmax"] = "class"
-    """Label of an image with a soft target: the "class" asked for, or the target's "argmax" among those classes."""
+    """Label of an image with a soft target: the requested "class", or the target's "argmax" among these classes."""
     temperature: Positive = 1.0
 
     ce: NonNegative = 1.0
@@ -78,24 +77,24 @@ class Recipe:
     blur: NonNegative = 0.0
     l2: NonNegative = 0.0
     tv_scope: Literal["batch", "image"] = "image"
-    """Total variation over each "image" or the whole "batch" (as Yin's code)."""
+    """Total variation over each "image", or over the whole "batch" as in Yin's code."""
     norm_scope: Literal["batch", "image"] = "image"
-    """The same for blur and l2."""
+    """The same choice for blur and l2."""
     norm_squared: bool = False
     """Blur and l2 are squared norms (Carta 2022)."""
     prior_augmented: bool = False
-    """Priors read the augmented images (Yin's code) or the images as they are."""
+    """True: priors read the augmented images, as in Yin's code. False: the images before augmentation."""
     blur_kernel: Annotated[int, Field(ge=1, le=15)] = 3
     blur_sigma: Positive = 1.0
     bn: NonNegative = 0.0
     bn_distance: Literal["l2", "squared", "gaussian_kl"] = "l2"
     bn_moment: Literal["var", "std"] = "var"
     bn_first: NonNegative = 1.0
-    """Further factor of the first BatchNorm layer."""
+    """Additional factor of the first BatchNorm layer."""
     bn_average: bool = False
-    """Divide by the number of all layers' channels, so that one weight suits networks of any width."""
+    """Divide by the number of channels of all layers, so that one weight suits networks of any width."""
     bn_optional: bool = False
-    """Leave the BatchNorm term out, instead of an error, where the network has none."""
+    """Omit the BatchNorm term for a network without BatchNorm, instead of raising an error."""
     compete: NonNegative = 0.0
     """Weight of the competition 1 − JS with a student (Yin 2020, Eq. 8)."""
     compete_temperature: Positive = 1.0
@@ -105,7 +104,7 @@ class Recipe:
     flip: bool = False
     rotate: NonNegative = 0.0
     crop: tuple[float, float] = (1.0, 1.0)
-    """These five: see :class:`exml_fast.inversion.augmentation.Augmentation`."""
+    """For jitter to crop see :class:`exml_fast.inversion.augmentation.Augmentation`."""
 
     stop_confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Stop an image once the network's probability (temperature 1) of its class is at least this (0.99)."""
@@ -132,10 +131,10 @@ class Recipe:
         return to_dict(self)
 
     def coarser(self) -> Recipe:
-        """The recipe of the images half as high and wide, from which this one goes on; ``coarse_steps`` not empty.
+        """The recipe for images half as high and wide, with which a recipe with ``coarse_steps`` begins.
 
-        A squared l2 norm of a quarter of the pixels weighs four times as much, so that images are as bright at both
-        sizes. Differences between neighbours are larger there, and need no such factor.
+        The weight of a squared l2 norm is four times as large for a quarter of the pixels, so that images are equally
+        bright at both sizes. Differences between neighbours are larger in smaller images and need no such factor.
         """
         *before, steps = self.coarse_steps
         l2 = 4 * self.l2 if self.norm_squared else self.l2
@@ -143,7 +142,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> Augmentation:
-        """Its random transforms."""
+        """The random transforms of the recipe."""
         return Augmentation(self.jitter, self.border, self.flip, self.rotate, self.crop)
 
     def learning_rates(self) -> Tensor:
@@ -159,21 +158,21 @@ class Recipe:
 
 
 def names() -> list[str]:
-    """The names :func:`get` knows. A bare family name is its first variant, or ours where its source says so."""
+    """The names for :func:`get`. A name without "/" is the family's first variant, or ours where its source says so."""
     return sorted(_RECIPES)
 
 
 def get(recipe: str | Recipe) -> Recipe:
-    """A recipe by name; a Recipe is returned as it is. ValueError with the nearest name for an unknown one."""
+    """A recipe by name; a Recipe is returned unchanged. ValueError with the nearest name for an unknown one."""
     if isinstance(recipe, Recipe):
         return recipe
     return named("recipe", recipe, {name: _RECIPES[name] for name in names()})
 
 
 def suited(size: tuple[int, int], *, statistics: bool = True, adaptive: bool = False) -> Recipe:
-    """The recipe where nobody names one, by the images' size (height, width).
+    """The default recipe for images of ``size`` (height, width).
 
-    ``statistics``: there are some to match; ``adaptive``: with a student in the loop.
+    ``statistics``: the network has statistics to match. ``adaptive``: a student takes part.
     """
     if not statistics and not adaptive and min(size) < LARGE:
         return get("model_inversion")
@@ -209,9 +208,9 @@ def suited_to(
     return recipe
 
 
-# Ours (docs/deep_inversion.md): the distance of Gaussians weighs every channel alike, the crop asks for objects that
-# hold at several sizes, the spectrum lets large shapes and colours form as fast as details. Squares, image by image,
-# let no single image run away.
+# Ours (docs/deep_inversion.md). The distance of Gaussians gives every channel the same weight. The crop demands objects
+# that are recognised at several sizes. The spectrum lets large shapes and colours form as fast as details. Squared
+# norms of each image keep single images from growing without bound.
 TRANSFERABLE: dict[str, Any] = {
     "decay": "cosine", "flip": True, "clip": "valid", "bn_distance": "gaussian_kl", "bn_average": True,
     "spectrum": 1.0, "tv_scope": "image", "norm_scope": "image", "norm_squared": True, "prior_augmented": False,
@@ -263,7 +262,7 @@ def _published() -> dict[str, Recipe]:
         steps=500, batch_size=128, lr=0.1, l2=1e-4, blur=1e-3, bn=10.0, flip=True, rotate=15.0, stop_confidence=None,
     )  # fmt: skip
     soft: dict[str, Any] = {"targets": "dirichlet", "similarity_minmax": False, "label": "argmax"}
-    # Images given by few parameters need no priors, and few steps.
+    # Images with few parameters need no priors and few steps.
     drawn = Recipe(
         "drawn_inversion", "ours: images of a kind, over its parameters (docs/ex_model.md)", steps=150, batch_size=500,
         lr=0.02, temperature=2.0, bn=2.0, bn_distance="gaussian_kl", bn_average=True, bn_optional=True, jitter=2,

@@ -1,4 +1,4 @@
-"""What an inversion gives."""
+"""The result of an inversion."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ TENSORS, CARD = "images.safetensors", "result.json"
 
 @dataclass
 class Result:
-    """Synthetic images with what they were asked to be. All tensors are on the CPU."""
+    """Synthetic images with their labels and targets. All tensors are on the CPU."""
 
     images: Tensor
-    """(N, C, H, W) float32, normalised: the network's input."""
+    """(N, C, H, W) float32, normalised for the network's input."""
     labels: Tensor
     """(N,) int64 class ids."""
     targets: Tensor | None
     """Soft targets (N, K) float32 over the logits, or None if the labels were the targets."""
     spec: InputSpec
     history: dict[str, Tensor]
-    """Each term, unweighted, and "loss", their weighted sum: (steps,) float64, means over the images that were still
-    being optimised; cut off after the last step that any image took."""
+    """Each unweighted term, and "loss", their weighted sum: (steps,) float64, the means over the images that were still
+    being optimised. The history ends with the last step that any image took."""
     seconds: float
     summary: dict[str, Any] = field(default_factory=dict)
     """JSON values: recipe, seed, images, steps (and steps_per_image), images_per_second, teacher_accuracy and
-    confidence (of the label, or of a soft target's argmax; without augmentation), stopped, absent (terms left out for
-    want of BatchNorm), device."""
+    confidence (of the label, or of a soft target's argmax; without augmentation), stopped, absent (terms omitted for a
+    network without BatchNorm), parametrisation, device and precision."""
     logits: Tensor | None = None
-    """(N, K) float32: what the network says of the images, without augmentation."""
+    """(N, K) float32: the network's logits of the images, without augmentation."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def soft_labels(self, temperature: float = 1.0) -> Tensor:
-        """softmax(logits / τ), (N, K). ValueError where the logits were not kept."""
+        """softmax(logits / τ), (N, K). ValueError if the logits were not kept."""
         if self.logits is None:
             raise ValueError("the network's logits were not kept with these images")
         return (self.logits / temperature).softmax(1)
@@ -54,7 +54,10 @@ class Result:
         return self.spec.denormalize(self.images).clamp(0, 1)
 
     def save_grid(self, path: PathLike, columns: int | None = None) -> None:
-        """Write all images as one picture (its suffix says the format), ``columns`` a row; about square when None."""
+        """Write all images into one picture with ``columns`` images a row; about square when None.
+
+        The suffix of ``path`` decides the format. ValueError without images.
+        """
         from torchvision.utils import save_image
 
         if len(self) == 0:
@@ -64,7 +67,7 @@ class Result:
             save_image(self.pixels(), temporary, nrow=columns, padding=2, pad_value=1.0)
 
     def save(self, folder: PathLike) -> None:
-        """Write ``images.safetensors`` and ``result.json`` into ``folder``, which is made if need be."""
+        """Write ``images.safetensors`` and ``result.json`` into ``folder``, which is created if it is missing."""
         tensors = {"images": self.images, "labels": self.labels}
         tensors |= {name: t for name in ("targets", "logits") if (t := getattr(self, name)) is not None}
         tensors |= {f"history.{name}": values for name, values in self.history.items()}

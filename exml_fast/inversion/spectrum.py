@@ -1,4 +1,4 @@
-"""Steps on images as natural images vary: long waves more than short ones, the colours of a pixel together."""
+"""A preconditioner with the statistics of natural images: strong long waves, and correlated colours."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ __all__ = ["NaturalSpectrum"]
 class NaturalSpectrum:
     """A symmetric linear map P that turns white noise into noise with the second-order statistics of natural images.
 
-    Adam works on z where the image is P z. All coordinates of z are of one size, as Adam takes them to be, so that a
-    step is a natural image and not pixel noise (Olah 2017, "Feature Visualization", on preconditioning; Field 1987 on
-    the spectrum). That changes no optimum, but which one is found; with a clip, which is of the images, it also shifts
-    the optima at the bounds. P keeps the variance of white noise.
+    The image is P z, and Adam works on z. Adam takes equal steps in all coordinates of z, so a step on the image looks
+    like a natural image and not like pixel noise (Olah 2017, "Feature Visualization", on preconditioning; Field 1987 on
+    the spectrum). P does not change the optima, but it changes which optimum is found. With a clip of the images it
+    also shifts optima at the bounds. P keeps the variance of white noise.
 
     Args:
-        exponent: γ of the amplitudes f^−γ of waves of frequency f, 0 (all alike) to 4; about 1 for natural images.
-        correlation: of the channels of a pixel, in [0, 1); 0: none.
+        exponent: γ in the amplitudes f^−γ of waves of frequency f, from 0 (equal amplitudes) to 4; about 1 for natural
+            images.
+        correlation: of the channels of a pixel, in [0, 1).
         shape: (C, H, W) of the images.
-        device: where they are.
+        device: of the images.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class NaturalSpectrum:
     ) -> None:
         channels, height, width = shape
         frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None])
-        frequency = frequency.clamp_min(1 / max(height, width))  # the mean as the longest wave
+        frequency = frequency.clamp_min(1 / max(height, width))  # the mean counts as the longest wave
         amplitude = frequency**-exponent
         amplitude = amplitude / amplitude.square().mean().sqrt()
         self.amplitude = amplitude[:, : width // 2 + 1].to(device)

@@ -14,28 +14,28 @@ from exml_fast.inversion.spectrum import NaturalSpectrum
 
 __all__ = ["Stepper"]
 
-# Steps before one is captured: libraries choose algorithms and allocate workspaces in the first.
+# Steps before the capture: in the first ones libraries choose algorithms and allocate workspaces.
 WARM_UP = 3
 
 capturing = threading.Lock()
 
 
 class Stepper:
-    """Takes steps on a batch of images, in place, and waits for no device.
+    """Takes steps on a batch of images, in place, without waiting for the device.
 
-    All that changes from step to step (its number, the random draws, the learning rate, the terms' values) lies in
-    tensors, so that on CUDA one step is captured as a graph and replayed.
+    Everything that changes from step to step (its number, the random draws, the learning rate, the terms' values) lies
+    in tensors. On CUDA one step can therefore be captured as a graph and replayed.
 
     Args:
         gradient: ``gradient(x, index)``: the gradient (R, C, H, W) at step ``index``, int64 (1,) on the device, and
             the values of the terms (T,).
         x, moments: images and Adam's first and second moments, (R, C, H, W) float32; written.
-        active: bool (R,): images that are False stay as they are; None: all take part.
+        active: bool (R,): images with False are not changed; None changes all.
         recipe: steps, learning rates, betas.
         bounds: lowest and highest values, (C,) each, or None twice.
         first: the step to begin with, from 0.
-        block: most steps of one :meth:`run`.
-        spectrum: the map P of images x = P z on whose z Adam works; None: on the images.
+        block: the largest number of steps of one :meth:`run`.
+        spectrum: the map P of images x = P z; Adam then works on z. None: Adam works on the images.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Stepper:
             else:
                 if self._graph is None:
                     self._graph = torch.cuda.CUDAGraph()
-                    # Other threads invert other networks meanwhile, but one captures at a time.
+                    # Other threads may invert other networks meanwhile, but only one captures at a time.
                     with capturing, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                         self._step()
                 self._graph.replay()
@@ -105,7 +105,7 @@ class Stepper:
             self.x.clamp_(low.view(-1, 1, 1), high.view(-1, 1, 1))
 
     def _step_aside(self) -> None:
-        """On a stream of its own, as a capture asks of what runs before it."""
+        """A step on a side stream, which CUDA requires before a capture."""
         main, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):

@@ -44,24 +44,24 @@ class Synthesizer:
     """Inverts one network with one recipe, one :meth:`run` at a time.
 
     Args:
-        model: an image classifier of Python modules that returns logits (N, K). It is copied, frozen and fused; later
-            changes to it are not seen.
-        spec: its input; read from the model where it carries one (:meth:`InputSpec.of`).
+        model: an image classifier of Python modules that returns logits (N, K). The synthesizer works on a copy; later
+            changes to the model have no effect.
+        spec: the model's input; read from the model when None (:meth:`InputSpec.of`).
         recipe: a name of :func:`exml_fast.inversion.recipes.names` or a Recipe;
             :func:`exml_fast.inversion.recipes.suited_to` when None.
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
-        device: where to run; where the model is when None.
+        device: where to run; the model's device when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
-        engine: False looks at the network as it is, in plain PyTorch (:class:`EagerTeacher`): the reference.
-        statistics: "running", what the BatchNorms remember; or normalised images (N, C, H, W) to take the statistics
-            of instead (Yin 2020, A.2 and Table 8).
+        engine: False runs the network in plain PyTorch (:class:`EagerTeacher`), as a reference.
+        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W) whose statistics
+            replace them (Yin 2020, A.2 and Table 8).
         layers: names or patterns of the layers whose outputs are matched, for a network without BatchNorm
             (:class:`FrozenTeacher`); ``statistics`` must then be images.
-        parametrisation: of what images are functions, as :class:`exml_fast.data.PenStrokes`: its parameters are
-            optimised in place of pixels, within its limits; the recipe's start, clip and spectrum are of pixels and
-            have no part in it.
-        compact: drop stopped images from the batch, where no term couples the images.
-        block: steps between two looks at the losses: progress, NaN check, early stop, checkpoint.
+        parametrisation: a family of images, like :class:`exml_fast.data.PenStrokes`, whose parameters are optimised
+            in place of pixels, within their limits. The recipe's init, clip and spectrum, which are for pixels, are
+            then not used.
+        compact: remove stopped images from the batch, where no term couples the images.
+        block: the number of steps between two reports of progress, checks for NaN, early stops and checkpoints.
 
     Raises:
         ValueError: if the network is in TorchScript, does not take the specification's images or does not return
@@ -131,14 +131,14 @@ class Synthesizer:
 
         Args:
             labels: (N,) class ids, in any order. Batches are mixed so that each holds all classes alike.
-            seed: decides everything random. Image n starts from noise of (seed, n): without terms that couple images
+            seed: decides everything random. Image n starts from noise of (seed, n). Without terms that couple images
                 it does not depend on N or the batch size, up to rounding.
             classes: the class ids a soft target's argmax may give as label, and to which ``dirichlet_over="classes"``
-                restricts it; those in ``labels`` when None.
-            student: a classifier with the teacher's K logits, as it is now, that the images compete with; a recipe
-                with ``compete`` needs it, others do not look at it (Yin 2020, 3.3).
-            start: normalised images (N, C, H, W) to begin with instead of noise; with a parametrisation its parameters
-                (N, P) instead of random ones.
+                restricts soft targets; those in ``labels`` when None.
+            student: a classifier with the teacher's K logits with which the images compete (Yin 2020, 3.3). The run
+                uses a copy. A recipe with ``compete`` needs a student; other recipes ignore it.
+            start: initial normalised images (N, C, H, W) instead of noise; with a parametrisation, its initial
+                parameters (N, P).
             progress: called after each block as ``progress("invert", step, total, terms)``; the steps of all
                 batches count. Smaller images (``coarse_steps``) are a stage of their own, "invert at 112×112".
             checkpoint_dir: a folder in which "inversion.pt" is written every minute and on Ctrl-C (which is raised
@@ -146,9 +146,9 @@ class Synthesizer:
                 rounding. The file is removed at the end. Smaller images (``coarse_steps``) have a file of their own.
 
         Raises:
-            ValueError: for a class id without a logit, no labels, a student that is missing or does not fit, images
-                to start with that do not, a batch that needs more memory than there is, or a checkpoint of another run.
-            RuntimeError: if a term or the pixels become NaN or infinite, naming term, recipe and step.
+            ValueError: for a class id without a logit, no labels, a student or a start that is missing or does not fit,
+                a batch that needs more memory than there is, or a checkpoint of another run.
+            RuntimeError: if a term or the pixels become NaN or infinite; it names term, recipe and step.
         """
         with torch.inference_mode(False), torch.enable_grad():
             asked = torch.as_tensor(labels)
@@ -245,7 +245,7 @@ class Synthesizer:
         )  # fmt: skip
 
     def _advance(self, state: State, stepper: Stepper, wanted: Tensor, batches: int) -> Tensor:
-        """Up to ``block`` steps of the current batch; its end, if it comes to it. Values (T + 1,) of the last step."""
+        """Take up to ``block`` steps of the current batch; retire it after the last. Values (T,) of the last step."""
         begun = time.monotonic()
         first, last = state.step, min(state.step + self.block, self.recipe.steps)
         block = stepper.run(last - first).to("cpu", torch.float64)
@@ -270,7 +270,7 @@ class Synthesizer:
         state.active &= ~confident
         state.stopped_at[state.rows[confident.cpu()]] = state.step
         stopped = ~state.active.cpu()
-        # A batch of another size costs CUDA another capture.
+        # On CUDA a batch of another size needs another capture.
         enough = len(stopped) / 2 if self.device.type == "cuda" else 1
         if self.compact and stopped.sum() >= enough:
             self._retire(state, stopped)
@@ -311,7 +311,7 @@ class Synthesizer:
         return coarse
 
     def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
-        """(N, K) float32, drawn around the logit positions (N,)."""
+        """Soft targets (N, K) float32, drawn around the logit positions (N,)."""
         model, count = self.networks.model, self.networks.num_classes
         with torch.no_grad():
             example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
@@ -331,7 +331,7 @@ class Synthesizer:
     def _require_finite(self, block: Tensor, x: Tensor, first: int, where: str) -> None:
         bad = (~block.isfinite()).nonzero()
         if len(bad):
-            # The weighted sum is the last column: a term that went wrong is named before it.
+            # The weighted sum is the last column, so the first bad column is the term that caused it.
             row, column = bad[0].tolist()
             name, value, step = self.objective.names[column], block[row, column].item(), first + row
         elif not bool(x.isfinite().all()):
@@ -374,7 +374,7 @@ class Synthesizer:
     def _identity(
         self, labels: Tensor, among: Tensor, seed: int, student: nn.Module | None, start: Tensor | None
     ) -> str:
-        """Fingerprint of what a run computes, weights included."""
+        """A fingerprint of everything that decides the images, including the weights."""
         networks = self.networks
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
         settings += [networks.precision, networks.engine, networks.layers, repr(networks.model), start is None]

@@ -1,4 +1,4 @@
-"""What the network is asked to say: class indices, or soft targets drawn around a class (Nayak 2021, sec. 3)."""
+"""The targets of the network's output: class indices, or soft targets drawn around a class (Nayak 2021, sec. 3)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def class_similarity(
     """Cosine similarities of the classes' weight vectors (Nayak 2021, Eq. 1), made positive.
 
     Args:
-        source: a classifier, of which the final linear layer is taken, or that layer's weight (K, H).
-        normalize: stretch each row to [0, 1] (row min-max, Nayak 2021, 3.1; a constant row becomes ones). Without
-            it, the cosines as they are (Carta 2022, 4), negative ones cut to zero.
+        source: a classifier, whose final linear layer is used, or the weight (K, H) of that layer.
+        normalize: stretch each row to [0, 1] (row min-max, Nayak 2021, 3.1; a constant row becomes ones). False keeps
+            the cosines (Carta 2022, 4), with negative ones set to zero.
         layer: name of the layer in ``source.named_modules()``, a Linear or a 1×1 convolution.
-        example: network input (N, ...) to run ``source`` with; the last Linear that runs is taken. Without ``layer``
-            and ``example`` it is the one that was registered last.
+        example: an input (N, ...) for ``source``: the last Linear that runs on it is used. Without ``layer`` and
+            ``example``, the Linear that was registered last is used.
 
     Returns:
         (K, K) float64 on the CPU, every entry at least 1e-4 (which is added), so that each row is a valid
@@ -84,9 +84,9 @@ def _final_weight(model: nn.Module, layer: str | None, example: Tensor | None) -
 
 
 def hard_targets(labels: Tensor, units: Sequence[int]) -> Tensor:
-    """Logit positions (N,) int64 of the class ids ``labels`` (N,), where ``units[j]`` is the class of logit j.
+    """Logit positions (N,) int64 of the class ids ``labels`` (N,); ``units[j]`` is the class id of logit j.
 
-    ValueError naming the ids that no logit has.
+    ValueError naming the class ids without a logit.
     """
     place = {unit: j for j, unit in enumerate(units)}
     wanted = labels.tolist()
@@ -97,7 +97,7 @@ def hard_targets(labels: Tensor, units: Sequence[int]) -> Tensor:
 
 
 def beta_shares(classes: Tensor, betas: Sequence[float]) -> Tensor:
-    """One of ``betas`` for each sample (N,) float64, each beta equally often within each class (Nayak 2021, Alg. 1).
+    """A scaling factor for each sample, (N,) float64: each beta equally often in each class (Nayak 2021, Alg. 1).
 
     The i-th sample of a class gets ``betas[i % B]``, so the shares of a class differ by one sample at most.
     """
@@ -130,7 +130,7 @@ def dirichlet_mixture(
         betas: the scaling factors (Nayak 2021: 1.0 and 0.1 together; Carta 2022: 10).
         generator: of ``similarity``'s device.
         among: logit positions (M,), including all ``classes``, to which the distribution is restricted; the other
-            components are zero. All K when None.
+            components are zero. None allows all K.
 
     Returns:
         (N, K) float32, rows summing to one, on ``similarity``'s device.
