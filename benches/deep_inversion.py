@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 import exml_fast as xf
+from exml_fast.engine import PRECISIONS
 from exml_fast.evaluation import evaluate
 from exml_fast.inversion import recipes
 from exml_fast.models import CifarResNet, create
 from exml_fast.storage import load_checkpoint
-from exml_fast.training import ARITHMETIC
 
 FILES_OF = {
     "agreement": "yin2020-cifar10-agreement.json",
@@ -157,9 +157,9 @@ def taught(
     paper_rounds = PAPER_ROUNDS.get(architectures[0], 975)
     paper_images, rounds = 256 * paper_rounds, args.rounds or paper_rounds
     steps = args.student_steps
-    config = xf.TransferConfig(
+    config = xf.Distillation().replace(
         steps=steps, batch_size=args.student_batch, lr=args.lr, rounds=rounds, generate_every=max(1, steps // rounds),
-        per_round=args.per_round, arithmetic=args.arithmetic,
+        per_round=args.per_round, precision=args.precision,
     )  # fmt: skip
     if args.published:
         config = config.replace(schedule="step", decay_every=max(1, steps * 100 // 250))
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--student-image-steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--per-round", type=int, default=128)
-    parser.add_argument("--arithmetic", default="bfloat16", choices=ARITHMETIC, help="of the student's training")
+    parser.add_argument("--precision", default="bfloat16", choices=PRECISIONS, help="of the student's training")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="students to teach")
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="some ten minutes on one core")

@@ -35,5 +35,5 @@ for each in taught.rounds:
     print(f"step {each['step']:.0f}: new images right for teacher {each['teacher']:.0%}, student {each['student']:.0%}")
 inputs, labels = digits.spec.prepare(digits.test.images), digits.test.labels
 with torch.no_grad():
-    for name, model in (("teacher", teacher.model), ("student", taught.student)):
+    for name, model in (("teacher", teacher.model), ("student", taught.model)):
         print(f"{name}: {(model(inputs).argmax(1) == labels).double().mean():.1%} of the real test digits")

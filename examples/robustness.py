@@ -6,12 +6,12 @@ Run it with: python examples/robustness.py
 import torch
 
 import exml_fast as xf
-from exml_fast import transfer
+from exml_fast import training, transfer
 from exml_fast.models import create
 
 digits = xf.data.load("digits")
 attack = transfer.Attack(epsilon=0.1, step=0.03, steps=5)
-config = transfer.Training(steps=400, batch_size=64, lr=2e-3)
+config = training.Training(steps=400, batch_size=64, lr=2e-3)
 
 
 def report(name, model):
@@ -22,12 +22,12 @@ def report(name, model):
 
 torch.manual_seed(0)
 plain = create("lenet5", activation="relu")
-transfer.train_classifier(plain, digits.train, digits.spec, config)
+plain = training.train_classifier(plain, digits.train, digits.spec, config=config).model
 report("plain teacher", plain)
 
 torch.manual_seed(0)
 robust = create("lenet5", activation="relu")
-transfer.adversarial_training(robust, digits.train, digits.spec, config, attack)
+robust = transfer.adversarial_training(robust, digits.train, digits.spec, config=config, attack=attack).model
 report("robust teacher", robust)
 
 # From here on without data: the robust teacher's impressions, as they are and under attack.
@@ -35,9 +35,9 @@ impressions = xf.invert(robust, per_class=30, recipe="data_impressions/nayak", s
 varied = xf.continual.Augmentation(
     shift=3, rotation=20.0, scale=0.25, stretch=0.2, shear=0.3, elastic=1.0, contrast=(4.0, 20.0)
 )
-learning = transfer.Training(steps=1000, batch_size=64, lr=2e-3, augmentation=varied)
+learning = training.Training(steps=1000, batch_size=64, lr=2e-3, augmentation=varied)
 for name, met in (("its student", None), ("its student under attack", attack)):
     torch.manual_seed(1)
     student = create("lenet5_half", activation="relu")
-    transfer.zskd(robust, student, impressions, config=learning, attack=met)
+    student = transfer.zskd(robust, student, impressions, config=learning, attack=met).model
     report(name, student)

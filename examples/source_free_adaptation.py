@@ -6,14 +6,16 @@ Run it with: python examples/source_free_adaptation.py
 import torch
 
 import exml_fast as xf
-from exml_fast import transfer
+from exml_fast import training, transfer
 from exml_fast.data import Split
 from exml_fast.models import create
 
 torch.manual_seed(0)
 digits = xf.data.load("digits")
 source = create("lenet5", activation="relu")
-transfer.train_classifier(source, digits.train, digits.spec, transfer.Training(steps=600, batch_size=64, lr=2e-3))
+source = training.train_classifier(
+    source, digits.train, digits.spec, config=training.Training(steps=600, batch_size=64, lr=2e-3)
+).model
 
 
 def faint(split: Split) -> Split:
@@ -26,8 +28,10 @@ impressions = xf.invert(
     clip="valid", l2=1e-3, blur=1e-3, norm_squared=True, batch_size=400,
 )  # fmt: skip
 target = digits.spec.prepare(faint(digits.train).images)
-config = transfer.Training(steps=400, batch_size=64, lr=2e-4)
-adapted = transfer.adapt(source, impressions.images, target, digits.spec, config=config, discriminator_lr=1e-3).model
+config = training.Training(steps=400, batch_size=64, lr=2e-4)
+adapted = transfer.adapt(
+    source, impressions.images, target, spec=digits.spec, config=config, discriminator_lr=1e-3
+).model
 
 for name, model in (("before", source), ("after", adapted)):
     print(f"{name}: {transfer.accuracy(model, faint(digits.test), digits.spec):.1%} of the faint test digits")

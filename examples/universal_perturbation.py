@@ -7,22 +7,24 @@ import torch
 from torchvision.utils import save_image
 
 import exml_fast as xf
-from exml_fast import transfer
+from exml_fast import training, transfer
 from exml_fast.models import create
 
 torch.manual_seed(0)
 digits = xf.data.load("digits")
 model = create("lenet5", activation="relu")
-transfer.train_classifier(model, digits.train, digits.spec, transfer.Training(steps=600, batch_size=64, lr=2e-3))
+model = training.train_classifier(
+    model, digits.train, digits.spec, config=training.Training(steps=600, batch_size=64, lr=2e-3)
+).model
 
 impressions = xf.invert(
     model, per_class=40, recipe="data_impressions/nayak", spec=digits.spec, steps=150, lr=0.05, clip="valid",
     l2=1e-3, blur=1e-3, norm_squared=True, batch_size=400,
 )  # fmt: skip
-config = transfer.Training(steps=300, batch_size=32, lr=2e-3)
+config = training.Training(steps=300, batch_size=32, lr=2e-3)
 generator = transfer.universal_perturbations(
-    model, impressions.images, digits.spec, epsilon=0.2, config=config, diversity=0.1
-).generator
+    model, impressions.images, spec=digits.spec, epsilon=0.2, config=config, diversity=0.1
+).model
 perturbations = generator.sample(10)
 save_image(perturbations, "perturbations.png", nrow=10, normalize=True)
 rate = transfer.fooling_rate(model, perturbations, digits.test, digits.spec)

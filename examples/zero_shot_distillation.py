@@ -6,14 +6,16 @@ Run it with: python examples/zero_shot_distillation.py
 import torch
 
 import exml_fast as xf
-from exml_fast import transfer
+from exml_fast import training, transfer
 from exml_fast.models import create
 from exml_fast.report.charts import save_similarity
 
 torch.manual_seed(0)
 digits = xf.data.load("digits")
 teacher, student = create("lenet5", activation="relu"), create("lenet5_half", activation="relu")
-transfer.train_classifier(teacher, digits.train, digits.spec, transfer.Training(steps=600, batch_size=64, lr=2e-3))
+teacher = training.train_classifier(
+    teacher, digits.train, digits.spec, config=training.Training(steps=600, batch_size=64, lr=2e-3)
+).model
 save_similarity("similarity.png", xf.inversion.class_similarity(teacher), digits.class_names)
 
 # From here on without the digits: impressions of all classes and both scaling factors, in one call.
@@ -22,7 +24,9 @@ impressions = xf.invert(
     l2=1e-3, blur=1e-3, norm_squared=True, batch_size=400,
 )  # fmt: skip
 impressions.save_grid("impressions.png")
-transfer.zskd(teacher, student, impressions, config=transfer.Training(steps=800, batch_size=64, lr=2e-3))
+student = transfer.zskd(
+    teacher, student, impressions, config=training.Training(steps=800, batch_size=64, lr=2e-3)
+).model
 
 for name, model in (("teacher", teacher), ("student", student)):
     print(f"{name}: {transfer.accuracy(model, digits.test, digits.spec):.1%} of the test digits")

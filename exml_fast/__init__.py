@@ -4,10 +4,10 @@ A trained classifier goes in; synthetic images, and models that learned from not
 
     result = exml_fast.invert(model, classes=[1, 933], per_class=32, recipe="deep_inversion")
     result.save_grid("dream.png")
-    taught = exml_fast.distill(model, student, result).student
+    taught = exml_fast.distill(model, student, result).model
 """
 
-from exml_fast import compat, continual, data, distillation, engine, evaluation, inversion, models, ops, transfer
+from exml_fast import compat, continual, data, engine, evaluation, inversion, models, ops, training, transfer
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -22,10 +22,11 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import InputSpec
-from exml_fast.distillation import Transfer, TransferConfig, distill
 from exml_fast.engine import BNStatistics, FrozenTeacher
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
 from exml_fast.progress import TensorBoard
+from exml_fast.training import Training, TrainingResult
+from exml_fast.transfer import Distillation, distill
 
 __version__ = str(build_info()["version"])
 
@@ -34,6 +35,7 @@ __all__ = [
     "BNStatistics",
     "Catalogue",
     "DataImpression",
+    "Distillation",
     "DistillationConfig",
     "ExModelDistillation",
     "Expert",
@@ -46,15 +48,14 @@ __all__ = [
     "Result",
     "Synthesizer",
     "TensorBoard",
-    "Transfer",
-    "TransferConfig",
+    "Training",
+    "TrainingResult",
     "__version__",
     "build_info",
     "compat",
     "continual",
     "data",
     "distill",
-    "distillation",
     "engine",
     "evaluation",
     "inversion",
@@ -64,5 +65,6 @@ __all__ = [
     "ops",
     "recipes",
     "train_stream",
+    "training",
     "transfer",
 ]

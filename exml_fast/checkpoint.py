@@ -35,7 +35,7 @@ class Stateful(Protocol):
     """A part of a run that can be saved: a module, an optimiser, a buffer."""
 
     def state_dict(self) -> Any:
-        """Tensors and plain values."""
+        """Tensors and plain values, which do not change when the run goes on (a module's and an optimiser's may)."""
         ...
 
     def load_state_dict(self, state: Any) -> Any:
@@ -118,10 +118,14 @@ def fingerprint(tensors: Iterable[Tensor], settings: Any) -> str:
 
 def state_of(parts: Mapping[str, Stateful | torch.Generator]) -> dict[str, Any]:
     """A copy of the state of each part; a generator's state is a tensor."""
-    return {
-        name: part.get_state() if isinstance(part, torch.Generator) else copy.deepcopy(part.state_dict())
-        for name, part in parts.items()
-    }
+
+    def of(part: Stateful | torch.Generator) -> Any:
+        if isinstance(part, torch.Generator):
+            return part.get_state()
+        shared = isinstance(part, torch.nn.Module | torch.optim.Optimizer)  # their tensors are trained in place
+        return copy.deepcopy(part.state_dict()) if shared else part.state_dict()
+
+    return {name: of(part) for name, part in parts.items()}
 
 
 def load_state(parts: Mapping[str, Stateful | torch.Generator], state: Mapping[str, Any]) -> None:

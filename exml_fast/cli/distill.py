@@ -53,13 +53,13 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
 from exml_fast.data.buffer import IMAGES_FILE
-from exml_fast.distillation import distill as distill_model
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
 from exml_fast.progress import TensorBoard
 from exml_fast.report.images import history_rows, learned_row, save_images, save_report
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import save_json
+from exml_fast.transfer import distill as distill_model
 
 __all__ = ["distill"]
 
@@ -176,7 +176,7 @@ def distill(
             taught = distill_model(
                 teacher.model, fresh, ready.images, recipe=ready.recipes or None, config=config, spec=teacher.spec,
                 classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run.matching.layers,
-                seed=run.machine.seed, device=run.machine.device, precision=run.machine.precision,
+                seed=run.machine.seed, device=run.machine.device,
                 evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
                 pool_dir=run.pool_dir,
             )  # fmt: skip
@@ -190,10 +190,10 @@ def distill(
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
         card = Card(run.learning.student, ready.arguments, units, known, names, teacher.spec, training=training)
-        Expert(taught.student.cpu(), card).save(out / "student")
+        Expert(taught.model.cpu(), card).save(out / "student")
         seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
         learned = {
-            "student": run.learning.student, "steps": config.steps, "agreement": taught.history["agreement"][-1],
+            "student": run.learning.student, "steps": config.training.steps, "agreement": taught.history["agreement"][-1],
             "accuracy": test_accuracy, "seconds": seconds, "rounds": taught.rounds,
         }  # fmt: skip
         pool = Result(
@@ -201,7 +201,7 @@ def distill(
             {"recipes": made_by, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
         save_images(pool, out / "images", None, run.png)
-        found = ready.panel.ask(pool, **{f"{run.learning.student} (student)": taught.student.to(run.machine.device)})
+        found = ready.panel.ask(pool, **{f"{run.learning.student} (student)": taught.model.to(run.machine.device)})
         tables = {"The student": [learned_row(learned)], "Its learning": history_rows(taught.history)}
         save_report(out, pool, teacher, found, origin, public(run), run.report, ready.panel.real, tables)
         summary = {

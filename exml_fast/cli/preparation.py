@@ -17,14 +17,14 @@ from exml_fast.cli.parsing import parse_pairs
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
 from exml_fast.data import InputSpec, PenStrokes, Split, load, some_images
-from exml_fast.distillation import TransferConfig
-from exml_fast.distillation.transfer import check_pool
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
 from exml_fast.models import OWN, create
 from exml_fast.progress import require_tensorboard
+from exml_fast.transfer import Distillation
+from exml_fast.transfer.pool import require_room
 
 __all__ = [
     "Panel",
@@ -175,7 +175,7 @@ class PreparedTransfer:
     images: Result | None
     recipes: list[recipes.Recipe]
     statistics: str | Tensor
-    config: TransferConfig
+    config: Distillation
     test: Split | None
     panel: Panel
 
@@ -185,7 +185,7 @@ def prepared_transfer(run: DistillRun) -> PreparedTransfer:
     teacher = _teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
-    config = TransferConfig().replace(**run.learning.transfer)
+    config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.transfer)
     first = None if run.images is None else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
@@ -198,7 +198,7 @@ def prepared_transfer(run: DistillRun) -> PreparedTransfer:
     in_turn = [_changed(name, run.inversion) for name in named]
     statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
     for recipe in in_turn:
-        _check_synthesis(run, teacher, recipe, statistics, config.per_round)
+        _check_synthesis(run, teacher, recipe, statistics, config.generation.per_round)
     outputs = teacher.outputs()
     arguments = complete_arguments(run.learning.student, run.learning.student_arguments, outputs, teacher.spec)
     with torch.random.fork_rng(devices=[]):
@@ -207,7 +207,7 @@ def prepared_transfer(run: DistillRun) -> PreparedTransfer:
     given = dataclasses.replace(teacher, name=run.learning.student, model=student).outputs("--student")
     if given != outputs:
         raise ValueError(f"--student must give {outputs} logits, {run.learning.student} gives {given}")
-    require_memory(student, teacher.spec, config.batch_size, torch.device(run.machine.device))
+    require_memory(student, teacher.spec, config.training.batch_size, torch.device(run.machine.device))
     test = None if run.learning.data is None else load(run.learning.data, run.learning.data_root).test
     if test is not None:
         _require_fit("--data", test.images[:1], teacher.spec)
@@ -216,7 +216,14 @@ def prepared_transfer(run: DistillRun) -> PreparedTransfer:
             raise ValueError(
                 f"--data: {run.learning.data} has no test image of the teacher's classes {list(units)[:8]}"
             )
-    check_pool(config, teacher.spec, 0 if first is None else len(first), bool(in_turn), run.pool_dir)
+    require_room(
+        config.training,
+        config.generation,
+        teacher.spec,
+        0 if first is None else len(first),
+        bool(in_turn),
+        run.pool_dir,
+    )
     if run.tensorboard:
         require_tensorboard()
     return PreparedTransfer(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)

@@ -23,12 +23,13 @@ from exml_fast.engine.substitution import twin
 from exml_fast.models import create, takes
 from exml_fast.progress import Progress
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors, sha256
-from exml_fast.training import ARITHMETIC, arranged, forward, one_cycle
+from exml_fast.training import arranged, forward, one_cycle
 
 __all__ = ["Card", "Expert", "train_expert"]
 
 FORMAT_VERSION = 1
 SCHEDULES = ("constant", "onecycle")
+ARITHMETIC = ("float32", "bfloat16")
 # Training images that take no more than this as float32 are normalised once, others batch by batch.
 PREPARED_BYTES = 2**28
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from exml_fast.checks import is_count
+from exml_fast.validation import Natural, NonNegative, Share, require, settings
 
 __all__ = ["Augmentation"]
 
@@ -18,7 +19,7 @@ __all__ = ["Augmentation"]
 ELASTIC_GRID = 4
 
 
-@dataclass(frozen=True)
+@settings
 class Augmentation:
     """Random changes of each image while a network learns from it, background filled with the lowest valid pixel.
 
@@ -30,39 +31,21 @@ class Augmentation:
     [0, 1] are sent through (0, 0: as they are); ``midpoint``: least and greatest m.
     """
 
-    shift: int = 4
-    rotation: float = 0.0
-    flip: float = 0.0
-    scale: float = 0.0
-    stretch: float = 0.0
-    shear: float = 0.0
-    elastic: float = 0.0
-    contrast: tuple[float, float] = (0.0, 0.0)
-    midpoint: tuple[float, float] = (0.25, 0.6)
+    shift: Natural = 4
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    flip: Share = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stretch: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    shear: NonNegative = 0.0
+    elastic: NonNegative = 0.0
+    contrast: tuple[NonNegative, NonNegative] = (0.0, 0.0)
+    midpoint: tuple[Share, Share] = (0.25, 0.6)
 
-    def __post_init__(self) -> None:
-        if not is_count(self.shift, 0):
-            raise ValueError(f"shift must be an integer from 0 upwards, got {self.shift!r}")
-        for name in ("rotation", "flip", "scale", "stretch", "shear", "elastic"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation must be between 0 and 180 degrees, got {self.rotation!r}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip must be a probability, got {self.flip!r}")
-        for name in ("scale", "stretch"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)!r}")
-        for name in ("shear", "elastic"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
-        for name, highest in (("contrast", math.inf), ("midpoint", 1.0)):
+    def check(self) -> None:
+        """ValueError unless the two ends of each range ascend."""
+        for name in ("contrast", "midpoint"):
             ends = getattr(self, name)
-            numbers = isinstance(ends, tuple | list) and all(isinstance(end, int | float) for end in ends)
-            if not numbers or len(ends) != 2 or not (0 <= ends[0] <= ends[1] <= highest and ends[1] < math.inf):
-                raise ValueError(f"{name} must be two ascending numbers from 0 to {highest}, got {ends!r}")
-            object.__setattr__(self, name, tuple(float(end) for end in ends))
+            require(ends[0] <= ends[1], name, "two ascending numbers", ends)
 
     @property
     def active(self) -> bool:

@@ -1,7 +1,8 @@
 """What synthetic images are worth: recognised by other networks, varied, and not memorised (Yin 2020, 4.2 and C.5)."""
 
-from exml_fast.evaluation.features import features
+from exml_fast.evaluation.features import features, logits
 from exml_fast.evaluation.images import Evaluation, evaluate
+from exml_fast.evaluation.predictions import accuracy, class_accuracies
 from exml_fast.evaluation.scores import (
     Neighbours,
     agreement,
@@ -13,10 +14,13 @@ from exml_fast.evaluation.scores import (
 __all__ = [
     "Evaluation",
     "Neighbours",
+    "accuracy",
     "agreement",
+    "class_accuracies",
     "diversity",
     "evaluate",
     "features",
     "inception_score",
+    "logits",
     "nearest_neighbours",
 ]

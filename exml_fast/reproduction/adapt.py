@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from exml_fast.data import ImageData, load
+from exml_fast.evaluation import accuracy, class_accuracies, features
 from exml_fast.reproduction.lab import Lab, sampled
 from exml_fast.reproduction.lab_settings import (
     AdaptationTable,
@@ -18,11 +19,6 @@ from exml_fast.reproduction.lab_settings import (
 from exml_fast.reproduction.outcome import Context, Outcome
 from exml_fast.reproduction.preset import Preset
 from exml_fast.transfer.adaptation import adapt, adapt_by_rehearsal, tsne
-from exml_fast.transfer.training import (
-    accuracy,
-    class_accuracies,
-    features,
-)
 from exml_fast.validation import settings
 
 __all__ = ["Adapt", "open_target", "run"]
@@ -64,12 +60,12 @@ def run(preset: Preset, context: Context) -> Outcome:
     networks = {"Baseline": source}
     with lab.stage("adaptation"):
         adversarial = {"config": table.training, "discriminator_lr": table.discriminator_lr}
-        networks["Ours"] = adapt(source, images, aim, lab.spec, **adversarial, **options).model
+        networks["Ours"] = adapt(source, images, aim, spec=lab.spec, **adversarial, **options).model
     lab.save(networks["Ours"], "teacher", "adapted")
     if rehearsal is not None:
         with lab.stage("rehearsal"):
             networks["Rehearsal"] = adapt_by_rehearsal(
-                source, images, aim, lab.spec, config=rehearsal.training, **rehearsal.weights(), **options
+                source, images, aim, spec=lab.spec, config=rehearsal.training, **rehearsal.weights(), **options
             ).model
         lab.save(networks["Rehearsal"], "teacher", "adapted_by_rehearsal")
     lab.percent("Source on its own test images", accuracy(source, lab.data.test, lab.spec))

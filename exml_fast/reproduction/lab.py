@@ -25,11 +25,8 @@ from exml_fast.reproduction.lab_settings import (
 from exml_fast.reproduction.outcome import Context, Outcome
 from exml_fast.reproduction.preset import Preset
 from exml_fast.storage import load_json, save_json
-from exml_fast.training import placed
+from exml_fast.training import placed, train_classifier
 from exml_fast.transfer.robustness import Attack, adversarial_training
-from exml_fast.transfer.training import (
-    train_classifier,
-)
 from exml_fast.transfer.zskd import zskd
 
 __all__ = ["CLASS_IMPRESSIONS", "Lab", "first_images", "sampled"]
@@ -104,9 +101,11 @@ class Lab:
             if robust:
                 table = self.settings.attack
                 config = dataclasses.replace(config, steps=table.training_steps or config.steps)
-                adversarial_training(model, train, self.spec, config, table.training, **options)
+                model = adversarial_training(
+                    model, train, self.spec, config=config, attack=table.training, **options
+                ).model
             else:
-                train_classifier(model, train, self.spec, config, **options)
+                model = train_classifier(model, train, self.spec, config=config, **options).model
         self.save(model, "teacher", folder.name)
         return model
 
@@ -137,12 +136,10 @@ class Lab:
         """A student distilled from ``images``, or from what ``attack`` makes of them."""
         student, table = self.network("student", 1000), self.settings.distillation
         with self.stage(stage):
-            zskd(
-                teacher, student, images, self.spec, config=table.training,
-                temperature=table.temperature, mixup=table.mixup,
+            return zskd(
+                teacher, student, images, spec=self.spec, config=table.training, temperature=table.temperature,
                 attack=attack, seed=self.context.seed, progress=self.context.progress,
-            )  # fmt: skip
-        return student
+            ).model  # fmt: skip
 
     def save(self, model: nn.Module, table: str, name: str) -> None:
         """Save a network as an expert, which every command can read."""

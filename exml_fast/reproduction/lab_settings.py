@@ -16,9 +16,9 @@ from pydantic import Field
 from exml_fast.data import Augmentation
 from exml_fast.inversion import Recipe, recipes
 from exml_fast.reproduction.preset import NOTES, Preset
+from exml_fast.training import Training
 from exml_fast.transfer.perturbation import EPSILON
 from exml_fast.transfer.robustness import Attack
-from exml_fast.transfer.training import Training
 from exml_fast.transfer.zskd import TEMPERATURE
 from exml_fast.validation import (
     Count,
@@ -87,7 +87,6 @@ class DistillationTable:
     """How students learn from impressions."""
 
     temperature: Positive = TEMPERATURE
-    mixup: NonNegative = 0.0
     training: Training = field(default_factory=Training)
 
 

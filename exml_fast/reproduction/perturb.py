@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec, Split
+from exml_fast.evaluation import accuracy, logits
 from exml_fast.reproduction.lab import CLASS_IMPRESSIONS, Lab, first_images
 from exml_fast.reproduction.lab_settings import (
     ImpressionsTable,
@@ -22,10 +23,6 @@ from exml_fast.transfer.perturbation import (
     universal_perturbations,
 )
 from exml_fast.transfer.robustness import Attack, pgd
-from exml_fast.transfer.training import (
-    accuracy,
-    logits_of,
-)
 from exml_fast.validation import settings
 
 __all__ = ["Perturb", "require_size", "run"]
@@ -65,9 +62,10 @@ def run(preset: Preset, context: Context) -> Outcome:
     def trained(images: Tensor, epsilon: float) -> Tensor:
         with lab.stage("perturbations"):
             generator = universal_perturbations(
-                teacher, images, lab.spec, epsilon=epsilon, config=table.training,
+                teacher, images, spec=lab.spec, epsilon=epsilon, config=table.training,
                 diversity=table.diversity, clamp=clamp, seed=context.seed, progress=context.progress,
-            ).generator  # fmt: skip
+            ).model  # fmt: skip
+        assert isinstance(generator, PerturbationGenerator)
         return generator.sample(number, context.seed).cpu()
 
     rates: dict[str, list[tuple[float, float]]] = {}
@@ -105,9 +103,9 @@ def individual_rate(model: nn.Module, split: Split, spec: InputSpec, epsilon: fl
     attack, changed = Attack(epsilon, epsilon / 10, 40), 0
     device = next(model.parameters()).device
     for x, _ in split.batches(spec):
-        said = logits_of(model, x).argmax(1)
+        said = logits(model, x, len(x)).argmax(1)
         attacked = pgd(model, x.to(device), said.to(device), attack, spec, clamp=clamp)
-        changed += int((logits_of(model, attacked.cpu()).argmax(1) != said).sum())
+        changed += int((logits(model, attacked.cpu(), len(x)).argmax(1) != said).sum())
     return changed / len(split)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exml_fast.evaluation import accuracy
 from exml_fast.reproduction.lab import Lab, first_images
 from exml_fast.reproduction.lab_settings import (
     AttackTable,
@@ -14,9 +15,6 @@ from exml_fast.reproduction.lab_settings import (
 from exml_fast.reproduction.outcome import Context, Outcome
 from exml_fast.reproduction.preset import Preset
 from exml_fast.transfer.robustness import ATTACKS, attack_accuracies
-from exml_fast.transfer.training import (
-    accuracy,
-)
 from exml_fast.validation import settings
 
 __all__ = ["Robustness", "run"]

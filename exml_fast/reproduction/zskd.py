@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from exml_fast.continual import Augmentation
+from exml_fast.evaluation import accuracy
 from exml_fast.reproduction.lab import CLASS_IMPRESSIONS, Lab
 from exml_fast.reproduction.lab_settings import (
     DistillationTable,
@@ -17,10 +18,7 @@ from exml_fast.reproduction.lab_settings import (
 )
 from exml_fast.reproduction.outcome import Context, Outcome
 from exml_fast.reproduction.preset import Preset
-from exml_fast.transfer.training import (
-    accuracy,
-    train_classifier,
-)
+from exml_fast.training import train_classifier
 from exml_fast.transfer.zskd import transfer_set_sweep
 from exml_fast.validation import settings
 
@@ -60,7 +58,9 @@ def run(preset: Preset, context: Context) -> Outcome:
     if classes is not None:
         with lab.stage("student with labels"):
             alone = lab.network("student", 1000)
-            train_classifier(alone, lab.data.train, lab.spec, learning, seed=context.seed, progress=context.progress)
+            alone = train_classifier(
+                alone, lab.data.train, lab.spec, config=learning, seed=context.seed, progress=context.progress
+            ).model
         lab.percent("Student-CE", accuracy(alone, test, lab.spec))
         taught = lab.student(teacher, real, "student on real images")
         lab.percent("Student-KD", accuracy(taught, test, lab.spec))

@@ -1,48 +1,47 @@
-"""What data impressions are good for: distillation, robustness, adaptation, perturbations (Nayak 2021, sec. 4)."""
+"""What one network's synthetic images are good for (Yin 2020, 4; Nayak 2021, 4).
 
-from exml_fast.transfer.adaptation import (
-    Adapted,
-    DomainDiscriminator,
-    adapt,
-    adapt_by_rehearsal,
-    mutual_information,
-    tsne,
-)
+Distillation, robustness, adaptation and perturbations.
+"""
+
+from exml_fast.transfer.adaptation import DomainDiscriminator, adapt, adapt_by_rehearsal, mutual_information, tsne
+from exml_fast.transfer.distill import Distillation, DistillResult, distill
 from exml_fast.transfer.perturbation import (
     PerturbationGenerator,
-    Perturber,
     diversity_loss,
     fooling_loss,
     fooling_rate,
     universal_perturbations,
 )
-from exml_fast.transfer.robustness import Attack, Robustness, adversarial_training, attack_accuracies, pgd
-from exml_fast.transfer.training import Training, accuracy, class_accuracies, features, train_classifier
-from exml_fast.transfer.zskd import Distilled, distillation_loss, transfer_set_sweep, zskd
+from exml_fast.transfer.pool import Generation
+from exml_fast.transfer.robustness import (
+    Attack,
+    RampedAttack,
+    Robustness,
+    adversarial_training,
+    attack_accuracies,
+    pgd,
+)
+from exml_fast.transfer.zskd import transfer_set_sweep, zskd
 
 __all__ = [
-    "Adapted",
     "Attack",
-    "Distilled",
+    "DistillResult",
+    "Distillation",
     "DomainDiscriminator",
+    "Generation",
     "PerturbationGenerator",
-    "Perturber",
+    "RampedAttack",
     "Robustness",
-    "Training",
-    "accuracy",
     "adapt",
     "adapt_by_rehearsal",
     "adversarial_training",
     "attack_accuracies",
-    "class_accuracies",
-    "distillation_loss",
+    "distill",
     "diversity_loss",
-    "features",
     "fooling_loss",
     "fooling_rate",
     "mutual_information",
     "pgd",
-    "train_classifier",
     "transfer_set_sweep",
     "tsne",
     "universal_perturbations",

@@ -7,24 +7,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec
 from exml_fast.engine.freezing import frozen
+from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
-from exml_fast.transfer.training import Training, logits_of, network_input, train
+from exml_fast.storage import PathLike
+from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, network_input, train
+from exml_fast.training.config import NO_AUGMENTATION
+from exml_fast.training.loop import seeded
+from exml_fast.validation import require
 
-__all__ = ["Adapted", "DomainDiscriminator", "adapt", "adapt_by_rehearsal", "mutual_information", "tsne"]
+__all__ = [
+    "ADVERSARIAL",
+    "REHEARSAL",
+    "DomainDiscriminator",
+    "adapt",
+    "adapt_by_rehearsal",
+    "mutual_information",
+    "tsne",
+]
 
 SOURCE, TARGET = 0, 1
+ADVERSARIAL = Training(steps=3000, lr=2e-4)
 REHEARSAL = Training(
     steps=1000, batch_size=64, lr=1e-3, augmentation=Augmentation(shift=4, rotation=30.0, scale=0.5)
 )  # fmt: skip
@@ -47,63 +61,54 @@ class DomainDiscriminator(nn.Module):
         return self.layers(x)
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """The target network, in evaluation mode, and its loss at every step (steps,) float64."""
-
-    model: nn.Module
-    history: Tensor
-
-
 def adapt(
     source: nn.Module,
     impressions: Result | Tensor,
     target: Tensor,
-    spec: InputSpec | None = None,
     *,
-    config: Training | None = None,
+    spec: InputSpec | None = None,
+    config: Training = ADVERSARIAL,
     discriminator_lr: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Adapted:
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
     """Adversarial discriminative domain adaptation without source images (Tzeng 2017, Eq. 9; Nayak 2021, 4.2).
 
     A copy of ``source`` is trained on unlabelled target images so that a discriminator cannot tell its outputs from
     those of the frozen source network on impressions. The discriminator reads the logits, as the published ADDA code.
 
     Args:
-        source: returns logits (N, K); left as it was.
+        source: returns logits (N, K).
         impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W).
         spec: of the network input; the impressions' own when None.
-        config: of the target network; by default 3000 steps at 2e-4, batches of 128.
+        config: of the target network.
         discriminator_lr: the target network's when None.
+        seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
 
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
     impressions, spec = network_input(impressions, spec)
     target, _ = network_input(target, spec, "target")
-    if discriminator_lr is not None and not (is_number(discriminator_lr) and discriminator_lr > 0):
-        raise ValueError(f"discriminator_lr must be a positive number, got {discriminator_lr!r}")
-    config = config or Training(steps=3000, lr=2e-4)
+    lr = config.lr if discriminator_lr is None else discriminator_lr
+    require(
+        isinstance(lr, int | float) and 0 < lr < math.inf, "discriminator_lr", "a positive number", discriminator_lr
+    )
     device = next(source.parameters()).device
-    model = copy.deepcopy(source)
     impressions = impressions.to(device)
     draw = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(source)  # the source network is frozen below
     with frozen(source, device) as fixed:
         with torch.no_grad():
             outputs = fixed(impressions[:1]).shape[1]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with seeded(seed, device):
             discriminator = DomainDiscriminator(outputs).to(device)
-        optimizer = torch.optim.Adam(
-            discriminator.parameters(),
-            lr=config.lr if discriminator_lr is None else discriminator_lr,
-            betas=(0.5, 0.999),
-        )
+        optimizer = torch.optim.Adam(discriminator.parameters(), lr=lr, betas=(0.5, 0.999))
 
-        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            x = batch.images
             chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
             with torch.no_grad():
                 real = fixed(impressions[chosen])
@@ -115,23 +120,28 @@ def adapt(
             optimizer.step()
             return F.cross_entropy(discriminator(ours), torch.full_like(domain[: len(x)], SOURCE))
 
-        history = train(model, target, loss, config, spec, seed=seed, progress=progress, stage="adapt")
-    return Adapted(model, history)
+        return train(
+            model, ImageBatches(target, None, config, spec, torch.Generator().manual_seed(seed), device), loss, config,
+            parts={"discriminator": discriminator, "optimizer": optimizer, "draw": draw},
+            identity=(impressions, target, lr), seed=seed, stage="adapt", progress=progress,
+            checkpoint_dir=checkpoint_dir,
+        )  # fmt: skip
 
 
 def adapt_by_rehearsal(
     source: nn.Module,
     impressions: Result | Tensor,
     target: Tensor,
-    spec: InputSpec | None = None,
     *,
+    spec: InputSpec | None = None,
     config: Training = REHEARSAL,
     information: float = 1.0,
     consistency: float = 1.0,
     confidence: float = 0.8,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Adapted:
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
     """Adaptation of ours, without source images and without a discriminator.
 
     A copy of ``source`` learns to answer for augmented impressions as the source does for the impressions as they are:
@@ -141,13 +151,14 @@ def adapt_by_rehearsal(
     those of its moving average for the images as they are, where that is confident (Sohn 2020; Tarvainen 2017).
 
     Args:
-        source: returns logits (N, K); left as it was.
+        source: returns logits (N, K).
         impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W), of all classes about alike.
         spec: of the network input; the impressions' own when None.
         config: of the target network; its ``augmentation`` is that of impressions and of target images.
         information, consistency: weights of these terms beside the rehearsal's cross-entropy; 0 leaves one out.
         confidence: least probability of an answer that an augmented image is taught.
+        seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
 
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
@@ -155,33 +166,34 @@ def adapt_by_rehearsal(
     impressions, spec = network_input(impressions, spec)
     target, _ = network_input(target, spec, "target")
     for name, value in (("information", information), ("consistency", consistency)):
-        if not is_number(value) or value < 0:
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    if not is_number(confidence) or not 0 <= confidence <= 1:
-        raise ValueError(f"confidence must be a probability, got {confidence!r}")
+        require(isinstance(value, int | float) and 0 <= value < math.inf, name, "a number of at least 0", value)
+    require(isinstance(confidence, int | float) and 0 <= confidence <= 1, "confidence", "a probability", confidence)
     device = next(source.parameters()).device
-    model, averaged = copy.deepcopy(source), copy.deepcopy(source).eval().requires_grad_(False)
+    averaged = _MovingAverage(source)
     impressions, bounds = impressions.to(device), spec.bounds(device)
-    answers = logits_of(source, impressions).softmax(1).to(device)
+    answers = logits(source, impressions, 512).softmax(1).to(device)
     draw, changed = torch.Generator().manual_seed(seed), config.augmentation
-    left = config.steps
 
-    def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
-        nonlocal left
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        x = batch.images
         chosen = torch.randint(len(impressions), (len(x),), generator=draw).to(device)
         total = ops.soft_cross_entropy(network(changed(impressions[chosen], bounds, draw)), answers[chosen])
         if information:
             total = total - information * mutual_information(network(x))
-        if consistency and 2 * left <= config.steps:
-            surest, label = averaged(x).softmax(1).max(1)
+        if consistency and 2 * (config.steps - averaged.updates) <= config.steps:
+            surest, label = averaged.model(x).softmax(1).max(1)
             each = F.cross_entropy(network(changed(x, bounds, draw)), label, reduction="none")
             total = total + consistency * (each * (surest >= confidence)).mean()
-        _average(averaged, model)
-        left -= 1
+        averaged.update(network)
         return total
 
-    plain = dataclasses.replace(config, augmentation=Augmentation(shift=0))
-    return Adapted(model, train(model, target, loss, plain, spec, seed=seed, progress=progress, stage="adapt"))
+    plain = dataclasses.replace(config, augmentation=NO_AUGMENTATION)
+    return train(
+        source, ImageBatches(target, None, plain, spec, torch.Generator().manual_seed(seed), device), loss, config,
+        parts={"averaged": averaged, "draw": draw},
+        identity=(impressions, target, information, consistency, confidence), seed=seed, stage="adapt",
+        progress=progress, checkpoint_dir=checkpoint_dir,
+    )  # fmt: skip
 
 
 def mutual_information(logits: Tensor) -> Tensor:
@@ -196,13 +208,30 @@ def mutual_information(logits: Tensor) -> Tensor:
     return of_mean + (p * log_p).sum(1).mean()
 
 
-@torch.no_grad()
-def _average(averaged: nn.Module, model: nn.Module) -> None:
-    """Moves the weights towards those of ``model``; buffers (BatchNorm's statistics) are averages already."""
-    for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
-        mean.lerp_(now, AVERAGING)
-    for kept, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-        kept.copy_(buffer)
+class _MovingAverage:
+    """Moving average of a network's weights (Tarvainen 2017), in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the weights towards those of ``model``; buffers (BatchNorm's statistics) are averages already."""
+        for mean, now in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(now, AVERAGING)
+        for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the average, and the number of updates."""
+        return {"model": copy.deepcopy(self.model.state_dict()), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]
 
 
 def tsne(groups: Sequence[Tensor], seed: int = 0) -> list[Tensor]:

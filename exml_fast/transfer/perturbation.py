@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exml_fast.checks import is_number
 from exml_fast.data import InputSpec, Split
 from exml_fast.engine.freezing import frozen
+from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.models import final_linear
 from exml_fast.progress import Progress
-from exml_fast.transfer.training import Training, logits_of, network_input, train
+from exml_fast.storage import PathLike
+from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, final_features, network_input, train
+from exml_fast.training.loop import seeded
+from exml_fast.validation import require
 
 __all__ = [
     "EPSILON",
+    "PERTURBATIONS",
     "PerturbationGenerator",
     "diversity_loss",
     "fooling_loss",
@@ -27,6 +31,7 @@ __all__ = [
 
 EPSILON = 10 / 255
 LATENT = 10
+PERTURBATIONS = Training(steps=2000, batch_size=32)
 
 
 class PerturbationGenerator(nn.Module):
@@ -47,8 +52,8 @@ class PerturbationGenerator(nn.Module):
         height, breadth = spec.size
         if height % 8 or breadth % 8:
             raise ValueError(f"spec.size must be multiples of 8, got {spec.size}")
-        if not is_number(epsilon) or not 0 < epsilon <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {epsilon!r}")
+        valid = isinstance(epsilon, int | float) and 0 < epsilon <= 1
+        require(valid, "epsilon", "in (0, 1], pixels being in [0, 1]", epsilon)
         layers: list[nn.Module] = [nn.ConvTranspose2d(LATENT, 4 * width, (height // 8, breadth // 8))]
         for inputs, outputs in ((4 * width, 2 * width), (2 * width, width), (width, spec.channels)):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)]
@@ -85,27 +90,22 @@ def diversity_loss(features: Tensor, others: Tensor) -> Tensor:
     return F.cosine_similarity(features, others, dim=1).mean()
 
 
-@dataclass(frozen=True)
-class Perturber:
-    """A trained generator, in evaluation mode, and its loss at every step (steps,) float64."""
-
-    generator: PerturbationGenerator
-    history: Tensor
-
-
 def universal_perturbations(
     model: nn.Module,
     impressions: Result | Tensor,
-    spec: InputSpec | None = None,
     *,
+    spec: InputSpec | None = None,
     epsilon: float = EPSILON,
-    config: Training | None = None,
+    config: Training = PERTURBATIONS,
     diversity: float = 1.0,
     clamp: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Perturber:
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
     """Train a generator of perturbations that change what ``model`` says of any image (Nayak 2021, 4.4).
+
+    The result's ``model`` is a :class:`PerturbationGenerator`.
 
     Args:
         model: returns logits (N, K) and has a final linear layer, whose input the diversity loss reads. Left as it was.
@@ -113,30 +113,28 @@ def universal_perturbations(
             (N, C, H, W).
         spec: of the network input; the impressions' own when None.
         epsilon: bound in pixel units [0, 1].
-        config: by default 2000 batches of 32 (the paper's).
+        config: of the generator; 2000 batches of 32 are the paper's.
         diversity: weight of the diversity loss.
         clamp: perturbed images are cut to the range of pixels.
+        seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
 
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
     impressions, spec = network_input(impressions, spec)
-    if not is_number(diversity) or diversity < 0:
-        raise ValueError(f"diversity must be a number of at least 0, got {diversity!r}")
-    config = config or Training(steps=2000, batch_size=32)
+    valid = isinstance(diversity, int | float) and 0 <= diversity < math.inf
+    require(valid, "diversity", "a number of at least 0", diversity)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         generator = PerturbationGenerator(spec, epsilon).to(device)
     latent = torch.Generator().manual_seed(seed)
     head = final_linear(model, impressions[:1].to(device))
     if head.out_features < 2:
         raise ValueError("model has one class only: no perturbation can change what it says")
-    seen: list[Tensor] = []
-    with frozen(model, device) as fixed:
-        handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
+    with frozen(model, device) as fixed, final_features(model, impressions[:1].to(device)) as seen:
 
-        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            x = batch.images
             with torch.no_grad():
                 labels = fixed(x).argmax(1)
             seen.clear()
@@ -146,11 +144,12 @@ def universal_perturbations(
             logits = fixed(perturbed(torch.cat([x, x]), torch.cat([v, v.roll(1, 0)]), spec, clamp))
             return fooling_loss(logits, labels.repeat(2)) + diversity * diversity_loss(*seen[0].chunk(2))
 
-        try:
-            history = train(generator, impressions, loss, config, spec, seed=seed, progress=progress, stage="perturb")
-        finally:
-            handle.remove()
-    return Perturber(generator, history)
+        batches = ImageBatches(impressions, None, config, spec, torch.Generator().manual_seed(seed), device)
+        return train(
+            generator, batches, loss, config, parts={"latent": latent},
+            identity=(impressions, *model.state_dict().values(), epsilon, diversity, clamp), seed=seed,
+            stage="perturb", progress=progress, checkpoint_dir=checkpoint_dir,
+        )  # fmt: skip
 
 
 def perturbed(x: Tensor, perturbation: Tensor, spec: InputSpec, clamp: bool = True) -> Tensor:
@@ -170,7 +169,7 @@ def fooling_rate(
     perturbations, spec = network_input(perturbations, spec, "perturbations")
     changed = torch.zeros(len(perturbations), dtype=torch.float64)
     for x, _ in split.batches(spec):
-        before = logits_of(model, x).argmax(1)
+        before = logits(model, x, len(x)).argmax(1)
         for i, perturbation in enumerate(perturbations.cpu()):
-            changed[i] += (logits_of(model, perturbed(x, perturbation, spec, clamp)).argmax(1) != before).sum()
+            changed[i] += (logits(model, perturbed(x, perturbation, spec, clamp), len(x)).argmax(1) != before).sum()
     return changed / len(split)

@@ -4,39 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.checks import is_count, is_number
 from exml_fast.data import InputSpec, Split
 from exml_fast.progress import Progress
-from exml_fast.transfer.training import Attacked, Training, train_classifier
+from exml_fast.storage import PathLike
+from exml_fast.training import Training, TrainingResult, train_classifier
+from exml_fast.validation import Count, Positive, require, settings
 
-__all__ = ["ATTACKS", "Attack", "Robustness", "adversarial_training", "attack_accuracies", "pgd", "ramped"]
+__all__ = ["ATTACKS", "Attack", "RampedAttack", "Robustness", "adversarial_training", "attack_accuracies", "pgd"]
 
 ATTACKS = ("fgsm", "ifgsm", "pgd")
 
 
-@dataclass(frozen=True)
+@settings
 class Attack:
     """Bound, step and number of steps of an L∞ attack, in pixel units [0, 1].
 
-    The paper names none; these are Madry 2018's for MNIST (CIFAR-10: 8/255, 2/255, 7).
+    The paper names none; these are Madry 2018's for MNIST (CIFAR-10: 8/255, 2/255, 7). ValueError naming the field.
     """
 
-    epsilon: float = 0.3
-    step: float = 0.01
-    steps: int = 40
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 0.3
+    step: Positive = 0.01
+    steps: Count = 40
 
-    def __post_init__(self) -> None:
-        if not is_number(self.epsilon) or not 0 < self.epsilon <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], pixels being in [0, 1], got {self.epsilon!r}")
-        if not is_number(self.step) or not 0 < self.step <= self.epsilon:
-            raise ValueError(f"step must be in (0, epsilon], got {self.step!r}")
-        if not is_count(self.steps):
-            raise ValueError(f"steps must be a positive integer, got {self.steps!r}")
+    def check(self) -> None:
+        """ValueError for a step larger than the bound."""
+        require(self.step <= self.epsilon, "step", f"at most epsilon = {self.epsilon}", self.step)
 
 
 def pgd(
@@ -71,44 +70,57 @@ def pgd(
     return adversarial.detach()
 
 
-def ramped(attack: Attack, spec: InputSpec, steps: int, *, warmup: float = 0.3, seed: int = 0) -> Attacked:
-    """``perturb(network, x, labels)``: PGD examples from random starts, for one training of ``steps`` steps.
+class RampedAttack:
+    """PGD examples from random starts, for one training of ``steps`` steps: ``attack(network, x, labels)``.
 
-    ε grows linearly over the first ``warmup`` of them: from the start at full size, small networks learn to give one
-    constant answer. The network sees them in evaluation mode, and is in training mode afterwards.
+    ε grows linearly over the first ``warmup`` of the steps: from the start at full size, small networks learn to give
+    one constant answer. The network sees the examples in evaluation mode, and is in training mode afterwards.
     """
-    generator = torch.Generator().manual_seed(seed)
-    ramp = max(round(warmup * steps), 1)
-    taken = 0
 
-    def perturb(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        nonlocal taken
-        taken += 1
-        share = min(taken / ramp, 1.0)
-        grown = Attack(share * attack.epsilon, share * attack.step, attack.steps)
-        start = 2 * torch.rand(x.shape, generator=generator).to(x.device) - 1
+    def __init__(self, attack: Attack, spec: InputSpec, steps: int, *, warmup: float = 0.3, seed: int = 0) -> None:
+        self.attack, self.spec = attack, spec
+        self._ramp, self._taken = max(round(warmup * steps), 1), 0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        """Network input (N, C, H, W) near ``x``, for labels as in :func:`pgd`."""
+        self._taken += 1
+        share = min(self._taken / self._ramp, 1.0)
+        grown = Attack(share * self.attack.epsilon, share * self.attack.step, self.attack.steps)
+        start = 2 * torch.rand(x.shape, generator=self._generator).to(x.device) - 1
         network.eval()
-        adversarial = pgd(network, x, labels, grown, spec, start)
+        adversarial = pgd(network, x, labels, grown, self.spec, start)
         network.train()
         return adversarial
 
-    return perturb
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"taken": self._taken, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._taken = state["taken"]
+        self._generator.set_state(state["generator"].cpu())
 
 
 def adversarial_training(
     model: nn.Module,
     split: Split,
     spec: InputSpec,
+    *,
     config: Training,
     attack: Attack,
-    *,
     warmup: float = 0.3,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Tensor:
-    """Cross-entropy on PGD examples (Madry 2018; :func:`ramped`), in place; losses (steps,)."""
-    perturb = ramped(attack, spec, config.steps, warmup=warmup, seed=seed)
-    return train_classifier(model, split, spec, config, attack=perturb, seed=seed, progress=progress)
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
+    """Train a copy of ``model`` with cross-entropy on PGD examples (Madry 2018; :class:`RampedAttack`)."""
+    perturb = RampedAttack(attack, spec, config.steps, warmup=warmup, seed=seed)
+    return train_classifier(
+        model, split, spec, config=config, perturb=perturb, parts={"attack": perturb}, seed=seed, progress=progress,
+        checkpoint_dir=checkpoint_dir,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,118 +2,99 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from exml_fast import ops
-from exml_fast.checks import is_number
 from exml_fast.data import Augmentation, InputSpec, Split
 from exml_fast.engine.freezing import frozen
 from exml_fast.engine.substitution import twin
+from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
-from exml_fast.training import Rounded, blended
-from exml_fast.transfer.robustness import Attack, ramped
-from exml_fast.transfer.training import Training, accuracy, network_input, train
+from exml_fast.storage import PathLike
+from exml_fast.training import Batch, ImageBatches, Rounded, Training, TrainingResult, network_input, softened_kl, train
+from exml_fast.training.precision import resolved
+from exml_fast.transfer.robustness import Attack, RampedAttack
+from exml_fast.validation import require
 
-__all__ = ["IMPRESSION_AUGMENTATION", "distillation_loss", "transfer_set_sweep", "zskd"]
+__all__ = ["ZSKD", "transfer_set_sweep", "zskd"]
 
 TEMPERATURE = 20.0
 # "scaling, translation, rotation, flipping etc." (Nayak 2021, 4.1.2), their ranges ours; digits are not flipped.
-IMPRESSION_AUGMENTATION = Augmentation(shift=3, rotation=15.0, scale=0.15)
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """τ² · KL(softmax(teacher/τ) ‖ softmax(student/τ)), mean over the rows of logits (N, K) (Nayak 2021, Eq. 4).
-
-    The factor keeps the gradient's size as τ grows (Hinton 2015). ``teacher`` is a constant.
-    """
-    log_target = (teacher.detach() / temperature).log_softmax(1)
-    target = log_target.exp()
-    entropy = -(target * log_target).sum(1).mean()
-    return temperature**2 * (ops.soft_cross_entropy(student, target, temperature) - entropy)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """A student, in evaluation mode, and its loss at every step (steps,) float64."""
-
-    student: nn.Module
-    history: Tensor
+# The papers give no optimiser but Adam at 0.001 (published code of Nayak 2021).
+ZSKD = Training(augmentation=Augmentation(shift=3, rotation=15.0, scale=0.15))
 
 
 def zskd(
     teacher: nn.Module,
     student: nn.Module,
-    impressions: Result | Tensor,
-    spec: InputSpec | None = None,
+    images: Result | Tensor,
     *,
+    spec: InputSpec | None = None,
     config: Training | None = None,
     temperature: float = TEMPERATURE,
-    mixup: float = 0.0,
     attack: Attack | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Distilled:
-    """Train ``student`` to answer as ``teacher`` does on impressions (Nayak 2021, Eq. 4).
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
+    """Train a copy of ``student`` to answer as ``teacher`` does on impressions (Nayak 2021, Eq. 4).
 
     Teacher and student see the same augmented images, but for ``attack``. Real images instead of impressions give
     ordinary distillation (Student-KD in the paper's tables).
 
     Args:
-        teacher: returns logits (N, K); left as it was.
-        student: the same, changed in place; on its own device, to which the teacher is taken.
-        impressions: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
+        teacher: returns logits (N, K).
+        student: the same; its device is where everything runs.
+        images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W).
         spec: of the network input; the impressions' own when None.
-        config: how to train; by default 5000 steps with :data:`IMPRESSION_AUGMENTATION`.
+        config: how to train; :data:`ZSKD` when None. With ``mixup``, which is ours, teacher and student see mixtures.
         temperature: τ of the loss.
-        mixup: ours: a of the shares Beta(a, a) with which each augmented image is blended with another before both see
-            it; 0 for none.
-        attack: ours, for a student that is to be robust as its teacher is (after adversarially robust distillation,
-            Goldblum 2020, which has labels and clean images beside): the student sees each image moved within the
+        attack: ours, for a student that is to be as robust as its teacher (after adversarially robust distillation,
+            Goldblum 2020, which also has labels and clean images). The student sees each image moved within the
             attack's bound, from a random start, to where its answer is farthest (as a cross-entropy) from the
             teacher's for the image as it was, and learns that answer there. The bound grows over the first 30 % of
-            the steps. None shows both the same image.
+            the steps. Without an attack both see the same image.
+        seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
 
     Raises:
-        ValueError: naming the argument: images of another shape than ``spec``, no specification, logits of another
-            number, a temperature that is not positive, a negative ``mixup``.
+        ValueError: naming the argument: images of another shape than ``spec``, no specification, different numbers of
+            logits, a temperature that is not positive.
     """
-    if not is_number(mixup) or mixup < 0:
-        raise ValueError(f"mixup must not be negative, got {mixup!r}")
-    if not is_number(temperature) or not temperature > 0:
-        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
-    if not isinstance(attack, Attack | None):
-        raise ValueError(f"attack must be an Attack, got {attack!r}")
-    if student is teacher:
-        raise ValueError("student must be another network than the teacher, which is left as it was")
-    config = config or Training(augmentation=IMPRESSION_AUGMENTATION)
-    images, spec = network_input(impressions, spec)
+    number = isinstance(temperature, int | float) and 0 < temperature < math.inf
+    require(number, "temperature", "a positive number", temperature)
+    require(isinstance(attack, Attack | None), "attack", "an Attack", attack)
+    config = config or ZSKD
+    images, spec = network_input(images, spec)
     device = next(student.parameters()).device
-    with frozen(teacher, device) as fixed, torch.no_grad():
-        outputs = [len(fixed(images[:1].to(device))[0])]
-        student.eval()
-        outputs.append(len(student(images[:1].to(device))[0]))
-    if outputs[0] != outputs[1]:
-        raise ValueError(f"student must have the teacher's {outputs[0]} outputs, got {outputs[1]}")
     with frozen(teacher, device) as fixed:
-        answers, shares = Rounded(twin(fixed), config.arithmetic), torch.Generator().manual_seed(seed)
-        perturb = None if attack is None else ramped(attack, spec, config.steps, seed=seed)
+        outputs = [_outputs(network, images[:1].to(device)) for network in (fixed, student)]
+        require(outputs[0] == outputs[1], "student", f"a network of the teacher's {outputs[0]} outputs", outputs[1])
+        answers = Rounded(twin(fixed), resolved(config.precision, device))
+        perturb = None if attack is None else RampedAttack(attack, spec, config.steps, seed=seed)
 
-        def loss(network: nn.Module, x: Tensor, _index: Tensor) -> Tensor:
-            if mixup:
-                x = blended(x, mixup, shares)
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            x = batch.images
             with torch.no_grad():
                 target = answers(x)
             if perturb is not None:
                 x = perturb(network, x, target.softmax(1))
-            return distillation_loss(network(x), target, temperature)
+            return softened_kl(target, network(x), temperature)
 
-        history = train(student, images, loss, config, spec, seed=seed, progress=progress, stage="distill")
-    return Distilled(student, history)
+        batches = ImageBatches(images, None, config, spec, torch.Generator().manual_seed(seed), device)
+        return train(
+            student, batches, loss, config, parts={} if perturb is None else {"attack": perturb},
+            identity=(images, *fixed.state_dict().values(), temperature, repr(attack)), seed=seed, stage="distill",
+            progress=progress, checkpoint_dir=checkpoint_dir,
+        )  # fmt: skip
+
+
+def _outputs(network: nn.Module, image: Tensor) -> int:
+    with frozen(network) as fixed, torch.no_grad():
+        return len(fixed(image)[0])
 
 
 def transfer_set_sweep(
@@ -146,7 +127,8 @@ def transfer_set_sweep(
     found: dict[str, list[float]] = {name: [] for name in sets}
     for name, images in sets.items():
         for size in sizes:
-            student = make_student(seed)
-            zskd(teacher, student, images[:size], spec, config=config, seed=seed, progress=progress)
-            found[name].append(accuracy(student, test, spec))
+            result = zskd(
+                teacher, make_student(seed), images[:size], spec=spec, config=config, seed=seed, progress=progress
+            )
+            found[name].append(accuracy(result.model, test, spec))
     return found

@@ -21,7 +21,7 @@ from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
 from exml_fast.continual.ex_model.strategies import Strategy
-from exml_fast.continual.expert import Card, Expert, complete_arguments, require_fit
+from exml_fast.continual.expert import ARITHMETIC, Card, Expert, complete_arguments, require_fit
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import Augmentation, ImageSource, InputSpec
@@ -31,7 +31,7 @@ from exml_fast.models import create, final_linear
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import load_checkpoint, save_checkpoint
-from exml_fast.training import ARITHMETIC, blended, forward, one_cycle, placed
+from exml_fast.training import blended, forward, one_cycle, placed
 
 __all__ = [
     "DistillationConfig",
@@ -653,7 +653,7 @@ class _Run:
             if config.augmentation.active:
                 inputs = config.augmentation(inputs, self.bounds, self.generator)
             if config.mixup:
-                inputs = blended(inputs, config.mixup, self.generator)
+                inputs = blended(inputs, config.mixup, self.generator)[0]
             goal, mask = (targets[0][index], targets[1][index]) if targets is not None else teachers(inputs, at)
             batches = zip(*(t.split(config.batch_size) for t in (inputs, goal, mask, label_of[index])), strict=True)
             terms = torch.zeros(2, device=self.device)

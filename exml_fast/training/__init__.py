@@ -1,0 +1,37 @@
+"""The one loop of everything that learns; its settings, losses and batches."""
+
+from exml_fast.training.batches import Batch, Batches, ImageBatches, Mixture, network_input
+from exml_fast.training.classifier import train_classifier
+from exml_fast.training.config import Training
+from exml_fast.training.heads import final_features, grow_head
+from exml_fast.training.loop import Loop, train
+from exml_fast.training.losses import mixed_cross_entropy, softened_kl
+from exml_fast.training.mixup import blended, mixup
+from exml_fast.training.precision import Rounded, arranged, forward, placed
+from exml_fast.training.result import TrainingResult
+from exml_fast.training.schedules import learning_rate, one_cycle
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "ImageBatches",
+    "Loop",
+    "Mixture",
+    "Rounded",
+    "Training",
+    "TrainingResult",
+    "arranged",
+    "blended",
+    "final_features",
+    "forward",
+    "grow_head",
+    "learning_rate",
+    "mixed_cross_entropy",
+    "mixup",
+    "network_input",
+    "one_cycle",
+    "placed",
+    "softened_kl",
+    "train",
+    "train_classifier",
+]

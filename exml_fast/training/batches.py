@@ -1,0 +1,216 @@
+"""Where the batches of the training loop come from: images, real or synthetic, a generator, or a mixture of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from exml_fast.data import InputSpec
+from exml_fast.inversion import Result
+from exml_fast.training.config import Training
+from exml_fast.training.mixup import blended
+
+__all__ = ["Batch", "Batches", "DrawnImages", "ImageBatches", "Mixture", "PreparedBatches", "network_input"]
+
+B_co = TypeVar("B_co", covariant=True)
+
+
+class Batch(NamedTuple):
+    """Images of one step, augmented and mixed, on the network's device."""
+
+    images: Tensor
+    """(N, C, H, W) float, network input."""
+    labels: Tensor | None = None
+    """(N,) int64, logit positions; None for images without labels."""
+    share: Tensor | None = None
+    """(N,) each image's own share where images are mixed, the rest being the row before; None otherwise."""
+    rows: Tensor | None = None
+    """(N,) int64, rows of the source."""
+
+
+class Batches(Protocol[B_co]):
+    """A source of batches. Its state can be saved between two blocks of steps."""
+
+    def block(self, step: int, limit: int) -> Iterator[B_co]:
+        """Batches for the steps ``step``, ``step`` + 1, …; at least one and at most ``limit``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches to come; they begin anew without it."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        ...
+
+
+class PreparedBatches:
+    """Augmentation and mixup as ``config`` says, drawn from ``generator``."""
+
+    def __init__(self, config: Training, spec: InputSpec, device: torch.device, generator: torch.Generator) -> None:
+        self.config, self.generator, self.device = config, generator, device
+        self._bounds = spec.bounds(device)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The batch as teacher and student shall see it."""
+        if self.config.augmentation.active:
+            batch = batch._replace(images=self.config.augmentation(batch.images, self._bounds, self.generator))
+        if self.config.mixup:
+            images, share = blended(batch.images, self.config.mixup, self.generator)
+            batch = batch._replace(images=images, share=share)
+        return batch
+
+
+class ImageBatches(PreparedBatches):
+    """Every image once an epoch, in random order; the incomplete batch at an epoch's end is left out.
+
+    Args:
+        images: (M, C, H, W); network input, or anything that ``prepare`` makes network input of, batch by batch.
+        labels: (M,) int64 logit positions; None for images without labels.
+        config: batch size, augmentation, mixup.
+        spec: of the network input.
+        generator: decides order, augmentation and mixup; on the CPU.
+        device: where the batches are wanted; the images are taken there at once.
+        prepare: of rows of images, as :meth:`exml_fast.InputSpec.prepare`.
+
+    Raises:
+        ValueError: for no images, or values that are not finite.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        config: Training,
+        spec: InputSpec,
+        generator: torch.Generator,
+        device: torch.device,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(config, spec, device, generator)
+        if len(images) == 0:
+            raise ValueError("images must hold at least one image")
+        if images.is_floating_point() and not images.isfinite().all():
+            raise ValueError("images hold NaN or infinity")
+        self.images = images.to(device)
+        self.labels = None if labels is None else labels.to(device)
+        self._prepare = prepare
+        self._size = min(config.batch_size, len(images))
+        self._order, self._at = torch.empty(0, dtype=torch.int64), 0
+
+    def block(self, step: int, limit: int) -> Iterator[Batch]:
+        """See :class:`Batches`."""
+        for _ in range(limit):
+            index = self._next().to(self.device)
+            images = self.images[index]
+            labels = None if self.labels is None else self.labels[index]
+            images = images if self._prepare is None else self._prepare(images)
+            yield self.prepared(Batch(images, labels, rows=index))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Batches`."""
+        return {"order": self._order.clone(), "at": self._at, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Batches`."""
+        self._order, self._at = state["order"].cpu(), state["at"]
+        self.generator.set_state(state["generator"].cpu())
+
+    def _next(self) -> Tensor:
+        if self._at == len(self._order):
+            whole = len(self.images) // self._size * self._size
+            self._order, self._at = torch.randperm(len(self.images), generator=self.generator)[:whole], 0
+        self._at += self._size
+        return self._order[self._at - self._size : self._at]
+
+
+class DrawnImages(PreparedBatches):
+    """Images made anew for each step, as by a generator network or a procedure.
+
+    Args:
+        draw: ``draw(count, generator)``: images (count, C, H, W), network input, and labels (count,) or None.
+        config, spec, generator, device: as :class:`ImageBatches`.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]],
+        config: Training,
+        spec: InputSpec,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        super().__init__(config, spec, device, generator)
+        self._draw = draw
+
+    def block(self, step: int, limit: int) -> Iterator[Batch]:
+        """See :class:`Batches`."""
+        for _ in range(limit):
+            images, labels = self._draw(self.config.batch_size, self.generator)
+            labels = None if labels is None else labels.to(self.device)
+            yield self.prepared(Batch(images.to(self.device), labels))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Batches`."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Batches`."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Mixture:
+    """Batches of several sources, one after the other in each step: real images and synthetic ones, say.
+
+    Each source keeps its own batch size, augmentation and mixup. ``rows`` are those of each source; labels and
+    shares are given if all sources have them.
+    """
+
+    def __init__(self, sources: Sequence[Batches[Batch]]) -> None:
+        if not sources:
+            raise ValueError("sources must hold at least one source of batches")
+        self.sources = list(sources)
+
+    def block(self, step: int, limit: int) -> Iterator[Batch]:
+        """See :class:`Batches`."""
+        for parts in zip(*(source.block(step, limit) for source in self.sources), strict=False):
+            yield Batch(*(_joined([part[field] for part in parts]) for field in range(len(Batch._fields))))  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Batches`."""
+        return {str(k): source.state_dict() for k, source in enumerate(self.sources)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Batches`."""
+        for k, source in enumerate(self.sources):
+            source.load_state_dict(state[str(k)])
+
+
+def network_input(images: Result | Tensor, spec: InputSpec | None, name: str = "images") -> tuple[Tensor, InputSpec]:
+    """Images of a result, or network input (N, C, H, W) as it is, in float32, and the specification of the input.
+
+    ValueError naming the argument where no specification is given, the shape or dtype is another, or a value is not
+    finite.
+    """
+    if isinstance(images, Result):
+        spec = spec or images.spec
+        images = images.images
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{name} must be a tensor or the result of exml_fast.invert, got {type(images).__name__}")
+    if spec is None:
+        raise ValueError(f"spec must be given where {name} are a tensor")
+    if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
+        raise ValueError(f"{name} must be (N, {', '.join(map(str, spec.shape))}), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"{name} must be floating point, network input and no bytes, got {images.dtype}")
+    if not images.isfinite().all():
+        raise ValueError(f"{name} hold NaN or infinity")
+    return images.float(), spec
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None

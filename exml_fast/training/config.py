@@ -1,0 +1,75 @@
+"""How a network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from exml_fast.data import Augmentation
+from exml_fast.training.schedules import learning_rate
+from exml_fast.validation import Count, Natural, NonNegative, Positive, Precision, settings, to_dict, with_changes
+
+__all__ = ["NO_AUGMENTATION", "Training"]
+
+NO_AUGMENTATION = Augmentation(shift=0)
+
+
+@settings
+class Training:
+    """Settings of the one training loop; every method has defaults of its own.
+
+    Attributes:
+        steps, batch_size: gradient steps and images a step.
+        optimizer: "adam" or "sgd".
+        lr, momentum, weight_decay: of the optimiser; Adam has no ``momentum``.
+        schedule, warmup, decay, decay_every: of the learning rate (:func:`~exml_fast.training.learning_rate`).
+        precision: of the network that learns, and of a teacher beside it. "bfloat16" is torch.autocast: weights,
+            their updates, BatchNorm statistics and losses stay float32.
+        augmentation: of each image at each step.
+        mixup: a of the shares Beta(a, a) with which each augmented image is mixed with another (Zhang 2018); 0 for
+            none.
+
+    Raises:
+        ValueError: naming the field that leaves its range.
+    """
+
+    steps: Count = 5000
+    batch_size: Count = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    momentum: NonNegative = 0.9
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "step", "cosine", "onecycle"] = "cosine"
+    warmup: Natural = 0
+    decay: Positive = 0.1
+    decay_every: Count = 19500
+    precision: Precision = "float32"
+    augmentation: Augmentation = field(default_factory=lambda: NO_AUGMENTATION)
+    mixup: NonNegative = 0.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0 … ``steps`` − 1."""
+        return learning_rate(
+            self.schedule, self.lr, step, self.steps, warmup=self.warmup, decay=self.decay, decay_every=self.decay_every
+        )
+
+    def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Of those parameters that require a gradient; ValueError if none does."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            raise ValueError("model has no parameter that requires a gradient, so nothing can be trained")
+        if self.optimizer == "adam":
+            return torch.optim.Adam(trained, self.lr, weight_decay=self.weight_decay, fused=True)
+        return torch.optim.SGD(trained, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+
+    def replace(self, **changes: Any) -> Training:
+        """A copy with some fields changed; ValueError naming one that does not exist."""
+        return with_changes(self, changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``Training(**value)`` is the inverse."""
+        return to_dict(self)

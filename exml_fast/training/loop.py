@@ -1,0 +1,226 @@
+"""The one loop of everything that learns: a method supplies batches and a loss.
+
+:func:`train` is a whole training: copy, seed, loop, checkpoint, result. :class:`Loop` is the loop alone, for runs that
+train one network several times (an ex-model, a class-incremental learner) and keep a checkpoint of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast._native import reused_memory
+from exml_fast.checkpoint import (
+    Checkpoint,
+    Stateful,
+    fingerprint,
+    load_state,
+    random_state,
+    set_random_state,
+    state_of,
+)
+from exml_fast.engine.substitution import copied, twin
+from exml_fast.profiling import Meter
+from exml_fast.progress import Progress
+from exml_fast.storage import PathLike
+from exml_fast.training.batches import Batches
+from exml_fast.training.config import Training
+from exml_fast.training.precision import Rounded, arranged, resolved
+from exml_fast.training.result import TrainingResult
+
+__all__ = ["Loop", "Loss", "seeded", "train"]
+
+B = TypeVar("B")
+
+# Steps between two looks at the losses: the history, the check for NaN, progress, checkpoints.
+BLOCK_STEPS = 50
+
+Loss = Callable[[nn.Module, B], Tensor | Mapping[str, Tensor]]
+"""``loss(network, batch)``: a scalar, or named scalars whose "loss" is minimised and whose others are recorded."""
+
+
+class Loop(Generic[B]):
+    """Gradient steps on one model, in place.
+
+    ``network``, which the loss is given, is the model by our ops where they are faster, with the same parameters
+    (:func:`exml_fast.engine.substitution.twin`), in the settings' precision. It has no second derivatives.
+
+    Args:
+        model: on its device; trained in place.
+        loss: of a batch (:data:`Loss`).
+        config: steps, optimiser, schedule, precision.
+        stage: of messages and progress.
+        progress: ``progress(stage, step, steps, terms)`` after each block of steps.
+
+    Raises:
+        ValueError: if no parameter requires a gradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss[B],
+        config: Training,
+        *,
+        stage: str = "train",
+        progress: Progress | None = None,
+    ) -> None:
+        device = next(model.parameters()).device
+        precision = resolved(config.precision, device)
+        self.model = arranged(model, precision)
+        self.network = Rounded(twin(self.model), precision)
+        self.loss, self.config, self.stage, self.progress = loss, config, stage, progress
+        self.optimizer = config.new_optimizer(model.parameters())
+        self.step = 0
+        self.history: dict[str, list[float]] = {"step": []}
+        self.seconds = 0.0
+
+    def run(self, batches: Batches[B], between: Callable[[], None] | None = None, every: int | None = None) -> None:
+        """All steps that are left; the model is in evaluation mode afterwards.
+
+        Args:
+            batches: source of the batches.
+            between: called before each block of steps, when the whole state is consistent.
+            every: blocks also end at multiples of this number of steps.
+
+        Raises:
+            RuntimeError: if a loss is not finite.
+        """
+        with reused_memory():
+            while self.step < self.config.steps:
+                if between is not None:
+                    between()
+                limit = min(BLOCK_STEPS, self.config.steps - self.step)
+                if every:
+                    limit = min(limit, every - self.step % every)
+                self._block(batches, limit)
+        self.model.eval()
+
+    def _block(self, batches: Batches[B], limit: int) -> None:
+        self.network.train()
+        total: Tensor | None = None
+        names: list[str] = []
+        first, begun = self.step, None
+        for batch in batches.block(self.step, limit):
+            begun = begun or time.monotonic()  # what comes before the first batch is the source's
+            terms = self._take_step(batch)
+            names, values = list(terms), torch.stack([value.detach() for value in terms.values()])
+            total = values if total is None else total + values
+        assert total is not None and begun is not None, "a source gives at least one batch a block"
+        means = dict(zip(names, (total / (self.step - first)).tolist(), strict=True))
+        self.seconds += time.monotonic() - begun
+        if not math.isfinite(means["loss"]):
+            raise RuntimeError(
+                f"{self.stage}: the loss is {means['loss']} at step {self.step}; lower lr ({self.config.lr})"
+            )
+        for name, value in {"step": self.step, **means}.items():
+            self.history.setdefault(name, []).append(value)
+        if self.progress is not None:
+            self.progress(self.stage, self.step, self.config.steps, means)
+
+    def _take_step(self, batch: B) -> Mapping[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        found = self.loss(self.network, batch)
+        terms = {"loss": found} if isinstance(found, Tensor) else found
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        self.optimizer.step()
+        self.step += 1
+        return terms
+
+    def finished(self) -> nn.Module:
+        """The model in evaluation mode, in the memory format of before."""
+        return arranged(self.model.eval(), self.network.precision, torch.contiguous_format)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop stands: a copy."""
+        return {
+            "step": self.step,
+            "model": copy.deepcopy(self.model.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "history": copy.deepcopy(self.history),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train(
+    model: nn.Module,
+    batches: Batches[B],
+    loss: Loss[B],
+    config: Training,
+    *,
+    parts: Mapping[str, Stateful | torch.Generator] | None = None,
+    identity: Any = (),
+    seed: int = 0,
+    stage: str = "train",
+    progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
+) -> TrainingResult:
+    """Minimise ``loss`` over a copy of ``model``, on the model's device.
+
+    Args:
+        batches: source of the batches; part of a checkpoint.
+        loss: of a batch (:data:`Loss`).
+        parts: what else the loss changes or draws from, by name: other networks and their optimisers, generators.
+        identity: tensors and plain values that decide the run beside ``model``, ``config`` and ``seed``, as teacher and
+            images; a checkpoint of another run is refused. Only needed with ``checkpoint_dir``.
+        seed: of torch's global generator, which dropout draws from; the caller's is left as it was.
+        checkpoint_dir: a folder where the state is saved once a minute and on Ctrl-C (which is raised on). The same
+            call continues from there and ends with the same bits; the file is removed at the end.
+
+    Raises:
+        ValueError: if no parameter requires a gradient, or for a checkpoint of another run.
+        RuntimeError: if a loss is not finite.
+    """
+    device = next(model.parameters()).device
+    with seeded(seed, device), Meter(device) as meter:
+        loop = Loop(copied(model), loss, config, stage=stage, progress=progress)
+        if loop.model is model:
+            raise ValueError(f"{type(model).__name__} cannot be copied, so it would be changed in place")
+        whole = {"loop": loop, "batches": batches, **(parts or {})}
+        checkpoint = _checkpoint(checkpoint_dir, stage, model, identity, [config.to_dict(), seed])
+        if (state := checkpoint.load(device)) is not None:
+            load_state(whole, state["parts"])
+            set_random_state(state["random"], device)
+        with checkpoint:
+            loop.run(
+                batches,
+                between=lambda: checkpoint.keep(lambda: {"parts": state_of(whole), "random": random_state(device)}),
+            )
+        checkpoint.remove()
+        taught = loop.finished()
+    return TrainingResult(taught, loop.history, {stage: loop.seconds}, meter.peak_mb)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators start from ``seed`` in the block and are restored after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _checkpoint(
+    folder: PathLike | None, stage: str, model: nn.Module, identity: Any, settings: list[Any]
+) -> Checkpoint:
+    if folder is None:
+        return Checkpoint(None, "")
+    given = identity if isinstance(identity, tuple | list) else [identity]
+    tensors = [*model.state_dict().values(), *(value for value in given if isinstance(value, Tensor))]
+    plain = [value for value in given if not isinstance(value, Tensor)]
+    return Checkpoint(Path(folder) / f"{stage}.pt", fingerprint(tensors, [*settings, plain]))

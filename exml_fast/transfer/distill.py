@@ -1,0 +1,310 @@
+"""Teach a student what a teacher knows, on images that exist or are made meanwhile (Yin 2020, 4.1 and A.1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
+from exml_fast.data import Augmentation, InputSpec
+from exml_fast.engine.freezing import device_of, frozen, probe
+from exml_fast.engine.memory import require_memory
+from exml_fast.engine.substitution import twin
+from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
+from exml_fast.inversion.invert import class_ids
+from exml_fast.profiling import Meter
+from exml_fast.progress import Progress
+from exml_fast.storage import PathLike
+from exml_fast.training import (
+    Batch,
+    Loop,
+    Rounded,
+    Training,
+    TrainingResult,
+    arranged,
+    mixed_cross_entropy,
+    softened_kl,
+)
+from exml_fast.training.loop import seeded
+from exml_fast.training.precision import resolved
+from exml_fast.transfer.pool import Generation, Pool, Rounds, require_room
+from exml_fast.validation import NonNegative, Positive, field_names, nearest, require, settings, to_dict, with_changes
+
+__all__ = ["DistillResult", "Distillation", "distill"]
+
+CHECKPOINT_FILE = "distill.pt"
+# Yin 2020, A.1 (CIFAR-10): 250 epochs of 195 steps, learning rate 0.1, a tenth of it each 100. Momentum, weight decay
+# and augmentation are the usual ones for CIFAR-10; the paper gives none.
+TRAINING = Training(
+    steps=48750, batch_size=256, optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="step", decay=0.1,
+    decay_every=19500, augmentation=Augmentation(shift=4, flip=0.5),
+)  # fmt: skip
+
+
+@settings
+class Distillation:
+    """Settings of :func:`distill`.
+
+    Attributes:
+        training: of the student.
+        generation: rounds of new images, and the pool.
+        temperature: τ of the divergence (Eq. 1); 3 is that of sec. 4.4.
+        lambda_ce: weight of a cross-entropy with the images' labels; the paper has none.
+    """
+
+    training: Training = TRAINING
+    generation: Generation = field(default_factory=Generation)
+    temperature: Positive = 3.0
+    lambda_ce: NonNegative = 0.0
+
+    def replace(self, **changes: Any) -> Distillation:
+        """A copy with some fields changed; those of ``training`` and ``generation`` are named directly.
+
+        ValueError naming a field that does not exist.
+        """
+        own, generation = field_names(Distillation), field_names(Generation)
+        known = [*own[2:], *field_names(Training), *generation]
+        for name in changes:
+            if name not in (*own, *known):
+                expected = f"expected one of {', '.join(known)}"
+                raise ValueError(f"distillation has no setting {name!r}{nearest(name, known)}; {expected}")
+        mine = {name: changes.pop(name) for name in list(changes) if name in own}
+        made = {name: changes.pop(name) for name in list(changes) if name in generation}
+        changed = with_changes(self, mine)
+        nested = {"training": with_changes(changed.training, changes)}
+        return with_changes(changed, nested | {"generation": with_changes(changed.generation, made)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``Distillation(**value)`` is the inverse."""
+        return to_dict(self)
+
+
+@dataclass
+class DistillResult(TrainingResult):
+    """What :func:`distill` returns: ``history`` of "loss", "kl", "ce", "agreement"; ``seconds`` "generate", "learn".
+
+    "agreement" is the share of images for which student and teacher name the same class.
+    """
+
+    images: Tensor
+    """(N, C, H, W) float32, CPU: the pool at the end, normalised."""
+    labels: Tensor
+    """(N,) int64 class ids."""
+    spec: InputSpec
+    rounds: list[dict[str, float]]
+    """One entry a round of generation: "step", "images", "recipe" (the place of the one taken), "seconds", and the
+    share of the new images that the teacher and the student, as it then was, assign to their class ("teacher",
+    "student"; Yin 2020, Fig. 4 left)."""
+    evaluations: list[tuple[int, Any]]
+    """Step and what ``evaluate`` returned."""
+
+
+def distill(
+    teacher: Any,
+    student: nn.Module,
+    images: Result | Tensor | None = None,
+    *,
+    recipe: str | Recipe | Sequence[str | Recipe] | None = None,
+    config: Distillation | None = None,
+    spec: Any = None,
+    classes: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    statistics: str | Tensor = "running",
+    layers: Sequence[str] = (),
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    evaluate_every: int | None = None,
+    progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
+    pool_dir: PathLike | None = None,
+    **overrides: Any,
+) -> DistillResult:
+    """Teach a copy of ``student`` what ``teacher`` knows, on synthetic images alone.
+
+    With ``recipe``, images are made while the student learns: every ``generate_every`` steps ``per_round`` new ones,
+    from which the next step learns at once, and which join the pool of all earlier ones (Yin 2020, A.1). With an
+    adaptive recipe they compete with the student as it then is (sec. 3.3).
+
+    Args:
+        teacher: a classifier that returns logits (N, K), or an object with one as ``.model`` (an Expert).
+        student: a classifier of the same input with K logits.
+        images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
+            first of the pool.
+        recipe: of the images that are made, a name or a Recipe; of several each round takes one, all equally probable
+            (App. D mixes multi-resolution and full resolution so).
+        config: how the student is taught; :class:`Distillation`'s defaults when None. ``overrides`` are fields of it,
+            as ``steps=2000``.
+        spec: the input; read from the teacher or the Result when None.
+        classes: ids of the classes to make images of; all that the teacher knows when None.
+        units, statistics, layers: as :class:`exml_fast.inversion.Synthesizer`.
+        seed: decides everything random.
+        device: where to run; where the teacher is when None.
+        evaluate: called with the student in evaluation mode every ``evaluate_every`` steps, and at the end.
+        progress: ``progress("learn", step, steps, terms)`` every block of steps, ``progress("invert", ...)`` between.
+        checkpoint_dir: a folder where the state is saved once a minute and on Ctrl-C (which is raised on). A call with
+            the same arguments continues from there and ends with the same bits; the file is removed at the end.
+        pool_dir: a folder that holds the pool in a file, mapped into memory, where memory has no room for it; results
+            do not change. The file stays: the returned images are in it.
+
+    Raises:
+        ValueError: naming the argument, before any step: neither images nor a recipe, images or a student that do not
+            fit the teacher, an unknown setting, a checkpoint of another run.
+        RuntimeError: if the loss is not finite.
+    """
+    config = (config or Distillation()).replace(**overrides)
+    training, generation, lambda_ce = config.training, config.generation, config.lambda_ce
+    require(evaluate_every is None or evaluate_every >= 1, "evaluate_every", "None or at least 1", evaluate_every)
+    if spec is None:
+        spec = images.spec if isinstance(images, Result) else teacher
+    spec = InputSpec.of(spec)
+    if not isinstance(teacher, nn.Module) and isinstance(getattr(teacher, "model", None), nn.Module):
+        units = getattr(teacher, "units", None) if units is None else units
+        classes = getattr(teacher, "classes", None) if classes is None else classes
+        teacher = teacher.model
+    for name, network in (("teacher", teacher), ("student", student)):
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")
+    if images is None and recipe is None:
+        raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
+    device = device_of(teacher) if device is None else torch.device(device)
+    with seeded(seed, device), Meter(device) as meter:
+        precision = resolved(training.precision, device)
+        fixed = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), precision)
+        taught = copy.deepcopy(student).to(device)
+        outputs = _matching_outputs(fixed, taught, spec, training.batch_size, device)
+        units = _distinct_units(units, outputs)
+        answers = Rounded(twin(fixed), precision)
+
+        def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            with torch.no_grad():
+                wanted = answers(batch.images)
+            logits = network(batch.images)
+            kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
+            if lambda_ce and batch.labels is not None:
+                ce = mixed_cross_entropy(logits, batch.labels, batch.share)
+            agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
+            return {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
+
+        loop = Loop(taught, loss, training, stage="learn", progress=progress)
+        given = None if images is None else _labelled(images, fixed, units, spec, device)
+        pool = Pool(training, generation, spec, units, device, torch.Generator().manual_seed(seed), pool_dir)
+        if recipe is not None:
+            synthesizers = [
+                Synthesizer(
+                    fixed, spec, _sized(each, generation), units=units, device=device,
+                    precision=generation.engine_precision, statistics=statistics, layers=layers,
+                )
+                for each in _several(recipe)
+            ]  # fmt: skip
+            pool.rounds = Rounds(synthesizers, class_ids(units if classes is None else classes), loop.model, progress)
+            pool.rounds.check_classes(units)
+        count = 0 if given is None else len(given[1])
+        require_room(training, generation, spec, count, recipe is not None, pool_dir)
+        checkpoint = Checkpoint(None, "")
+        if checkpoint_dir is not None:
+            identity = _identity(fixed, taught, given, pool, config, seed)
+            checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, identity)
+        evaluations: list[tuple[int, Any]] = []
+        parts: dict[str, Any] = {"loop": loop, "pool": pool}
+        if (state := checkpoint.load()) is not None:
+            load_state(parts, state["parts"])
+            set_random_state(state["random"], device)
+            evaluations += [tuple(entry) for entry in state["evaluations"]]
+        elif given is not None:
+            pool.add(*given)
+        pool.checkpoint_dir = checkpoint_dir
+
+        def look() -> None:
+            done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)
+            if evaluate is not None and done and (not evaluations or evaluations[-1][0] != loop.step):
+                evaluations.append((loop.step, evaluate(loop.model.eval())))
+            checkpoint.keep(
+                lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
+            )
+
+        with checkpoint:
+            loop.run(pool, between=look, every=evaluate_every)
+            look()
+        checkpoint.remove()
+    seconds = {"generate": pool.seconds, "learn": loop.seconds}
+    kept, rounds = pool.buffer, [] if pool.rounds is None else pool.rounds.record
+    return DistillResult(
+        loop.finished(), loop.history, seconds, meter.peak_mb, kept.images, kept.labels, spec, rounds, evaluations
+    )
+
+
+def _matching_outputs(
+    teacher: nn.Module, student: nn.Module, spec: InputSpec, batch_size: int, device: torch.device
+) -> int:
+    """Number of logits of both; ValueError if they differ, or if a batch has no room in memory."""
+    outputs = []
+    for network, batch in ((teacher, 2), (student, batch_size)):
+        require_memory(network, spec, batch, device)
+        with frozen(network), torch.no_grad():
+            outputs.append(probe(network, torch.zeros(2, *spec.shape, device=device), spec).shape[1])
+    if outputs[0] != outputs[1]:
+        raise ValueError(f"student must give the teacher's {outputs[0]} logits, it gives {outputs[1]}")
+    return int(outputs[0])
+
+
+def _distinct_units(units: Sequence[int] | None, outputs: int) -> tuple[int, ...]:
+    found = tuple(range(outputs)) if units is None else tuple(int(u) for u in units)
+    if len(set(found)) != outputs or len(found) != outputs:
+        raise ValueError(f"units must be {outputs} distinct class ids, one a logit, got {found}")
+    return found
+
+
+def _labelled(
+    given: Result | Tensor, teacher: nn.Module, units: Sequence[int], spec: InputSpec, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The images that were given, and their class ids: a Result's, or what the teacher says."""
+    images, labels = (given.images, given.labels) if isinstance(given, Result) else (given, None)
+    if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
+        shape = ", ".join(map(str, spec.shape))
+        raise ValueError(f"images must be (N, {shape}) as {spec} says, got {tuple(images.shape)}")
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        raise ValueError("images must be normalised, floating point and finite (InputSpec.prepare)")
+    if labels is None:
+        with torch.no_grad():
+            named = [teacher(part.to(device)).argmax(1).cpu() for part in images.split(512)]
+        labels = torch.tensor(units)[torch.cat(named)]
+    if missing := sorted(set(labels.tolist()) - set(units)):
+        raise ValueError(f"images: classes {missing[:8]} are not among the teacher's")
+    return images.float().cpu(), labels.cpu()
+
+
+def _several(recipe: str | Recipe | Sequence[str | Recipe]) -> list[str | Recipe]:
+    several = [recipe] if isinstance(recipe, str | Recipe) else list(recipe)
+    if not several:
+        raise ValueError("recipe must name at least one recipe, got none")
+    return several
+
+
+def _sized(recipe: str | Recipe, generation: Generation) -> Recipe:
+    """The recipe with batches no larger than a round."""
+    chosen = recipes.get(recipe)
+    return chosen.replace(batch_size=min(chosen.batch_size, generation.per_round))
+
+
+def _identity(
+    teacher: nn.Module,
+    student: nn.Module,
+    given: tuple[Tensor, Tensor] | None,
+    pool: Pool,
+    config: Distillation,
+    seed: int,
+) -> str:
+    tensors = [*teacher.state_dict().values(), *student.state_dict().values(), pool.place, *(given or ())]
+    made: list[Any] = []
+    if pool.rounds is not None:
+        tensors.append(pool.rounds.classes)
+        made = [[s.recipe.to_dict(), s.networks.layers, s.networks.precision] for s in pool.rounds.synthesizers]
+        tensors += [t for s in pool.rounds.synthesizers[:1] if isinstance(t := s.networks.statistics, Tensor)]
+    return fingerprint(tensors, [config.to_dict(), made, seed])
