@@ -193,7 +193,8 @@ def distill(
         Expert(taught.model.cpu(), card).save(out / "student")
         seconds = {name: round(value, 3) for name, value in taught.seconds.items()}
         learned = {
-            "student": run.learning.student, "steps": config.training.steps, "agreement": taught.history["agreement"][-1],
+            "student": run.learning.student, "steps": config.training.steps,
+            "agreement": taught.history["agreement"][-1],
             "accuracy": test_accuracy, "seconds": seconds, "rounds": taught.rounds,
         }  # fmt: skip
         pool = Result(
