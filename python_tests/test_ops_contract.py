@@ -1,0 +1,58 @@
+"""Every public op has a documented function, a twin in plain PyTorch, a fake kernel, and registered kernels."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import exml_fast
+from exml_fast import ops
+from exml_fast.ops import reference
+
+ROOT = Path(__file__).resolve().parents[1]
+# Ops whose CUDA kernels are PyTorch's, and the backend ops of each op that is differentiable.
+CPU_ONLY = {"average_pool2d", "frozen_conv2d", "lane_conv2d", "winograd_conv2d", "winograd_weights"}
+SINGLE = {"adam_clip_": "adam_clip_", "dirichlet_targets": "dirichlet_targets", "jitter_flip": "_jitter_flip",
+          "winograd_weights": "winograd_weights", "winograd_conv2d": "_frozen_conv2d_forward"}  # fmt: skip
+
+
+def has_kernel(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"exml::{op}", key)
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_op_is_documented_and_has_its_twin(name: str) -> None:
+    op, twin = getattr(ops, name), getattr(reference, name)
+    for section in ("Args:", "Returns:", "Raises:"):
+        assert section in op.__doc__
+    mine, theirs = (inspect.signature(f) for f in (op, twin))
+    assert all(p.annotation != p.empty for p in mine.parameters.values())
+    positional = [p.name for p in mine.parameters.values() if p.kind != p.KEYWORD_ONLY]
+    assert [p for p in theirs.parameters if not p.startswith("_")] == positional
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_op_has_its_kernels(name: str) -> None:
+    backend = SINGLE.get(name, f"_{name}_forward")
+    assert has_kernel(backend, "Meta"), "no fake kernel"
+    assert has_kernel(backend, "CPU") or has_kernel(backend, "CompositeExplicitAutograd")
+    with_cuda = exml_fast.build_info()["cuda_archs"] is not None
+    assert has_kernel(backend, "CUDA") == (with_cuda and name not in CPU_ONLY)
+
+
+def test_only_the_ops_package_calls_the_dispatcher() -> None:
+    callers = [path for path in (ROOT / "exml_fast").rglob("*.py") if "torch.ops.exml" in path.read_text()]
+    assert {path.parent.name for path in callers} == {"ops"}
+
+
+def test_native_sources_register_without_conditions() -> None:
+    """The folder decides whether CUDA kernels are registered; only build_info() asks the preprocessor."""
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    assert [path.name for path in sources if "EXML_WITH_CUDA" in path.read_text()] == ["module.cpp"]
+    for path in sources:
+        for key in re.findall(r"TORCH_LIBRARY_IMPL\(exml, (CPU|CUDA),", path.read_text()):
+            assert path.parent.name == key.lower(), path
