@@ -1,8 +1,11 @@
 """Builds exml_fast._C against the torch that is installed: one extension with CPU kernels and, where a CUDA toolkit and
 a CUDA build of torch are present, CUDA kernels.
 
-Environment: EXML_CUDA=0|1 forces CUDA off or on; TORCH_CUDA_ARCH_LIST names the GPU architectures; MAX_JOBS bounds the
-parallel compilations.
+Sources are found by their folders: csrc, csrc/ops, csrc/ops/autograd and csrc/ops/cpu, and with CUDA also
+csrc/ops/cuda, whose files register the CUDA kernels.
+
+Environment variables: EXML_CUDA=0|1 forces CUDA off or on. TORCH_CUDA_ARCH_LIST names the GPU architectures. MAX_JOBS
+bounds the parallel compilations. EXML_STRICT=1 makes register spills errors. EXML_SANITIZE names sanitizers.
 """
 
 import os
@@ -29,7 +32,7 @@ RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
 def cuda_toolkit() -> str | None:
-    """Folder of a toolkit that can link, not merely an nvcc on PATH (which may be a wrapper script)."""
+    """Folder of a toolkit that can link. An nvcc on PATH is not enough: it may be a wrapper script."""
     candidates = [os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"]
     candidates += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
     for folder in filter(None, candidates):
@@ -104,7 +107,7 @@ def extension():
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Records for which torch and from which commit the extension was compiled, as importing under another asks."""
+    """Records the torch and the commit of the extension, so that an import under a different torch raises an error."""
 
     def run(self) -> None:
         super().run()

@@ -1,7 +1,8 @@
 """Fused ops for data-free learning, on CPU and CUDA, differentiable once.
 
-Each is a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.compile(fullgraph=True)``;
-:mod:`exml_fast.ops.reference` holds the same functions in plain PyTorch.
+Each function calls a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.compile(fullgraph=True)``.
+:mod:`exml_fast.ops.reference` holds the same functions in plain PyTorch. Kernels of the convolutions and of average
+pooling exist for the CPU; on other devices PyTorch computes them.
 """
 
 import exml_fast._native  # noqa: F401  registers the ops

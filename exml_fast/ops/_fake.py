@@ -1,4 +1,4 @@
-"""What the fake kernels share."""
+"""Helpers of the fake kernels."""
 
 import torch
 from torch import Tensor

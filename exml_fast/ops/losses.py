@@ -45,7 +45,7 @@ def _(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, temperature: fl
 def jensen_shannon(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, reduction: str = "mean"
 ) -> Tensor:
-    """Competition 1 − JS(p, q) of a student with its teacher (Yin 2020, Eq. 8): the less, the more they disagree.
+    """Competition 1 − JS(p, q) of a student with its teacher (Yin 2020, Eq. 8): low where they disagree.
 
     For every row p = softmax(``teacher_logits / temperature``), q = softmax(``student_logits / temperature``) and
     JS(p, q) = ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), in nats: 1 where they agree, 1 − ln 2 where they have no
@@ -60,8 +60,8 @@ def jensen_shannon(
 
     Returns:
         Scalar, or (N,) for ``"none"``; float32 (float64 for float64 logits). A NaN or an infinity among a row's logits,
-        or its logits / τ, gives NaN for the row, and NaN for its gradients: also a class that both exclude by −∞.
-        Give such a class a large negative number instead.
+        or its logits / τ, gives NaN for the row and its gradients. This includes a class that both logits exclude by
+        −∞: give such a class a large negative number instead.
 
     Raises:
         ValueError: naming the argument, for a wrong shape, dtype, device or temperature, an unknown ``reduction``, or

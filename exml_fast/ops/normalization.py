@@ -25,9 +25,9 @@ def frozen_bn_act(
       with the running ones)
 
     The backward pass is one pass too: with d = act'(z) ∂y, the gradient of ``x`` is scale_c d + ∂mean_c / M +
-    2 ∂var_c (x − mean_c) / M for M values a channel, that of ``residual`` d. Nothing of ``x``'s size is saved but ``x``
-    and, under an activation, ``residual``. Differentiable once, with respect to ``x`` and ``residual``. Activations and
-    their derivatives at the kinks are PyTorch's. NaN in gives NaN out.
+    2 ∂var_c (x − mean_c) / M for M values a channel, that of ``residual`` d. Only ``x`` is saved and, under an
+    activation, ``residual``. Differentiable once, with respect to ``x`` and ``residual``. Activations and their
+    derivatives at the kinks are PyTorch's. NaN in gives NaN out.
 
     Args:
         x: (N, C, ...) of rank 2 to 5, float32, bfloat16 or float64; any strides, dense contiguous and channels_last

@@ -32,8 +32,8 @@ def adam_clip_(
         x: (N, C, ...) of rank 2 to 5, float32 or float64, contiguous or channels_last; written.
         grad: of x's shape, any strides; bfloat16 is widened on the way.
         exp_avg, exp_avg_sq: the moments, in x's dtype, shape and memory format; written.
-        step: t ≥ 1, an int64 or float32 scalar tensor on x's device, so that a CUDA graph reads it anew at each
-            replay, or a number.
+        step: t ≥ 1, an int64 or float32 scalar tensor on x's device, so that a CUDA graph reads its value at
+            each replay, or a number.
         lr: a floating-point scalar tensor on x's device, or a number.
         betas: each in [0, 1).
         low, high: (C,), floating point, on x's device; no bound where None.
@@ -44,7 +44,7 @@ def adam_clip_(
 
     Raises:
         ValueError: naming the argument, for a wrong shape, dtype, device, memory format or range; for ``step`` below 1
-            where it can be seen without waiting for a device.
+            if it is a number or on the CPU.
         RuntimeError: if ``x`` requires grad and grad mode is on.
     """
     if not isinstance(step, Tensor):

@@ -21,8 +21,9 @@ def image_prior(
     - ``blur`` = ‖x − G(x)‖_F
     - ``l2`` = ‖x‖_F
 
-    Norms and means are over the whole batch, or over each image with ``per_image``. Squares of norms, which Carta 2022
-    uses, are theirs to take: Σₙ‖xₙ‖² = ``l2 ** 2``. Differentiable once. A norm's gradient at zero is zero.
+    Norms and means are over the whole batch, or over each image with ``per_image``. Carta 2022 uses
+    squared norms, which follow from the results: Σₙ‖xₙ‖² = ``l2 ** 2``. Differentiable once. A norm's gradient at zero
+    is zero.
 
     Args:
         x: (N, C, H, W), float32, bfloat16 or float64; contiguous and channels_last are read in place.

@@ -18,9 +18,9 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
 
     - ``l2``: ‖m − mean‖₂ + ‖s(v) − s(var)‖₂ (Yin 2020, Eq. 4; with ``std`` Ye 2022, Eq. 7)
     - ``squared``: ‖m − mean‖₂² + ‖s(v) − s(var)‖₂² (Carta 2022, 4.1)
-    - ``gaussian_kl``: Σ_c KL(N(m, v) ‖ N(mean, var)); ``moment`` plays no role
+    - ``gaussian_kl``: Σ_c KL(N(m, v) ‖ N(mean, var)); ``moment`` has no effect
 
-    One pass over ``x`` forward, one back; nothing of its size is saved but ``x`` itself. Differentiable once, with
+    The forward and the backward pass read ``x`` once each; only ``x`` itself is saved. Differentiable once, with
     respect to ``x``. A norm's gradient at zero is zero. NaN in ``x`` gives a NaN loss.
 
     Args:
@@ -60,8 +60,8 @@ def match_statistics(
 ) -> Tensor:
     """Distance between the channel statistics of several layers and their targets (Yin 2020, Eq. 4; Carta 2022, 4.1).
 
-    Σ_l weights[l] · d(means[l], variances[l]; target_means[l], target_variances[l]), d being the distance of
-    :func:`bn_match`, whose statistics are given here instead of computed. All layers in one launch. Differentiable
+    Σ_l weights[l] · d(means[l], variances[l]; target_means[l], target_variances[l]), with the
+    distance d of :func:`bn_match`. The statistics are given, not computed. All layers take one launch. Differentiable
     once, with respect to ``means`` and ``variances``. A norm's gradient at zero is zero.
 
     Args:

@@ -12,14 +12,14 @@ def dirichlet_targets(
     """Soft targets drawn from class similarities (Nayak 2021, Alg. 1; Carta 2022, 4).
 
     Row n is a draw from Dirichlet(``betas[n] * similarity[classes[n]]``). Gamma variates are drawn in log space, so the
-    draws are exact for concentrations of 0.01 and below, whose variates themselves underflow. A component too small
-    for the dtype is zero; float64 keeps more of them.
+    draws are exact for concentrations of 0.01 and below, where the variates themselves would underflow. A component
+    that is too small for the dtype is zero; float64 keeps more of them.
 
     Args:
         similarity: (K, K), float32 or float64, positive: row k holds the concentration of class k.
         classes: (N,) int64, the class of each draw.
         betas: scaling factors (N,), positive, or one number for all.
-        generator: where the randomness comes from; the default generator of ``similarity``'s device when None. The
+        generator: the source of randomness; the default generator of ``similarity``'s device when None. The
             same generator state gives the same draws, whatever the number of threads. On CUDA it may be recorded in
             a CUDA graph.
 
