@@ -40,6 +40,7 @@ __all__ = [
     "named",
     "nearest",
     "require",
+    "require_count",
     "settings",
     "to_dict",
     "with_changes",
@@ -98,6 +99,12 @@ def require(condition: bool, name: str, expected: str, value: object) -> None:
     """ValueError "``name`` must be ``expected``, got ``value``" unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """ValueError unless ``value`` is an integer of at least ``least``; True and False are no integers."""
+    expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
+    require(isinstance(value, int) and not isinstance(value, bool) and value >= least, name, expected, value)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from exml_fast.validation import (
     named,
     nearest,
     require,
+    require_count,
     settings,
     to_dict,
     with_changes,
@@ -99,3 +100,13 @@ def test_names_are_looked_up_with_a_suggestion() -> None:
     assert named("recipe", "noise", {"noise": 1}) == 1 and nearest("zzz", ["noise"]) == ""
     with pytest.raises(ValueError, match=r"recipe must be one of noise, dream, got 'nois' \(did you mean 'noise'\?\)"):
         named("recipe", "nois", {"noise": 1, "dream": 2})
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None])
+def test_counts_are_integers_of_a_least_value(value: object) -> None:
+    require_count("steps", 1)
+    require_count("steps", 0, least=0)
+    with pytest.raises(ValueError, match=r"^steps must be a positive integer, got "):
+        require_count("steps", value)
+    with pytest.raises(ValueError, match=r"^steps must be an integer of at least 2, got 1"):
+        require_count("steps", 1, least=2)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.checks import is_count
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 from exml_fast.inversion import recipes
@@ -22,6 +21,7 @@ from exml_fast.inversion.result import Result
 from exml_fast.inversion.synthesizer import Synthesizer
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
+from exml_fast.validation import require_count
 
 __all__ = ["class_ids", "invert", "invert_many"]
 
@@ -72,8 +72,7 @@ def invert(
         ValueError: naming the argument (see :class:`Synthesizer` and :meth:`Synthesizer.run`).
     """
     source = InputSpec.of(model if spec is None else spec)
-    if not is_count(per_class):
-        raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
+    require_count("per_class", per_class)
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         units = getattr(model, "units", None) if units is None else units
         classes = getattr(model, "classes", None) if classes is None else classes
@@ -120,8 +119,7 @@ def invert_many(
     """
     if isinstance(models, torch.nn.Module) or not models:
         raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")
-    if not is_count(parallel):
-        raise ValueError(f"parallel must be a positive integer, got {parallel!r}")
+    require_count("parallel", parallel)
     if arguments.get("checkpoint_dir") is not None:
         raise ValueError("checkpoint_dir is for one network: call invert for each")
     together = _Together(len(models), progress)
