@@ -26,7 +26,7 @@ app = typer.Typer(help="Choose among experts in a folder, check them, and hand t
 
 DAMAGED = 1
 SHOWN_CLASSES = 6
-# A pipe has no width: one line an expert.
+# A pipe has no width, so each expert gets one line.
 PIPED_WIDTH = 1000
 
 Folder = Annotated[Path, typer.Argument(help="The catalogue: a folder of experts' folders.", show_default=False)]
@@ -51,10 +51,11 @@ def find(
         list[str] | None, typer.Option("--class", help="Name of a class it was trained on; repeatable.")
     ] = None,
     any_class: Annotated[bool, typer.Option("--any", help="One of the classes is enough.")] = False,
-    architecture: Annotated[str | None, typer.Option(help="As on the card.", show_default=False)] = None,
-    licence: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    architecture: Annotated[str | None, typer.Option(help="Architecture as on the card.", show_default=False)] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights.", show_default=False)] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="On the test images of its own classes, 0 to 1.", show_default=False)
+        float | None,
+        typer.Option(help="Least accuracy on the test images of its own classes, from 0 to 1.", show_default=False),
     ] = None,
     min_parameters: Count = None,
     max_parameters: Count = None,
@@ -78,8 +79,12 @@ def add(
     context: typer.Context,
     folder: Folder,
     experts: Annotated[list[Path], typer.Argument(metavar="EXPERT...", help="Experts' folders.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Name here, of a single expert; its folder's if not given.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Written on the copies' cards.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the catalogue, for a single expert; default: the name of its folder.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence to write on the cards of the copies.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -95,7 +100,7 @@ def add(
 def new(
     context: typer.Context,
     folder: Folder,
-    name: Annotated[str, typer.Argument(help="Of the expert in the catalogue.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the expert in the catalogue.", show_default=False)],
     model: Annotated[
         str, typer.Argument(help="torchvision/<name>, timm/<name> or an architecture of ours.", show_default=False)
     ],
@@ -103,13 +108,14 @@ def new(
     argument: ArchitectureArgument = None,
     input_spec: Input = None,
     class_names: Annotated[
-        str, typer.Option(help="Of the logits in order, with commas between; numbers if nothing is known.")
+        str,
+        typer.Option(help="Class names of the logits in order, separated by commas; default: known names, or numbers."),
     ] = "",
-    licence: Annotated[str | None, typer.Option(help="Of the weights.", show_default=False)] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights.", show_default=False)] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Make an expert of somebody's weights, with a card that says what they know."""
+    """Make an expert of published weights, with a card that names their classes."""
     with Guard(context):
         expert = expert_of(
             model, weights=weights, arguments=parse_pairs("--argument", argument), spec=parse_input(input_spec),
@@ -123,7 +129,9 @@ def new(
 def verify(
     context: typer.Context,
     folder: Folder,
-    names: Annotated[list[str] | None, typer.Argument(help="Only these.", show_default=False)] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Experts to check; default: all.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check hash, weights' names, shapes and finiteness of every expert. Exit code 1 if anything is wrong."""
@@ -147,7 +155,7 @@ def export_command(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="Folder for the stream.", show_default=False)],
     expert: Annotated[
-        list[str] | None, typer.Option(help="Name; repeatable, in the stream's order. All if not given.")
+        list[str] | None, typer.Option(help="Name of an expert, repeatable, in the stream's order; default: all.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -163,7 +171,7 @@ def import_command(
     context: typer.Context,
     folder: Folder,
     stream: Annotated[Path, typer.Argument(help="Folder of a stream.", show_default=False)],
-    prefix: Annotated[str, typer.Option(help="Put before every name.")] = "",
+    prefix: Annotated[str, typer.Option(help="Prefix of every name.")] = "",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -177,10 +185,12 @@ def import_command(
 def push(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(help="Folder of an expert or a stream.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="owner/name; made if it is not there.", show_default=False)],
+    repo: Annotated[
+        str, typer.Argument(help="Repository owner/name; it is created if it does not exist.", show_default=False)
+    ],
     revision: Revision = None,
-    private: Annotated[bool, typer.Option("--private", help="If the repository is made.")] = False,
-    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default=False)] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Check an expert or a stream and upload it to the Hugging Face Hub."""
@@ -197,7 +207,7 @@ def push(
 @app.command()
 def pull(
     context: typer.Context,
-    repo: Annotated[str, typer.Argument(help="owner/name.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Repository owner/name.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the expert or the stream.", show_default=False)],
     revision: Revision = None,
     overwrite: Overwrite = False,
@@ -216,7 +226,7 @@ def pull(
 
 
 def _show(catalogue: Catalogue, entries: Sequence[Entry], as_json: bool) -> None:
-    """The entries, and on stderr the experts that could not be considered."""
+    """Print the entries, and on stderr the experts that cannot be read."""
     unreadable = catalogue.unreadable
     if as_json:
         experts = [entry.to_dict() for entry in entries]
@@ -242,7 +252,7 @@ def _print_table(entries: Sequence[Entry], title: str) -> None:
             f"{entry.parameters:,}", f"{entry.bytes / 1e6:.2f}", "-" if accuracy is None else f"{100 * accuracy:.2f}",
             card.training.get("data", "-"), card.licence or "-",
         )  # fmt: skip
-        # Cards come from anywhere: no markup, no escape sequences.
+        # Cards may come from untrusted sources, so markup and escape sequences are not interpreted.
         table.add_row(*(Text(_plain(cell)) for cell in shown))
     console = Console(highlight=False)
     if not console.is_terminal:

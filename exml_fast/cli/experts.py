@@ -53,14 +53,16 @@ def train_experts_command(
     architecture: Architecture = "lenet5",
     argument: ArchitectureArgument = None,
     epochs: Epochs = None,
-    lr: Annotated[float, typer.Option(help="Learning rate, with onecycle its peak.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Learning rate; the peak with onecycle.")] = 0.01,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 32,
-    schedule: Annotated[str, typer.Option(help="Of the learning rate: constant or onecycle.")] = "constant",
+    schedule: Annotated[str, typer.Option(help="Schedule of the learning rate: constant or onecycle.")] = "constant",
     augment: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="shift, flip, rotation, scale; repeatable: --augment shift=4."),
+        typer.Option(
+            metavar="NAME=VALUE", help="Augmentation: shift, flip, rotation or scale, as --augment shift=4; repeatable."
+        ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of convolutions: float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Precision of the convolutions: float32 or bfloat16.")] = "float32",
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,

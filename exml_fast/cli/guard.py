@@ -1,4 +1,4 @@
-"""How commands end: a summary as JSON, errors as one line, Ctrl-C with the command that resumes what can be resumed."""
+"""How commands end: a summary as JSON, an error as one line, Ctrl-C with the command that resumes the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Guard:
     def __init__(self, context: typer.Context) -> None:
         self._debug = bool((context.find_root().obj or {}).get("debug"))
         self.resume: str | None = None
-        """The command that goes on after Ctrl-C, once there is something to go on from."""
+        """The command that continues the run after Ctrl-C, once the run has a folder."""
 
     def __enter__(self) -> Self:
         return self

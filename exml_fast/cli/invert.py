@@ -62,31 +62,29 @@ def invert(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="By default deep_inversion (for large images deep_inversion/imagenet-transferable), and "
-            "model_inversion without BatchNorm.",
+            help="Default: deep_inversion (for large images deep_inversion/imagenet-transferable); model_inversion "
+            "for networks without BatchNorm.",
             show_default=False,
         ),
     ] = None,
-    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
-    per_class: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 8,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps; the recipe's if not given.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; the recipe's if not given.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images together; the recipe's if not given.")] = None,
+    classes: Annotated[str, typer.Option(help="Ids or names of classes, separated by commas; default: all.")] = "",
+    per_class: Annotated[int, typer.Option(min=1, help="Number of images of each class.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps; default: the recipe's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a batch; default: the recipe's.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of the network inside: auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Precision of the network: auto, float32 or bfloat16.")] = "auto",
     parametrisation: Annotated[
         str | None,
-        typer.Option(
-            help="Optimise the parameters of images of a kind in place of pixels: pen-strokes.", show_default=False
-        ),
+        typer.Option(help="Optimise the parameters of drawings instead of pixels: pen-strokes.", show_default=False),
     ] = None,
     student: Annotated[
         str | None,
         typer.Option(
             metavar="SOURCE[:NAME=VALUE,...][=WEIGHTS]",
-            help="Whom adaptive_deep_inversion competes with.",
+            help="Student that adaptive_deep_inversion competes with.",
             show_default=False,
         ),
     ] = None,
@@ -127,7 +125,7 @@ def invert(
             recipe=recipe, per_class=per_class, overrides=overrides, parametrisation=parametrisation, student=student,
             png=png, report=report,
         )  # fmt: skip
-        # Whatever is wrong with the options shows before an earlier run in the folder is touched.
+        # Mistakes in the options are reported before an earlier run in the folder is replaced.
         ready = None if resume else prepared_inversion(given)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -37,65 +37,81 @@ __all__ = [
 
 Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
 ArchitectureArgument = Annotated[
-    list[str] | None, typer.Option("--argument", metavar="NAME=VALUE", help="Of the architecture; repeatable.")
+    list[str] | None, typer.Option("--argument", metavar="NAME=VALUE", help="Argument of the architecture; repeatable.")
 ]
 Input = Annotated[
     str | None,
     typer.Option(
-        "--input", metavar="JSON", help="channels, size, mean, std, if not what the network carries.",
+        "--input", metavar="JSON", help="Channels, size, mean and std of the input, if they differ from those the network carries.",
         show_default=False,
     ),
 ]  # fmt: skip
 
 
-Seed = Annotated[int, typer.Option(help="Decides everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's choice if not given.")]
 OneThread = Annotated[
-    int, typer.Option(min=1, help="CPU threads. One suits small networks: on a busy machine more wait for each other.")
+    int,
+    typer.Option(
+        min=1,
+        help="CPU threads. One is best for small networks: on a busy machine several threads wait for each other.",
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out (a finished one is replaced).")
+    bool, typer.Option("--overwrite", help="Replace an unfinished run in --out (a finished run is always replaced).")
 ]
 Data = Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, a .npz file or an image folder.")]
 DataRoot = Annotated[
     str | None,
     typer.Option(
-        help="Where downloaded data sets and core50_128x128 are kept.", envvar="EXML_FAST_DATA", show_envvar=True
+        help="Folder of downloaded data sets and of core50_128x128.", envvar="EXML_FAST_DATA", show_envvar=True
     ),
 ]
 Scenario = Annotated[str, typer.Option(help="joint, new-classes, multi-task or new-instances.")]
 PerStep = Annotated[
-    str, typer.Option(help="Classes of each expert in new-classes and multi-task; 10,5: ten, then five each.")
+    str,
+    typer.Option(
+        help="Number of classes of each expert in new-classes and multi-task; 10,5 means ten, then five each."
+    ),
 ]
-Parts = Annotated[int, typer.Option(min=1, help="Experts in new-instances.")]
+Parts = Annotated[int, typer.Option(min=1, help="Number of experts in new-instances.")]
 Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
 Judge = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SOURCE[:NAME=VALUE,...][=WEIGHTS]",
-        help="An independent network to ask about the images, as cifar_resnet:depth=56=resnet56.th; repeatable.",
+        help="Independent network that judges the images, as cifar_resnet:depth=56=resnet56.th; repeatable.",
         show_default=False,
     ),
 ]  # fmt: skip
 Real = Annotated[
     str | None,
-    typer.Option(help="Data set or folder of real images to look for copies among.", show_default=False),
+    typer.Option(
+        help="Data set or folder of real images; the images are compared with them to find copies.", show_default=False
+    ),
 ]
 Png = Annotated[bool, typer.Option("--png", help="Also write each image as a PNG.")]
 Statistics = Annotated[
     str | None,
     typer.Option(
-        help="Data set or folder of real images whose statistics are matched instead of BatchNorm's.",
+        help="Data set or folder of real images; their statistics are matched instead of those in BatchNorm.",
         show_default=False,
     ),
 ]  # fmt: skip
-StatisticsCount = Annotated[int, typer.Option(min=1, help="How many of them.")]
+StatisticsCount = Annotated[int, typer.Option(min=1, help="Number of real images for --statistics.")]
 Layer = Annotated[
     list[str] | None,
-    typer.Option(help="Layer to match there, * for anything; repeatable. For networks without BatchNorm."),
+    typer.Option(
+        help="Layer whose statistics are matched (* is a wildcard), for networks without BatchNorm; repeatable."
+    ),
 ]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="MNIST: 100 joint, 20 new classes; digits: 40; others: 20.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Epochs of each expert; default: MNIST 100 (joint) or 20 (new classes), digits 40, others 20."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="A machine-readable summary on stdout instead of tables.")]

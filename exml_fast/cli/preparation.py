@@ -46,20 +46,20 @@ def real_statistics(source: str | None, spec: InputSpec, count: int) -> str | Te
 
 @dataclass(frozen=True)
 class Panel:
-    """Who is asked about the images, the teacher first, and the real images among which copies are looked for."""
+    """The networks that judge the images, the teacher first, and real images to find copies among."""
 
     judges: dict[str, Teacher]
     real: Tensor | None
 
     def ask(self, result: Result, **others: torch.nn.Module) -> Evaluation:
-        """Them, and ``others`` by name, which take the teacher's input."""
+        """Let all networks judge the images, and ``others`` by name, which take the teacher's input."""
         teacher = next(iter(self.judges.values()))
         more = {name: dataclasses.replace(teacher, name=name, model=model) for name, model in others.items()}
         return evaluate(result, self.judges | more, self.real)
 
 
 def panel(teacher: Teacher, judges: Sequence[str], real: str | None, classes: list[int] | None, device: str) -> Panel:
-    """Opened and checked before any work. ValueError naming the option that does not fit."""
+    """Open and check the judges before any work. ValueError naming the option that does not fit."""
     outputs = teacher.outputs()
     wanted = classes or list(teacher.units or range(outputs))
     asked = {teacher.name: teacher}
@@ -102,7 +102,7 @@ def _has_statistics(run: InvertRun | DistillRun, teacher: Teacher) -> bool:
 
 
 def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
-    """A recipe with other values. Other steps change those at smaller sizes in proportion unless they are given."""
+    """A recipe with changed fields. Changed ``steps`` scale ``coarse_steps`` in proportion unless these are given."""
     recipe = recipes.get(name)
     changed = recipe.replace(**changes)
     if changed.steps == recipe.steps or "coarse_steps" in changes:
@@ -119,7 +119,7 @@ def _check_synthesis(
     images: int,
     parametrisation: Parametrisation | None = None,
 ) -> None:
-    """ValueError for whatever a Synthesizer would complain about that is to make so many ``images``."""
+    """ValueError for settings that a Synthesizer of so many ``images`` refuses."""
     device = torch.device(run.machine.device)
     require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device, images)
     Synthesizer(
@@ -131,7 +131,7 @@ def _check_synthesis(
 def prepared_inversion(
     run: InvertRun,
 ) -> tuple[Teacher, list[int] | None, recipes.Recipe, dict[str, Any], Panel]:
-    """Teacher, classes, recipe, student and statistics, and who is asked: all that can be wrong."""
+    """Open and check everything for ``invert``: teacher, classes, recipe, options of the synthesizer, and judges."""
     teacher = _teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
@@ -166,7 +166,7 @@ def prepared_inversion(
 
 @dataclass(frozen=True)
 class PreparedTransfer:
-    """What `distill` starts from."""
+    """Everything that ``distill`` starts from."""
 
     teacher: Teacher
     classes: list[int] | None
@@ -181,7 +181,7 @@ class PreparedTransfer:
 
 
 def prepared_transfer(run: DistillRun) -> PreparedTransfer:
-    """All that can be wrong."""
+    """Open and check everything for ``distill``."""
     teacher = _teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)

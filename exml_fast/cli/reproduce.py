@@ -26,34 +26,38 @@ from exml_fast.validation import Count, Natural, settings
 
 __all__ = ["reproduce_command", "transfer"]
 
-transfer = typer.Typer(help="What impressions of a network are good for (Nayak 2021).", no_args_is_help=True)
+transfer = typer.Typer(help="Experiments with the impressions of a network (Nayak 2021).", no_args_is_help=True)
 
-Seeds = Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The first seed.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as impressions.count=2000; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Change any setting, as impressions.count=2000; repeatable."),
 ]
-Data = Annotated[str | None, typer.Option(help="Another data set than the preset's.", show_default=False)]
+Data = Annotated[str | None, typer.Option(help="Data set in place of the preset's.", show_default=False)]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Where downloaded data are kept.", envvar="EXML_FAST_DATA", show_envvar=True)
+    str | None, typer.Option(help="Folder of downloaded data sets.", envvar="EXML_FAST_DATA", show_envvar=True)
 ]
 Expert = Annotated[
     str | None,
     typer.Option(
-        "--teacher", help="An expert's folder, instead of training one (not for robustness).", show_default=False
+        "--teacher",
+        help="Folder of an expert that is the teacher, so that none is trained (not for robustness).",
+        show_default=False,
     ),
 ]
-Impressions = Annotated[int | None, typer.Option(min=1, help="Impressions of all classes.", show_default=False)]
-Steps = Annotated[int | None, typer.Option(min=1, help="Updates of each impression.", show_default=False)]
+Impressions = Annotated[
+    int | None, typer.Option(min=1, help="Number of impressions of all classes together.", show_default=False)
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimisation steps of each impression.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:<n>.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Throw away an unfinished run in --out (a finished one is replaced).")
+    bool, typer.Option("--overwrite", help="Replace an unfinished run in --out (a finished run is always replaced).")
 ]
-FromPreset = Annotated[str, typer.Option(help="A name, as nayak2021/table1, or a .toml file.")]
+FromPreset = Annotated[str, typer.Option(help="Name of a preset, as nayak2021/table1, or a .toml file.")]
 Out = Annotated[Path, typer.Option(help="Folder for results, networks and images.")]
 
 
@@ -118,7 +122,9 @@ def _command(task: str, usual: str, about: str) -> None:
 
 
 _command("zskd", "digits/zskd", "Zero-shot distillation: a student learns from impressions of its teacher alone.")
-_command("robustness", "digits/robustness", "Does a student of impressions inherit its teacher's robustness?")
+_command(
+    "robustness", "digits/robustness", "Measure whether a student of impressions inherits its teacher's robustness."
+)
 _command("adapt", "nayak2021/table5-usps-mnist", "Adapt a network to unlabelled images of another domain, source-free.")
 _command("perturb", "digits/perturb", "Perturbations that fool a network on any image, from its impressions.")
 
@@ -126,20 +132,28 @@ _command("perturb", "digits/perturb", "Perturbations that fool a network on any 
 def reproduce_command(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="As nayak2021/table1; all names if not given.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Name of a preset, as nayak2021/table1, or a .toml file; without it, all names are printed.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; reproduced/<name> if not given.", show_default=False)
+        Path | None, typer.Option(help="Folder of the run; default: reproduced/<name>.", show_default=False)
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Also write the rows to this JSON file.", show_default=False)
     ] = None,
     data_root: DataRoot = None,
     rows: Annotated[
-        str | None, typer.Option(help="Of a table, with commas between, as mnist/NC,mnist/Joint.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Rows of a table, separated by commas, as mnist/NC,mnist/Joint; default: all.", show_default=False
+        ),
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="Of streams, with commas between; the preset's if not given.", show_default=False)
+        str | None,
+        typer.Option(help="Strategies of a stream, separated by commas; default: the preset's.", show_default=False),
     ] = None,
     changes: Set = None,
     seeds: Seeds = 3,
@@ -151,7 +165,7 @@ def reproduce_command(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compute a published table again, the paper's figures beside ours; shorter runs are labelled reduced."""
+    """Compute a published table again and print the paper's figures beside ours; shorter runs are labelled reduced."""
     with Guard(context) as guard:
         if resume and out is None:
             raise ValueError("--resume needs --out, the folder of the run")
@@ -220,7 +234,7 @@ def _check(given: PresetRun, out: Path) -> None:
 
 
 def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
-    """A run begins by removing what an earlier one left in its folder."""
+    """ValueError if a source lies in the folder of parts, which a new run removes."""
     parts = (out / "parts").resolve()
     sources = {"--data": preset["data"], "--teacher": preset["teacher"].get("expert")}
     sources["adaptation.target"] = preset.get("adaptation", {}).get("target")
@@ -262,7 +276,7 @@ def _words(text: str) -> list[str]:
 
 
 def _pairs(changes: list[str] | None) -> dict[str, Any]:
-    # A dotted name is no identifier, which is what the other commands' options ask for.
+    # parse_pairs asks for identifiers, and a dotted name is none.
     values: dict[str, Any] = {}
     for change in changes or []:
         name, equals, text = change.partition("=")

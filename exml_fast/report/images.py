@@ -29,7 +29,7 @@ READING = (
 
 
 def save_images(result: Result, out: Path, per_class: int | None, png: bool) -> None:
-    """Shard, grid, and each image as a PNG."""
+    """Write the images as a shard and a grid, and with ``png`` each as a PNG."""
     result.save(out)
     columns = len(result) // per_class if per_class and len(result) <= 400 else None
     result.save_grid(out / "grid.png", columns=columns)
@@ -50,7 +50,7 @@ def save_report(
     real: Tensor | None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """``report.json``, and with ``page`` ``report/index.html``, with further ``tables`` first."""
+    """Write ``report.json``, and with ``page`` also ``report/index.html``, on which ``tables`` come first."""
     summary = {**result.summary, "seconds": round(result.seconds, 3)}
     save_json(out / "report.json", {**origin, "settings": settings, **summary, **evaluation.to_dict()})
     if page:
@@ -68,7 +68,10 @@ def write_images_page(
     real: Tensor | None = None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """The page of an inversion; with ``real`` images also each shown image's nearest. ImportError without the extra."""
+    """Write the page of an inversion; with ``real`` images it shows the nearest one to each image.
+
+    ImportError if the extra "report" is missing.
+    """
     names = [teacher.class_names.get(c, str(c)) for c in evaluation.classes]
     rank = {c: i for i, c in enumerate(evaluation.classes)}
     asked = [
@@ -123,7 +126,7 @@ def write_images_page(
 
 
 def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:
-    """What a student came to, as a row of the page."""
+    """The results of a student as a row of the page."""
     accuracy = learned["accuracy"]
     return {
         "Network": learned["student"],
@@ -134,7 +137,7 @@ def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:
 
 
 def history_rows(history: Mapping[str, Sequence[float]], most: int = 12) -> list[dict[str, str]]:
-    """At most ``most`` points of a student's learning, evenly, the last among them."""
+    """At most ``most`` evenly spaced points of a student's history, including the last."""
     count = len(history["step"])
     chosen = torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
     return [

@@ -1,4 +1,4 @@
-"""What a page shows, and the page: one HTML file with its style and all pictures inside."""
+"""Pages: one HTML file each, with its style and all pictures inside."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Samples:
             )
 
     def shown(self) -> Tensor:
-        """The images as they are drawn."""
+        """The images with the range that is drawn."""
         if not self.stretch or self.images.numel() == 0:
             return self.images
         values = self.images.float().flatten().sort().values
@@ -166,7 +166,7 @@ def _read_template(name: str) -> str:
 
 
 def strips_of(samples: Sequence[Samples], names: Sequence[str], classes: Sequence[int]) -> list[dict[str, Any]]:
-    """What the template shows of each group; what is of no class (negative labels) without a name."""
+    """The groups as the template shows them; images of no class (negative labels) get no name."""
     return [
         {
             "name": group.name,
