@@ -71,6 +71,14 @@ def test_setup_names_a_bad_or_impossible_cuda_wish(value: str, message: str) -> 
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("stage,message", [("other", "STAGE must be build"), ("tests", "STAGE=tests needs a CUDA GPU")])
+def test_the_script_for_gpus_says_what_it_needs(stage: str, message: str, tmp_path: Path) -> None:
+    environment = {"STAGE": stage, "OUT": str(tmp_path), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    script = ["bash", str(ROOT / "benches/gpu.sh")]
+    done = subprocess.run(script, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_the_ops_are_registered() -> None:
     for name in ("bn_match", "image_prior", "soft_cross_entropy", "jensen_shannon", "dirichlet_targets"):
         assert hasattr(torch.ops.exml, name)
