@@ -351,7 +351,8 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     bench.main()
     (_, row) = load_json(table1.with_stem(f"{table1.stem}-published"))["rows"]
     assert row["published"] and row["recipe"]["name"] == "deep_inversion/cifar10"
-    assert (row["config"]["schedule"], row["config"]["mixup"], row["config"]["decay_every"]) == ("step", 0.0, 1)
+    training = row["config"]["training"]
+    assert (training["schedule"], training["mixup"], training["decay_every"]) == ("step", 0.0, 1)
 
 
 @pytest.fixture
