@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from exml_fast.distillation import divergence, mixup
 from torch import Tensor, nn
 
 from exml_fast import InputSpec, Recipe, TransferConfig, distill, invert
 from exml_fast.continual import Augmentation
 from exml_fast.data import load
+from exml_fast.distillation import divergence, mixup
 from exml_fast.progress import TensorBoard
 from exml_fast.storage import load_checkpoint
 from exml_fast.training import ARITHMETIC

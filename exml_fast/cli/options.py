@@ -42,7 +42,7 @@ ArchitectureArgument = Annotated[
 Input = Annotated[
     str | None,
     typer.Option(
-        "--input", metavar="JSON", help="Channels, size, mean and std of the input, if they differ from those the network carries.",
+        "--input", metavar="JSON", help="Channels, size, mean and std, if not those of the network.",
         show_default=False,
     ),
 ]  # fmt: skip

@@ -199,8 +199,8 @@ def _training(name: str, values: dict[str, Any]) -> Training:
     if "augmentation" in values:
         where = f"{name}.augmentation"
         _require_known(where, values["augmentation"], field_names(Augmentation))
-        values["augmentation"] = _made(Augmentation, {"shift": 0, **values["augmentation"]}, where)
-    return _made(Training, values, name)
+        values["augmentation"] = from_mapping(Augmentation, {"shift": 0, **values["augmentation"]}, where)
+    return from_mapping(Training, values, name)
 
 
 def _read_teacher(table: Any) -> TeacherTable:
@@ -224,12 +224,12 @@ def _read_attack(table: Any) -> AttackTable:
     _require_known("attack", table, [*own, *base])
     common = {name: table[name] for name in base if name in table}
     values: dict[str, Any] = {name: table[name] for name in own if name in table}
-    values["attack"] = _made(Attack, common, "attack")
+    values["attack"] = from_mapping(Attack, common, "attack")
     for part in ("training", "distillation"):
         if part in values or part == "training":
             changes = values.get(part, {})
             _require_known(f"attack.{part}", changes, base)
-            values[part] = _made(Attack, {**common, **changes}, f"attack.{part}")
+            values[part] = from_mapping(Attack, {**common, **changes}, f"attack.{part}")
     return from_mapping(AttackTable, values, "attack")
 
 
@@ -239,13 +239,6 @@ def _require_known(name: str, table: Any, known: list[str]) -> None:
     for key in table:
         if key not in known:
             raise ValueError(f"{name}: unknown field {key!r}{nearest(key, known)}; expected one of {', '.join(known)}")
-
-
-def _made(kind: type[T], values: dict[str, Any], name: str) -> T:
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 READERS: dict[str, Callable[[Any], Any]] = {
