@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from exml_fast.report import Report, Row, Samples, render, write_picture, write_report
+from exml_fast.report.charts import save_similarity
 
 
 def make_report(classes: int = 4, channels: int = 1) -> Report:
@@ -148,3 +149,14 @@ def test_bad_parts_are_named() -> None:
         Row("x", "other", 1.0)
     with pytest.raises(ValueError, match="samples 'real'"):
         Samples("real", torch.zeros(2, 1, 4, 4), torch.zeros(3))
+
+
+def test_similarity_as_a_picture(tmp_path: Path) -> None:
+    save_similarity(tmp_path / "c.png", torch.eye(3), ["a", "b", "c"])
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    broken = torch.eye(3)
+    broken[1, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"rows \[1\] hold NaN"):
+        save_similarity(tmp_path / "d.png", broken, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="K names"):
+        save_similarity(tmp_path / "d.png", torch.eye(3), ["a"])
