@@ -36,7 +36,7 @@ IMAGES = 20000
 SHARES = (0.2, 0.01, 0.001, 0.0001)
 ASCENT_STEPS, ASCENT_LR, ASCENT_IMAGES = 60, 0.05, 64
 QUICK = {
-    "iterations": 600, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "lambda_ce": 0.0,
+    "steps": 600, "batch_size": 128, "optimizer": "adam", "lr": 3e-3, "schedule": "onecycle", "lambda_ce": 0.0,
     "targets": "stored", "augmentation": {"shift": 0},
 }  # fmt: skip
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from exml_fast.continual import METHODS
 from exml_fast.data import SOURCES
 from exml_fast.report.charts import save_curves
-from exml_fast.reproduction.methods import BEFORE_BACKGROUND, DRAWN, RANDOM
 from exml_fast.reproduction.preset import shortened, shorter
 from exml_fast.reproduction.published import published
 from exml_fast.reproduction.runner import load_preset
@@ -82,6 +82,12 @@ OPS = {
     "frozen_conv2d": ("convolution with constant, prepared weights, which saves no activation", "ours"),
     "average_pool2d": ("means of windows that do not overlap, in channels_last (CPU)", "`torch.nn.AvgPool2d`"),
 }  # fmt: skip
+
+
+def distillation_steps(settings: dict[str, Any]) -> int:
+    """Steps for each expert; earlier files call them iterations."""
+    found = settings["distillation"]
+    return int(found["steps"] if "steps" in found else found["iterations"])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -151,7 +157,7 @@ def carta(path: Path) -> str:
     for row in results["rows"]:
         ours = reached(row) + (" ¹" if row["reduced"] else "")
         rows.append([row["cell"].split("/", 2)[-1], number(row["paper"]), ours, number(row["seconds"] / 60, 1, " min")])
-    shorter = f"\n\n¹ {settings['distillation']['iterations']} distillation steps an expert; the paper takes 30,000."
+    shorter = f"\n\n¹ {distillation_steps(settings)} distillation steps an expert; the paper takes 30,000."
     what = "five experts of two classes each" if settings["scenario"] == "new-classes" else "one expert of ten classes"
     header = [f"MNIST, {what}: accuracy in %", "Carta 2022, Table 2", f"ours, {settings['seeds']} seeds", "time"]
     footnote = shorter if any(row["reduced"] for row in results["rows"]) else ""
@@ -165,7 +171,7 @@ def calibrated(path: Path) -> str:
     rows = []
     for row in sorted(found.values(), key=lambda row: row["kind"] != "strategy"):
         ours = row["kind"] == "strategy"
-        known = RANDOM[row["slug"]].domain if ours else "–"
+        known = SOURCES[METHODS[row["slug"]].source or ""].domain if ours else "–"
         name = row["cell"].split("/", 2)[-1] + (" ¹¹" if ours else "")
         rows.append([name, known, reached(row), number(row["seconds"] / 60, 1, " min")])
     batch_norm = any(values["arguments"].get("batch_norm") for values in results["details"].values())
@@ -173,9 +179,9 @@ def calibrated(path: Path) -> str:
     header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
     seeds = f"{results['rows'][0]['seeds']} seeds"
     shares = {
-        (BEFORE_BACKGROUND | values["random_images"])["background_share"]
+        (METHODS["inverted-strokes"].settings | values["random_images"])["background_share"]
         for values in results["details"].values()
-        if any(name in DRAWN for name in values["strategies"])
+        if any(METHODS[name].inverts_source for name in values["strategies"])
     }
     inverted = "".join(f", {1 - share:.0%} of them inverted from the experts" for share in sorted(shares))
     views = max(values.get("random_images", {}).get("views", 1) for values in results["details"].values())
@@ -217,8 +223,8 @@ def rates(path: Path) -> str:
     assert paper is not None
     usual = paper.epochs
     trained = [f"experts at {s['expert_lr']}, {s['epochs'] or usual} epochs" for s in (by_table["settings"], settings)]
-    length = (by_text["rows"][0]["seeds"], settings["distillation"]["iterations"])
-    shown = (by_table["settings"]["seeds"], by_table["settings"]["distillation"]["iterations"])
+    length = (by_text["rows"][0]["seeds"], distillation_steps(settings))
+    shown = (by_table["settings"]["seeds"], distillation_steps(by_table["settings"]))
     if length != shown:
         raise ValueError(f"{path.name}: seeds and steps are {length}, those of the table in docs/results.md {shown}")
     note = f"{length[0]} seeds; {length[1]} distillation steps an expert."
@@ -230,7 +236,7 @@ def strategies(path: Path) -> str:
     """Strategies that are not in docs/results.md, beside those that are, on the same experts."""
     shown, others = load_json(path.with_name("carta2022-table2-mnist-nc.json")), load_json(path)
     settings = [shown["settings"], *others["details"].values()]
-    steps = {each["distillation"]["iterations"] for each in settings}
+    steps = {distillation_steps(each) for each in settings}
     found = [row for results in (shown, others) for row in results["rows"] if row["kind"] == "strategy"]
     seeds = {row["seeds"] for row in found}
     oracles = [row["ours"] for results in (shown, others) for row in results["rows"] if row["name"] == "Oracle"]

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exml_fast.continual import DistillationConfig, ExpertStream
 from exml_fast.continual.ex_model.strategies import Replay
 from exml_fast.continual.expert import Expert
 from exml_fast.continual.scenarios import new_classes, train_stream
 from exml_fast.data import ImageData, InputSpec, Split
+
+QUICK = DistillationConfig.from_dict(
+    {"steps": 150, "batch_size": 16, "lr": 0.05, "buffer_size": 60, "augmentation": {"shift": 2}}
+)
 
 
 def make_split(per_class: int, seed: int) -> Split:
@@ -49,6 +54,11 @@ def trained() -> tuple[Expert, Expert]:
     """Two experts of two classes each, full heads, common initialisation. Do not change them."""
     first, second = train_stream(quadrants(), new_classes(quadrants(), 2), epochs=4, lr=0.02)
     return first, second
+
+
+def stream() -> ExpertStream:
+    """Both."""
+    return ExpertStream(trained())
 
 
 def real_images() -> Replay:

@@ -375,7 +375,8 @@ def test_published_inversion_of_mnist_is_the_recipe_s(ex_model: Any) -> None:
 
 
 def test_published_distillation_is_equation_10(ex_model: Any) -> None:
-    from exml_fast.continual.ex_model.run import combined_targets, distillation_loss
+    from exml_fast.continual.ex_model.losses import distillation_loss
+    from exml_fast.continual.ex_model.targets import combined_targets
 
     first, second, *_ = ex_model.random_experts()
     images, labels = torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 3, 0, 2])
@@ -385,14 +386,14 @@ def test_published_distillation_is_equation_10(ex_model: Any) -> None:
     known[0, :2], known[1, 2:4] = True, True
     with torch.no_grad():
         target, mask = combined_targets(first.model(images), second.model(images), known[0], known[1], labels)
-        term, ce = distillation_loss(student(images), target, mask, labels, torch.arange(4), ex_model.CONFIG)
+        term, ce = distillation_loss(student(images), target, mask, labels, torch.arange(4), ex_model.CONFIG.loss)
     assert published.loss(images, labels).item() == pytest.approx((term + ce).item(), rel=1e-5)
 
 
 def test_ex_model_writes_rows(ex_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ex_model, "BLOCK", 1)
     monkeypatch.setattr(ex_model, "RECIPE", ex_model.RECIPE.replace(batch_size=8))
-    monkeypatch.setattr(ex_model, "CONFIG", ex_model.DistillationConfig(iterations=10, batch_size=4, buffer_size=40))
+    monkeypatch.setattr(ex_model, "CONFIG", ex_model.CONFIG.replace(steps=10, batch_size=4, buffer_size=40))
     argv = ["ex_model.py", "--rounds", "2", "--precisions", "float32", "--json", str(tmp_path / "rows.json")]
     monkeypatch.setattr(sys, "argv", argv)
     ex_model.main()

@@ -13,8 +13,10 @@ from small_experts import quadrants, trained
 from torch import Tensor, nn
 
 from exml_fast.continual import (
+    Background,
     Card,
     DistillationConfig,
+    Divergence,
     DrawnInversion,
     ExModelDistillation,
     Expert,
@@ -25,22 +27,31 @@ from exml_fast.continual import (
     Strategy,
     stream_accuracy,
 )
+from exml_fast.continual.ex_model import batches
 from exml_fast.continual.ex_model import run as module
+from exml_fast.continual.ex_model.losses import distillation_loss
+from exml_fast.continual.ex_model.memory import Memory
+from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import NaturalFields, PenStrokes
 from exml_fast.models import create
 
 FIELDS = NaturalFields()
 QUICK = {
-    "iterations": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}, "loss": "kl",
-    "lambda_ce": 0.0, "targets": "experts", "background_share": 0.6,
+    "steps": 20, "batch_size": 8, "lr": 0.01, "buffer_size": 40, "augmentation": {"shift": 0}, "loss": "kl",
+    "lambda_ce": 0.0, "targets": "experts",
 }  # fmt: skip
 INVERSION = ModelInversion("model_inversion", steps=2, batch_size=20)
 
 
-def method(strategy: Strategy = INVERSION, seed: int = 5, **values: Any) -> ExModelDistillation:
+BEHIND = Background(FIELDS, 0.6)
+
+
+def method(
+    strategy: Strategy = INVERSION, seed: int = 5, background: Background | None = BEHIND, **values: Any
+) -> ExModelDistillation:
     config = DistillationConfig.from_dict(QUICK | values)
-    return ExModelDistillation(strategy, config, seed=seed, background=FIELDS if config.background_share else None)
+    return ExModelDistillation(strategy, config, seed=seed, background=background)
 
 
 def with_batch_norm() -> list[Expert]:
@@ -64,11 +75,12 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
 
     def look(self: Any, expert: Expert) -> None:
         kept(self, expert)
-        runs.append((self.background, self.buffer.images.clone(), self.stored.clone(), self.heard.clone()))
+        memory = self.memory
+        runs.append((memory.background, memory.buffer.images.clone(), memory.targets.clone(), memory.spoken.clone()))
 
-    def spy(logits: Tensor, target: Tensor, mask: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def spy(logits: Tensor, target: Tensor, mask: Tensor, *rest: Any, **options: Any) -> Any:
         masks.append(mask.clone())
-        return loss(logits, target, mask, *rest)
+        return loss(logits, target, mask, *rest, **options)
 
     monkeypatch.setattr(module._Run, "_distil", look)
     monkeypatch.setattr(module, "distillation_loss", spy)
@@ -93,18 +105,19 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
 def test_views_have_targets_of_their_own_and_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of each image's views, by every expert; the same ones for the second expert as for the first."""
     runs = []
-    asked, distil = module._Run._targets, module._Run._distil
+    asked, distil = Teachers.of_all, module._Run._distil
 
-    def look(self: Any, *args: Any) -> list[Tensor]:
-        runs.append((self.shown.clone(), self.keys.clone()))
-        return asked(self, *args)
+    def look(self: Any, memory: Memory, positions: Tensor) -> tuple[Tensor, Tensor]:
+        assert memory._shown is not None
+        runs.append((memory._shown.clone(), memory.keys.clone()))
+        return asked(self, memory, positions)
 
     def then(self: Any, expert: Expert) -> None:
         distil(self, expert)
-        assert self.shown is None, "not kept between experts"
-        runs[-1] += (self.stored.clone(), self.heard.clone())
+        assert self.memory._shown is None, "not kept between experts"
+        runs[-1] += (self.memory.targets.clone(), self.memory.spoken.clone())
 
-    monkeypatch.setattr(module._Run, "_targets", look)
+    monkeypatch.setattr(Teachers, "of_all", look)
     monkeypatch.setattr(module._Run, "_distil", then)
     result = method(views=3).run(ExpertStream(list(trained())))
     assert len(result.buffer) == 16
@@ -131,7 +144,7 @@ def test_views_have_targets_of_their_own_and_are_made_again(monkeypatch: pytest.
 
 @pytest.mark.parametrize("targets", ["experts", "stored"])
 def test_views_resume_bit_for_bit(targets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_STEPS", 10)
+    monkeypatch.setattr(batches, "BLOCK_STEPS", 10)
     stream, values = ExpertStream(list(trained())), {"views": 2, "targets": targets}
     whole = method(**values).run(stream)
 
@@ -140,7 +153,7 @@ def test_views_resume_bit_for_bit(targets: str, tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        method(**values).run(stream, stop, checkpoint_dir=tmp_path)
+        method(**values).run(stream, progress=stop, checkpoint_dir=tmp_path)
     again = method(**values).run(stream, checkpoint_dir=tmp_path)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
@@ -148,19 +161,17 @@ def test_views_resume_bit_for_bit(targets: str, tmp_path: Path, monkeypatch: pyt
 
 def test_views_of_random_images_alone() -> None:
     """They are labelled by what is said of them as they are."""
-    result = method(Procedural(FIELDS), background_share=0.0, targets="stored", views=2).run(
-        ExpertStream(list(trained()))
-    )
+    result = method(Procedural(FIELDS), background=None, targets="stored", views=2).run(ExpertStream(list(trained())))
     assert len(result.buffer) == 40 and set(result.buffer.labels.tolist()) <= {0, 1, 2, 3}
 
 
 def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the strategy count in the cross-entropy with the class of their expert, those of the background not."""
-    seen, loss, rows = [], module.distillation_loss, module._Run._rows
+    seen, loss, rows = [], module.distillation_loss, Memory.rows
 
-    def spy(logits: Tensor, target: Tensor, mask: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def spy(logits: Tensor, target: Tensor, mask: Tensor, labels: Tensor, *rest: Any, **options: Any) -> Any:
         seen.append(labels.clone())
-        return loss(logits, target, mask, labels, *rest)
+        return loss(logits, target, mask, labels, *rest, **options)
 
     def look(self: Any, index: Tensor) -> Tensor:
         asked.append(torch.where(index < 24, -1, self.buffer.labels[(index - 24).clamp(min=0)]))
@@ -168,7 +179,7 @@ def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked: list[Tensor] = []
     monkeypatch.setattr(module, "distillation_loss", spy)
-    monkeypatch.setattr(module._Run, "_rows", look)
+    monkeypatch.setattr(Memory, "rows", look)
     result = method(lambda_ce=1.0).run(ExpertStream(list(trained())))
     # Of each expert's 20 steps of 8; the other rows are all 40 images, for their targets.
     steps = torch.cat([found for found in asked if len(found) == 160])
@@ -178,12 +189,11 @@ def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cross_entropy_is_a_mean_over_the_batch_with_and_without_labels() -> None:
-    config = DistillationConfig.from_dict(QUICK | {"lambda_ce": 1.0})
     logits, target = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels, seen = torch.tensor([2, -1, 0, -1, -1, 1]), torch.tensor([0, 1, 3])
     mask = torch.ones(6, 4, dtype=torch.bool)
     leaf = logits.clone().requires_grad_()
-    _, found = module.distillation_loss(leaf, target, mask, labels, seen, config)
+    _, found = distillation_loss(leaf, target, mask, labels, seen, Divergence(), unlabelled=True)
     labelled = [0, 2, 5]
     expected = nn.functional.cross_entropy(logits[labelled][:, seen], labels[labelled], reduction="sum") / 6
     torch.testing.assert_close(found, expected)
@@ -194,11 +204,11 @@ def test_cross_entropy_is_a_mean_over_the_batch_with_and_without_labels() -> Non
 def test_the_background_learns_as_random_images_alone_do() -> None:
     """About as well: a tenth of the buffer has other images."""
     calibration = ResponseCalibration(FIELDS, images=500, share=0.01)
-    values = QUICK | {"iterations": 150, "batch_size": 32, "optimizer": "adam", "lr": 3e-3, "buffer_size": 300}
+    values = QUICK | {"steps": 150, "batch_size": 32, "optimizer": "adam", "lr": 3e-3, "buffer_size": 300}
     found = []
     for strategy, more, source in (
-        (Procedural(FIELDS), {"background_share": 0.0, "targets": "stored"}, None),
-        (INVERSION, {"background_share": 0.9}, FIELDS),
+        (Procedural(FIELDS), {"targets": "stored"}, None),
+        (INVERSION, {}, Background(FIELDS, 0.9)),
     ):  # fmt: skip
         config = DistillationConfig.from_dict(values | more)
         run = ExModelDistillation(strategy, config, calibration=calibration, background=source)
@@ -214,7 +224,8 @@ def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float
     calibration = ResponseCalibration(FIELDS, images=50, share=0.1, typicality=typicality) if typicality else None
 
     def run(source: NaturalFields | PenStrokes = FIELDS, **options: Any) -> Any:
-        run = ExModelDistillation(INVERSION, config, seed=5, background=source, calibration=calibration)
+        background = Background(source, 0.6)
+        run = ExModelDistillation(INVERSION, config, seed=5, background=background, calibration=calibration)
         return run.run(ExpertStream(with_batch_norm()), **options)
 
     expected, calls = run(), 0
@@ -267,7 +278,7 @@ def test_debiased_classes_are_as_likely_for_random_images(align: bool) -> None:
 def test_debiasing_needs_a_bias() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4, bias=False))
     config = DistillationConfig.from_dict(QUICK | {"debias": 0.5})
-    run = ExModelDistillation(INVERSION, config, background=FIELDS, model=model, units=[0, 1, 2, 3])
+    run = ExModelDistillation(INVERSION, config, background=BEHIND, model=model, units=[0, 1, 2, 3])
     with pytest.raises(ValueError, match="debias needs a final linear layer with a bias"):
         run.run(ExpertStream(list(trained())))
 
@@ -278,7 +289,7 @@ def test_without_batch_norm_nothing_is_renormalised() -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-class Sharing:
+class Sharing(Strategy):
     """Random images, for experts of which one knows a class of the other's too."""
 
     def __init__(self) -> None:
@@ -286,7 +297,7 @@ class Sharing:
         card = dataclasses.replace(second.card, classes=(1, 2, 3))
         self.experts = [first, Expert(second.model, card)]
 
-    def samples(self, expert: Expert, count: int, generator: torch.Generator, *_: Any) -> tuple[Tensor, Tensor]:
+    def samples(self, expert: Expert, count: int, generator: torch.Generator, **_: Any) -> tuple[Tensor, Tensor]:
         return Procedural(FIELDS).samples(expert, count, generator)
 
     def describe(self) -> dict[str, Any]:
@@ -298,7 +309,9 @@ def test_a_class_that_two_experts_know_is_the_mean_of_those_that_spoke(monkeypat
 
     def look(self: Any, expert: Expert) -> None:
         kept(self, expert)
-        runs.append((torch.cat([self.background, self.buffer.images]), self.stored.clone(), self.heard.clone()))
+        memory = self.memory
+        images = torch.cat([memory.background, memory.buffer.images])
+        runs.append((images, memory.targets.clone(), memory.spoken.clone()))
 
     monkeypatch.setattr(module._Run, "_distil", look)
     sharing = Sharing()
@@ -314,7 +327,7 @@ def test_a_class_that_two_experts_know_is_the_mean_of_those_that_spoke(monkeypat
 def test_a_background_goes_with_other_settings(values: dict[str, Any], tmp_path: Path) -> None:
     runs = [
         ExModelDistillation(
-            INVERSION, DistillationConfig.from_dict(QUICK | values), seed=5, background=FIELDS, buffer_dir=folder
+            INVERSION, DistillationConfig.from_dict(QUICK | values), seed=5, background=BEHIND, buffer_dir=folder
         ).run(ExpertStream(list(trained())))
         for folder in (None, tmp_path)
     ]
@@ -325,40 +338,28 @@ def test_a_background_goes_with_other_settings(values: dict[str, Any], tmp_path:
 
 def test_random_images_before_random_images() -> None:
     config = DistillationConfig.from_dict(QUICK)
-    run = ExModelDistillation(Procedural(FIELDS), config, background=FIELDS).run(ExpertStream(list(trained())))
+    run = ExModelDistillation(Procedural(FIELDS), config, background=BEHIND).run(ExpertStream(list(trained())))
     assert len(run.buffer) == 16 and set(run.buffer.labels.tolist()) <= {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"views": 0}, "views must be a positive integer, got 0"),
-        (
-            {"views": 2, "targets": "live", "background_share": 0.0},
-            "views needs targets 'stored' or 'experts', got 'live'",
-        ),
-        ({"background_share": 1.0}, "background_share must be at least 0 and less than 1, got 1.0"),
-        ({"background_share": "half"}, "background_share must be at least 0"),
-        ({"task_labels": True}, "background_share must be 0 with task_labels"),
-        ({"targets": "live"}, "background_share needs targets 'stored' or 'experts', got 'live'"),
-        ({"combine": "per_sample"}, "targets='experts' needs combine='per_unit'"),
+        ({"task_labels": True}, "task_labels must be False with a background"),
+        ({"targets": "live"}, "targets must be 'stored' or 'experts' with a background, got 'live'"),
+        ({"targets": "fixed"}, "targets must be 'stored' or 'experts' with a background, got 'fixed'"),
     ],
 )
 def test_settings_that_do_not_go_together(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DistillationConfig.from_dict(QUICK | values)
+        method(**values)
 
 
-def test_a_background_needs_its_source_and_renormalising_its_images() -> None:
-    config = DistillationConfig.from_dict(QUICK)
-    with pytest.raises(ValueError, match="must be a source if and only if background_share"):
-        ExModelDistillation(INVERSION, config)
-    with pytest.raises(ValueError, match="if and only if"):
-        ExModelDistillation(INVERSION, background=FIELDS)
+def test_a_background_leaves_room_and_renormalising_needs_images() -> None:
     with pytest.raises(ValueError, match=r"buffer_size 4 with background_share 0.75 leaves 1 images for 2 experts"):
-        method(buffer_size=4, background_share=0.75).run(ExpertStream(list(trained())))
+        method(buffer_size=4, background=Background(FIELDS, 0.75)).run(ExpertStream(list(trained())))
     with pytest.raises(ValueError, match="renormalise needs images of experts"):
-        method(Procedural(FIELDS), background_share=0.0, renormalise=True).run(ExpertStream(list(trained())))
+        method(Procedural(FIELDS), background=None, renormalise=True)
 
 
 def test_drawings_of_each_class_begin_with_those_the_expert_sees_it_in() -> None:

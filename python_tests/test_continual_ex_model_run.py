@@ -1,185 +1,32 @@
+"""Alg. 1 as a whole, its checkpoints and its errors."""
+
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from small_experts import quadrants, real_images, trained
+from small_experts import QUICK, quadrants, real_images, stream, trained
 from torch import Tensor, nn
 
+from exml_fast.continual import Background, DistillationConfig, ExModelDistillation, ExModelResult, Strategy
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
-from exml_fast.continual.ex_model import run as distillation
-from exml_fast.continual.ex_model.run import (
-    Augmentation,
-    DistillationConfig,
-    DistillationResult,
-    ExModelDistillation,
-    combined_targets,
-    distillation_loss,
-    normalize,
-)
+from exml_fast.continual.ex_model import run as module
+from exml_fast.continual.ex_model.losses import SquaredError, distillation_loss
+from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.expert import Expert, train_expert
 from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
-from exml_fast.data import InputSpec
+from exml_fast.data import InputSpec, NaturalFields
 from exml_fast.training import forward
 
-QUICK = DistillationConfig(iterations=150, batch_size=16, lr=0.05, buffer_size=60, augmentation=Augmentation(shift=2))
-
-# normalize
+change = QUICK.replace
 
 
-@given(
-    st.integers(1, 5), st.lists(st.booleans(), min_size=1, max_size=8), st.integers(0, 999),
-    st.floats(0.01, 100), st.floats(-50, 50),
-)  # fmt: skip
-def test_normalize_removes_shift_and_scale(rows: int, known: list[bool], seed: int, scale: float, shift: float) -> None:
-    logits = torch.randn(rows, len(known), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    mask = torch.tensor(known)
-    for how in ("none", "mean", "standardize"):
-        assert float(normalize(logits, mask, how)[:, ~mask].abs().sum()) == 0
-    assert torch.equal(normalize(logits, mask, "none")[:, mask], logits[:, mask])
-    mean, standard = normalize(logits, mask, "mean"), normalize(logits, mask, "standardize")
-    torch.testing.assert_close(mean.sum(1), torch.zeros(rows, dtype=torch.float64), atol=1e-9, rtol=0)
-    torch.testing.assert_close(normalize(logits * scale + shift, mask, "mean"), mean * scale, atol=1e-7, rtol=1e-7)
-    torch.testing.assert_close(normalize(logits * scale + shift, mask, "standardize"), standard, atol=1e-6, rtol=1e-6)
-    if mask.sum() > 1:
-        torch.testing.assert_close(standard[:, mask].std(1, correction=0), torch.ones(rows, dtype=torch.float64))
-
-
-def test_normalize_of_equal_logits_is_zero_and_unknown_names_raise() -> None:
-    logits = torch.full((2, 3), 7.0)
-    assert float(normalize(logits, torch.tensor([True, True, False]), "standardize").abs().sum()) == 0
-    rows = torch.tensor([[True, False, False], [True, True, True]])
-    assert normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3]]), rows).tolist() == [[0, 0, 0], [-1, 0, 1]]
-    with pytest.raises(ValueError, match="how must be one of"):
-        normalize(logits, rows, "softmax")
-
-
-# Eq. 8
-
-PREVIOUS, CURRENT = torch.full((3, 4), 1.0), torch.full((3, 4), 3.0)
-
-
-def test_targets_of_disjoint_experts() -> None:
-    before, now = torch.tensor([True, True, False, False]), torch.tensor([False, False, True, False])
-    labels = torch.tensor([0, 1, 2])
-    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_sample")
-    assert target.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 3, 0]]
-    assert mask.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, False]]
-    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")
-    assert target.tolist() == [[1, 1, 3, 0]] * 3 and mask.tolist() == [[True, True, True, False]] * 3
-
-
-def test_targets_of_overlapping_experts() -> None:
-    before, now = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
-    labels = torch.tensor([0, 1, 2])
-    target, mask = combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_sample")
-    assert target.tolist() == [[1, 1, 0, 0], [1, 2, 3, 0], [0, 3, 3, 0]]
-    assert mask.sum(1).tolist() == [2, 3, 2]
-    assert combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")[0].tolist() == [[1, 2, 3, 0]] * 3
-    with pytest.raises(ValueError, match="combine must be"):
-        combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_class")
-
-
-# Eq. 9, 10
-
-
-@pytest.mark.parametrize("config", [DistillationConfig(), DistillationConfig(mse="sum"), DistillationConfig(loss="kl")])
-def test_masked_units_get_no_gradient_from_the_distillation_term(config: DistillationConfig) -> None:
-    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    target = torch.randn(5, 4, dtype=torch.float64)
-    mask = torch.tensor([True, True, False, False]).expand(5, 4)
-    seen, labels = torch.tensor([0, 1]), torch.tensor([0, 1, 0, 1, 1])
-    term, ce = distillation_loss(logits, target, mask, labels, seen, config)
-    assert term.item() >= 0 and ce.item() > 0
-    (term + ce).backward()
-    assert logits.grad is not None and float(logits.grad[:, 2:].abs().max()) < 1e-12
-    assert float(logits.grad[:, :2].abs().max()) > 0
-
-
-def test_loss_values() -> None:
-    logits, target = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.0, 4.0, 0.0]])
-    mask, labels, seen = torch.tensor([[True, True, False]]), torch.tensor([1]), torch.tensor([0, 1])
-    term, ce = distillation_loss(logits, target, mask, labels, seen, DistillationConfig())
-    assert float(term) == pytest.approx(2.5)
-    assert float(ce) == pytest.approx(nn.functional.cross_entropy(logits[:, :2], labels).item())
-    assert float(distillation_loss(logits, target, mask, labels, seen, DistillationConfig(mse="sum"))[0]) == 5
-    kl = DistillationConfig(loss="kl", temperature=2.0)
-    p, q = torch.softmax(target[:, :2] / 2, 1), torch.log_softmax(logits[:, :2] / 2, 1)
-    expected = 4 * nn.functional.kl_div(q, p, reduction="batchmean").item()
-    assert float(distillation_loss(logits, target, mask, labels, seen, kl)[0]) == pytest.approx(expected, rel=1e-5)
-    assert float(distillation_loss(logits, logits, mask, labels, seen, kl)[0]) == pytest.approx(0, abs=1e-6)
-
-
-# Configuration
-
-
-def test_defaults_are_the_papers() -> None:
-    config = DistillationConfig()
-    assert (config.iterations, config.batch_size, config.lr, config.temperature) == (30000, 32, 0.01, 2.0)
-    assert (config.lambda_ce, config.buffer_size, config.optimizer, config.momentum) == (1.0, 5000, "sgd", 0.0)
-    assert DistillationConfig.from_dict(json.loads(json.dumps(QUICK.to_dict()))) == QUICK
-
-
-def test_onecycle_rises_and_falls() -> None:
-    config = DistillationConfig(iterations=100, lr=1.0, schedule="onecycle")
-    rates = [config.rate(step) for step in range(100)]
-    assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0) == rates[30]
-    assert rates[-1] == pytest.approx(1e-4)
-    assert rates[:31] == sorted(rates[:31]) and rates[30:] == sorted(rates[30:], reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"optimizer": "lbfgs"}, "optimizer must be one of"),
-        ({"arithmetic": "float16"}, "arithmetic must be one of"),
-        ({"normalize": "softmax"}, "normalize must be one of"),
-        ({"combine": "x"}, "combine must be one of"),
-        ({"iterations": 0}, "iterations must be a positive integer"),
-        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
-        ({"lr": 0.0}, "lr must be positive"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
-        ({"lambda_ce": -1.0}, "lambda_ce must not be negative"),
-        ({"mixup": -0.1, "lambda_ce": 0.0}, "mixup must not be negative"),
-        ({"mixup": 1.0}, "mixup needs lambda_ce=0: a blend has no label, got 1.0"),
-        ({"mixup": 1.0, "lambda_ce": 0.0, "targets": "fixed"}, "mixup needs targets='live'"),
-        ({"mixup": 1.0, "lambda_ce": 0.0, "combine": "per_sample"}, "mixup needs combine='per_unit'"),
-        ({"mixup": 1.0, "lambda_ce": 0.0, "task_labels": True}, "mixup needs task_labels=False"),
-        ({"align": True, "task_labels": True}, "align must be False with task_labels"),
-        ({"debias": 2.0}, "debias must be between 0 and 1, got 2.0"),
-        ({"debias": 0.5}, "debias needs background_share, random images of no class, got 0"),
-        ({"augmentation": {"shift": -1}}, "shift must be an integer from 0"),
-        ({"augmentation": {"rotation": 200}}, "rotation must be between"),
-        ({"augmentation": {"flip": 2}}, "flip must be a probability"),
-    ],
-)
-def test_bad_settings_are_named(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DistillationConfig.from_dict(change)
-
-
-# Alg. 1
-
-
-def stream() -> ExpertStream:
-    return ExpertStream(trained())
-
-
-def weights(result: DistillationResult) -> dict[str, Tensor]:
+def weights(result: ExModelResult) -> dict[str, Tensor]:
     return result.model.state_dict()
-
-
-def change(**values: Any) -> DistillationConfig:
-    return DistillationConfig.from_dict({**QUICK.to_dict(), **values})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +35,7 @@ def change(**values: Any) -> DistillationConfig:
         {}, {"normalize": "mean", "combine": "per_unit"}, {"optimizer": "adam", "lr": 0.003, "schedule": "onecycle"},
         {"targets": "fixed", "momentum": 0.9, "lr": 0.01}, {"loss": "kl", "normalize": "standardize"},
         {"targets": "stored", "momentum": 0.9, "lr": 0.01}, {"combine": "per_sample"},
-        {"mixup": 0.5, "lambda_ce": 0.0, "loss": "kl"},
+        {"targets": "blended", "mixup": 0.5, "lambda_ce": 0.0, "loss": "kl"},
     ],
 )  # fmt: skip
 def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
@@ -210,7 +57,7 @@ def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
 
 
 def test_the_result_is_an_expert_that_can_be_saved(tmp_path: Path) -> None:
-    result = ExModelDistillation(real_images(), change(iterations=2)).run(stream())
+    result = ExModelDistillation(real_images(), change(steps=2)).run(stream())
     result.expert.save(tmp_path)
     assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
 
@@ -245,17 +92,17 @@ def test_reset_starts_each_expert_from_the_same_weights(monkeypatch: pytest.Monk
         begun.append(next(network.parameters()).detach().clone())
         return forward(network, *arguments)
 
-    monkeypatch.setattr(distillation, "forward", looking)
+    monkeypatch.setattr(module, "forward", looking)
     ExModelDistillation(real_images(), change(reset=reset)).run(stream())
     assert len(begun) == 2 * 150 and torch.equal(begun[0], begun[150]) == reset
     assert not torch.equal(begun[0], begun[149])
 
 
 def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Plain:
+    class Plain(Strategy):
         """Black or white images."""
 
-        def samples(self, expert: Expert, count: int, *_: Any) -> tuple[Tensor, Tensor]:
+        def samples(self, expert: Expert, count: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             labels = torch.arange(count) % 2
             return (labels == 1).float()[:, None, None, None].expand(count, 1, 32, 32).contiguous(), labels
 
@@ -263,7 +110,7 @@ def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) 
             return {"strategy": "plain"}
 
     seen: dict[str, list[Tensor]] = {"teacher": [], "student": []}
-    answer = distillation._Teachers.__call__
+    answer = Teachers.__call__
 
     def asked(self: Any, images: Tensor, *arguments: Any) -> Any:
         seen["teacher"].append(images)
@@ -273,9 +120,9 @@ def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) 
         seen["student"].append(images)
         return forward(network, images, *arguments)
 
-    monkeypatch.setattr(distillation._Teachers, "__call__", asked)
-    monkeypatch.setattr(distillation, "forward", learning)
-    config = change(mixup=1.0, lambda_ce=0.0, augmentation={"shift": 0}, iterations=100)
+    monkeypatch.setattr(Teachers, "__call__", asked)
+    monkeypatch.setattr(module, "forward", learning)
+    config = change(targets="blended", mixup=1.0, lambda_ce=0.0, augmentation={"shift": 0}, steps=100)
     ExModelDistillation(Plain(), config).run(ExpertStream(trained()[:1]))
     teacher, student = (torch.cat(images) for images in seen.values())
     assert torch.equal(teacher, student) and len(student) == 1600
@@ -289,7 +136,7 @@ def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_weight_of_the_cross_entropy_counts() -> None:
     def first(weight: float) -> Tensor:
-        config = change(iterations=1, lambda_ce=weight, lr=1.0)
+        config = change(steps=1, lambda_ce=weight, lr=1.0)
         result = ExModelDistillation(real_images(), config).run(ExpertStream(trained()[:1]))
         return torch.cat([value.flatten() for value in result.model.parameters()])
 
@@ -305,7 +152,7 @@ def test_with_task_labels_each_image_trains_its_own_head() -> None:
     logits, target = torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 4)
     mask = torch.tensor([[True, True, False, False]])
     _, ce = distillation_loss(
-        logits, target, mask, torch.tensor([1]), torch.arange(4), DistillationConfig(task_labels=True)
+        logits, target, mask, torch.tensor([1]), torch.arange(4), SquaredError(), task_labels=True
     )
     assert float(ce) == pytest.approx(math.log(2))
     (gradient,) = torch.autograd.grad(ce, logits)
@@ -327,7 +174,7 @@ def test_experts_of_other_architectures_and_inputs() -> None:
     assert stream_accuracy(Oracle(mixed), quadrants(), [[0, 1], [2, 3]]) >= 0.9
     with pytest.raises(ValueError, match="parameters of different networks cannot be averaged: architecture"):
         ParameterAverage(mixed)
-    wide = ExModelDistillation(real_images(), change(iterations=20), model=other.model, units=[0, 1, 2, 3], spec=spec)
+    wide = ExModelDistillation(real_images(), change(steps=20), model=other.model, units=[0, 1, 2, 3], spec=spec)
     assert wide.run(mixed).expert.input_spec == spec
 
 
@@ -347,13 +194,13 @@ def test_other_unit_orders_own_models_and_heads() -> None:
 def test_strategies_get_networks_as_they_are() -> None:
     """Not by our ops for training, from which the engine could fuse and freeze nothing."""
 
-    class Watching:
+    class Watching(Strategy):
         competes = True
 
         def __init__(self) -> None:
             self.seen: list[Expert] = []
 
-        def samples(self, *args: Any, rival: Expert | None) -> tuple[Tensor, Tensor]:
+        def samples(self, *args: Any, rival: Expert | None = None, **_: Any) -> tuple[Tensor, Tensor]:
             self.seen += [expert for expert in (args[0], rival) if expert is not None]
             return real_images().samples(*args)
 
@@ -361,7 +208,7 @@ def test_strategies_get_networks_as_they_are() -> None:
             return {"strategy": "watching"}
 
     strategy = Watching()
-    result = ExModelDistillation(strategy, change(iterations=5)).run(stream())
+    result = ExModelDistillation(strategy, change(steps=5)).run(stream())
     assert len(strategy.seen) == 3
     for expert in strategy.seen:
         assert type(expert.model) is type(trained()[0].model)
@@ -374,9 +221,7 @@ def test_a_run_is_reproducible_and_leaves_the_random_state_and_experts_alone() -
     before, prints = torch.get_rng_state(), stream().fingerprints()
     x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     logits = trained()[0].logits(x)
-    one, two, other = (
-        ExModelDistillation(real_images(), change(iterations=20), seed=s).run(stream()) for s in (1, 1, 2)
-    )
+    one, two, other = (ExModelDistillation(real_images(), change(steps=20), seed=s).run(stream()) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before) and stream().fingerprints() == prints
     assert torch.equal(trained()[0].logits(x), logits), "to the last bit: its tensors lie as they did"
     assert one.expert.fingerprint() == two.expert.fingerprint() != other.expert.fingerprint()
@@ -414,11 +259,11 @@ class WithDropout(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 6, 8, 9])
-@pytest.mark.parametrize("other", [{"optimizer": "sgd"}, {"optimizer": "adam", "mixup": 1.0, "lambda_ce": 0.0}])
+@pytest.mark.parametrize("other", [{"optimizer": "sgd"}, {"optimizer": "adam", "targets": "blended", "lambda_ce": 0.0}])
 def test_an_interrupted_run_ends_bit_for_bit_as_if_it_had_not_been(
     tmp_path: Path, at: int, other: dict[str, Any]
 ) -> None:
-    config = change(iterations=250, momentum=0.9, lr=0.003, schedule="onecycle", **other)
+    config = change(steps=250, momentum=0.9, lr=0.003, schedule="onecycle", **other)
     torch.manual_seed(0)
     model = WithDropout()
 
@@ -449,112 +294,62 @@ def test_checkpoints_are_written_within_an_expert(tmp_path: Path) -> None:
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):
-        ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(
+        ExModelDistillation(real_images(), change(steps=300, batch_size=4)).run(
             stream(), progress=crash, checkpoint_dir=tmp_path, checkpoint_every=100
         )
     steps: list[int] = []
-    resumed = ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(
+    resumed = ExModelDistillation(real_images(), change(steps=300, batch_size=4)).run(
         stream(), progress=lambda stage, step, *_: steps.append(step), checkpoint_dir=tmp_path
     )
     assert steps[0] == 200
-    straight = ExModelDistillation(real_images(), change(iterations=300, batch_size=4)).run(stream())
+    straight = ExModelDistillation(real_images(), change(steps=300, batch_size=4)).run(stream())
     assert straight.expert.fingerprint() == resumed.expert.fingerprint()
 
 
 def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        ExModelDistillation(real_images(), QUICK).run(stream(), Interrupt(3), tmp_path)
+        ExModelDistillation(real_images(), QUICK).run(stream(), progress=Interrupt(3), checkpoint_dir=tmp_path)
     (file,) = tmp_path.glob("*.pt")
     state = torch.load(file, weights_only=True)
-    del state["identity"]["config"]["mixup"]
-    torch.save(state, file)
+    assert "momentum" not in state["identity"]["config"], "only fields that differ from their defaults"
     resumed = ExModelDistillation(real_images(), QUICK).run(stream(), checkpoint_dir=tmp_path)
     assert resumed.expert.fingerprint() == ExModelDistillation(real_images(), QUICK).run(stream()).expert.fingerprint()
 
 
-def test_aligned_rows_have_one_norm() -> None:
-    """Zhao 2020, by class: the centred logits of each class change by one factor, in a copy."""
-    plain, aligned = (ExModelDistillation(real_images(), change(align=flag)).run(stream()) for flag in (False, True))
-    assert aligned.history == plain.history  # it goes on learning as it was
-    old, new = weights(plain), weights(aligned)
-    weight, bias = "classifier.4.weight", "classifier.4.bias"
-    assert [name for name, value in old.items() if not torch.equal(value, new[name])] == [weight, bias]
-    centred = {name: old[name] - old[name].mean(0) for name in (weight, bias)}
-    norms = centred[weight].norm(dim=1)
-    assert norms.max() / norms.min() > 1.01  # something to align
-    torch.testing.assert_close(new[weight], centred[weight] * (norms.mean() / norms)[:, None])
-    torch.testing.assert_close(new[bias], centred[bias] * (norms.mean() / norms))
-    assert stream_accuracy(aligned.expert, quadrants()) >= 0.9
-
-
-def test_only_the_classes_seen_are_aligned() -> None:
-    plain, given = [], []
-    for align, states in ((False, plain), (True, given)):
-        ExModelDistillation(real_images(), change(align=align, iterations=20)).run(
-            stream(), evaluate=lambda e, states=states: states.append(copy.deepcopy(e.model.state_dict()))
-        )
-    weight = "classifier.4.weight"
-    first, before = given[0][weight], plain[0][weight]
-    assert torch.equal(first[2:], before[2:]) and not torch.equal(first[:2], before[:2])
-    torch.testing.assert_close(first[:2].norm(dim=1), before[:2].sub(before[:2].mean(0)).norm(dim=1))
-    norms = given[1][weight].norm(dim=1)
-    torch.testing.assert_close(norms, norms.mean().expand(4))
-
-
-class Gated(nn.Module):
-    """Whose last linear layer does not give the logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.gate = nn.Linear(1024, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.first(x.flatten(1))
-        return z * self.gate(z).sigmoid()
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (Gated(), "that gives the logits, got one before others"),
-        (
-            nn.Sequential(nn.Conv2d(1, 4, 32), nn.Flatten()),
-            "need a final linear layer: .* executes no nn.Linear",
-        ),
-        (
-            nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(1024, 4))),
-            "with its own weight, got a parametrised one",
-        ),
-    ],
-)
-def test_aligning_needs_a_linear_layer_that_gives_the_logits(model: nn.Module, message: str) -> None:
-    method = ExModelDistillation(real_images(), change(align=True), model=model, units=[0, 1, 2, 3])
-    with pytest.raises(ValueError, match=message):
-        method.run(stream())
-
-
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
-    config = change(iterations=2)
+    config = change(steps=2)
     ExModelDistillation(real_images(), config).run(stream(), checkpoint_dir=tmp_path)
     for name, method, experts in (
-        ("config", ExModelDistillation(real_images(), change(iterations=3)), stream()),
+        ("config", ExModelDistillation(real_images(), change(steps=3)), stream()),
         ("seed", ExModelDistillation(real_images(), config, seed=1), stream()),
         ("experts", ExModelDistillation(real_images(), config), ExpertStream(trained()[::-1])),
     ):
-        with pytest.raises(ValueError, match=f"of another run: {name} was"):
+        with pytest.raises(ValueError, match=f"belongs to another run: {name} was"):
             method.run(experts, checkpoint_dir=tmp_path)
 
 
 def test_bfloat16_learns_the_same() -> None:
     """Convolutions and linear layers round; weights and loss do not, and what is learned is as good."""
     runs = [
-        ExModelDistillation(real_images(), dataclasses.replace(QUICK, arithmetic=arithmetic)).run(
-            ExpertStream(list(trained()))
-        )
-        for arithmetic in ("float32", "bfloat16")
+        ExModelDistillation(real_images(), change(precision=precision)).run(ExpertStream(list(trained())))
+        for precision in ("float32", "bfloat16")
     ]
     plain, rounded = (run.history[0]["mse"][0] for run in runs)
     assert rounded != plain and rounded == pytest.approx(plain, rel=0.05)
     assert {p.dtype for p in runs[1].model.parameters()} == {torch.float32}
     accuracies = [stream_accuracy(run.expert, quadrants()) for run in runs]
     assert accuracies[1] > accuracies[0] - 0.1, accuracies
+
+
+def test_settings_that_do_not_go_together_are_refused_at_once() -> None:
+    fields = NaturalFields()
+    for values, background, message in (
+        ({"debias": 0.5}, None, "debias needs a background"),
+        ({}, Background(fields, 0.5), "targets must be 'stored' or 'experts' with a background, got 'live'"),
+        ({"targets": "stored", "task_labels": True}, Background(fields, 0.5), "task_labels must be False with a back"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExModelDistillation(real_images(), DistillationConfig.from_dict(values), background=background)
+    for share in (0.0, 1.0, True, "half"):
+        with pytest.raises(ValueError, match="background_share must be more than 0 and less than 1"):
+            Background(fields, share)  # type: ignore[arg-type]  # wrong on purpose

@@ -11,7 +11,7 @@ import torch
 from small_experts import quadrants, trained
 from torch import Tensor
 
-from exml_fast.continual.ex_model.run import DistillationConfig, ExModelDistillation
+from exml_fast.continual import DistillationConfig, ExModelDistillation
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
@@ -43,7 +43,7 @@ def test_inversion_gives_images_the_expert_recognises(kind: Any) -> None:
     strategy = kind(steps=150, lr=0.05, temperature=1.0)
     calls: list[tuple[int, int]] = []
     images, labels = strategy.samples(
-        expert, 9, seeded(), lambda stage, step, total, terms: calls.append((step, total))
+        expert, 9, seeded(), progress=lambda stage, step, total, terms: calls.append((step, total))
     )
     assert images.shape == (9, 1, 32, 32) and images.dtype == torch.float32 and labels.shape == (9,)
     assert set(labels.tolist()) <= {2, 3}
@@ -69,9 +69,9 @@ def test_inversion_resumes_from_its_checkpoint(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        strategy.samples(expert, 4, seeded(), interrupt, tmp_path)
+        strategy.samples(expert, 4, seeded(), progress=interrupt, checkpoint_dir=tmp_path)
     assert (tmp_path / "inversion.pt").is_file()
-    resumed = strategy.samples(expert, 4, seeded(), None, tmp_path)[0]
+    resumed = strategy.samples(expert, 4, seeded(), checkpoint_dir=tmp_path)[0]
     assert torch.equal(resumed, strategy.samples(expert, 4, seeded())[0])
 
 
@@ -143,11 +143,11 @@ def test_the_rival_is_the_ex_model_so_far() -> None:
     rivals: list[Any] = []
 
     class Spy(AdaptiveInversion):
-        def samples(self, *args: Any, rival: Any = None) -> Any:
+        def samples(self, *args: Any, rival: Any = None, **options: Any) -> Any:
             rivals.append(rival)
-            return super().samples(*args, rival=rival)
+            return super().samples(*args, rival=rival, **options)
 
-    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+    config = DistillationConfig.from_dict({"steps": 5, "batch_size": 8, "buffer_size": 8})
     result = ExModelDistillation(Spy(steps=5), config).run(ExpertStream(list(trained())))
     assert rivals[0] is None and rivals[1].classes == (0, 1) and rivals[1].units == (0, 1, 2, 3)
     assert len(result.buffer) == 8
@@ -181,7 +181,7 @@ def test_the_rival_sees_images_converted_to_its_input() -> None:
 def test_a_stream_of_other_architectures_and_inputs(kind: Any) -> None:
     spec = InputSpec(3, (24, 24), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     other = train_expert(quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=2, arguments={"depth": 8})
-    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+    config = DistillationConfig.from_dict({"steps": 5, "batch_size": 8, "buffer_size": 8})
     result = ExModelDistillation(kind(steps=5), config).run(ExpertStream([trained()[0], other]))
     assert result.buffer.images.shape == (8, 1, 32, 32) and result.buffer.images.isfinite().all()
     assert torch.bincount(result.buffer.labels).tolist() == [2, 2, 2, 2]
@@ -210,11 +210,11 @@ def test_replay_gives_what_there_is_and_each_expert_its_part() -> None:
 
 @pytest.mark.parametrize("kind", [ModelInversion, DataImpression, AdaptiveInversion])
 def test_a_run_interrupted_among_its_images_ends_as_if_it_had_not_been(tmp_path: Path, kind: Any) -> None:
-    config = DistillationConfig(iterations=5, batch_size=8, buffer_size=8)
+    config = DistillationConfig.from_dict({"steps": 5, "batch_size": 8, "buffer_size": 8})
 
     def run(progress: Any = None, folder: Path | None = None) -> Any:
         method = ExModelDistillation(kind(steps=120, batch_size=2), config)
-        return method.run(ExpertStream(list(trained())), progress, folder)
+        return method.run(ExpertStream(list(trained())), progress=progress, checkpoint_dir=folder)
 
     def stop(stage: str, step: int, _total: int, _terms: dict[str, float]) -> None:
         if stage == "expert 2/2: generate" and step >= 150:

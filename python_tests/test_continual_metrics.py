@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exml_fast.continual import average_accuracy, forgetting
-from exml_fast.continual.ex_model.run import DistillationResult
+from exml_fast.continual.ex_model.result import ExModelResult
 
 NAN = math.nan
 
@@ -37,7 +37,7 @@ def test_what_was_not_measured_counts_for_nothing() -> None:
 
 def test_a_result_has_the_matrix_of_its_evaluations() -> None:
     made = {"expert": None, "buffer": None, "history": [], "seconds": [], "peak_mb": []}
-    result = DistillationResult(evaluations=[[0.9, 0.1], [0.4, 0.8]], **made)  # type: ignore[arg-type]  # no expert is asked
+    result = ExModelResult(evaluations=[[0.9, 0.1], [0.4, 0.8]], **made)  # type: ignore[arg-type]  # no expert is asked
     assert result.matrix.shape == (2, 2)
     assert (result.average_accuracy, result.forgetting) == (pytest.approx(0.6), pytest.approx(0.5))
     for wrong in ([], [0.5, 0.6]):

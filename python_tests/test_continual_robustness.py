@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_experts
 import torch
 from small_experts import quadrants, real_images, save_npz, trained
 from torch import nn
@@ -19,7 +20,6 @@ from typer.testing import CliRunner
 
 from exml_fast.cli.app import app
 from exml_fast.continual import (
-    Augmentation,
     DistillationConfig,
     ExModelDistillation,
     Expert,
@@ -30,7 +30,7 @@ from exml_fast.continual import (
 from exml_fast.data import InputSpec
 from exml_fast.storage import load_json
 
-QUICK = DistillationConfig(iterations=60, batch_size=16, lr=0.05, buffer_size=60, augmentation=Augmentation(shift=2))
+QUICK = small_experts.QUICK.replace(steps=60)
 
 
 def save_stream(parent: Path, **changes: Any) -> Path:
@@ -63,7 +63,7 @@ def same(one: Any, two: Any) -> bool:
 
 @pytest.mark.parametrize("targets", ["live", "fixed", "stored"])
 def test_a_buffer_on_disk_changes_nothing(tmp_path: Path, targets: str) -> None:
-    config = dataclasses.replace(QUICK, targets=targets)
+    config = QUICK.replace(targets=targets)
     in_memory = learn(ExpertStream(trained()), None, config)
     on_disk = learn(ExpertStream(trained()), tmp_path / "checkpoints", config, buffer_dir=tmp_path / "images")
     assert same(in_memory, on_disk) and in_memory.evaluations == on_disk.evaluations
@@ -194,13 +194,15 @@ def test_an_expert_to_come_may_be_replaced_and_more_may_arrive(tmp_path: Path) -
     other = Expert(type(second.model)(4), second.card)
 
     def run(*experts: Expert, folder: Path | None = tmp_path, progress: Any = None) -> Any:
-        return ExModelDistillation(real_images(), QUICK, seed=3).run(ExpertStream(experts), progress, folder)
+        return ExModelDistillation(real_images(), QUICK, seed=3).run(
+            ExpertStream(experts), progress=progress, checkpoint_dir=folder
+        )
 
     with pytest.raises(RuntimeError, match="stop"):
         run(first, other, progress=stop_at("expert 2"))
     assert run(first, second).expert.fingerprint() == run(first, second, folder=None).expert.fingerprint()
     assert len(run(first, second, first).history) == 3
-    with pytest.raises(ValueError, match="of another run: experts was"):
+    with pytest.raises(ValueError, match="to another run: experts was"):
         run(other, second)
 
 
@@ -273,7 +275,7 @@ import sys
 import torch
 from pathlib import Path
 from exml_fast.continual import (
-    Augmentation, Card, DistillationConfig, ExModelDistillation, Expert, ExpertStream, ModelInversion
+    Card, DistillationConfig, ExModelDistillation, Expert, ExpertStream, ModelInversion
 )
 from exml_fast.data import InputSpec
 from exml_fast.models import create
@@ -298,7 +300,9 @@ def leaking(self, index):
 ExpertStream.__getitem__ = leaking
 method = ExModelDistillation(
     ModelInversion("model_inversion/mnist", steps=2, batch_size=20),
-    DistillationConfig(iterations=3, batch_size=4, lr=1e-4, buffer_size=27, augmentation=Augmentation(2)),
+    DistillationConfig.from_dict(
+        {"steps": 3, "batch_size": 4, "lr": 1e-4, "buffer_size": 27, "augmentation": {"shift": 2}}
+    ),
     buffer_dir=parent / "images",
 )
 result = method.run(stream, checkpoint_dir=parent / "checkpoints", evaluate=lambda expert: 0.0)

@@ -13,12 +13,12 @@ from small_experts import quadrants, save_npz
 from typer.testing import CliRunner
 
 from exml_fast.cli.app import app
-from exml_fast.continual import DistillationConfig, Replay, train_stream
+from exml_fast.continual import METHODS, DistillationConfig, train_stream
 from exml_fast.continual.teachers import pretrained_weights
 from exml_fast.data import Augmentation
 from exml_fast.models import create
 from exml_fast.reproduction import methods, published
-from exml_fast.reproduction.methods import calibration_of, check_methods, config_of, recipe_of
+from exml_fast.reproduction.methods import check_methods, plan_of
 from exml_fast.reproduction.preset import names
 from exml_fast.reproduction.runner import load_preset
 from exml_fast.reproduction.stream import experts_folder, learn_preset, settings_of
@@ -26,7 +26,7 @@ from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_settings import ExpertSettings, RunOptions, Settings
 from exml_fast.storage import load_json, save_tensors
 
-TINY = {"experts.epochs": 2, "distillation.iterations": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
+TINY = {"experts.epochs": 2, "distillation.steps": 20, "distillation.buffer_size": 40, "inversion.steps": 2}
 CARTA = [name for name in names() if name.startswith("carta2022/") and load_preset(name)["task"] == "learn"]
 
 
@@ -56,11 +56,12 @@ def options(changes: dict[str, Any]) -> list[str]:
 def test_presets_are_as_published(name: str) -> None:
     settings = settings_of(learn_preset(name))
     found = published.published(settings.data, settings.scenario)
-    config = config_of(settings, "model-inversion")
-    assert found is not None and config.lambda_ce == 1
-    assert (config.iterations, config.buffer_size) == (found.distillation_steps, found.buffer_size)
+    planned = plan_of(settings, "model-inversion")
+    config = planned.config
+    assert found is not None and config.lambda_ce == 1 and planned.recipe is not None
+    assert (config.optimizer.steps, config.buffer.buffer_size) == (found.distillation_steps, found.buffer_size)
     assert (settings.experts.epochs, settings.experts.architecture) == (found.epochs, found.architecture)
-    assert recipe_of(settings, "model-inversion").steps == found.inversion_steps
+    assert planned.recipe.steps == found.inversion_steps
     arguments = {"in_channels": 1} if found.architecture == "lenet5" else {}
     assert create(found.architecture, num_classes=50, **arguments) is not None
 
@@ -78,7 +79,7 @@ def test_the_papers_figures_are_in_the_presets() -> None:
 def test_presets_hold_the_appendix() -> None:
     assert "replay" not in settings_of({"strategies": ["all"]}).strategies
     nc, mt, ni = (learn_preset(f"carta2022/{name}") for name in ("mnist-nc", "cifar10-mt", "core50-ni"))
-    assert config_of(settings_of(nc), "model-inversion") == DistillationConfig()
+    assert plan_of(settings_of(nc), "model-inversion").config == DistillationConfig()
     assert (nc["experts"]["lr"], nc["experts"]["epochs"], nc["classes_per_step"]) == (0.01, 20, [2])
     assert (mt["distillation"]["lr"], mt["scenario"]) == (0.1, "multi-task")
     assert mt["experts"]["architecture"] == "slim_resnet18"
@@ -109,9 +110,9 @@ def test_images_are_augmented_as_published(data: str, generation: dict[str, Any]
     assert presets
     for preset in presets:
         settings = settings_of(preset)
-        assert config_of(settings, "model-inversion").augmentation == distillation
         for strategy in ("model-inversion", "data-impression"):
-            recipe = recipe_of(settings, strategy)
+            assert plan_of(settings, strategy).config.buffer.augmentation == distillation
+            recipe = plan_of(settings, strategy).recipe
             assert {name: getattr(recipe, name) for name in generation} == generation
 
 
@@ -121,7 +122,7 @@ def test_learn_from_a_preset_and_options_go_before_it(npz: Path, tmp_path: Path)
     stored = load_json(tmp_path / "results.json")
     settings = stored["settings"]
     assert settings["distillation"] == {
-        **learn_preset("carta2022/mnist-nc")["distillation"], "iterations": 7, "buffer_size": 20, "lr": 0.5
+        **learn_preset("carta2022/mnist-nc")["distillation"], "steps": 7, "buffer_size": 20, "lr": 0.5
     }  # fmt: skip
     assert (
         settings["strategies"] == ["replay"]
@@ -134,7 +135,7 @@ def test_learn_from_a_preset_and_options_go_before_it(npz: Path, tmp_path: Path)
 def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) -> None:
     own = tmp_path / "mine.toml"
     text = f'task = "learn"\ndata = "{npz}"\nexperts.epochs = 1\nscenario = "joint"\nstrategies = ["replay"]\n'
-    own.write_text(f"{text}[distillation]\niterations = 2\nbuffer_size = 8\n")
+    own.write_text(f"{text}[distillation]\nsteps = 2\nbuffer_size = 8\n")
     rows = json.loads(call("learn", "--preset", own, "--json", "--out", tmp_path / "out").stdout)["rows"]
     assert [row["cell"] for row in rows] == ["quadrants/Joint/Replay ED", "quadrants/Joint/Oracle"]
     for line, message in (
@@ -147,10 +148,10 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("background = 'noise'", "background must be one of"),
         ("background = 'natural-fields'", "got 'natural-fields' and 0.0 for model-inversion"),
         ("distillation = { background_share = 0.5, targets = 'stored' }", "got None and 0.5 for model-inversion"),
-        ("typicality = 0.5", "typicality needs a calibration, which model-inversion does not have, got 0.5"),
+        ("typicality = 0.5", "typicality must be 0 for model-inversion without a calibration, got 0.5"),
         ("typicality = -1.0", "typicality must be at least 0, got -1.0"),
         ("inversion.recipe = 'magic'", "recipe must be one of"),
-        ("distillation = { rate = 3 }", "no field 'rate'"),
+        ("distillation = { rate = 3 }", "unknown field 'rate'"),
         ("seeds = 3", "unknown field 'seeds'"),
     ):
         own.write_text(f'task = "learn"\n{line}\n')
@@ -170,17 +171,17 @@ inversion = {{ recipe = "deep_inversion/cifar10-transferable", steps = 3 }}
 background = "natural-fields"
 calibration = "natural-fields"
 typicality = 0.5
-random_images = {{ iterations = 2, buffer_size = 20 }}
+random_images = {{ steps = 2, buffer_size = 20 }}
 
 [distillation]
-iterations = 2
+steps = 2
 buffer_size = 20
 targets = "experts"
 background_share = 0.5
-arithmetic = "bfloat16"
+precision = "bfloat16"
 """
     )
-    calibration = calibration_of(settings_of(learn_preset(str(own))), "model-inversion")
+    calibration = plan_of(settings_of(learn_preset(str(own))), "model-inversion").calibration
     assert calibration is not None and calibration.typicality == 0.5
     call("learn", "--preset", own, "--json", "--out", tmp_path / "out")
     stored = load_json(tmp_path / "out" / "results.json")
@@ -190,14 +191,14 @@ arithmetic = "bfloat16"
     )
     assert "3 of" in inverted["note"] and random["note"].startswith("random images, what is known: natural images")
     card = load_json(tmp_path / "out" / "ex-model" / "model-inversion" / "card.json")["training"]
-    assert card["strategy"]["recipe"]["bn_distance"] == "gaussian_kl" and card["config"]["arithmetic"] == "bfloat16"
+    assert card["strategy"]["recipe"]["bn_distance"] == "gaussian_kl" and card["config"]["precision"] == "bfloat16"
 
 
 def test_a_strategy_that_is_registered_later_works_in_presets(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(methods.STRATEGIES, "real-images", "Real Images")
-    monkeypatch.setattr(Study, "strategy", lambda self, name, stream: Replay(self.data))
+    monkeypatch.setitem(METHODS, "real-images", METHODS["replay"])
     own = tmp_path / "mine.toml"
     own.write_text(f'task = "learn"\ndata = "{npz}"\nexperts.epochs = 1\nstrategies = ["real-images"]\n')
     arguments = ("--steps", 2, "--buffer", 8, "--json", "--out", tmp_path / "out")
@@ -294,7 +295,8 @@ def test_a_baseline_that_fails_is_tried_again(npz: Path, tmp_path: Path, monkeyp
 def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None:
     settings = Settings(strategies=("model-inversion", "adaptive-inversion"), inversion={"compete": 2.0})
     check_methods(settings)
-    assert (recipe_of(settings, "model-inversion").compete, recipe_of(settings, "adaptive-inversion").compete) == (0, 2)
+    recipes = [plan_of(settings, name).recipe for name in settings.strategies]
+    assert [recipe and recipe.compete for recipe in recipes] == [0, 2]
     with pytest.raises(ValueError, match="compete must be positive for adaptive-inversion, got 0"):
         check_methods(dataclasses.replace(settings, inversion={"compete": 0}))
 
@@ -304,7 +306,7 @@ def test_replay_of_new_instances_has_a_part_for_each_expert(npz: Path, tmp_path:
         data=str(npz), scenario="new-instances", parts=2, experts=ExpertSettings(epochs=1), strategies=("replay",)
     )
     study = Study(settings, RunOptions(), tmp_path)
-    replay, experts = study.strategy("replay", study.stream(0)), study.stream(0)
+    replay, experts = study.data_of("replay", study.stream(0)), study.stream(0)
     seen = [replay.samples(expert, 1000, torch.Generator().manual_seed(0))[0] for expert in experts]
     assert [len(images) for images in seen] == [80, 80]
     sums = torch.cat(seen).flatten(1).double().sum(1)
@@ -336,7 +338,7 @@ def test_bad_rows_and_strategies_are_named(tmp_path: Path) -> None:
     for arguments, message in (
         (("carta2022/table2", "--rows", "mnist/XX"), "no row 'mnist/XX', expected some of mnist/Joint,mnist/NC"),
         (("carta2022/table2", "--strategies", "magic"), "strategies must be one of"),
-        (("carta2022/table2", "--set", "distillation.rate=1"), "no field 'rate'"),
+        (("carta2022/table2", "--set", "distillation.rate=1"), "unknown field 'rate'"),
         (("carta2022/mnist-nc", "--rows", "mnist/NC"), "has no rows"),
         (("nayak2021/table1", "--strategies", "replay"), "this one is of task 'zskd'"),
     ):

@@ -31,7 +31,7 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.rows import print_rows
 from exml_fast.cli.run_file import StudyRun, close_run, open_run, was_typed
 from exml_fast.data import SOURCES, load
-from exml_fast.reproduction.methods import RECIPES, STRATEGIES
+from exml_fast.reproduction.methods import INVERTING, STRATEGIES
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.reproduction.stream import learn_preset, settings_of
 from exml_fast.reproduction.study import Study
@@ -46,10 +46,10 @@ __all__ = ["demo", "learn"]
 # about two minutes on two cores. Other data get the recipe as published, and Carta 2022's distillation.
 SMALL: dict[str, dict[str, Any]] = {
     "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01, "stop_confidence": None},
-    "distillation": {"buffer_size": 300, "iterations": 800, "lr": 0.02},
-    "random_images": {"buffer_size": 1000, "iterations": 400},
+    "distillation": {"buffer_size": 300, "steps": 800, "lr": 0.02},
+    "random_images": {"buffer_size": 1000, "steps": 400},
 }
-PUBLISHED: dict[str, dict[str, Any]] = {"inversion": {}, "distillation": {"buffer_size": 5000, "iterations": 30000}}
+PUBLISHED: dict[str, dict[str, Any]] = {"inversion": {}, "distillation": {"buffer_size": 5000, "steps": 30000}}
 
 
 def learn(
@@ -134,7 +134,7 @@ def learn(
         values["experts"] = values.get("experts", {}) | experts
         changes = given_options(steps=inversion_steps) | parse_pairs("--inversion", inversion)
         values["inversion"] = values.get("inversion", {}) | changes
-        asked = given_options(buffer_size=buffer, iterations=steps) | parse_pairs("--distillation", distillation)
+        asked = given_options(buffer_size=buffer, steps=steps) | parse_pairs("--distillation", distillation)
         for table in ("distillation", "random_images"):
             values[table] = values.get(table, {}) | asked
         given = StudyRun(
@@ -181,7 +181,7 @@ def demo(
     data_root: DataRoot = None,
     classes_per_step: PerStep = "2",
     steps: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL["distillation"][
-        "iterations"
+        "steps"
     ],
     inversion_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps of the images.")] = SMALL["inversion"][
         "steps"
@@ -198,8 +198,8 @@ def demo(
     """All of it in minutes: experts on digits, three ways to learn from them, baselines, joint training, a page."""
     with Guard(context) as guard:
         require_report()
-        asked = {"buffer_size": buffer, "iterations": steps}
-        options = {"buffer_size": "buffer", "iterations": "steps"}
+        asked = {"buffer_size": buffer, "steps": steps}
+        options = {"buffer_size": "buffer", "steps": "steps"}
         given = StudyRun(
             study=settings_of(
                 {
@@ -217,7 +217,7 @@ def demo(
             load(data, data_root)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.threads)
-        inverting = tuple(name for name in run.study.strategies if name in RECIPES)
+        inverting = tuple(name for name in run.study.strategies if name in INVERTING)
         joint_settings = dataclasses.replace(run.study, scenario="joint", strategies=inverting)
         with Reporter() as progress:
             study = Study(run.study, run.options, out, progress=progress, title="stream")

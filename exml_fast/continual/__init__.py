@@ -3,7 +3,12 @@
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
-from exml_fast.continual.ex_model.run import DistillationConfig, DistillationResult, ExModelDistillation
+from exml_fast.continual.ex_model.config import Background, BufferConfig, DistillationConfig, OptimizerConfig
+from exml_fast.continual.ex_model.losses import Divergence, SquaredError
+from exml_fast.continual.ex_model.methods import METHODS, Method, Plan, method, plan
+from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise
+from exml_fast.continual.ex_model.result import ExModelResult
+from exml_fast.continual.ex_model.run import ExModelDistillation
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
@@ -13,6 +18,13 @@ from exml_fast.continual.ex_model.strategies import (
     Procedural,
     Replay,
     Strategy,
+)
+from exml_fast.continual.ex_model.targets import (
+    BlendedTargets,
+    ExpertTargets,
+    FixedTargets,
+    LiveTargets,
+    StoredTargets,
 )
 from exml_fast.continual.expert import Card, Expert, train_expert
 from exml_fast.continual.metrics import average_accuracy, forgetting
@@ -31,37 +43,55 @@ from exml_fast.data import Augmentation
 from exml_fast.data.buffer import ImageBuffer
 
 __all__ = [
+    "METHODS",
     "AdaptiveInversion",
+    "Align",
     "Augmentation",
     "AuxiliaryData",
+    "Background",
+    "BlendedTargets",
+    "BufferConfig",
     "Card",
     "Catalogue",
     "DataImpression",
+    "Debias",
     "DistillationConfig",
-    "DistillationResult",
+    "Divergence",
+    "DrawnInversion",
     "EnsembleAverage",
     "ExModelDistillation",
+    "ExModelResult",
     "Expert",
     "ExpertStream",
+    "ExpertTargets",
+    "FixedTargets",
     "ImageBuffer",
+    "LiveTargets",
     "Measured",
+    "Method",
     "MinEntropy",
-    "DrawnInversion",
     "ModelInversion",
     "MultiHead",
+    "OptimizerConfig",
     "Oracle",
     "ParameterAverage",
+    "Plan",
     "Procedural",
+    "Renormalise",
     "Replay",
     "ResponseCalibration",
+    "SquaredError",
+    "StoredTargets",
     "Strategy",
     "average_accuracy",
     "confusion_matrix",
     "experience_accuracies",
     "forgetting",
     "joint",
+    "method",
     "new_classes",
     "new_instances",
+    "plan",
     "stream_accuracy",
     "train_expert",
     "train_stream",

@@ -23,15 +23,14 @@ import torch
 from torch import Tensor
 
 from exml_fast.continual import (
+    METHODS,
     AuxiliaryData,
-    ExModelDistillation,
     Expert,
     ExpertStream,
     MultiHead,
     Oracle,
     ParameterAverage,
     Replay,
-    Strategy,
     average_accuracy,
     confusion_matrix,
     experience_accuracies,
@@ -46,12 +45,9 @@ from exml_fast.reproduction.experts import experiences_of, train_experts
 from exml_fast.reproduction.methods import (
     BASELINES,
     STRATEGIES,
-    background_of,
-    calibration_of,
     check_methods,
-    config_of,
     note_of,
-    strategy_of,
+    plan_of,
 )
 from exml_fast.reproduction.study_settings import RunOptions, Settings
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
@@ -171,11 +167,9 @@ class Study:
             return
         prefix, options = self._prefix(STRATEGIES[name], seed), self.options
         images = Path(options.buffer_dir) / f"{name}-seed_{seed}" if options.buffer_dir else None
-        method = ExModelDistillation(
-            self.strategy(name, stream), config_of(self.settings, name), seed=seed, device=options.device,
-            buffer_dir=images, calibration=calibration_of(self.settings, name),
-            background=background_of(self.settings, name),
-        )  # fmt: skip
+        method = plan_of(self.settings, name).build(
+            self.data_of(name, stream), seed=seed, device=options.device, buffer_dir=images
+        )
         checkpoints = self.out / "checkpoints" / f"{name}-seed_{seed}"
 
         def evaluate(expert: Expert) -> list[float]:
@@ -183,7 +177,9 @@ class Study:
 
         begun = time.perf_counter()
         with Meter(options.device) as meter:
-            result = method.run(stream, self._named_progress(prefix), checkpoints, evaluate)
+            result = method.run(
+                stream, progress=self._named_progress(prefix), checkpoint_dir=checkpoints, evaluate=evaluate
+            )
         after = [self._weighted(accuracies) for accuracies in result.evaluations]
         result.expert.save(self.ex_model_folder(name, seed))
         labels = result.buffer.labels.cpu()
@@ -276,14 +272,15 @@ class Study:
         found = load(self.settings.auxiliary, self.options.data_root)
         return AuxiliaryData(found.train.images, found.name)
 
-    def strategy(self, name: str, stream: ExpertStream) -> Strategy:
-        """The strategy of a name; with "replay" each expert gets its own training data again."""
-
-        def replay() -> Replay:
-            parts = [] if self.options.experts_dir else [part for part, _ in self.parts]
-            return Replay(self.data, dict(zip(stream.fingerprints(), parts, strict=False)))
-
-        return strategy_of(self.settings, name, replay, lambda: self._auxiliary)
+    def data_of(self, name: str, stream: ExpertStream) -> AuxiliaryData | Replay | None:
+        """The data that a method needs; with "replay" each expert gets its own training data again."""
+        needs = METHODS[name].needs
+        if needs is None:
+            return None
+        if needs == "images":
+            return self._auxiliary
+        parts = [] if self.options.experts_dir else [part for part, _ in self.parts]
+        return Replay(self.data, dict(zip(stream.fingerprints(), parts, strict=False)))
 
     def part_file(self, name: str, seed: int) -> Path:
         """Where the result of a part is stored."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
-from exml_fast.reproduction.methods import RECIPES, STRATEGIES, config_of, recipe_of
+from exml_fast.reproduction.methods import STRATEGIES, plan_of
 from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_rows import rows_of_study
 
@@ -134,18 +134,19 @@ def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
     }
     shape = ("name", "steps", "lr", "batch_size", "temperature", "l2", "blur", "tv_l2", "jitter", "clip", "compete")
     for strategy in settings.strategies:
+        recipe = plan_of(settings, strategy).recipe
         if strategy == "auxiliary-data":
             shown[STRATEGIES[strategy]] = settings.auxiliary
-        elif strategy in RECIPES:
-            recipe = recipe_of(settings, strategy)
+        elif recipe is not None:
             shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
     fields = (
-        "buffer_size", "iterations", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
+        "buffer_size", "steps", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
         "targets", "normalize", "combine",
     )  # fmt: skip
     for strategy in settings.strategies:
         name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
-        shown[name] = {field: getattr(config_of(settings, strategy), field) for field in fields}
+        config = plan_of(settings, strategy).config.to_dict()
+        shown[name] = {field: config[field] for field in fields if field in config}
     shown["Device"] = study.options.device + (f", {threads} threads" if threads and threads > 1 else "")
     return shown
 

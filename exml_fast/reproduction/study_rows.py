@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exml_fast.reproduction.methods import DRAWN, RANDOM, RECIPES, STRATEGIES, config_of, recipe_of
+from exml_fast.reproduction.methods import STRATEGIES, plan_of
 from exml_fast.reproduction.published import published, published_lengths
 from exml_fast.reproduction.study import Study, part_name
 from exml_fast.reproduction.study_settings import SCENARIOS
@@ -64,12 +64,12 @@ def shorter_than_published(study: Study, strategy: str | None) -> list[str]:
         taken["epochs of the experts"] = (epochs, exact.epochs)
     frames = [f"one of {settings.every} frames"] if data == "core50" and settings.every > 1 else []
     if strategy is not None:
-        config = config_of(settings, strategy)
-        if strategy not in RANDOM:  # the paper has no such method
-            taken["distillation steps"] = (config.iterations, usual.distillation_steps)
-        taken["images"] = (config.buffer_size, usual.buffer_size)
-    if strategy in RECIPES and strategy not in DRAWN:
-        taken["inversion steps"] = (recipe_of(settings, strategy).steps, usual.inversion_steps)
+        planned = plan_of(settings, strategy)
+        if not planned.method.is_random:  # the paper has no such method
+            taken["distillation steps"] = (planned.config.optimizer.steps, usual.distillation_steps)
+        taken["images"] = (planned.config.buffer.buffer_size, usual.buffer_size)
+        if planned.recipe is not None and not planned.method.inverts_source:
+            taken["inversion steps"] = (planned.recipe.steps, usual.inversion_steps)
     return frames + [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
 
 

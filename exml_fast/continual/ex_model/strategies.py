@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +23,43 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Strategy(Protocol):
-    """A source of labelled images for one expert (Alg. 1, line 3).
+class Strategy(abc.ABC):
+    """A source of labelled images for one expert (Carta 2022, Eq. 5; Alg. 1, line 3)."""
 
-    ``once`` (False if there is none): the images do not depend on the expert. The buffer is then filled at the first
-    expert, and every expert sees all of it; an image's label is the class of its highest target. ``competes`` (False
-    if there is none): ``samples`` also takes ``rival``, the ex-model so far (None at the first expert).
-    """
+    once: ClassVar[bool] = False
+    """The images do not depend on the expert: the buffer is filled at the first expert, every expert sees all of it,
+    and an image's label is the class of its highest target."""
+    competes: ClassVar[bool] = False
+    """:meth:`samples` uses the ex-model so far, ``rival``; other strategies are given None."""
 
+    @abc.abstractmethod
     def samples(
         self,
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,).
+        """Images that the expert has learned, or labels.
 
-        All randomness comes from ``generator``. ``checkpoint_dir``: a folder for those that can be interrupted.
+        Args:
+            expert: the network as it was given, which must not be changed.
+            count: how many images; fewer may come where there are no more.
+            generator: all randomness comes from it.
+            rival: the ex-model so far, None at the first expert.
+            progress: called as the work goes on.
+            checkpoint_dir: a folder for the state of strategies that can be interrupted.
+
+        Returns:
+            Normalised images (count, C, H, W) float32 for the expert's input, and global class ids (count,) int64.
         """
-        ...
 
+    @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain JSON values: they identify a run's checkpoint."""
-        ...
 
 
 def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
@@ -54,7 +67,7 @@ def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
     return torch.tensor(classes, dtype=torch.int64).repeat(-(-count // len(classes)))[:count].sort().values
 
 
-class _Inversion:
+class _Inversion(Strategy):
     """Images optimised until the expert sees its own classes in them, equally many of each."""
 
     name: str
@@ -69,6 +82,8 @@ class _Inversion:
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -185,11 +200,12 @@ class AdaptiveInversion(_Inversion):
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
-        rival: Expert | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ValueError if the ex-model lacks units of the expert."""
+        """See :class:`Strategy`. ValueError if the ex-model lacks units of the expert."""
         if rival is None:
             return self._invert(
                 self.recipe.replace(compete=0.0), None, expert, count, generator, progress, checkpoint_dir
@@ -238,7 +254,7 @@ class DataImpression(_Inversion):
             raise ValueError(f"recipe {self.recipe.name!r} has targets {self.recipe.targets!r}, expected 'dirichlet'")
 
 
-class AuxiliaryData:
+class AuxiliaryData(Strategy):
     """Images of another domain, labelled by the expert: the argmax over its own classes.
 
     Args:
@@ -260,10 +276,12 @@ class AuxiliaryData:
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint_dir`` is not used. ValueError for fewer than ``count`` images."""
+        """See :class:`Strategy`. Nothing is saved. ValueError if there are fewer than ``count`` images."""
         if count > len(self.images):
             raise ValueError(f"count is {count}, but there are only {len(self.images)} auxiliary images")
         pool = torch.randperm(len(self.images), generator=generator)[: max(self.pool, count)]
@@ -282,7 +300,7 @@ class AuxiliaryData:
         return {"strategy": "auxiliary", "name": self.name, "images": len(self.images), "pool": self.pool}
 
 
-class Procedural:
+class Procedural(Strategy):
     """Images drawn by chance from a procedure, labelled by the expert: the argmax over its own classes.
 
     No image is optimised and no data are used. What the ex-model learns of are the experts' outputs on images that
@@ -299,10 +317,12 @@ class Procedural:
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint_dir`` is not used."""
+        """See :class:`Strategy`. Nothing is saved."""
         images = self.source.draw(count, expert.input_spec, generator)
         return images, expert.predict(images).cpu()
 
@@ -311,7 +331,7 @@ class Procedural:
         return {"strategy": "procedural", **self.source.describe()}
 
 
-class Replay:
+class Replay(Strategy):
     """Replay ED: real training images of the expert's classes, as equal in number as they allow (Carta 2022, sec. 5).
 
     No data-free method: it shows what the distillation would reach with the data. ``parts``: the data of each expert,
@@ -326,10 +346,12 @@ class Replay:
         expert: Expert,
         count: int,
         generator: torch.Generator,
+        *,
+        rival: Expert | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Strategy`; ``checkpoint_dir`` is not used. At most the images of the expert's classes."""
+        """See :class:`Strategy`. Nothing is saved. No more images than there are of the expert's classes."""
         data = self.parts.get(expert.card.sha256, self.data)
         own = data.train.of_classes(expert.classes)
         chosen = own.subset(balanced_indices(own.labels, min(count, len(own)), generator))
