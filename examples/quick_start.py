@@ -17,9 +17,11 @@ result.save_grid("inverted.png")
 print(f"{len(result)} images in inverted.png, {result.summary['teacher_accuracy']:.0%} recognised by the expert")
 
 # One model that learns from both experts, one after the other (Carta 2022, Algorithm 1).
-config = xf.DistillationConfig(iterations=600, lr=0.02, buffer_size=200)
-learner = xf.ExModelDistillation(xf.ModelInversion(steps=200, lr=0.05), config)
-ex_model = learner.run(experts).expert
+inversion = {"steps": 200, "lr": 0.05}
+method = xf.continual.method(
+    "model-inversion", recipe="model_inversion", inversion=inversion, steps=600, lr=0.02, buffer_size=200
+)
+ex_model = method.run(experts).expert
 ex_model.save("ex-model")
 
 for name, model in (("expert of 0 to 4", experts[0]), ("expert of 5 to 9", experts[1]), ("ex-model", ex_model)):
