@@ -37,15 +37,15 @@ NETWORKS = {
 YIN_TEACHERS = {"vgg11_bn_cifar": 92.34, "resnet34_cifar": 95.42}
 PAIRS = ("vgg11_bn-vgg11_bn", "vgg11_bn-resnet18", "resnet34-resnet18")
 
-# For the README: what learned, the file and cell of our figure, what the paper's is (a cell of the same file, or a data
-# set and scenario of Carta 2022, of which the best method without real images counts), and the page that has more.
+# Rows of the README's table: description, file and cell of our figure, the paper's figure (a cell of the same file, or
+# the best method without real images of a data set and scenario of Carta 2022), and the page with details.
 HEADLINES = [
     ("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "transfer"),
     ("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "transfer"),
     ("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "transfer"),
-    ("MNIST's network for USPS, with unlabelled images", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
+    ("MNIST network adapted to unlabelled USPS images", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
      "transfer"),
-    ("USPS's network for MNIST, with unlabelled images", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
+    ("USPS network adapted to unlabelled MNIST images", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
      "transfer"),
     ("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
      "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "transfer"),
@@ -59,27 +59,27 @@ HEADLINES = [
      "cifar10/Joint", "ex_model"),
     ("five experts of two classes each, CIFAR-10", "calibrated-cifar10-nc", "CIFAR-10/NC/Model Inversion ED",
      "cifar10/NC", "ex_model"),
-    ("the same, the task being known", "calibrated-cifar10-mt-joint", "CIFAR-10/MT/Model Inversion ED", "cifar10/MT",
+    ("the same, task-incremental", "calibrated-cifar10-mt-joint", "CIFAR-10/MT/Model Inversion ED", "cifar10/MT",
      "ex_model"),
 ]  # fmt: skip
 # What each op computes, and where it comes from.
 OPS = {
-    "bn_match": ("distance between an activation's channel statistics and given ones",
+    "bn_match": ("distance between an activation's channel statistics and given statistics",
                  "Yin 2020, Eq. 4; Carta 2022, 4.1; Ye 2022, Eq. 7"),
-    "frozen_bn_act": ("normalise, add a residual, activate, and the input's channel statistics, in one pass",
+    "frozen_bn_act": ("normalisation, residual, activation, and the input's channel statistics, in one pass",
                       "Yin 2020, Eq. 4"),
     "match_statistics": ("the distances of all layers' statistics in one launch", "as `bn_match`"),
     "image_prior": ("total variation, blur residual and l2 norm of images", "Yin 2020, Eq. 3; Carta 2022, 4.1"),
     "soft_cross_entropy": ("temperature-softened cross-entropy with indices or soft targets", "Nayak 2021, Eq. 2"),
-    "jensen_shannon": ("competition of a student with its teacher: one minus their Jensen–Shannon divergence",
+    "jensen_shannon": ("competition of student and teacher: one minus their Jensen–Shannon divergence",
                        "Yin 2020, Eq. 8"),
     "dirichlet_targets": ("Dirichlet draws from class similarities, exact for concentrations of 0.01 and less",
                           "Nayak 2021, Alg. 1"),
-    "jitter_flip": ("shift, mirror, cast and memory format", "Yin 2020, B.1"),
-    "adam_clip_": ("a step of Adam on the images and the clip to their range, in place", "Yin 2020, Eq. 16"),
-    "lane_conv2d": ("convolution of few channels, an image in each lane of a vector (CPU)", "ours"),
+    "jitter_flip": ("shift, flip, cast and change of memory format", "Yin 2020, B.1"),
+    "adam_clip_": ("one step of Adam on the images and the clip to their range, in place", "Yin 2020, Eq. 16"),
+    "lane_conv2d": ("convolution of few channels, one image in each lane of a vector (CPU)", "ours"),
     "winograd_conv2d": ("3×3 convolution by F(4×4, 3×3), weights transformed once (CPU)", "Lavin 2016"),
-    "frozen_conv2d": ("convolution with constant, prepared weights, which saves no activation", "ours"),
+    "frozen_conv2d": ("convolution with constant, prepared weights; saves no activation", "ours"),
     "average_pool2d": ("means of windows that do not overlap, in channels_last (CPU)", "`torch.nn.AvgPool2d`"),
 }  # fmt: skip
 
@@ -119,7 +119,7 @@ def best_of_carta(scenario: str) -> float:
 
 
 def headlines(folder: Path) -> str:
-    """What students learned from networks alone, beside what was published; all of :data:`HEADLINES`."""
+    """Our figures beside the published ones; all of :data:`HEADLINES`."""
     rows, ensembles = [], []
     for what, file, cell, theirs, page in HEADLINES:
         found = {row["cell"]: row for row in load_json(folder / f"{file}.json")["rows"]}
@@ -131,13 +131,13 @@ def headlines(folder: Path) -> str:
         mean, *spread = reached(row).partition(" ")
         ours = f"**{mean}**{''.join(spread)}" + (" †" if row["reduced"] else "")
         rows.append([what, number(paper), ours, str(row["seeds"]), f"[{page}](docs/{page}.md)"])
-    header = ["taught without the teachers' training images: accuracy in %", "published", "ours", "seeds", "how"]
+    header = ["trained without the teachers' data: accuracy in %", "published", "ours", "seeds", "page"]
     kept = ", ".join(number(share) for share in ensembles)
     notes = (
-        "† Shorter than published, or than our preset. Methods are not always the paper's, and some choices had seen "
-        "these test images: the pages say which. The paper of the robust student does not give its bound; that of the "
-        f"experts had none with BatchNorm on MNIST. Who may keep all five experts has {kept} % by averaging their "
-        "answers, in the order of the rows."
+        "† The run was shorter than published, or than our preset. Some rows use a method of ours, and some settings "
+        "were chosen with these test images; the pages say where. Nayak 2021 does not give the bound of the robust "
+        "student. Carta 2022 has no experts with BatchNorm on MNIST. Averaging the outputs of all five experts, where "
+        f"they may be kept, reaches {kept} %, in the order of the rows with five experts."
     )
     return table(header, rows) + "\n\n" + notes
 
@@ -157,7 +157,7 @@ def carta(path: Path) -> str:
     for row in results["rows"]:
         ours = reached(row) + (" ¹" if row["reduced"] else "")
         rows.append([row["cell"].split("/", 2)[-1], number(row["paper"]), ours, number(row["seconds"] / 60, 1, " min")])
-    shorter = f"\n\n¹ {distillation_steps(settings)} distillation steps an expert; the paper takes 30,000."
+    shorter = f"\n\n¹ {distillation_steps(settings)} distillation steps for each expert; the paper takes 30,000."
     what = "five experts of two classes each" if settings["scenario"] == "new-classes" else "one expert of ten classes"
     header = [f"MNIST, {what}: accuracy in %", "Carta 2022, Table 2", f"ours, {settings['seeds']} seeds", "time"]
     footnote = shorter if any(row["reduced"] for row in results["rows"]) else ""
@@ -176,7 +176,7 @@ def calibrated(path: Path) -> str:
         rows.append([name, known, reached(row), number(row["seconds"] / 60, 1, " min")])
     batch_norm = any(values["arguments"].get("batch_norm") for values in results["details"].values())
     experts = "LeNet-5 with BatchNorm" if batch_norm else "LeNet-5"
-    header = [f"MNIST, five {experts} of two classes each: accuracy in %", "known of the domain"]
+    header = [f"MNIST, five {experts} of two classes each: accuracy in %", "knowledge of the domain"]
     seeds = f"{results['rows'][0]['seeds']} seeds"
     shares = {
         (METHODS["inverted-strokes"].settings | values["random_images"])["background_share"]
@@ -185,11 +185,11 @@ def calibrated(path: Path) -> str:
     }
     inverted = "".join(f", {1 - share:.0%} of them inverted from the experts" for share in sorted(shares))
     views = max(values.get("random_images", {}).get("views", 1) for values in results["details"].values())
-    forms = f", each in {views} forms" if views > 1 else ""
+    forms = f", each in {views} views" if views > 1 else ""
     images = f"5000 in the buffer{forms}{inverted}"
-    published = f"the best of Carta 2022 without real images is {best_of_carta('mnist/NC'):.1f}"
+    published = f"the best method of Carta 2022 without real images reaches {best_of_carta('mnist/NC'):.1f} %"
     note = f"¹¹ Calibrated responses to random images, {images}; {published}. "
-    note += "Some choices had seen these test digits ([which](ex_model.md#what-each-idea-gave))."
+    note += "Some settings were chosen with these test digits ([which](ex_model.md#what-each-part-contributes))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -227,7 +227,7 @@ def rates(path: Path) -> str:
     shown = (by_table["settings"]["seeds"], distillation_steps(by_table["settings"]))
     if length != shown:
         raise ValueError(f"{path.name}: seeds and steps are {length}, those of the table in docs/results.md {shown}")
-    note = f"{length[0]} seeds; {length[1]} distillation steps an expert."
+    note = f"{length[0]} seeds; {length[1]} distillation steps for each expert."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", *trained]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, by_text)
 
@@ -245,9 +245,9 @@ def strategies(path: Path) -> str:
             f"{path.name}: steps {steps}, seeds {seeds} and oracles {oracles} differ from the table in docs/results.md"
         )
     rows = [[row["cell"].split("/", 2)[-1], number(row["paper"]), reached(row)] for row in found]
-    note = f"{seeds.pop()} seeds; {steps.pop()} distillation steps an expert, the paper takes 30,000."
+    note = f"{seeds.pop()} seeds; {steps.pop()} distillation steps for each expert, the paper takes 30,000."
     header = ["MNIST NC: accuracy in %", "Carta 2022, Table 2", "ours"]
-    note += " The first three rows are those of [all results](results.md); the others:"
+    note += " The first three rows come from [results.md](results.md), the others from the command below."
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, others)
 
 
@@ -294,12 +294,12 @@ def agreement(path: Path) -> str:
     ]  # fmt: skip
     images = max(row["images"] for row in results["rows"] if "images" in row)
     header = [
-        "images out of CIFAR-10's ResNet-20", "steps", "recognised by itself", "by ResNet-56", "Inception score ⁹",
+        "images out of a CIFAR-10 ResNet-20", "steps", "recognised by the teacher", "by ResNet-56", "Inception score ⁹",
     ]  # fmt: skip
     note = (
-        f"⁹ Computed with ResNet-56, of {images} images each; images a second of a core whose machine had other work. "
-        "Our recipe was searched with the same two networks, on other images. "
-        "The paper takes 2000 steps and other networks for CIFAR-10, and has no such figures."
+        f"⁹ Computed with ResNet-56 on {images} images each. Images a second are those of one core of a machine with "
+        "other load. Our recipe was tuned with the same two networks, on different images. "
+        "The paper takes 2000 steps and other networks for CIFAR-10, so it has no figures to compare."
     )
     return table([*header, "diversity", "images a second"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
@@ -312,13 +312,11 @@ def imagenet(path: Path) -> str:
     ]
     header = [f"{row['images']} images out of EfficientNet-Lite0, 224²: recognised by", "top-1", "top-5"]
     note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second). "
-    note += f"The example had {len(row['classes'])} classes then."
+    note += f"At that time the example had {len(row['classes'])} classes."
     if row.get("shown"):
         each, classes = row["images"] // len(row["classes"]), len(row["classes"])
-        note = (
-            f"{each} images of each of {classes} classes (`--per-class {each} --seed {row['seed']} --save`); those in "
-        )
-        note += "the picture were chosen by eye."
+        note = f"{each} images of each of {classes} classes (`--per-class {each} --seed {row['seed']} --save`). "
+        note += "The images in the picture were chosen by eye."
     return table(header, judges) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -338,11 +336,11 @@ def students(path: Path) -> str:
     theirs = f" (the paper's {YIN_TEACHERS[first['teacher']]} %)" if first["teacher"] in YIN_TEACHERS else ""
     reduced = "Reduced: " * any(row["reduced"] for row in results["rows"])
     ours = (
-        "Images as the paper's Noise (L), then with our recipe: without statistics, with them, and with the "
-        "competition. Students with mixup, τ = 8, and a cosine of learning rates. Mixup, τ and learning rates were "
-        "chosen on 2000 of the test images with ResNet-20. "
+        "The first row is the paper's Noise (L). The other rows use our recipe: without statistics, with "
+        "statistics, and with statistics and competition. Students learn with mixup, τ = 8 and a cosine schedule. "
+        "Mixup, τ and learning rates were chosen on 2000 of the test images with ResNet-20. "
     )
-    recipes = "Recipes and schedule of the paper. " if first.get("published") else ours
+    recipes = "Recipes and schedule are the paper's. " if first.get("published") else ours
     note = f"¹⁰ {reduced}{'; '.join(sorted(notes))}. {recipes}Teacher {tested['ours']:.2f} % {tested['note']}{theirs}."
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
@@ -365,7 +363,7 @@ def ops(path: Path) -> str:
         own = [row for row in results["rows"] if row["op"] == name]
         compiled = [row["times_faster"].get("compiled") for row in own]
         rows.append([f"`{name}`", computes, origin, between([over_pytorch(row) for row in own]), between(compiled)])
-    header = ["op", "computes", "source", "faster than PyTorch", "than torch.compile"]
+    header = ["op", "computes", "source", "speed-up over PyTorch", "over torch.compile"]
     lines = table(header, rows).replace("| --- | ---: | ---: |", "| --- | --- | --- |", 1)
     return lines + "\n\n" + source(path, results)
 
@@ -390,16 +388,16 @@ def all_ops(path: Path) -> str:
                 "–" if memory is None else f"{memory['exml_fast']:.1f} / {max(memory.values()):.1f} MB",
             ]
         )
-    header = ["forward + backward", "time", "over PyTorch ²", "over `var_mean`", "over torch.compile", "peak memory ³"]
+    header = ["forward + backward", "time", "speed-up over PyTorch ²", "over `var_mean`", "over torch.compile"]
     notes = (
         "² `bn_match`, `frozen_bn_act`, `match_statistics`: the published hook's formula; `image_prior`, "
         "`soft_cross_entropy`, `jensen_shannon`: the eager formula; `lane_conv2d`, `winograd_conv2d`, "
         "`frozen_conv2d`: torch's convolution; `average_pool2d`: torch's pooling; `jitter_flip`: torch.roll and flip; "
         "`adam_clip_` (one step): torch.optim.Adam and the clip; "
         "`dirichlet_targets` (one draw): torch.distributions.\n"
-        "³ Of the op and of the contender that needs most."
+        "³ Of the op / of the contender that needs most."
     )
-    return table(header, rows) + "\n\n" + notes + "\n\n" + source(path, results)
+    return table([*header, "peak memory ³"], rows) + "\n\n" + notes + "\n\n" + source(path, results)
 
 
 def fastest(path: Path) -> str:
@@ -431,14 +429,21 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
                 f"{number(setup['engine'], 1)} / {number(setup.get('alternative'), 0)} s",
             ]
         )
-    header = ["one step", "time", "faster than published ⁴", "than torch.compile ⁵", "of the floor ⁶", "peak memory ⁷"]
+    header = [
+        "one step",
+        "time",
+        "speed-up over published ⁴",
+        "over torch.compile ⁵",
+        "time / floor ⁶",
+        "peak memory ⁷",
+    ]
     notes = [
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
-        "⁵ The same loss compiled with the network frozen, the better of float32 and bfloat16.",
-        "⁶ Forward and input gradient of the network alone, BatchNorm folded, in the same dtype.",
-        "⁷ Beyond weights and images, ours and published.",
-        "⁸ Before the first step, ours and torch.compile's.",
+        "⁵ The same loss, compiled with the network frozen; the faster of float32 and bfloat16.",
+        "⁶ The floor is forward and input gradient of the network alone, BatchNorm folded, in the same dtype.",
+        "⁷ Without weights and images: ours / published.",
+        "⁸ Before the first step: ours / torch.compile.",
     ]
     return table([*header, "set-up ⁸"], rows) + "\n\n" + "\n".join(notes) + "\n\n" + source(path, results)
 
@@ -457,7 +462,13 @@ def precision(path: Path) -> str:
         for row in results["rows"]
     ]
     others = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
-    header = [f"{results['rows'][0]['seeds']} seeds", "recognised, in %", f"by {others}, in %", "objective", "time"]
+    header = [
+        f"{results['rows'][0]['seeds']} seeds",
+        "recognised by the teacher, in %",
+        f"by {others}, in %",
+        "objective",
+        "time",
+    ]
     return table(header, rows) + "\n\n" + source(path, results)
 
 
@@ -471,16 +482,18 @@ def ex_model(path: Path) -> str:
     first = results["rows"][0]
     steps = first["step_cpu_ms"]
     parts = ", ".join(
-        f"{what} {steps[f'published {key}']['median']:.1f} to {steps[f'own {mine}']['median']:.1f} ms"
+        f"{what} {steps[f'published {key}']['median']:.1f} and {steps[f'own {mine}']['median']:.1f} ms"
         for what, key, mine in (
-            ("a step of 256 images takes", "inversion", f"inversion, {results['rows'][-1]['asked']}"),
-            ("of the first expert's distillation", "distillation, first expert", "distillation, first expert"),
-            ("of later experts'", "distillation, later experts", "distillation, later experts"),
+            ("inversion of 256 images", "inversion", f"inversion, {results['rows'][-1]['asked']}"),
+            ("distillation from the first expert", "distillation, first expert", "distillation, first expert"),
+            ("distillation from later experts", "distillation, later experts", "distillation, later experts"),
         )
     )
-    note = f"Computed from steps: {parts}, published to ours. {first['weights'].capitalize()} weights."
-    note += f" Meanwhile: {first['note']}." if first["note"] else ""
-    header = ["a whole run, CPU time of one thread", "published style", "ours", "faster"]
+    note = (
+        f"Computed from the time of single steps, published and ours: {parts}. {first['weights'].capitalize()} weights."
+    )
+    note += f" Other load: {first['note']}." if first["note"] else ""
+    header = ["a whole run, CPU time of one thread", "published style", "ours", "speed-up"]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -492,7 +505,7 @@ def impressions(path: Path) -> str:
          number(row["cpu_minutes"], 0, " min"), number(row["times_faster"], 1, "×")]
         for row in results["rows"]
     ]  # fmt: skip
-    header = ["LeNet-5, CPU time of one thread", "an update of a batch", "24,000 impressions", "faster"]
+    header = ["LeNet-5, CPU time of one thread", "one update of a batch", "24,000 impressions", "speed-up"]
     return table(header, rows) + "\n\n" + source(path, results)
 
 
