@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,19 +36,10 @@ from exml_fast.reproduction.stream import learn_preset, settings_of
 from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_page import joint_rows, settings_of_study, summary_of, write_page
 from exml_fast.reproduction.study_rows import rows_of_study
-from exml_fast.reproduction.study_settings import RunOptions
+from exml_fast.reproduction.study_settings import SMALL_DATA, RunOptions, usual_settings
 from exml_fast.storage import save_json
 
 __all__ = ["demo", "learn"]
-
-# For small data such as digits, where the paper's settings for MNIST would take hours for nothing: the demo ends in
-# about two minutes on two cores. Other data get the recipe as published, and Carta 2022's distillation.
-SMALL: dict[str, dict[str, Any]] = {
-    "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01, "stop_confidence": None},
-    "distillation": {"buffer_size": 300, "steps": 800, "lr": 0.02},
-    "random_images": {"buffer_size": 1000, "steps": 400},
-}
-PUBLISHED: dict[str, dict[str, Any]] = {"inversion": {}, "distillation": {"buffer_size": 5000, "steps": 30000}}
 
 
 def learn(
@@ -58,7 +48,7 @@ def learn(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Settings by name, as carta2022/mnist-nc, or of a .toml file; other options go before them.",
+            help="Preset by name, as carta2022/mnist-nc, or a .toml file; other options override it.",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +58,7 @@ def learn(
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(STRATEGIES)}; all: the paper's, the first three.", show_default=False),
+        typer.Option(help=f"{', '.join(STRATEGIES)}; all: those of the paper, the first three.", show_default=False),
     ] = None,
     data: Data = "digits",
     data_root: DataRoot = None,
@@ -76,29 +66,31 @@ def learn(
     classes_per_step: PerStep = "2",
     parts: Parts = 8,
     auxiliary: Annotated[
-        str, typer.Option(help="Data set, or folder of any images, of auxiliary-data.")
+        str, typer.Option(help="Data set, or folder of images, for auxiliary-data.")
     ] = "fashion-mnist",
     variant: Annotated[str, typer.Option(help="Published variant of the recipes: mnist, cifar10 or core50.")] = "mnist",
-    buffer: Annotated[int | None, typer.Option(min=1, help="Images kept; 5000, digits: 300.")] = None,
+    buffer: Annotated[int | None, typer.Option(min=1, help="Images in the buffer; default: 5000, digits 300.")] = None,
     buffer_dir: Annotated[
-        Path | None, typer.Option(help="Keep those images in a file there, not in memory.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder in which the buffer is kept in a file instead of in memory.", show_default=False),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Distillation steps for each expert; 30000, digits: 800.")
+        int | None, typer.Option(min=1, help="Distillation steps for each expert; default: 30000, digits 800.")
     ] = None,
     inversion_steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimisation steps of the images; the recipe's, digits: 200.")
+        int | None, typer.Option(min=1, help="Optimisation steps of the images; default: the recipe's, digits 200.")
     ] = None,
     inversion: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change any field of the recipe; repeatable.")
     ] = None,
     distillation: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any field of the distillation; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change any field of the distillation; repeatable.")
     ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
-            help=f"Experts' logits on one scale, by {', '.join(SOURCES)}, or none; random images: their own.",
+            help=f"Images that bring the experts' logits to one scale: {', '.join(SOURCES)}, or none. Default: "
+            "random images calibrate on themselves, other strategies not.",
             show_default=False,
         ),
     ] = None,
@@ -106,7 +98,7 @@ def learn(
     argument: ArchitectureArgument = None,
     epochs: Epochs = None,
     expert_lr: Annotated[float, typer.Option(help="Learning rate of the experts.")] = 0.01,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with so many seeds: mean and deviation.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
@@ -117,7 +109,7 @@ def learn(
 ) -> None:
     """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
     with Guard(context) as guard:
-        values = _preset_or_usual(preset, data)
+        values = usual_settings(data) if preset is None else learn_preset(preset)
         typed = {
             "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,
             "auxiliary": auxiliary, "variant": variant, "strategies": strategy or ["model-inversion"],
@@ -127,7 +119,7 @@ def learn(
             "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs,
             "lr": expert_lr,
         }  # fmt: skip
-        if preset is not None:  # options go before it
+        if preset is not None:  # only options that were typed override the preset
             typed = _typed(context, typed, {"strategies": "strategy"})
             experts = _typed(context, experts, {"arguments": "argument", "lr": "expert_lr"})
         values |= typed
@@ -180,13 +172,15 @@ def demo(
     data: Data = "digits",
     data_root: DataRoot = None,
     classes_per_step: PerStep = "2",
-    steps: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL["distillation"][
+    steps: Annotated[int, typer.Option(min=1, help="Distillation steps for each expert.")] = SMALL_DATA["distillation"][
         "steps"
     ],
-    inversion_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps of the images.")] = SMALL["inversion"][
-        "steps"
+    inversion_steps: Annotated[int, typer.Option(min=1, help="Optimisation steps of the images.")] = SMALL_DATA[
+        "inversion"
+    ]["steps"],
+    buffer: Annotated[int, typer.Option(min=1, help="Images in the buffer.")] = SMALL_DATA["distillation"][
+        "buffer_size"
     ],
-    buffer: Annotated[int, typer.Option(min=1, help="Images kept.")] = SMALL["distillation"]["buffer_size"],
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -195,19 +189,18 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """All of it in minutes: experts on digits, three ways to learn from them, baselines, joint training, a page."""
+    """Show everything in minutes: experts on digits, three ways to learn from them, baselines and a page."""
     with Guard(context) as guard:
         require_report()
         asked = {"buffer_size": buffer, "steps": steps}
-        options = {"buffer_size": "buffer", "steps": "steps"}
         given = StudyRun(
             study=settings_of(
                 {
                     "data": data, "classes_per_step": parse_sizes(classes_per_step), "experts": {"epochs": epochs},
                     "strategies": ["model-inversion", "data-impression", "natural-fields"],
-                    "inversion": SMALL["inversion"] | {"steps": inversion_steps},
-                    "distillation": SMALL["distillation"] | asked,
-                    "random_images": SMALL["random_images"] | _typed(context, asked, options),
+                    "inversion": SMALL_DATA["inversion"] | {"steps": inversion_steps},
+                    "distillation": SMALL_DATA["distillation"] | asked,
+                    "random_images": SMALL_DATA["random_images"] | _typed(context, asked, {"buffer_size": "buffer"}),
                 }
             ),
             options=RunOptions(seed=seed, device=parse_device(device), data_root=data_root),
@@ -238,11 +231,6 @@ def demo(
         else:
             print_rows(rows, f"{study.data.name}: {len(study.experiences)} experts, and one joint expert")
             typer.echo(f"page: {page}")
-
-
-def _preset_or_usual(preset: str | None, data: str) -> dict[str, Any]:
-    """Settings that options go before: the preset's, or lengths that suit the data."""
-    return copy.deepcopy(learn_preset(preset) if preset is not None else SMALL if data == "digits" else PUBLISHED)
 
 
 def _typed(context: typer.Context, values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -13,12 +14,22 @@ from exml_fast.data.core50 import EVERY
 from exml_fast.reproduction.published import published
 from exml_fast.validation import Count, NonNegative, Positive, field_names, nearest, settings, to_dict
 
-__all__ = ["ALL", "SCENARIOS", "ExpertSettings", "RunOptions", "Settings", "chosen_strategies", "require_fields"]
+__all__ = [
+    "ALL", "SCENARIOS", "SMALL_DATA", "ExpertSettings", "RunOptions", "Settings", "chosen_strategies", "require_fields",
+    "usual_settings",
+]  # fmt: skip
 
 # Scenarios with their names in the paper.
 SCENARIOS = {"joint": "Joint", "new-classes": "NC", "multi-task": "MT", "new-instances": "NI"}
 # The strategies of the paper; --strategy all stands for them.
 ALL = ("model-inversion", "data-impression", "auxiliary-data")
+
+# Lengths for small data such as digits, on which the paper's settings for MNIST would take hours.
+SMALL_DATA: dict[str, dict[str, Any]] = {
+    "inversion": {"steps": 200, "lr": 0.05, "blur": 0.01, "stop_confidence": None},
+    "distillation": {"buffer_size": 300, "steps": 800, "lr": 0.02},
+    "random_images": {"buffer_size": 1000, "steps": 400},
+}
 
 
 @settings
@@ -124,6 +135,14 @@ class RunOptions:
     data_root: str | None = None
     experts_dir: str | None = None
     buffer_dir: str | None = None
+
+
+def usual_settings(data: str) -> dict[str, Any]:
+    """Settings of a study without a preset: short for digits, Carta 2022's lengths for MNIST for other data."""
+    found = published("mnist", "new-classes")
+    assert found is not None
+    lengths = {"buffer_size": found.buffer_size, "steps": found.distillation_steps}
+    return copy.deepcopy(SMALL_DATA) if data == "digits" else {"distillation": lengths}
 
 
 def chosen_strategies(names: Iterable[str]) -> list[str]:
