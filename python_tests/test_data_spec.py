@@ -85,16 +85,16 @@ def test_of_unknown_sources_says_what_to_give(source: object) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": 0}, "channels must be a positive integer"),
-        ({"channels": True}, "channels must be a positive integer"),
-        ({"size": (32,)}, "size must be"),
-        ({"size": (32, 0)}, "size must be"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"channels": True}, "channels must be an integer"),
+        ({"size": (32,)}, r"size\[1\] is missing"),
+        ({"size": (32, 0)}, r"size\[1\] must be at least 1"),
         ({"size": 32}, "size must be"),
         ({"mean": (0.1, 0.2)}, "mean must have one number a channel"),
-        ({"mean": (float("nan"),)}, "mean must hold finite"),
-        ({"mean": 0.1}, "mean must be a sequence"),
-        ({"std": (0.0,)}, "std must be positive"),
-        ({"std": ("a",)}, "std must hold finite"),
+        ({"mean": (float("nan"),)}, r"mean\[0\] must be a finite number"),
+        ({"mean": 0.1}, "mean must be a list"),
+        ({"std": (0.0,)}, r"std\[0\] must be positive"),
+        ({"std": ("a",)}, r"std\[0\] must be a number"),
     ],
 )
 def test_bad_fields_are_named(change: dict[str, object], message: str) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exml_fast.checks import is_count
+from exml_fast.validation import Count, Positive, settings, to_dict
 
 __all__ = ["InputSpec"]
 
@@ -21,34 +19,24 @@ LUMA = (0.299, 0.587, 0.114)
 MAX_PADDING = 4
 
 
-@dataclass(frozen=True)
+@settings
 class InputSpec:
-    """Input of an image classifier: ``(x - mean) / std`` per channel, for x in [0, 1] of shape (N, C, H, W).
+    """The input of an image classifier: ``(x - mean) / std`` per channel, for x in [0, 1] of shape (N, C, H, W).
 
-    ``mean`` and ``std`` have one number a channel; ``size`` is (height, width). ValueError on anything else.
+    ``mean`` and ``std`` have one number for each channel; ``size`` is (height, width). ValueError for other values.
     """
 
-    channels: int
-    size: tuple[int, int]
+    channels: Count
+    size: tuple[Count, Count]
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Positive, ...]
 
-    def __post_init__(self) -> None:
-        if not is_count(self.channels):
-            raise ValueError(f"channels must be a positive integer, got {self.channels!r}")
-        size = _as_tuple("size", self.size)
-        if len(size) != 2 or not all(is_count(s) for s in size):
-            raise ValueError(f"size must be (height, width), two positive integers, got {self.size!r}")
-        object.__setattr__(self, "size", size)
+    def check(self) -> None:
+        """ValueError unless ``mean`` and ``std`` have one number for each channel."""
         for name in ("mean", "std"):
-            values = _as_tuple(name, getattr(self, name))
+            values = getattr(self, name)
             if len(values) != self.channels:
                 raise ValueError(f"{name} must have one number a channel ({self.channels}), got {values!r}")
-            if not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-                raise ValueError(f"{name} must hold finite numbers, got {values!r}")
-            object.__setattr__(self, name, tuple(float(v) for v in values))
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std!r}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,12 +90,7 @@ class InputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of :meth:`from_dict`."""
-        return {
-            "channels": self.channels,
-            "size": list(self.size),
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> InputSpec:
@@ -178,10 +161,3 @@ def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
         weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
         return (pixels * weights[:, None, None]).sum(1, keepdim=True)
     raise ValueError(f"images of {have} channels cannot be converted to {channels}: only 1 to any, and 3 to 1")
-
-
-def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a sequence of numbers, got {value!r}") from None
