@@ -215,7 +215,7 @@ def test_networks_of_ours_need_weights_and_input(tmp_path: Path) -> None:
             "does not fit this model, a CifarResNet: 2 tensors of other shapes (first",
         ),
         ((*own, "--input", spec, "--classes", 3, "--out", tmp_path / "c"), "has no classes [3], only 0 to 2"),
-        ((*own, "--input", spec.replace("3, ", "4, ", 1), *short), "mean must have one number a channel (4)"),
+        ((*own, "--input", spec.replace("3, ", "4, ", 1), *short), "mean must have one number per channel (4)"),
     ):
         assert message in " ".join(call("invert", *arguments, code=2).output.split()), message
     assert not (tmp_path / "c").exists()
@@ -573,7 +573,7 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("train-experts", "--scenario", "other"), "scenario must be one of"),
-        (("train-experts", "--data", "nothing"), "no data set 'nothing'"),
+        (("train-experts", "--data", "nothing"), "got 'nothing'"),
         (("learn", "--strategy", "magic"), "strategies must be one of"),
         (("learn", "--calibration", "magic"), "calibration must be one of"),
         (("learn", "--experts", "/nowhere"), "no such folder"),

@@ -1,4 +1,4 @@
-"""Random changes of images: what each does, and what is refused."""
+"""The effect of each random change of images, and the fields that are rejected."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_scale_enlarges_and_shrinks() -> None:
     assert 7 < side.min() < 9.5 and 22.5 < side.max() < 25
 
 
-def test_stretch_changes_width_and_height_each_by_its_own() -> None:
+def test_stretch_changes_width_and_height_independently() -> None:
     images = disk(40, 60, 9).expand(400, 1, 40, 60)
     wide, high = (
         extent(Augmentation(0, stretch=0.3)(images, UNIT, seeded()), axis) / extent(images, axis) for axis in (3, 2)
@@ -85,7 +85,7 @@ def test_stretch_changes_width_and_height_each_by_its_own() -> None:
 
 
 def test_shear_moves_rows_and_leaves_heights() -> None:
-    """A vertical bar leans by up to the tangent, on images that are no squares too."""
+    """A vertical bar leans by at most the tangent, here on images that are not square."""
     bar = torch.zeros(1, 1, 40, 60)
     bar[..., 10:30, 29:31] = 1
     sheared = Augmentation(0, shear=0.5)(bar.expand(300, 1, 40, 60), UNIT, seeded())
@@ -96,8 +96,8 @@ def test_shear_moves_rows_and_leaves_heights() -> None:
     torch.testing.assert_close(extent(sheared, 2), extent(bar, 2).expand(300), atol=0.05, rtol=0)
 
 
-def test_elastic_displaces_smoothly_by_so_many_pixels() -> None:
-    """A ramp shows the displacement of each pixel."""
+def test_elastic_displaces_smoothly_by_the_given_deviation() -> None:
+    """The pixels of a ramp encode their position, so the displacement of each can be read."""
     ramp = (torch.arange(32) + 0.5).expand(500, 1, 32, 32) / 64 + 0.25
     moved = 64 * (Augmentation(0, elastic=1.5)(ramp, UNIT, seeded()) - ramp)[:, 0, 8:24, 8:24]
     assert 1.0 < moved.square().mean().sqrt() < 1.6

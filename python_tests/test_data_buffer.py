@@ -1,3 +1,5 @@
+"""The buffer of images: balance, capacity, files, checkpoints."""
+
 from __future__ import annotations
 
 import errno
@@ -44,7 +46,7 @@ def test_balanced_indices_refuse_impossible_counts() -> None:
 
 
 def coded(labels: torch.Tensor) -> torch.Tensor:
-    """Images that carry their label, so that a mix-up shows."""
+    """Images whose pixels equal their label, so that a wrong pairing is visible."""
     return labels.float()[:, None, None, None].expand(-1, 1, 2, 2)
 
 
@@ -70,11 +72,11 @@ def test_state_dict_round_trip() -> None:
     other = ImageBuffer(4)
     other.load_state_dict(buffer.state_dict())
     assert torch.equal(other.images, buffer.images) and torch.equal(other.labels, buffer.labels)
-    with pytest.raises(ValueError, match="capacity 4, this one 5"):
+    with pytest.raises(ValueError, match="capacity must be 4, as in the checkpoint, got 5"):
         ImageBuffer(5).load_state_dict(buffer.state_dict())
 
 
-def test_the_buffer_holds_copies() -> None:
+def test_the_buffer_copies_its_images() -> None:
     images, labels = torch.zeros(1, 1, 2, 2), torch.tensor([0])
     buffer = ImageBuffer(2)
     buffer.add(images, labels)
@@ -83,7 +85,7 @@ def test_the_buffer_holds_copies() -> None:
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(1, 20), st.integers(0, 4)), max_size=8))
-def test_a_buffer_on_disk_holds_the_same(capacity: int, additions: list[tuple[int, int]]) -> None:
+def test_a_buffer_on_disk_equals_one_in_memory(capacity: int, additions: list[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         both = ImageBuffer(capacity), ImageBuffer(capacity, folder)
         for count, label in additions:
@@ -128,7 +130,7 @@ def test_a_full_disk_leaves_the_buffer_as_it_was(tmp_path: Path, monkeypatch: py
     assert [file.name for file in tmp_path.iterdir()] == ["buffer.images"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".0123456789ab.buffer.images").write_bytes(b"half")
     (tmp_path / "other").write_bytes(b"mine")
     ImageBuffer(2, tmp_path)
@@ -139,7 +141,7 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_bad_input_is_named() -> None:
+def test_errors_name_the_argument() -> None:
     buffer = ImageBuffer(2)
     y = torch.tensor([0])
     with pytest.raises(ValueError, match="the buffer is empty"):
@@ -151,7 +153,7 @@ def test_bad_input_is_named() -> None:
     buffer.add(torch.zeros(1, 1, 2, 2), y)
     with pytest.raises(ValueError, match=r"images must be \(1, 2, 2\)"):
         buffer.add(torch.zeros(1, 1, 3, 3), y)
-    with pytest.raises(ValueError, match="2 images do not fit in: 1 of 2"):
+    with pytest.raises(ValueError, match="2 images do not fit: 1 of 2"):
         buffer.add(torch.zeros(2, 1, 2, 2), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="capacity must be a positive integer"):
         ImageBuffer(0)

@@ -1,3 +1,5 @@
+"""Reading CORe50 from small files of its layout."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from exml_fast.reproduction.study_settings import RunOptions, Settings
 
 @pytest.fixture(scope="module")
 def core50(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All sessions and objects, 21 frames of 4×4 pixels whose colour tells session, object and frame."""
+    """All sessions and objects, with three frames of 4×4 pixels. The colour is (session, object, frame)."""
     root = tmp_path_factory.mktemp("core50") / "core50_128x128"
     for session in range(1, 12):
         for number in range(1, 51):
@@ -36,7 +38,7 @@ def test_sessions_objects_and_frames(core50: Path) -> None:
         assert split.groups is not None and set(split.groups.tolist()) == sessions
         assert torch.equal(split.images[:, 0, 0, 0].long(), split.groups)
         assert torch.equal(split.images[:, 1, 0, 0].long(), split.labels + 1)
-        assert split.images[:, 2].max() == 0  # of three frames the first
+        assert split.images[:, 2].max() == 0  # the first of three frames
     assert len(load(str(core50), every=1).train) == 3 * len(data.train)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         load(str(core50), every=0)
@@ -53,7 +55,7 @@ def test_the_paper_s_experiences(core50: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_study_says_how_many_frames_it_took(core50: Path, tmp_path: Path) -> None:
+def test_a_study_reports_its_share_of_frames(core50: Path, tmp_path: Path) -> None:
     def study(every: int) -> Study:
         return Study(Settings(data=str(core50), scenario="new-instances", every=every), RunOptions(), tmp_path)
 
@@ -67,7 +69,7 @@ def test_a_study_says_how_many_frames_it_took(core50: Path, tmp_path: Path) -> N
 
 def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:
     (tmp_path / "s1" / "o1").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"no frames C_<session>_<object>_<number>\.png"):
+    with pytest.raises(ValueError, match=r"expected frames C_<session>_<object>_<number>\.png, found none"):
         load(str(tmp_path))
     Image.new("RGB", (4, 4)).save(tmp_path / "s1" / "o1" / "C_02_01_000.png")
     with pytest.raises(ValueError, match=r"expected a frame C_01_01_<number>\.png"):
@@ -77,9 +79,9 @@ def test_errors_name_the_file(core50: Path, tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_by_name_it_is_looked_for_in_the_root(core50: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_core50_is_found_in_the_root(core50: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "core50_128x128").symlink_to(core50, target_is_directory=True)
     assert load("core50", tmp_path).name == "core50"
-    with pytest.raises(ValueError, match=r"no such folder: .*elsewhere/core50_128x128; CORe50's core50_128x128\.zip"):
+    with pytest.raises(ValueError, match=r"no such folder: .*elsewhere/core50_128x128; extract .*core50_128x128\.zip"):
         load("core50", tmp_path / "elsewhere")

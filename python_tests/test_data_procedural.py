@@ -1,3 +1,5 @@
+"""Random images: range, repeatability, and the statistics of each source."""
+
 import math
 
 import pytest
@@ -47,7 +49,7 @@ def test_fields_have_the_mean_and_deviation_of_the_normalisation():
         assert (images.std((0, 2, 3)) - 1).abs().max() < 0.06
 
 
-def test_fields_of_an_input_without_normalisation_have_usual_pixels():
+def test_fields_for_an_input_without_normalisation_have_default_statistics():
     pixels = draw(NaturalFields(), 300, InputSpec(1, (16, 16), (0.0,), (1.0,)))
     assert float(pixels.mean()) == pytest.approx(0.45, abs=0.03)
     assert float(pixels.std()) == pytest.approx(0.25, abs=0.03)
@@ -55,7 +57,7 @@ def test_fields_of_an_input_without_normalisation_have_usual_pixels():
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
 def test_spectrum_of_the_fields(exponent):
-    """Log power falls with log frequency at twice the exponent, for fields that are hardly cut off."""
+    """Log power falls with log frequency at twice the exponent, for fields that are hardly clipped."""
     spec = InputSpec(1, (64, 64), (0.5,), (0.1,))
     fields = draw(NaturalFields((exponent, exponent), detrended=0.0), 400, spec)[:, 0]
     window = torch.hann_window(64, periodic=False)  # the image is a cut-out: its edges do not meet
@@ -104,7 +106,7 @@ def test_strokes_fill_the_box_in_the_middle():
 
 
 def test_a_stroke_of_two_points_is_a_straight_line():
-    """All ink lies within the pen's reach of the chord."""
+    """All ink lies within the pen's radius of the line between the ends."""
     images = GRAY.denormalize(draw(PenStrokes(points=2, second=0.0), 40))[:, 0]
     for image in images:
         y, x = torch.nonzero(image > 0.2, as_tuple=True)

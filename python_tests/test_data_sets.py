@@ -1,3 +1,5 @@
+"""Loading data sets by name and from files."""
+
 from __future__ import annotations
 
 import os
@@ -118,9 +120,9 @@ NAN = np.full((20, 6, 5), np.nan)
         ({"x_test": np.zeros((6, 5, 5), np.uint8)}, "'x_test' has images of shape"),
         ({"y_train": np.zeros(20)}, "'y_train' must be integers"),
         ({"y_train": np.zeros(19, int)}, "'y_train' must be integers of shape"),
-        ({"y_train": np.arange(20) % 3 - 1}, "'y_train' must hold labels from 0"),
+        ({"y_train": np.arange(20) % 3 - 1}, "'y_train' must hold at least one label, and none below 0"),
         ({"y_train": np.arange(20) % 3 * 2}, "'y_train' must use every label"),
-        ({"y_test": np.full(6, 7)}, "'y_test' has label 7"),
+        ({"y_test": np.full(6, 7)}, "'y_test' has the label 7"),
         ({"x_train": np.array([{}] * 20, dtype=object)}, "must be plain numbers"),
     ],
 )
@@ -166,6 +168,8 @@ def test_image_folder_errors(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"no data set 'cifar'.*digits"):
+def test_unknown_name_lists_the_choices_and_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"one of digits, core50, .* got 'cifar' \(did you mean 'cifar\d+'\?\)"):
         load("cifar")
+    with pytest.raises(ValueError, match=r"got 'nothing'$"):
+        load("nothing")

@@ -1,3 +1,5 @@
+"""The specification of a network's input: conversions, sources, errors."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -77,7 +79,7 @@ def test_of_a_timm_model() -> None:
 
 
 @pytest.mark.parametrize("source", [None, 3, torch.nn.Linear(2, 2), "resnet18"])
-def test_of_unknown_sources_says_what_to_give(source: object) -> None:
+def test_of_an_unknown_source_lists_the_accepted_ones(source: object) -> None:
     with pytest.raises(ValueError, match=r"give InputSpec\(channels"):
         InputSpec.of(source)
 
@@ -90,7 +92,7 @@ def test_of_unknown_sources_says_what_to_give(source: object) -> None:
         ({"size": (32,)}, r"size\[1\] is missing"),
         ({"size": (32, 0)}, r"size\[1\] must be at least 1"),
         ({"size": 32}, "size must be"),
-        ({"mean": (0.1, 0.2)}, "mean must have one number a channel"),
+        ({"mean": (0.1, 0.2)}, "mean must have one number per channel"),
         ({"mean": (float("nan"),)}, r"mean\[0\] must be a finite number"),
         ({"mean": 0.1}, "mean must be a list"),
         ({"std": (0.0,)}, r"std\[0\] must be positive"),

@@ -1,4 +1,4 @@
-"""Image data sets in memory, images drawn without data, and what a network expects of its input."""
+"""Image data sets, random images, random changes of images, and the description of a network's input."""
 
 from exml_fast.data.augmentation import Augmentation
 from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes

@@ -1,4 +1,4 @@
-"""Random changes of the images that a network learns from."""
+"""Random changes of training images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ from exml_fast.validation import Natural, NonNegative, Share, require, settings
 
 __all__ = ["Augmentation"]
 
-# Points of the grid, each way, on which elastic displacements are drawn.
+# Elastic displacements are drawn on a grid of this many points a side, and interpolated between them.
 ELASTIC_GRID = 4
 
 
 @settings
 class Augmentation:
-    """Random changes of each image while a network learns from it, background filled with the lowest valid pixel.
+    """Random changes of training images. Each image draws its own; uncovered pixels get the lowest valid value.
 
-    ``shift``: up to so many pixels in both directions (MNIST: 4, a 32-crop of a padded image); ``rotation``: up to
-    so many degrees (bilinear); ``flip``: probability of a horizontal flip; ``scale``: enlarged or shrunk by up to this
-    share (0.2: to between 0.8 and 1.2 times the size); ``stretch``: width and height by up to this share, each by its
-    own; ``shear``: up to this tangent; ``elastic``: standard deviation in pixels of smooth displacements (Simard
-    2003); ``contrast``: least and greatest steepness k of the curve σ(k(p − m)), stretched to [0, 1], that pixels p in
-    [0, 1] are sent through (0, 0: as they are); ``midpoint``: least and greatest m.
+    The default only shifts. A change whose field is 0, or (0, 0), is left out.
+
+    Args:
+        shift: greatest shift along each axis, in pixels. 4 equals a random 32×32 crop of an image padded by 4.
+        rotation: greatest rotation, in degrees, with bilinear interpolation.
+        flip: probability of a horizontal flip.
+        scale: greatest relative change of the size. 0.2 draws a factor between 0.8 and 1.2.
+        stretch: greatest relative change of the width and of the height, drawn separately.
+        shear: greatest shear, as the tangent of its angle.
+        elastic: standard deviation of a smooth displacement field, in pixels (Simard 2003).
+        contrast: smallest and largest steepness k of a contrast curve. The curve maps a pixel p in [0, 1] to
+            σ(k(p − m)), rescaled so that 0 and 1 keep their values.
+        midpoint: smallest and largest m of the contrast curve.
+
+    Raises:
+        ValueError: naming the field that is outside its range.
     """
 
     shift: Natural = 4
@@ -42,14 +52,14 @@ class Augmentation:
     midpoint: tuple[Share, Share] = (0.25, 0.6)
 
     def check(self) -> None:
-        """ValueError unless the two ends of each range ascend."""
+        """ValueError if a range has its larger number first."""
         for name in ("contrast", "midpoint"):
             ends = getattr(self, name)
             require(ends[0] <= ends[1], name, "two ascending numbers", ends)
 
     @property
     def active(self) -> bool:
-        """Whether any image can change."""
+        """False if every change is switched off."""
         return bool(self.shift or self.flip or self._warps or self.contrast[1])
 
     @property
@@ -59,7 +69,16 @@ class Augmentation:
     def __call__(
         self, images: Tensor, bounds: tuple[Tensor, Tensor], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Augmented copies of ``images`` (N, C, H, W); ``bounds``: lowest and highest pixel (InputSpec.bounds)."""
+        """Change each image at random.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            bounds: lowest and highest valid value of each channel, each (C, 1, 1), as ``InputSpec.bounds`` returns.
+            generator: source of the random draws, on the CPU.
+
+        Returns:
+            Changed images of the same shape. With every change switched off, ``images`` itself.
+        """
         if len(images) == 0:
             return images
         low, high = bounds
@@ -83,12 +102,13 @@ class Augmentation:
             draws = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
             return ends[0] + (ends[1] - ends[0]) * draws
 
-        steepness, middle = uniform(self.contrast).clamp(min=1e-2), uniform(self.midpoint)  # towards 0 the identity
+        # Near k = 0 the curve is the identity; at 0 its rescaling divides by 0.
+        steepness, middle = uniform(self.contrast).clamp(min=1e-2), uniform(self.midpoint)
         lowest, highest = (-steepness * middle).sigmoid(), (steepness * (1 - middle)).sigmoid()
         return ((steepness * (pixels - middle)).sigmoid() - lowest) / (highest - lowest)
 
     def _grid(self, images: Tensor, shift: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Where each pixel comes from, (N, H, W, 2) as grid_sample reads it."""
+        """Position from which each output pixel is read: (N, H, W, 2), in the coordinates of ``grid_sample``."""
         count, _, height, width = images.shape
 
         def uniform(most: float) -> Tensor:
@@ -116,13 +136,13 @@ class Augmentation:
 
 @functools.cache
 def _bicubic(size: int) -> Tensor:
-    """(size, ELASTIC_GRID): interpolation along one axis as a matrix, where F.interpolate takes many times as long."""
+    """Bicubic interpolation along one axis as a matrix (size, ELASTIC_GRID); much faster than F.interpolate."""
     points = torch.eye(ELASTIC_GRID)[None, None]
     return F.interpolate(points, (size, ELASTIC_GRID), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _moved(images: Tensor, low: Tensor, shift: Tensor, most: int) -> Tensor:
-    """Each image by its own ``shift`` (2, N): right and down, at most ``most`` pixels."""
+    """Read image n from ``shift[0, n]`` pixels further right and ``shift[1, n]`` further down, at most ``most``."""
     count, channels, height, width = images.shape
     padded = images.new_empty(count, channels, height + 2 * most, width + 2 * most)
     padded[:] = low

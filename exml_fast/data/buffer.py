@@ -19,10 +19,21 @@ WRITE_IMAGES = 256
 
 
 def balanced_indices(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random indices of ``count`` samples, as equal in number a class as the classes allow.
+    """Choose ``count`` samples at random, with equally many of each class where possible.
 
-    Classes with fewer samples than their share give all they have and the others share the rest; where it does
-    not divide, random classes give one more. Ascending indices, int64, on the CPU.
+    A class with fewer samples than its share gives all of them, and the other classes share the remainder. If the
+    remainder does not divide evenly, randomly chosen classes give one sample more.
+
+    Args:
+        labels: (N,) integers.
+        count: between 0 and N.
+        generator: source of the random draws, on the CPU.
+
+    Returns:
+        Ascending indices, int64 (count,), on the CPU.
+
+    Raises:
+        ValueError: if ``count`` is negative or greater than N.
     """
     labels = labels.cpu()
     if not 0 <= count <= len(labels):
@@ -43,12 +54,19 @@ def balanced_indices(labels: Tensor, count: int, generator: torch.Generator | No
 
 
 class ImageBuffer:
-    """At most ``capacity`` images (C, H, W), normalised float, with global labels (int64).
+    """At most ``capacity`` normalised images (C, H, W) with global class labels.
 
-    ``folder``: keep the images in a file there, mapped into memory, instead of in memory: the operating system holds
-    of it what it has room for. New images go to its end; subsampling writes a new file beside the old one, which it
-    then replaces, so there are at most two. What comes out is the same bit for bit. OSError naming the file where the
-    disk is full; the buffer is then as it was before.
+    A buffer with a ``folder`` keeps its images in a file in that folder and maps the file into memory, so the
+    operating system can drop pages it has no room for. Adding images appends to the file. Subsampling writes a second
+    file and then replaces the first. Both kinds of buffer return the same images bit for bit.
+
+    Args:
+        capacity: greatest number of images, at least 1.
+        folder: where to keep the images; None keeps them in memory.
+
+    Raises:
+        ValueError: if ``capacity`` is not a positive integer.
+        OSError: from any method that writes, if the disk is full. The buffer is then unchanged.
     """
 
     def __init__(self, capacity: int, folder: PathLike | None = None) -> None:
@@ -58,7 +76,7 @@ class ImageBuffer:
         self._file = None if folder is None else Path(folder) / IMAGES_FILE
         if self._file is not None:
             for left in self._file.parent.glob(f".*.{IMAGES_FILE}"):
-                left.unlink()  # of a process that was killed while it wrote
+                left.unlink()  # written by a process that was killed
         self._images: Tensor | None = None
         self._labels = torch.empty(0, dtype=torch.int64)
 
@@ -67,25 +85,33 @@ class ImageBuffer:
 
     @property
     def images(self) -> Tensor:
-        """(N, C, H, W); ValueError while the buffer is empty."""
+        """The images, float (N, C, H, W). ValueError if none was ever added."""
         if self._images is None:
             raise ValueError("the buffer is empty")
         return self._images
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64."""
+        """The global class of each image, int64 (N,)."""
         return self._labels
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        """Append samples; ValueError if they do not fit in, or do not match those already there."""
+        """Append copies of images.
+
+        Args:
+            images: float (N, C, H, W), with the C, H and W of the images already in the buffer.
+            labels: int64 (N,).
+
+        Raises:
+            ValueError: if a shape or dtype is wrong, or the capacity would be exceeded.
+        """
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(f"images must be float (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}")
         if len(self) + len(images) > self.capacity:
             raise ValueError(
-                f"{len(images)} images do not fit in: {len(self)} of {self.capacity} places are taken; subsample first"
+                f"{len(images)} images do not fit: {len(self)} of {self.capacity} places are taken; subsample first"
             )
         images, labels = images.detach(), labels.detach()
         if self._images is None:
@@ -102,9 +128,13 @@ class ImageBuffer:
         self._labels = torch.cat([self._labels, labels.to(self._labels)])
 
     def subsample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Keep ``count`` random samples, balanced over the classes (:func:`balanced_indices`), in their order.
+        """Keep ``count`` random images, balanced over the classes by :func:`balanced_indices`, in their order.
 
-        Returns where they were, (count,) int64.
+        Returns:
+            The former positions of the images that were kept, int64 (count,).
+
+        Raises:
+            ValueError: if ``count`` is negative or greater than the number of images.
         """
         keep = balanced_indices(self._labels, count, generator).to(self._labels.device)
         if self._images is not None:
@@ -114,34 +144,41 @@ class ImageBuffer:
         return keep
 
     def relabel(self, labels: Tensor) -> None:
-        """Other labels for all images; ValueError unless int64 (len(self),)."""
+        """Replace the labels of all images. ValueError unless ``labels`` is int64 (N,)."""
         if labels.dtype != torch.int64 or labels.shape != self._labels.shape:
             raise ValueError(f"labels must be int64 ({len(self)},), got {labels.dtype} {tuple(labels.shape)}")
         self._labels = labels.detach().to(self._labels.device)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """``batch_size`` random samples with replacement: images, labels."""
+        """Draw images with replacement: (batch_size, C, H, W), labels (batch_size,). ValueError if there are none."""
         images = self.images
         index = torch.randint(len(self), (batch_size,), generator=generator).to(images.device)
         return images[index], self._labels[index]
 
     def state_dict(self, images: bool = True) -> dict[str, Any]:
-        """Tensors and numbers for a checkpoint.
+        """The contents, for a checkpoint.
 
-        Without ``images``, which then stay in the folder's file, only the last of them: the checkpoint is good as long
-        as images are added alone.
+        With ``images=False`` the images stay in the folder's file, and the checkpoint holds the last image only, to
+        recognise the file. Such a checkpoint can be loaded as long as images have only been added since.
+
+        Raises:
+            ValueError: for ``images=False`` if the buffer has no folder.
         """
         state = {"capacity": self.capacity, "labels": self._labels}
         if images or self._images is None:
             return {**state, "images": self._images}
         if self._file is None:
-            raise ValueError("images can only stay out of the checkpoint of a buffer that has a folder")
+            raise ValueError("images=False needs a buffer with a folder: its images would be in no file")
         return {**state, "last": self._images[-1:].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; ValueError if the capacity differs, or the images are not in the file."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: if the capacity differs, or the folder's file does not hold the checkpoint's images.
+        """
         if state["capacity"] != self.capacity:
-            raise ValueError(f"the checkpoint's buffer has capacity {state['capacity']}, this one {self.capacity}")
+            raise ValueError(f"capacity must be {state['capacity']}, as in the checkpoint, got {self.capacity}")
         if "last" in state:
             self._images = self._reopened(len(state["labels"]), state["last"])
         else:
@@ -150,7 +187,7 @@ class ImageBuffer:
         self._labels = state["labels"]
 
     def _stored(self, parts: Iterable[Tensor]) -> Tensor:
-        """``parts`` one after the other, in memory or in the file."""
+        """The concatenated ``parts``, in memory or in a new file that replaces the old one."""
         if self._file is None:
             return torch.cat(list(parts))
         count, shape, dtype = 0, torch.Size(), torch.float32
@@ -168,15 +205,15 @@ class ImageBuffer:
         return self._mapped(len(self) + len(images), images.shape[1:], images.dtype)
 
     def _reopened(self, count: int, last: Tensor) -> Tensor:
-        """The first ``count`` images that are in the file, of which one is ``last``; what follows goes."""
+        """Map the first ``count`` images of the file, the last of which must equal ``last``; remove any after it."""
         if self._file is None:
-            raise ValueError("the checkpoint's images are in a file: give the buffer its folder")
+            raise ValueError("the checkpoint leaves its images in a file: give ImageBuffer the folder of that file")
         size = count * last.nbytes
         if not self._file.is_file() or self._file.stat().st_size < size:
             raise ValueError(f"{self._file} does not hold the checkpoint's {count} images")
         images = self._mapped(count, last.shape[1:], last.dtype)
         if not torch.equal(images[-1:], last):
-            raise ValueError(f"{self._file} holds other images than the checkpoint's")
+            raise ValueError(f"{self._file} does not hold the checkpoint's images: its image {count} differs")
         os.truncate(self._file, size)
         return images
 

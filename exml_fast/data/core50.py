@@ -1,4 +1,4 @@
-"""CORe50 as published: 50 objects filmed in 11 sessions, in folders ``s1/o1/C_01_01_000.png`` to ``s11/o50/…``."""
+"""Reads CORe50: 50 objects filmed in 11 sessions, as files ``s1/o1/C_01_01_000.png`` to ``s11/o50/…``."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ CATEGORIES = (
     "remote control",
 )  # fmt: skip
 CLASS_NAMES = [f"{category} {i + 1}" for category in CATEGORIES for i in range(OBJECTS_A_CATEGORY)]
-# Films of 20 frames a second: one image a second, as the data set's own small protocol takes them.
+# The films have 20 frames a second. Every 20th gives one image a second, as in the reduced protocol of CORe50.
 EVERY = 20
 
 
 def is_core50(path: Path) -> bool:
-    """Whether ``path`` is laid out like CORe50."""
+    """True if ``path`` has the folders of CORe50."""
     return (path / "s1" / "o1").is_dir()
 
 
 def read_core50(path: Path, size: int | None = None, every: int = EVERY) -> tuple[Split, Split]:
-    """Training and test images: uint8 (N, 3, size, size), labels the objects 0 to 49, groups the sessions.
+    """Read the training and the test images; sessions 3, 7 and 10 are the test set.
 
     Args:
-        path: of the extracted ``core50_128x128``.
-        size: side to which images are resized; as they are (128) when None.
-        every: one frame of so many; 1 takes all 165,000 (8 GB).
+        path: folder of the extracted ``core50_128x128``.
+        size: height and width to which images are resized; None keeps them as they are (128).
+        every: read every n-th frame of each film; 1 reads all 165,000 (8 GB).
+
+    Returns:
+        Two splits of images uint8 (N, 3, size, size). Labels are the objects, 0 to 49; groups are the sessions.
 
     Raises:
-        ValueError: naming the folder or file that is missing or named otherwise, or ``every`` below 1.
+        ValueError: if ``every`` is below 1, a folder is missing or a file has an unexpected name.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
@@ -49,10 +52,10 @@ def read_core50(path: Path, size: int | None = None, every: int = EVERY) -> tupl
             folder = path / f"s{session}" / f"o{number}"
             if not folder.is_dir():
                 name = folder.relative_to(path)
-                raise ValueError(f"{path}: {name} is missing: CORe50 has the sessions s1 to s11 of o1 to o50")
+                raise ValueError(f"{path}: {name} is missing; expected the folders s1 to s11, each with o1 to o50")
             frames = sorted(folder.glob("*.png"))[::every]
             if not frames:
-                raise ValueError(f"{folder}: no frames C_<session>_<object>_<number>.png")
+                raise ValueError(f"{folder}: expected frames C_<session>_<object>_<number>.png, found none")
             for frame in frames:
                 found = re.fullmatch(r"C_(\d+)_(\d+)_\d+", frame.stem)
                 if found is None or (int(found[1]), int(found[2])) != (session, number):

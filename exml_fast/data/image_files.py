@@ -1,4 +1,4 @@
-"""Images from files."""
+"""Reads image files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 def read_image(file: str | os.PathLike[str], grey: bool, size: int | None) -> Tensor:
-    """An image as uint8 (1 or 3, H, W), resized to ``size`` by ``size`` pixels if given."""
+    """Read an image file.
+
+    Args:
+        file: path of the image.
+        grey: convert to one channel instead of three.
+        size: height and width to which the image is resized; None keeps its own.
+
+    Returns:
+        uint8 (1 or 3, H, W).
+
+    Raises:
+        OSError: if the file is missing or is not an image.
+    """
     with Image.open(file) as opened:
         image = opened.convert("L" if grey else "RGB")
     if size is not None and image.size != (size, size):

@@ -1,4 +1,4 @@
-"""Images drawn by chance from a procedure: what natural images or pen drawings have in common, and no data at all."""
+"""Random images with properties that natural images or pen drawings share, made without any data."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from exml_fast.data.spec import InputSpec
 
 __all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "PenStrokes"]
 
-# Images drawn at once, and values of them: bounds the memory. Part of what a seed means.
+# Largest number of images, and of pixel values, drawn at once. They bound the memory. Changing either changes the
+# images of a seed.
 BLOCK_IMAGES, BLOCK_VALUES = 1000, 2**22
-# Where the input's own normalisation cannot be that of pixels in [0, 1] (as mean 0, std 1): about ImageNet's.
+# Statistics close to those of ImageNet. They are used if the normalisation cannot be that of pixels in [0, 1], such as
+# mean 0 and standard deviation 1.
 USUAL_MEAN, USUAL_STD = 0.45, 0.25
-# Most strokes of a drawing.
+# Largest number of strokes of a drawing.
 STROKES = 2
 
 
 class ImageSource(Protocol):
-    """Draws images of any size. ``domain`` says what it knows: "natural images" in general, or more."""
+    """Anything that draws random images. ``domain`` names the images whose properties it imitates, for reports."""
 
     domain: ClassVar[str]
 
     def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        """``count`` images normalised for ``spec``: float32 (count, C, H, W), on the CPU."""
+        """Draw ``count`` images normalised for ``spec``: float32 (count, C, H, W), on the CPU."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings as plain JSON values."""
+        """The name and the settings of the source, as JSON values."""
         ...
 
 
 def images_at_once(spec: InputSpec) -> int:
-    """Of how many images the drawing fits in a bounded memory."""
+    """How many images of this size are drawn at once, so that the memory stays bounded."""
     return max(1, min(BLOCK_IMAGES, BLOCK_VALUES // math.prod(spec.shape)))
 
 
 class _Blocks(abc.ABC):
-    """Draws block by block; a subclass draws the pixels of one."""
+    """Base class that draws block by block; a subclass draws the pixels of one block."""
 
     def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        """See :class:`ImageSource`; ValueError for a negative ``count``."""
+        """As :meth:`ImageSource.draw`. ValueError if ``count`` is negative."""
         if count < 0:
             raise ValueError(f"count must not be negative, got {count}")
         block = images_at_once(spec)
@@ -56,10 +58,10 @@ class _Blocks(abc.ABC):
 
     @abc.abstractmethod
     def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        """(count, C, H, W) in [0, 1]."""
+        """Pixels (count, C or 1, H, W) in [0, 1]."""
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings."""
+        """The name and the settings of the source, as JSON values."""
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         return {"source": type(self).__name__, **settings}
 
@@ -68,11 +70,16 @@ class _Blocks(abc.ABC):
 class NaturalFields(_Blocks):
     """Gaussian random fields with the amplitude spectrum 1/f^γ of natural images (Field 1987: γ near 1).
 
-    Each image has a γ of its own. The fields are stretched and cut off at 0 and 1 such that each channel's mean and
-    standard deviation are those of the input's normalisation, the only thing that they know of the domain. The
-    channels of an image share ``correlation`` of their variance.
+    Each image draws its own γ. The fields are scaled, shifted and clipped to [0, 1] so that each channel has the mean
+    and the standard deviation of the input's normalisation. The normalisation is the only knowledge of the domain.
 
-    ``exponents``: smallest and largest γ; ``detrended``: share of the images without waves longer than the image.
+    Args:
+        exponents: smallest and largest γ.
+        correlation: share of the variance, in [0, 1], that the channels of an image have in common.
+        detrended: share of the images, in [0, 1], that contain no waves longer than the image.
+
+    Raises:
+        ValueError: naming the setting that is outside its range.
     """
 
     exponents: tuple[float, float] = (1.0, 2.5)
@@ -90,9 +97,9 @@ class NaturalFields(_Blocks):
 
     def _pixels(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
         height, width = spec.size
-        rows, columns = 2 * height, 2 * width  # a quarter of a torus, whose opposite edges would be alike
+        rows, columns = 2 * height, 2 * width  # keep a quarter: the field is periodic, and its opposite edges match
         frequency = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(columns)[None])
-        frequency[0, 0] = math.inf  # no mean
+        frequency[0, 0] = math.inf  # removes the mean
         low, high = self.exponents
         gamma = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
         amplitude = frequency**-gamma
@@ -112,7 +119,7 @@ class NaturalFields(_Blocks):
 
 @functools.lru_cache(maxsize=256)
 def _clipping(mean: float, std: float) -> tuple[float, float]:
-    """Gain and offset that give a normal variable, cut off at 0 and 1, this mean and standard deviation."""
+    """Gain and offset after which a standard normal variable, clipped to [0, 1], has this mean and deviation."""
     if not (0 < mean < 1 and std**2 < 0.99 * mean * (1 - mean)):
         mean, std = USUAL_MEAN, USUAL_STD
     points = torch.linspace(-6, 6, 4001, dtype=torch.float64)
@@ -139,10 +146,16 @@ def _clipping(mean: float, std: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class DeadLeaves(_Blocks):
-    """Opaque disks that fall on each other, radii by the law r⁻³ of scale-invariant images (Lee 2001).
+    """Opaque disks that cover one another, with radii distributed as r⁻³ as in scale-invariant images (Lee 2001).
 
-    ``disks`` an image; ``radii``: smallest and largest in shares of the image's side. Each disk has one colour, of
-    which the channels share most.
+    Each disk has one colour whose channels are similar.
+
+    Args:
+        disks: number of disks of an image, at least 1.
+        radii: smallest and largest radius, as shares of the image's longer side.
+
+    Raises:
+        ValueError: naming the setting that is outside its range.
     """
 
     disks: int = 60
@@ -178,14 +191,20 @@ class DeadLeaves(_Blocks):
 
 @dataclass(frozen=True)
 class PenStrokes(_Blocks):
-    """Bright pen strokes on a dark ground: one or two cubic B-splines whose control points walk at random.
+    """One or two pen strokes: cubic B-splines whose control points follow a random walk.
 
-    This is knowledge about pen drawings, which no rule about natural images implies: results that use it say so. The
-    drawing fills a centred box, as MNIST's.
+    A drawing fills a centred box, as the digits of MNIST do. The strokes are bright on a dark background. The source
+    uses knowledge about pen drawings, so results made with it must say so.
 
-    ``points``: control points a stroke; ``second``: probability of a second stroke; ``box``: the drawing's longer side
-    as a share of the image's; ``pen``: smallest and largest radius of the pen, shares of the image's side; ``invert``:
-    dark strokes on a bright ground.
+    Args:
+        points: control points of a stroke, at least 2.
+        second: probability of a second stroke.
+        box: longer side of the drawing, as a share in (0, 1] of the image's shorter side.
+        pen: smallest and largest radius of the pen, as shares of the image's shorter side.
+        invert: draw dark strokes on a bright background.
+
+    Raises:
+        ValueError: naming the setting that is outside its range.
     """
 
     points: int = 6
@@ -207,10 +226,11 @@ class PenStrokes(_Blocks):
             raise ValueError(f"pen must be two ascending positive numbers, got {self.pen!r}")
 
     def parameters(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
-        """(count, P) random drawings, as :meth:`render` reads them.
+        """Draw the parameters of ``count`` random drawings, (count, P), for :meth:`render`.
 
-        Control points of the strokes, (x, y) from −1 to 1 across the image; for each stroke whether it is drawn, 0 or
-        1; the logarithm of the pen's radius as a share of the image's shorter side.
+        A row holds, in this order: the control points (x, y) of each stroke, from −1 to 1 across the image; for
+        each stroke 1 if it is drawn and 0 if not; the logarithm of the pen's radius, which is a share of the image's
+        shorter side.
         """
 
         def normal(*shape: int) -> Tensor:
@@ -219,7 +239,7 @@ class PenStrokes(_Blocks):
         def uniform(*shape: int) -> Tensor:
             return torch.rand(*shape, generator=generator)
 
-        # The direction of the walk turns steadily, with noise: arcs, loops and zigzags.
+        # The direction turns at a constant rate plus noise, which gives arcs, loops and zigzags.
         turns = 0.8 * normal(count, STROKES, 1) + 0.7 * normal(count, STROKES, self.points - 1)
         angle = 2 * math.pi * uniform(count, STROKES, 1) + turns.cumsum(2)
         length = 0.3 + 0.7 * uniform(count, STROKES, self.points - 1)
@@ -240,9 +260,10 @@ class PenStrokes(_Blocks):
         return torch.cat([control.flatten(1), drawn, radius.log()], 1)
 
     def limits(self, spec: InputSpec) -> tuple[Tensor, Tensor]:
-        """Lowest and highest value of each of the P parameters, (P,): about the box, a pen not far from its own.
+        """Lowest and highest value of each of the P parameters, two tensors (P,), for optimising drawings.
 
-        Few random drawings have a control point, which is no point of the stroke, beyond.
+        Control points stay within 1.2 times the box, and the pen's radius close to ``pen``. A random drawing rarely
+        has a control point outside these limits.
         """
         places = torch.full((STROKES * self.points * 2,), 1.2 * self.box)
         drawn = torch.tensor([0.0, 1.0]).expand(STROKES, 2)
@@ -251,8 +272,8 @@ class PenStrokes(_Blocks):
         return low, high
 
     def render(self, parameters: Tensor, spec: InputSpec) -> Tensor:
-        """Normalised images (N, C, H, W) of drawings (N, P); differentiable, but for whether a stroke is drawn."""
-        # Numbers, not tensors of them: a CUDA graph can hold no copy from the host.
+        """Normalised images (N, C, H, W) of drawings (N, P). Differentiable, except in the flags of the strokes."""
+        # Python numbers instead of tensors: a CUDA graph cannot contain a copy from the host.
         pixels = self._drawing(parameters, spec)
         return torch.cat([(pixels - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True)], 1)
 
@@ -260,13 +281,13 @@ class PenStrokes(_Blocks):
         return self._drawing(self.parameters(count, spec, generator), spec).expand(count, *spec.shape)
 
     def _drawing(self, parameters: Tensor, spec: InputSpec) -> Tensor:
-        """(N, 1, H, W) in [0, 1]."""
+        """Pixels (N, 1, H, W) in [0, 1]."""
         height, width = spec.size
         control, drawn, radius = parameters.split([STROKES * self.points * 2, STROKES, 1], 1)
         count, drawn = len(parameters), drawn.detach()
         path = _b_spline(control.reshape(count * STROKES, self.points, 2), _dots(spec)).view(count, STROKES, -1, 2)
         path = torch.stack([(path[..., 0] + 1) / 2 * width, (path[..., 1] + 1) / 2 * height], -1)
-        # Ink: Gaussian dots along the path, each with the ink of the way to the next.
+        # The ink is a row of Gaussian dots along the path. Each dot holds as much ink as the distance to the next.
         way = torch.linalg.vector_norm(path[:, :, 1:] - path[:, :, :-1], dim=3)
         pen = min(height, width) * radius.exp()[..., None]
         ink = torch.cat([way, way[:, :, -1:]], 2) * drawn[:, :, None] / pen
@@ -288,7 +309,7 @@ def _dots(spec: InputSpec) -> int:
 
 
 def _b_spline(control: Tensor, count: int) -> Tensor:
-    """``count`` points (N, count, 2) of the uniform cubic B-splines of ``control`` (N, K, 2), clamped at both ends."""
+    """``count`` points (N, count, 2) on uniform cubic B-splines with control points (N, K, 2), clamped at both ends."""
     first, last = control[:, :1], control[:, -1:]
     knots = torch.cat([first, first, control, last, last], 1)
     segments = knots.shape[1] - 3
@@ -300,6 +321,6 @@ def _b_spline(control: Tensor, count: int) -> Tensor:
 
 
 def _bell(centres: Tensor, pixels: int, radius: Tensor) -> Tensor:
-    """(N, M, pixels): Gaussians of ``radius`` (N, 1, 1) around ``centres`` (N, M), at the middles of the pixels."""
+    """Gaussians of ``radius`` (N, 1, 1) around ``centres`` (N, M), sampled at pixel centres: (N, M, pixels)."""
     distance = torch.arange(pixels, device=centres.device) + 0.5 - centres[..., None]
     return torch.exp(-0.5 * (distance / radius).square())

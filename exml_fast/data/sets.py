@@ -1,4 +1,4 @@
-"""Image data sets held in memory as two tensors a split, with names a command line can give."""
+"""Loads image data sets into memory, by name or from files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from exml_fast.data.core50 import CLASS_NAMES, EVERY, is_core50, read_core50
 from exml_fast.data.image_files import IMAGE_SUFFIXES, read_image
 from exml_fast.data.spec import InputSpec
 from exml_fast.data.split import ImageData, Split
+from exml_fast.validation import nearest
 
 __all__ = ["NAMES", "load", "some_images"]
 
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_SHARE = 0.25
-# What networks that were pretrained on ImageNet expect, as those that CORe50 is learned with.
+# CORe50 is learned with networks pretrained on ImageNet, so it gets their normalisation.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Published normalisations, where there are any; those of the 28×28 images are kept when they are padded to 32.
+# Class of torchvision, and published mean and std; None measures them. The numbers of MNIST and Fashion-MNIST are those
+# of the 28×28 images, although the images are padded to 32×32.
 TORCHVISION_SETS = {
     "mnist": ("MNIST", (0.1307,), (0.3081,)),
     "fashion-mnist": ("FashionMNIST", (0.2860,), (0.3530,)),
@@ -42,18 +44,23 @@ def load(
     """Load a data set.
 
     Args:
-        name: "digits" (scikit-learn, 8×8 enlarged to 32×32, no download); "mnist", "fashion-mnist" (padded to
-            32×32), "usps" (enlarged from 16×16 to MNIST's 28×28, and padded), "svhn", "cifar10" or "cifar100" (32×32),
-            all downloaded into ``root`` on first use; the path of a ``.npz`` file with x_train, y_train,
-            x_test, y_test (images H×W or H×W×C), or of a folder with ``train/<class>/`` and ``test/<class>/``
-            (or ``val/<class>/``), or of CORe50's extracted ``core50_128x128``, which "core50" looks for in ``root``.
-        root: where torchvision keeps its files; default the environment's EXML_FAST_DATA or ~/.cache/exml_fast.
-        size: side to which the images of a folder are resized; needed when they differ in size.
-        every: of CORe50's films one frame of so many; 20 is one a second, 1 takes all (8 GB).
+        name: one of
+
+            - "digits": from scikit-learn, without a download; 8×8 images enlarged to 32×32.
+            - "mnist" and "fashion-mnist" (28×28, padded to 32×32), "usps" (16×16, enlarged to 28×28 and padded),
+              "svhn", "cifar10" and "cifar100" (32×32): downloaded into ``root`` on first use.
+            - "core50": read from ``root/core50_128x128``, which the user extracts there.
+            - the path of a ``.npz`` file with x_train, y_train, x_test and y_test. Images are (N, H, W) or
+              (N, H, W, C), uint8 or float in [0, 1]; labels are integers from 0.
+            - the path of a folder with ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), or of CORe50.
+        root: folder of the downloaded data sets. The default is the environment variable EXML_FAST_DATA, or
+            ~/.cache/exml_fast.
+        size: height and width to which the images of a folder are resized; required if their sizes differ.
+        every: read every n-th frame of CORe50's films; 20 gives one a second, 1 reads all (8 GB).
 
     Raises:
         ValueError: naming the key, file or name that is wrong.
-        ImportError: if scikit-learn is missing for "digits".
+        ImportError: for "digits" if scikit-learn is missing.
     """
     if name == "digits":
         return _digits()
@@ -63,7 +70,7 @@ def load(
     if name == "core50" and not path.exists():
         path = _root(root) / "core50_128x128"
         if not path.is_dir():
-            raise ValueError(f"no such folder: {path}; CORe50's core50_128x128.zip is to be extracted there")
+            raise ValueError(f"no such folder: {path}; extract CORe50's core50_128x128.zip there")
     if path.is_file() and path.suffix == ".npz":
         return _npz(path)
     if path.is_dir() and is_core50(path):
@@ -72,7 +79,10 @@ def load(
         return ImageData("core50", train, test, CLASS_NAMES, spec)
     if path.is_dir():
         return _folder(path, size)
-    raise ValueError(f"no data set {name!r}: expected one of {list(NAMES)}, an existing .npz file or an image folder")
+    raise ValueError(
+        f"data set must be one of {', '.join(NAMES)}, an existing .npz file or an image folder, "
+        f"got {str(name)!r}{nearest(name, NAMES)}"
+    )
 
 
 def _root(root: str | os.PathLike[str] | None) -> Path:
@@ -80,10 +90,19 @@ def _root(root: str | os.PathLike[str] | None) -> Path:
 
 
 def some_images(source: str | os.PathLike[str], size: tuple[int, int], count: int = 100) -> Tensor:
-    """At most ``count`` images, (N, 3 or 1, *size) uint8 or float in [0, 1], for statistics or as a comparison.
+    """Read some images, at equal distances in the list of all, for statistics or as a comparison.
 
-    ``source``: a data set that :func:`load` knows (its training images), or a folder in which images lie, at any depth.
-    They are taken evenly from all there are, and resized to ``size`` (height, width). ValueError where there is none.
+    Args:
+        source: a data set that :func:`load` reads, whose training images are taken in their own size; or a folder that
+            holds image files at any depth.
+        size: (height, width) to which the images of a folder are resized.
+        count: greatest number of images.
+
+    Returns:
+        uint8 or float in [0, 1], (N, 1 or 3, H, W) with N at most ``count``.
+
+    Raises:
+        ValueError: if ``source`` is no data set and the folder holds no images.
     """
     path = Path(source).expanduser()
     if not path.is_dir():
@@ -104,7 +123,7 @@ def _digits() -> ImageData:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits data set needs scikit-learn: pip install exml_fast[eval]") from error
+        raise ImportError("the data set digits needs scikit-learn: pip install 'exml_fast[eval]'") from error
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16
     images = F.interpolate(small, (32, 32), mode="bilinear", align_corners=False)
@@ -141,7 +160,7 @@ def _torchvision(name: str, root: Path) -> ImageData:
 
 
 def _as_32(data: Any) -> Tensor:
-    """torchvision's arrays, uint8 (N, 28, 28), (N, 16, 16), (N, 3, 32, 32) or (N, 32, 32, 3), as (N, C, 32, 32)."""
+    """Convert uint8 (N, 28, 28), (N, 16, 16), (N, 3, 32, 32) or (N, 32, 32, 3) to (N, C, 32, 32)."""
     images = torch.as_tensor(data)
     if images.dim() == 3:
         images = images[:, None]
@@ -171,7 +190,7 @@ def _npz(path: Path) -> ImageData:
             )
         labels = torch.from_numpy(y.astype(np.int64))
         if len(labels) == 0 or int(labels.min()) < 0:
-            raise ValueError(f"{path}: 'y_{part}' must hold labels from 0 upwards, and at least one")
+            raise ValueError(f"{path}: 'y_{part}' must hold at least one label, and none below 0")
         splits.append(Split(images, labels))
     train, test = splits
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -183,7 +202,9 @@ def _npz(path: Path) -> ImageData:
     if missing := sorted(set(range(count)) - set(train.labels.tolist())):
         raise ValueError(f"{path}: 'y_train' must use every label from 0 to {count - 1}; {missing[:5]} do not occur")
     if int(test.labels.max()) >= count:
-        raise ValueError(f"{path}: 'y_test' has label {int(test.labels.max())}, 'y_train' only 0 to {count - 1}")
+        raise ValueError(
+            f"{path}: 'y_test' has the label {int(test.labels.max())}, but 'y_train' only 0 to {count - 1}"
+        )
     return ImageData(path.stem, train, test, [str(c) for c in range(count)], _measured_spec(train.images))
 
 
@@ -242,7 +263,7 @@ def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -
 
 
 def _measured_spec(images: Tensor) -> InputSpec:
-    """Mean and standard deviation of each channel over the training images, to four decimals."""
+    """A specification with the mean and the standard deviation of each channel, rounded to four decimals."""
     channels, height, width = images.shape[1:]
     mean, std = [], []
     for channel in range(channels):

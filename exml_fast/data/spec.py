@@ -1,4 +1,4 @@
-"""What a network expects of its input: channels, size, and the normalisation of its pixels."""
+"""The description of a network's input: channels, size and normalisation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ __all__ = ["InputSpec"]
 
 # Rec. 601 luma, the weights of PIL and torchvision.
 LUMA = (0.299, 0.587, 0.114)
-# Images up to this many pixels too small on each side are padded (MNIST's 28 to LeNet-5's 32), not resized.
+# Images that lack at most this many pixels on each side are padded instead of resized (MNIST's 28 to LeNet-5's 32).
 MAX_PADDING = 4
 
 
 @settings
 class InputSpec:
-    """The input of an image classifier: ``(x - mean) / std`` per channel, for x in [0, 1] of shape (N, C, H, W).
+    """The input of an image classifier: ``(x - mean) / std`` per channel, for pixels x in [0, 1] (N, C, H, W).
 
-    ``mean`` and ``std`` have one number for each channel; ``size`` is (height, width). ValueError for other values.
+    Args:
+        channels: number of channels C, at least 1.
+        size: (height, width), in pixels.
+        mean: one finite number per channel.
+        std: one positive number per channel.
+
+    Raises:
+        ValueError: naming the field that is wrong.
     """
 
     channels: Count
@@ -36,7 +43,7 @@ class InputSpec:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
-                raise ValueError(f"{name} must have one number a channel ({self.channels}), got {values!r}")
+                raise ValueError(f"{name} must have one number per channel ({self.channels}), got {values!r}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -44,24 +51,33 @@ class InputSpec:
         return (self.channels, *self.size)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Pixels (..., C, H, W), float in [0, 1] or uint8 in [0, 255], to the network's input (float)."""
+        """Convert pixels (..., C, H, W), float in [0, 1] or uint8, to the float input of the network."""
         pixels = to_float(x)
         return (pixels - self._column(self.mean, pixels)) / self._column(self.std, pixels)
 
     def denormalize(self, x: Tensor) -> Tensor:
-        """The network's input (..., C, H, W) back to pixels; in [0, 1] when ``x`` lies within :meth:`bounds`."""
+        """Convert input (..., C, H, W) to pixels, which lie in [0, 1] if ``x`` lies within :meth:`bounds`."""
         return x * self._column(self.std, x) + self._column(self.mean, x)
 
     def bounds(self, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-        """Lowest and highest valid input, each (C, 1, 1): ``(0 - m) / s`` and ``(1 - m) / s`` (Yin 2020, Eq. 16)."""
+        """Lowest and highest valid input, each (C, 1, 1): ``-mean / std``, ``(1 - mean) / std`` (Yin 2020, Eq. 16)."""
         zero = torch.zeros(self.channels, 1, 1, device=device)
         return self.normalize(zero), self.normalize(zero + 1)
 
     def fit(self, images: Tensor) -> Tensor:
-        """Images (N, c, h, w), uint8 or float in [0, 1], to float pixels of this shape (N, C, H, W), in [0, 1].
+        """Convert images to the channels and the size of this specification.
 
-        One channel is repeated, three become luma (Rec. 601). Images at most 4 px too small on each side are
-        padded with black, all others are resized (bilinear, antialiased).
+        One channel is repeated. Three channels become one by their luma (Rec. 601). Images that lack at most 4 pixels
+        on each side are padded with black; other sizes are resized (bilinear, antialiased).
+
+        Args:
+            images: (N, c, h, w), uint8 or float in [0, 1].
+
+        Returns:
+            Float pixels (N, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: for a tensor of another rank or dtype, or channels that cannot be converted.
         """
         if images.dim() != 4:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
@@ -82,19 +98,23 @@ class InputSpec:
         return self.normalize(self.fit(images))
 
     def convert(self, x: Tensor, source: InputSpec) -> Tensor:
-        """Normalised images of ``source`` (N, C, H, W) as normalised images of this specification.
+        """Convert normalised images (N, C, H, W) of the specification ``source`` to this specification.
 
-        As they are if both are the same; else through pixels, which :meth:`fit` clamps to [0, 1].
+        Equal specifications return ``x`` itself. Otherwise the pixels are clamped to [0, 1] on the way.
         """
         return x if source == self else self.prepare(source.denormalize(x))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; the inverse of :meth:`from_dict`."""
+        """The fields as JSON values, for :meth:`from_dict`."""
         return to_dict(self)
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> InputSpec:
-        """From :meth:`to_dict`'s form or from a timm ``pretrained_cfg`` (``input_size``, ``mean``, ``std``)."""
+        """Read what :meth:`to_dict` returns, or a timm ``pretrained_cfg`` (``input_size``, ``mean``, ``std``).
+
+        Raises:
+            ValueError: naming the key that is missing or wrong.
+        """
         if "input_size" in value:
             channels, *size = value["input_size"]
             value = {"channels": channels, "size": size, "mean": value.get("mean"), "std": value.get("std")}
@@ -106,10 +126,14 @@ class InputSpec:
 
     @classmethod
     def of(cls, source: Any) -> InputSpec:
-        """The specification that ``source`` carries.
+        """Find the specification of ``source``.
 
-        ``source``: an InputSpec; anything with ``.input_spec`` (an Expert, a card); a torchvision weights enum;
-        a timm model (``.pretrained_cfg``) or that configuration; a dict. ValueError for anything else.
+        Args:
+            source: an InputSpec, an object with an ``input_spec`` (an Expert, a card), a torchvision weights enum, a
+                timm model or its ``pretrained_cfg``, or a dict as :meth:`from_dict` reads it.
+
+        Raises:
+            ValueError: for anything else.
         """
         if isinstance(source, InputSpec):
             return source
@@ -145,7 +169,7 @@ class InputSpec:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 in [0, 255] to float32 in [0, 1]; floating point is returned as it is."""
+    """Convert uint8 pixels to float32 in [0, 1]. Float pixels are returned unchanged, other dtypes raise ValueError."""
     if pixels.dtype == torch.uint8:
         return pixels.float() / 255
     if not pixels.is_floating_point():
@@ -160,4 +184,4 @@ def _convert_channels(pixels: Tensor, channels: int) -> Tensor:
     if have == 3 and channels == 1:
         weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
         return (pixels * weights[:, None, None]).sum(1, keepdim=True)
-    raise ValueError(f"images of {have} channels cannot be converted to {channels}: only 1 to any, and 3 to 1")
+    raise ValueError(f"images of {have} channels cannot be converted to {channels}: only 1 to any number, and 3 to 1")

@@ -1,4 +1,4 @@
-"""A split of labelled images in memory, and a data set of two splits."""
+"""Labelled images in memory: a split, and a data set of a training and a test split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ __all__ = ["ImageData", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W), uint8 or float32 in [0, 1], labels (N,) int64, and what they were recorded in (N,) int64."""
+    """Labelled images in memory.
+
+    Args:
+        images: (N, C, H, W), uint8 or float32 in [0, 1].
+        labels: int64 (N,), the class of each image.
+        groups: int64 (N,), the session or scene in which each image was recorded; None if the data set has none.
+
+    Raises:
+        ValueError: naming the tensor of the wrong shape or dtype.
+    """
 
     images: Tensor
     labels: Tensor
     groups: Tensor | None = None
-    """The session, scene or source of each image, where the data set tells."""
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4:
@@ -40,19 +48,19 @@ class Split:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> Split:
-        """The samples at ``index`` (int64 positions, or bool (N,)), labels as they are."""
+        """The samples at ``index``, which is int64 positions or a bool mask (N,). Labels do not change."""
         return Split(self.images[index], self.labels[index], None if self.groups is None else self.groups[index])
 
     def of_classes(self, classes: Sequence[int]) -> Split:
-        """The samples whose label is in ``classes``, in their order; labels stay the global ids."""
+        """The samples whose label is in ``classes``, in their order. Labels do not change."""
         return self.subset(torch.isin(self.labels, torch.tensor(list(classes), dtype=torch.int64)))
 
     def normalized(self, spec: InputSpec, index: Tensor | slice | None = None) -> Tensor:
-        """Network input for ``spec`` (float32) of the samples at ``index`` (default: all)."""
+        """The samples at ``index`` (default: all) as the input of a network: float32, of the shape of ``spec``."""
         return spec.prepare(self.images if index is None else self.images[index])
 
     def batches(self, spec: InputSpec, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-        """(network input, labels) of consecutive samples, ``size`` at a time."""
+        """Yield ``size`` consecutive samples at a time: the input of a network with ``spec``, and labels."""
         for start in range(0, len(self), size):
             chunk = slice(start, start + size)
             yield self.normalized(spec, chunk), self.labels[chunk]
@@ -60,7 +68,11 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A named data set; ``class_names[c]`` is the name of label c, ``spec`` fits the images as they are."""
+    """A data set.
+
+    ``class_names[c]`` is the name of label c. ``spec`` has the size of the images and the usual normalisation of the
+    data set.
+    """
 
     name: str
     train: Split
@@ -70,5 +82,5 @@ class ImageData:
 
     @property
     def classes(self) -> list[int]:
-        """All global class ids, 0 to K - 1."""
+        """All labels, 0 to K − 1."""
         return list(range(len(self.class_names)))
