@@ -173,7 +173,7 @@ def test_bad_weights_are_refused_by_name(folder: Path, change: Callable[[Any], N
         ({"architecture": "subprocess.run"}, "unknown architecture"),
         ({"architecture": ["lenet5"]}, "architecture must be a string"),
         ({"arguments": {"num_classes": 4, "activation": "relu6"}}, "activation must be one of"),
-        ({"arguments": {"num_classes": 4, "code": "import os"}}, "'code' is not known to 'lenet5'"),
+        ({"arguments": {"num_classes": 4, "code": "import os"}}, "'code' is unknown to 'lenet5'"),
         ({"arguments": {"num_classes": 4, "__init__": 1}}, "'__init__' of 'lenet5' is not accepted"),
         ({"arguments": {"num_classes": 10**13}}, r"has shape \(4, 84\), expected \(10000000000000, 84\)"),
         ({"arguments": []}, "arguments must be an object"),

@@ -1,3 +1,5 @@
+"""Networks: published sizes, creation by name, rejected names and arguments, the final linear layer."""
+
 from __future__ import annotations
 
 import pytest
@@ -39,7 +41,7 @@ def test_lenets_are_tanh_and_alexnets_have_five_convolutions_with_batch_norm() -
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
 
 
-def test_takes() -> None:
+def test_takes_an_argument() -> None:
     assert takes("alexnet_cifar", "in_channels") and not takes("cifar_resnet", "in_channels")
     assert not takes("torchvision/resnet18", "num_classes")
 
@@ -58,7 +60,7 @@ def test_create_torchvision_and_timm() -> None:
     pytest.importorskip("timm")
     model = create("timm/resnet10t", num_classes=4, in_chans=1)
     assert final_linear(model).out_features == 4
-    assert create("timm/resnet10t.c3_in1k", num_classes=2), "names as timm lists those with weights"
+    assert create("timm/resnet10t.c3_in1k", num_classes=2), "timm appends the tag of the weights to the name"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,23 @@ def test_create_torchvision_and_timm() -> None:
 def test_unknown_architectures_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="unknown architecture"):
         create(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [("resnet18_cifa", "resnet18_cifar"), ("LeNet5", "lenet5"), ("torchvision/resnet18x", "resnet18"),
+     ("timm/resnet10tt", "resnet10t")],
+)  # fmt: skip
+def test_an_unknown_architecture_suggests_the_nearest(name: str, suggested: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=f"did you mean '{suggested}'"):
+        create(name)
+
+
+def test_an_unknown_argument_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'num_class' is unknown to 'lenet5' \(did you mean 'num_classes'"):
+        create("lenet5", num_class=3)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +118,7 @@ def test_hostile_arguments_are_refused(architecture: str, arguments: dict[str, o
 
 
 class Twisted(nn.Module):
-    """Registers its head before its body, and runs it last."""
+    """Registers its head before its body, but runs the head last."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The papers' architectures under their usual names, and any torchvision or timm classifier."""
+"""Networks by name: the architectures of the papers, and the classifiers of torchvision and timm."""
 
 from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet

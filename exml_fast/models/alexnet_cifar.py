@@ -1,4 +1,4 @@
-"""AlexNet for 32×32 images and its smaller student (Nayak 2021, 4.1.2.3)."""
+"""AlexNet for 32×32 images, and the smaller version that is its student (Nayak 2021, 4.1.2.3)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ __all__ = ["AlexNetCifar", "AlexNetCifarHalf"]
 class AlexNetCifar(nn.Module):
     """Five convolutions with BatchNorm, pooling after the first, second and fifth, then three linear layers.
 
-    Input (N, in_channels, 32, 32), output logits (N, num_classes); 1,657,642 parameters at the defaults. ``hidden``
-    are the widths of the first two linear layers. Filters and kernels are those of the published code.
+    The filters and kernels are those of the published code. The defaults give 1,657,642 parameters.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        hidden: widths of the first two linear layers.
+        dropout: probability of dropping a hidden unit in training mode.
     """
 
     filters = (48, 128, 192, 192, 128)
@@ -44,8 +49,8 @@ class AlexNetCifar(nn.Module):
 class AlexNetCifarHalf(AlexNetCifar):
     """AlexNetCifar with half of the filters; 722,906 parameters at the defaults.
 
-    The paper gives its student 7.23e5 parameters and half of the linear layers' neurons too. These exclude each other:
-    half of everything, ``hidden=(256, 128)`` as in the published code, has 416,666. The default keeps the size.
+    The paper states 7.23e5 parameters and also half of the hidden units, which contradict each other. The default
+    ``hidden`` keeps the stated number of parameters. ``hidden=(256, 128)``, as in the published code, gives 416,666.
     """
 
     filters = (24, 64, 96, 96, 64)

@@ -1,4 +1,4 @@
-"""The ResNets for 32×32 images (He et al. 2016, sec. 4.2)."""
+"""ResNets for 32×32 images (He et al. 2016, sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["BasicBlock", "CifarResNet"]
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside ``shortcut``, which whoever changes the shape replaces (He et al. 2016)."""
+    """Two 3×3 convolutions plus a shortcut (He et al. 2016).
+
+    ``shortcut`` is the identity. A network replaces it in each block whose output has another shape than its input.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -20,13 +23,13 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
 
 
 class _Padding(nn.Module):
-    """Shortcut without parameters: every other pixel, new channels zero (option A of the paper)."""
+    """Shortcut without parameters: subsamples the pixels and adds channels of zeros (option A of the paper)."""
 
     def __init__(self, more: int, stride: int) -> None:
         super().__init__()
@@ -37,15 +40,18 @@ class _Padding(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20, 32, 44, 56 or 110 for (N, 3, 32, 32), with the parameter names of the published CIFAR-10 weights.
+    """A ResNet of any depth 6n + 2 (20, 32, 44, 56, 110) for images (N, 3, 32, 32).
 
-    ``depth`` is 6n + 2; logits (N, num_classes); 269,722 parameters at depth 20, 853,018 at 56.
+    Parameter names equal those of the published CIFAR-10 weights. Depth 20 has 269,722 parameters, depth 56 853,018.
+
+    Raises:
+        ValueError: for a ``depth`` that is not 6n + 2 with n of at least 1.
     """
 
     def __init__(self, depth: int = 20, num_classes: int = 10) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 with n from 1 upwards, got {depth}")
+            raise ValueError(f"depth must be 6n + 2 with n of at least 1, got {depth}")
         blocks = (depth - 2) // 6
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -60,7 +66,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes)."""
+        """Logits (N, num_classes) of images (N, 3, 32, 32)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))

@@ -1,4 +1,4 @@
-"""LeNets for MNIST: LeNet-5 (Carta 2022, Table 1), with half of its filters (Nayak 2021, 4.1.2.1), and Caffe's."""
+"""LeNets for MNIST: LeNet-5 (Carta 2022, Table 1), its half (Nayak 2021, 4.1.2.1), and the LeNet of Caffe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 for 32×32 images: two 5×5 convolutions with average pooling, then 120, 84, ``num_classes``.
+    """LeNet-5 for 32×32 images: two 5×5 convolutions with average pooling, then linear layers of 120, 84, num_classes.
 
-    Input (N, in_channels, 32, 32), output logits (N, num_classes); 61,706 parameters at the defaults.
-    ``batch_norm`` puts a BatchNorm2d after each convolution; ``activation`` is "tanh" (as published) or "relu".
+    The defaults give 61,706 parameters.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        batch_norm: put a BatchNorm2d after each convolution.
+        activation: "tanh", as published, or "relu".
+
+    Raises:
+        ValueError: for another activation.
     """
 
     filters = (6, 16)
@@ -46,16 +54,20 @@ class LeNet5(nn.Module):
 
 
 class LeNet5Half(LeNet5):
-    """LeNet-5 with half of the convolutional filters, otherwise the same; 35,820 parameters at the defaults."""
+    """LeNet-5 with half of the convolutional filters; 35,820 parameters at the defaults."""
 
     filters = (3, 8)
 
 
 class CaffeLeNet(nn.Module):
-    """LeNet as domain adaptation takes it (Tzeng 2017; Nayak 2021, 4.2): 20 and 50 filters, max pooling, 500 units.
+    """The LeNet used for domain adaptation (Tzeng 2017; Nayak 2021, 4.2): 20 and 50 filters, max pooling, 500 units.
 
-    Input (N, in_channels, 32, 32), output logits (N, num_classes); 656,080 parameters at the defaults. ``dropout`` is
-    the probability with which filters of the second convolution, and hidden units, are left out in training.
+    The defaults give 656,080 parameters.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        dropout: probability of dropping a filter of the second convolution, or a hidden unit, in training mode.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1, dropout: float = 0.0) -> None:

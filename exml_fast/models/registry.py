@@ -1,4 +1,8 @@
-"""Networks by name. The only code that the name and arguments on an expert's card can reach."""
+"""Creates networks by name.
+
+An expert's card holds the name and the arguments of its network and may come from a stranger. Therefore :func:`create`
+runs only the constructors in ``OWN`` and those of torchvision and timm.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import CaffeLeNet, LeNet5, LeNet5Half
 from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
+from exml_fast.validation import nearest
 
 __all__ = ["create", "final_linear", "takes"]
 
@@ -29,28 +34,28 @@ OWN: dict[str, type[nn.Module]] = {
     "slim_resnet18": SlimResNet18,
     "vgg11_bn_cifar": Vgg11BnCifar,
 }
-# Arguments with which torchvision or timm would read or download files, or return something else than a classifier.
+# Arguments that make torchvision or timm read files, download files, or return something other than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
 
 
 def create(architecture: str, /, **arguments: Any) -> nn.Module:
-    """A freshly initialised network.
+    """Create a network with random weights.
 
     Args:
-        architecture: one of our own (``OWN``: ``lenet5``, ``cifar_resnet``, ``vgg11_bn_cifar`` ...),
-            "torchvision/<name>" (classification models) or "timm/<name>".
-        arguments: keyword arguments of the model's constructor; plain JSON values only, and none that would make
-            the library read or download weights.
+        architecture: a name in ``OWN`` ("lenet5", "cifar_resnet", …), "torchvision/<name>" for a classification model
+            of torchvision, or "timm/<name>".
+        arguments: keyword arguments of the network's constructor, as JSON values. Arguments that load weights or read
+            files are rejected.
 
     Raises:
         ValueError: naming the architecture or the argument that is not accepted.
-        ImportError: if timm is asked for and missing.
+        ImportError: for a timm model if timm is missing.
     """
     if not isinstance(architecture, str):
         raise ValueError(f"architecture must be a string, got {architecture!r}")
     for name, value in arguments.items():
         if FORBIDDEN.match(name) or not name.isidentifier():
-            raise ValueError(f"argument {name!r} of {architecture!r} is not accepted: it is no plain model argument")
+            raise ValueError(f"argument {name!r} of {architecture!r} is not accepted: it does not shape the network")
         if not _is_plain(value):
             raise ValueError(f"argument {name!r} of {architecture!r} must be a plain JSON value, got {value!r}")
     if architecture in OWN:
@@ -58,38 +63,54 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
         known = list(inspect.signature(constructor).parameters)
         for name in arguments:
             if name not in known:
-                raise ValueError(f"argument {name!r} is not known to {architecture!r}: expected {known}")
+                raise ValueError(
+                    f"argument {name!r} is unknown to {architecture!r}{nearest(name, known)}; "
+                    f"expected one of {', '.join(known)}"
+                )
         return _build(architecture, lambda: constructor(**arguments))
     library, _, name = architecture.partition("/")
     if library == "torchvision":
         import torchvision
 
-        if name not in torchvision.models.list_models(module=torchvision.models):
-            raise ValueError(f"unknown architecture {architecture!r}: torchvision has no classification model {name!r}")
+        classifiers = torchvision.models.list_models(module=torchvision.models)
+        if name not in classifiers:
+            raise ValueError(
+                f"unknown architecture {architecture!r}: torchvision has no classification model "
+                f"{name!r}{nearest(name, classifiers)}"
+            )
         return _build(architecture, lambda: torchvision.models.get_model(name, weights=None, **arguments))
     if library == "timm":
         try:
             import timm
         except ImportError as error:
-            raise ImportError(f"{architecture!r} needs timm: pip install exml_fast[timm]") from error
+            raise ImportError(f"{architecture!r} needs timm: pip install 'exml_fast[timm]'") from error
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not timm.is_model(name):
-            raise ValueError(f"unknown architecture {architecture!r}: timm has no model {name!r}")
+            raise ValueError(
+                f"unknown architecture {architecture!r}: timm has no model {name!r}{nearest(name, timm.list_models())}"
+            )
         return _build(architecture, lambda: timm.create_model(name, pretrained=False, **arguments))
     raise ValueError(
-        f"unknown architecture {architecture!r}: expected one of {sorted(OWN)}, 'torchvision/<name>' or 'timm/<name>'"
+        f"unknown architecture {architecture!r}{nearest(architecture, OWN)}; "
+        f"expected one of {', '.join(OWN)}, torchvision/<name> or timm/<name>"
     )
 
 
 def takes(architecture: str, argument: str) -> bool:
-    """Whether one of our own architectures has this argument."""
+    """True if ``architecture`` is a name in ``OWN`` and its constructor has this argument."""
     return architecture in OWN and argument in inspect.signature(OWN[architecture]).parameters
 
 
 def final_linear(model: nn.Module, example: Tensor | None = None) -> nn.Linear:
-    """The last ``nn.Linear`` that ``model`` executes: the classifier whose rows are class templates (Nayak 2021).
+    """Find the final linear layer of a classifier, whose rows are the class templates of Nayak 2021.
 
-    With an ``example`` batch it is found by running the model once (evaluation mode, flags restored); without, it
-    is the model's own ``get_classifier()`` (timm) or the Linear that was registered last. ValueError if none.
+    Args:
+        model: a classifier. It is not changed.
+        example: an input batch. The model runs on it once, in evaluation mode, and the last ``nn.Linear`` that runs is
+            returned. Without an example it is what the model's ``get_classifier()`` returns (timm), or else the
+            ``nn.Linear`` that was registered last.
+
+    Raises:
+        ValueError: if there is no linear layer.
     """
     found: list[nn.Linear] = []
     if example is None:

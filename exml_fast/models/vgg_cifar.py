@@ -6,15 +6,22 @@ from torch import Tensor, nn
 
 __all__ = ["Vgg11BnCifar"]
 
-# Channels of each 3×3 convolution; a pooling halves the image where there is none.
+# Channels of each 3×3 convolution. None stands for a pooling that halves the image.
 LAYERS = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
 
 
 class Vgg11BnCifar(nn.Module):
-    """VGG-11-BN with one linear layer, teacher and student of Yin 2020's Table 1.
+    """VGG-11 with BatchNorm and one linear layer, a teacher and student in Table 1 of Yin 2020.
 
-    Images (N, in_channels, 32, 32); logits (N, num_classes); 9,231,114 parameters at the defaults. ``width`` scales
-    all layers (64: the published ones).
+    The defaults give 9,231,114 parameters.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        width: channels of the first convolution. The other layers scale with it; 64 gives the published widths.
+
+    Raises:
+        ValueError: for a ``width`` below 1.
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 64) -> None:
@@ -34,5 +41,5 @@ class Vgg11BnCifar(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes)."""
+        """Logits (N, num_classes) of images (N, in_channels, 32, 32)."""
         return self.classifier(self.features(x).flatten(1))
