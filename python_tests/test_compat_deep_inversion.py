@@ -1,4 +1,4 @@
-"""The drop-ins against the published formulas, written out, in a script of the usual form."""
+"""The replacements against the published formulas, in a script of the usual form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_
 
 
 class PlainHook:
-    """The distance in plain PyTorch, two-pass, in the input's own precision."""
+    """The distance in plain PyTorch, with two passes over the input, in its own precision."""
 
     def __init__(self, module: nn.Module) -> None:
         self.hook = module.register_forward_hook(self._match)
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def script(model: nn.Module, hook: Any, prior: Any, steps: int) -> tuple[list[Tensor], list[Tensor]]:
-    """What people have: a hook on every BatchNorm2d, jitter, Adam on the pixels. Losses and gradients of each step."""
+    """A typical script: hooks on all BatchNorm2d, jitter, Adam on the pixels. Returns losses and gradients by step."""
     random.seed(0)
     hooks = [hook(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     dtype = next(model.parameters()).dtype
@@ -81,7 +81,7 @@ def script(model: nn.Module, hook: Any, prior: Any, steps: int) -> tuple[list[Te
 
 
 def test_a_script_gives_the_same_losses_and_gradients(network: nn.Module) -> None:
-    """In float64, so that three steps of Adam amplify no rounding."""
+    """Uses float64, because three steps of Adam would amplify the rounding of float32."""
     model = network.double()
     losses, gradients = script(model, DeepInversionFeatureHook, get_image_prior_losses, 3)
     expected_losses, expected_gradients = script(model, PlainHook, plain_prior, 3)
@@ -93,7 +93,7 @@ def test_a_script_gives_the_same_losses_and_gradients(network: nn.Module) -> Non
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_a_script_in_float32(network: nn.Module) -> None:
+def test_a_script_gives_similar_gradients_in_float32(network: nn.Module) -> None:
     losses, gradients = script(network, DeepInversionFeatureHook, get_image_prior_losses, 1)
     expected_losses, expected_gradients = script(network, PlainHook, plain_prior, 1)
     assert torch.allclose(losses[0], expected_losses[0], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The scores against their formulas, written out."""
+"""The scores against their formulas, computed in another way."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_diversity_is_the_mean_cosine_distance_of_pairs() -> None:
     assert diversity(x[:1].repeat(4, 1), torch.zeros(4))[0] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_features_are_what_the_last_linear_layer_reads() -> None:
+def test_features_are_the_input_of_the_last_linear_layer() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).train()
     images = torch.randn(5, *SPEC.shape)
     found, named = features(network, images, batch_size=2), features(network, images, layer="2")
@@ -84,7 +84,7 @@ def test_features_are_what_the_last_linear_layer_reads() -> None:
         features(network, images, layer="9")
 
 
-def test_features_without_a_linear_layer_are_what_the_last_convolution_reads() -> None:
+def test_features_without_a_linear_layer_are_the_input_of_the_last_convolution() -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = torch.randn(5, *SPEC.shape)
     with torch.no_grad():
@@ -95,8 +95,8 @@ def test_features_without_a_linear_layer_are_what_the_last_convolution_reads() -
         features(nn.Sequential(nn.Flatten(), nn.Softmax(1)), images)
 
 
-def test_judges_see_images_in_their_own_input() -> None:
-    # A judge of 2x2 inputs without normalisation, whose units are class ids, names the brighter half.
+def test_images_are_converted_to_the_input_of_a_judge() -> None:
+    # This judge has 2x2 inputs without normalisation and predicts class 5 or 6 for the brighter half.
     class Halves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +123,7 @@ def test_judges_see_images_in_their_own_input() -> None:
         evaluate(result_of(images, [5] * 4), {})
 
 
-def test_inverted_digits_convince_another_network(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+def test_inverted_digits_are_recognised_by_their_teacher(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
     model, spec = digits_teacher
     result = invert(model, per_class=2, recipe="deep_inversion", spec=spec, steps=100)
     found = evaluate(result, {"itself": model}).to_dict()

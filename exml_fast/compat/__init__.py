@@ -1,4 +1,4 @@
-"""Drop-ins for code that people already have: the same names and values, computed by the fused ops."""
+"""Replacements for published code, with the same names and values, computed by the fused ops."""
 
 from exml_fast.compat import deep_inversion
 

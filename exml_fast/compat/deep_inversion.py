@@ -1,4 +1,4 @@
-"""For scripts written after the published DeepInversion: change the import, keep the rest.
+"""Fast versions of two names of the published DeepInversion code. A script that uses them only changes its import::
 
 from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_prior_losses
 """
@@ -18,11 +18,11 @@ __all__ = ["DeepInversionFeatureHook", "get_image_prior_losses"]
 
 
 class DeepInversionFeatureHook:
-    """Forward hook by which a BatchNorm layer compares its input with its running statistics (Yin 2020, Eq. 4).
+    """Forward hook that compares the input of a BatchNorm layer with its running statistics (Yin 2020, Eq. 4).
 
-    After each forward pass :attr:`r_feature` = ‖running_var − v‖₂ + ‖running_mean − m‖₂ with m, v the mean and biased
-    variance of each channel of the layer's input. In training mode the running statistics are those after the pass.
-    :class:`exml_fast.BNStatistics` does this for all layers of a network.
+    After each forward pass :attr:`r_feature` is ‖running_var − v‖₂ + ‖running_mean − m‖₂, where m and v are the mean
+    and the biased variance of each channel of the input. In training mode the running statistics are those after the
+    pass. :class:`exml_fast.BNStatistics` does the same for all layers of a network.
 
     Args:
         module: BatchNorm1d, 2d, 3d, SyncBatchNorm, or any module with ``running_mean`` and ``running_var`` (C,) whose
@@ -36,21 +36,21 @@ class DeepInversionFeatureHook:
         for name in ("running_mean", "running_var"):
             if not isinstance(getattr(module, name, None), Tensor):
                 raise ValueError(
-                    f"module must keep running statistics, {type(module).__name__} has no {name}: register hooks on "
-                    "BatchNorm layers with track_running_stats=True only"
+                    f"module must have running statistics, {type(module).__name__} has no {name}: register hooks only "
+                    "on BatchNorm layers with track_running_stats=True"
                 )
         self._r_feature: Tensor | None = None
         self.hook = module.register_forward_hook(self._match, with_kwargs=True)
 
     @property
     def r_feature(self) -> Tensor:
-        """Distance of the last forward pass, a scalar attached to the graph. RuntimeError before the first."""
+        """The distance in the last forward pass, a scalar with gradient. RuntimeError before the first pass."""
         if self._r_feature is None:
-            raise RuntimeError("r_feature is there after a forward pass of the network, and none was made yet")
+            raise RuntimeError("r_feature is not available before the first forward pass of the network")
         return self._r_feature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeepInversionFeatureHook:
-        """For copies of a network with hooks: one that holds no value of an earlier pass."""
+        """A copy without a value, as a tensor of the graph cannot be copied."""
         other = copy.copy(self)
         other._r_feature = None
         return other
@@ -64,16 +64,16 @@ class DeepInversionFeatureHook:
 
 
 def get_image_prior_losses(inputs_jit: Tensor) -> tuple[Tensor, Tensor]:
-    """Total variation of a batch of images (Yin 2020, Eq. 3 and B.1), as published.
+    """Total variation of a batch of images, as in the published code (Yin 2020, Eq. 3 and B.1).
 
-    With d₁ … d₄ the differences between neighbouring pixels: horizontal, vertical and along both diagonals.
+    d₁ … d₄ below are the differences between neighbouring pixels: horizontal, vertical and along both diagonals.
 
     Args:
         inputs_jit: (N, C, H, W), floating point, H and W at least 2.
 
     Returns:
         ``loss_var_l1`` = Σᵢ mean|dᵢ| and ``loss_var_l2`` = Σᵢ ‖dᵢ‖_F over the whole batch: scalars, float32 (float64
-        for float64 images), attached to the graph.
+        for float64 images), with gradients.
 
     Raises:
         ValueError: for another rank or dtype, or smaller images.

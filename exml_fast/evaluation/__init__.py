@@ -1,4 +1,4 @@
-"""What synthetic images are worth: recognised by other networks, varied, and not memorised (Yin 2020, 4.2 and C.5)."""
+"""Scores of synthetic images: recognition by other networks, diversity, memorisation (Yin 2020, 4.2 and C.5)."""
 
 from exml_fast.evaluation.features import features, logits
 from exml_fast.evaluation.images import Evaluation, evaluate

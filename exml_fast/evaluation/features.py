@@ -1,4 +1,4 @@
-"""What a network says of images, and the features it says it from."""
+"""Logits and features that a network computes for images."""
 
 from __future__ import annotations
 
@@ -7,32 +7,54 @@ from torch import Tensor, nn
 
 from exml_fast.engine.freezing import device_of, dtype_of, frozen
 from exml_fast.models import final_linear
+from exml_fast.validation import nearest
 
 __all__ = ["features", "logits"]
 
 
 def logits(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """(N, K) float32, CPU, of normalised images (N, C, H, W), in evaluation mode; the network is left as it was.
+    """Run a network on images, in evaluation mode. The network is not changed.
 
-    ValueError if the network gives something else than finite logits.
+    Args:
+        network: a classifier.
+        images: normalised (N, C, H, W), with N of at least 1.
+        batch_size: images per forward pass.
+
+    Returns:
+        Logits, float32 (N, K), on the CPU.
+
+    Raises:
+        ValueError: if the output is not (N, K) or not finite.
     """
     found = _run(network, images, batch_size)
     if found.dim() != 2 or not bool(found.isfinite().all()):
-        raise ValueError(f"{type(network).__name__} must give finite logits (N, K), got {tuple(found.shape)}")
+        raise ValueError(f"{type(network).__name__} must return finite logits (N, K), got shape {tuple(found.shape)}")
     return found
 
 
 def features(network: nn.Module, images: Tensor, layer: str | None = None, batch_size: int = 256) -> Tensor:
-    """(N, D) float32, CPU: what the final linear layer reads (ResNet-50's pooled features, Yin 2020, Fig. 8).
+    """Run a network on images and return the input of its classifier as features.
 
-    Without one it is what the last convolution reads (SqueezeNet's classifier). ``layer``: the name of another module,
-    whose output is taken. Dimensions beyond (N, C) are averaged. ValueError for a layer that does not run, or without
-    any of these.
+    The classifier is the final linear layer (ResNet-50: the pooled features, Yin 2020, Fig. 8), or the last convolution
+    of a network without a linear layer (SqueezeNet). Dimensions beyond (N, C) are averaged.
+
+    Args:
+        network: a classifier. It is not changed.
+        images: normalised (N, C, H, W), with N of at least 1.
+        layer: name of a module whose output is returned instead.
+        batch_size: images per forward pass.
+
+    Returns:
+        Features, float32 (N, D), on the CPU.
+
+    Raises:
+        ValueError: if ``layer`` does not exist or does not run once per pass, or the network has no classifier.
     """
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
         raise ValueError(
-            f"layer {layer!r} is not in {type(network).__name__}: it has {', '.join(list(modules)[1:13])} …"
+            f"layer {layer!r} is not in {type(network).__name__}{nearest(layer, modules)}: "
+            f"it has {', '.join(list(modules)[1:13])} …"
         )
     seen: list[Tensor] = []
 
@@ -51,12 +73,12 @@ def features(network: nn.Module, images: Tensor, layer: str | None = None, batch
     finally:
         handle.remove()
     if sum(len(x) for x in seen) != len(images):
-        raise ValueError(f"layer {layer!r} must run once a pass and give (N, ...)")
+        raise ValueError(f"layer {layer!r} must run once per forward pass and return a tensor (N, ...)")
     return torch.cat([(x.flatten(2).mean(2) if x.dim() > 2 else x).float().cpu() for x in seen])
 
 
 def _last_read(network: nn.Module, example: Tensor) -> nn.Module:
-    """The classifier: the last linear layer that runs, or the last convolution."""
+    """The last linear layer that runs, or the last convolution if no linear layer runs."""
     try:
         return final_linear(network, example)
     except ValueError as error:

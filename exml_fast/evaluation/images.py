@@ -1,4 +1,4 @@
-"""All scores of a set of synthetic images."""
+"""Scores of a set of synthetic images, by independent networks."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass
 class Evaluation:
-    """What :func:`evaluate` found."""
+    """The result of :func:`evaluate`."""
 
     judges: dict[str, dict[str, Any]]
-    """By name: "top1" and "top5" (of no more logits than there are), "by_class", "inception_score" and its
-    "inception_score_std"."""
+    """The scores of each judge: "top1" and "top5" (of fewer logits if it has fewer), shares in [0, 1]; "by_class", the
+    "top1" of each class; "inception_score" and "inception_score_std"."""
     confusion: dict[str, Tensor]
-    """By name: (C, C) counts, wanted class by the class that the judge names, both of ``classes``; images that it takes
-    for another class count nowhere."""
+    """For each judge the counts (C, C) of images by the class they were made for (rows) and the class that the judge
+    predicts (columns), both in the order of ``classes``. Predictions outside ``classes`` are not counted."""
     classes: list[int]
+    """The classes of the images, ascending."""
     diversity: dict[int, float]
-    """By class, in the first judge's feature space."""
+    """For each class :func:`diversity`, in the feature space of the first judge."""
     neighbours: Neighbours | None = None
-    """Among the real images, in the first judge's feature space."""
+    """The nearest real images, in the feature space of the first judge; None without real images."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The scores as JSON values, without the confusion."""
         found: dict[str, Any] = {"judges": self.judges, "diversity": {str(c): d for c, d in self.diversity.items()}}
         if self.neighbours is not None:
             nearest = self.neighbours.distance[:, 0]
@@ -54,18 +55,19 @@ def evaluate(
     real: Tensor | None = None,
     splits: int = 1,
 ) -> Evaluation:
-    """Ask independent networks about synthetic images.
+    """Score synthetic images with independent networks, the judges.
 
     Args:
-        images: an inversion.
-        judges: by name, a classifier of the same input and classes, anything that holds one as ``.model`` with its own
-            ``.input_spec`` and ``.units`` (an Expert), or a pair of a classifier and its InputSpec. The images are
-            fitted to a judge's own input. Class ids are logit positions where there are no units.
-        real: pixels (M, c, h, w), uint8 or float in [0, 1], to look for copies among.
-        splits: of the Inception score.
+        images: result of an inversion.
+        judges: the judges by name. A judge is a classifier for the same input; an object with a classifier as
+            ``.model`` and its ``.input_spec`` and ``.units`` (an Expert); or a pair of a classifier and its InputSpec.
+            Images are converted to the input of the judge. ``units[j]`` is the class of logit j; a judge without
+            ``units`` has class j at logit j.
+        real: pixels (M, c, h, w), uint8 or float in [0, 1], among which copies are looked for.
+        splits: number of parts over which the Inception score is averaged.
 
     Raises:
-        ValueError: naming the judge, without any, or if a class has no logit of it.
+        ValueError: if there is no judge, a judge is no network, or a judge has no logit for a class of the images.
     """
     if not judges:
         raise ValueError("judges must hold at least one network")

@@ -1,4 +1,4 @@
-"""The scores, of logits and features."""
+"""Scores computed from logits and from features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ __all__ = ["Neighbours", "agreement", "diversity", "inception_score", "nearest_n
 
 
 def agreement(logits: Tensor, positions: Tensor, top: int = 1) -> Tensor:
-    """Whether each image's class is among the ``top`` largest logits, (N,) bool (Yin 2020, Table 2).
+    """For each image whether its class is among the ``top`` largest logits (Yin 2020, Table 2).
 
     Args:
-        logits: (N, K) of an independent network.
-        positions: (N,) int64, the logit of each image's class.
+        logits: (N, K), of an independent network.
+        positions: int64 (N,), the position of each image's class among the logits.
+        top: between 1 and K.
+
+    Returns:
+        bool (N,).
+
+    Raises:
+        ValueError: for another shape or an impossible ``top``.
     """
     if logits.dim() != 2 or positions.shape != logits.shape[:1]:
         raise ValueError(
@@ -27,11 +34,19 @@ def agreement(logits: Tensor, positions: Tensor, top: int = 1) -> Tensor:
 
 
 def inception_score(logits: Tensor, splits: int = 1) -> tuple[float, float]:
-    """Mean and deviation over ``splits`` of exp E KL(p(y | x) ‖ p(y)) (Salimans 2016; Yin 2020, Table 3).
+    """Inception score exp E KL(p(y | x) ‖ p(y)), between 1 and K (Salimans 2016; Yin 2020, Table 3).
 
-    ``logits``: (N, K) of the network that judges: a network of one's own gives a score that compares image sets of the
-    same classes, not papers. Between 1 and K. The deviation is biased, 0 for one split. ValueError for fewer images
-    than splits.
+    Scores are comparable between sets of images of the same classes, and only if the same network gave the logits.
+
+    Args:
+        logits: (N, K).
+        splits: number of equal parts of the images, between 1 and N.
+
+    Returns:
+        Mean and (biased) standard deviation over the parts; the deviation of one part is 0.
+
+    Raises:
+        ValueError: for another shape or an impossible number of parts.
     """
     if logits.dim() != 2 or not 1 <= splits <= len(logits):
         raise ValueError(f"splits must be between 1 and the {len(logits)} images, got {splits}")
@@ -48,27 +63,36 @@ class Neighbours:
     """The real images nearest to each synthetic one, in feature space."""
 
     index: Tensor
-    """(N, k) int64: which."""
+    """Positions of the nearest real images, nearest first, int64 (N, k)."""
     distance: Tensor
-    """(N, k) float32: how far."""
+    """Their Euclidean distances, float32 (N, k)."""
     usual: float
-    """Median distance of a real image to its own nearest among the other real ones."""
+    """Median distance between a real image and the real image nearest to it."""
 
     @property
     def memorised(self) -> float:
-        """Share of synthetic images nearer to a real one than half of what is usual among the real ones."""
+        """Share of the synthetic images whose distance to a real image is less than half of ``usual``."""
         return float((self.distance[:, 0] < 0.5 * self.usual).double().mean())
 
 
 def nearest_neighbours(synthetic: Tensor, real: Tensor, k: int = 1, chunk: int = 1024) -> Neighbours:
-    """Nearest real images by Euclidean distance of features, (N, D) and (M, D) (Yin 2020, Fig. 8).
+    """Find the real images nearest to each synthetic image, by Euclidean distance of features (Yin 2020, Fig. 8).
 
-    ValueError unless both have the same D, and M is at least two and at least ``k``.
+    Args:
+        synthetic: features (N, D).
+        real: features (M, D), with M of at least 2.
+        k: number of neighbours, between 1 and M.
+        chunk: images compared at once, which bounds the memory.
+
+    Raises:
+        ValueError: for another shape or an impossible ``k``.
     """
     if synthetic.dim() != 2 or real.dim() != 2 or synthetic.shape[1] != real.shape[1]:
         raise ValueError(f"features must be (N, D) and (M, D), got {tuple(synthetic.shape)} and {tuple(real.shape)}")
     if len(real) < 2 or not 1 <= k <= len(real):
-        raise ValueError(f"k must be between 1 and the number of real images (two at least), got {k} of {len(real)}")
+        raise ValueError(
+            f"k must be between 1 and the number of real images, at least 2, got k = {k} for {len(real)} images"
+        )
     found = [torch.cdist(part, real).topk(k, 1, largest=False) for part in synthetic.float().split(chunk)]
     own = []
     for start in range(0, len(real), chunk):
@@ -80,9 +104,17 @@ def nearest_neighbours(synthetic: Tensor, real: Tensor, k: int = 1, chunk: int =
 
 
 def diversity(features: Tensor, labels: Tensor) -> dict[int, float]:
-    """Mean cosine distance, 0 to 2, between the images of each class; classes of one image are left out.
+    """Mean cosine distance between the images of each class, between 0 (copies) and 2.
 
-    ``features`` (N, D), ``labels`` (N,). A generator that makes the same image again has 0.
+    Args:
+        features: (N, D).
+        labels: (N,).
+
+    Returns:
+        The distance by class. A class with a single image has none.
+
+    Raises:
+        ValueError: for another shape.
     """
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError(f"features must be (N, D) and labels (N,), got {tuple(features.shape)}, {tuple(labels.shape)}")
@@ -91,6 +123,6 @@ def diversity(features: Tensor, labels: Tensor) -> dict[int, float]:
         unit = torch.nn.functional.normalize(features[labels == label].double(), dim=1)
         count = len(unit)
         if count > 1:
-            # Σ over ordered pairs of the cosines is the squared norm of the sum, less the N of each with itself.
+            # The cosines of all ordered pairs add up to the squared norm of the sum, minus one for each image itself.
             found[int(label)] = 1 - (float(unit.sum(0).square().sum()) - count) / (count * (count - 1))
     return found
