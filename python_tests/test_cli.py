@@ -239,7 +239,7 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     assert student.card.training["accuracy"] == summary["accuracy"] and 0 <= summary["accuracy"] <= 1
     assert len(Inverted.load(tmp_path / "out" / "images")) == 20 and not (tmp_path / "out" / "checkpoints").exists()
     page = (tmp_path / "out" / "report" / "index.html").read_text()
-    assert "Agrees with its teacher" in page and "Divergence from the teacher" in page and "nearest to each" in page
+    assert "Agreement with its teacher" in page and "Divergence from the teacher" in page and "Nearest real image" in page
     report = load_json(tmp_path / "out" / "report.json")
     assert report["distillation"]["accuracy"] == summary["accuracy"] and "lenet5 (student)" in report["judges"]
     pool = Inverted.load(tmp_path / "out" / "images")

@@ -1,4 +1,4 @@
-"""The page: all its parts, nothing outside it."""
+"""The page: its parts, and that it refers to no other file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_report(classes: int = 4, channels: int = 1) -> Report:
 
 
 class Tags(HTMLParser):
-    """Every start tag with its attributes; fails on an end tag that nothing opened."""
+    """Collects every start tag with its attributes; fails on an end tag without a start tag."""
 
     VOID = frozenset({"meta", "img", "br", "link", "path", "use", "image"})
 
@@ -72,7 +72,7 @@ def parse(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return tags.found
 
 
-def test_page_has_all_parts_and_reaches_for_nothing() -> None:
+def test_page_has_all_parts_and_refers_to_no_file() -> None:
     page = render(make_report())
     tags = parse(page)
     sections = [attributes.get("id") for tag, attributes in tags if tag == "section"]
@@ -136,7 +136,7 @@ def test_picture_of_all_groups(tmp_path: Path) -> None:
     assert picture.size == (3 * (2 * 4 * 9 + 1), 3 * (2 * 9 + 1))
 
 
-def test_stretched_contrast_is_said() -> None:
+def test_the_page_mentions_stretched_contrast() -> None:
     labels = torch.zeros(1, dtype=torch.int64)
     group = Samples("grey", torch.linspace(0.4, 0.6, 64).view(1, 1, 8, 8), labels, stretch=True)
     assert float(group.shown().min()) == 0 and float(group.shown().max()) == 1
@@ -156,7 +156,7 @@ def test_similarity_as_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 1000
     broken = torch.eye(3)
     broken[1, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"rows \[1\] hold NaN"):
+    with pytest.raises(ValueError, match=r"similarity must be finite, rows \[1\] hold NaN"):
         save_similarity(tmp_path / "d.png", broken, ["a", "b", "c"])
     with pytest.raises(ValueError, match="K names"):
         save_similarity(tmp_path / "d.png", torch.eye(3), ["a"])

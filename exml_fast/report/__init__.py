@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows what a run did."""
+"""Reports of runs: self-contained HTML pages, charts and pictures."""
 
 from exml_fast.report.page import Report, Row, Samples, render, write_picture, write_report
 

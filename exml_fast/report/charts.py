@@ -1,4 +1,7 @@
-"""The page's pictures: SVG whose colours follow the page's light or dark scheme, and PNG strips of images."""
+"""Charts as SVG, with colours for light and dark pages, and strips of images as PNG.
+
+Every chart raises ImportError if matplotlib is missing.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ __all__ = [
     "stage_bars",
 ]
 
-# Matplotlib draws in these colours; in the SVG they become the page's CSS variables.
+# Matplotlib draws in these colours. In the SVG they are replaced by CSS variables of the page.
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
 SERIES = ("#3b7dd8", "#d9822b", "#3a9d78", "#b0579f", "#8a7a2f", "#6b6bd6")
 ACCENT = SERIES[0]
-# Entries of a matrix are written into its cells up to this many rows.
+# A matrix with more rows is drawn without numbers in its cells.
 WRITTEN_ROWS = 12
 MAX_TICKS = 20
 
@@ -45,9 +48,13 @@ MAX_TICKS = 20
 def accuracy_lines(
     lines: Mapping[str, Sequence[float]], references: Mapping[str, float], alt: str, ceiling: Sequence[float] = ()
 ) -> str:
-    """Accuracy in percent after each expert, one line a strategy; ``references`` are drawn dashed across.
+    """Draw the accuracy after each expert as SVG.
 
-    ``ceiling``: percent of the test images whose class has been seen after each expert.
+    Args:
+        lines: for each strategy the accuracy after each expert, in percent.
+        references: accuracies in percent, drawn as dashed horizontal lines.
+        alt: alternative text.
+        ceiling: share of the test images whose class has been seen after each expert, in percent; drawn dotted.
     """
     figure, axes = _figure(5.2, 3.1)
     count = max([len(v) for v in lines.values()], default=1)
@@ -69,7 +76,7 @@ def accuracy_lines(
 
 
 def stage_bars(seconds: Mapping[str, Mapping[str, float]], alt: str) -> str:
-    """Seconds of each stage, stacked, one bar a run."""
+    """Draw one bar for each run, stacked from the seconds of its stages, as SVG."""
     stages = list(dict.fromkeys(stage for parts in seconds.values() for stage in parts))
     figure, axes = _figure(5.2, 1.1 + 0.38 * len(seconds))
     start = [0.0] * len(seconds)
@@ -91,18 +98,27 @@ def stage_bars(seconds: Mapping[str, Mapping[str, float]], alt: str) -> str:
 def heatmap(
     matrix: Tensor, names: Sequence[str], alt: str, axes_labels: tuple[str, str] = ("", ""), written: str = "{:.0f}"
 ) -> str:
-    """A matrix (K, K) of numbers from 0 upwards, darker for more; small ones with their numbers in the cells."""
+    """Draw a matrix (K, K) of numbers of at least 0 as SVG, darker for more. Small matrices show their numbers."""
     return _svg(_heatmap(matrix, names, axes_labels, written), alt)
 
 
 def save_similarity(path: PathLike, similarity: Tensor, names: Sequence[str]) -> None:
-    """Write class similarities (K, K) as a picture, PNG, SVG or PDF by the path's suffix (Nayak 2021, Fig. 1)."""
+    """Draw class similarities as a picture (Nayak 2021, Fig. 1).
+
+    Args:
+        path: of the picture, whose suffix (png, svg, pdf) chooses the format.
+        similarity: (K, K), finite.
+        names: of the K classes.
+
+    Raises:
+        ValueError: for another shape, or a similarity that holds NaN or infinity.
+    """
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1] or len(names) != len(similarity):
         raise ValueError(
             f"similarity must be (K, K) with K names, got {tuple(similarity.shape)} and {len(names)} names"
         )
     if bad := (~similarity.isfinite()).any(1).nonzero()[:, 0].tolist():
-        raise ValueError(f"similarity: rows {bad} hold NaN or infinity; make it by class_similarity")
+        raise ValueError(f"similarity must be finite, rows {bad} hold NaN or infinity; class_similarity computes it")
     _save(path, _heatmap(similarity, names, ("", ""), "{:.2f}"))
 
 
@@ -110,12 +126,12 @@ Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def curves(lines: Lines, alt: str, axes_labels: tuple[str, str], logarithmic: bool = False) -> str:
-    """Points (x, y) of each line, joined; ``logarithmic`` in x."""
+    """Draw lines through the points (x, y) of each name as SVG, with a logarithmic x axis if wanted."""
     return _svg(_curves(lines, axes_labels, logarithmic), alt)
 
 
 def save_curves(path: PathLike, lines: Lines, axes_labels: tuple[str, str], logarithmic: bool = False) -> None:
-    """Write what :func:`curves` draws as a picture, PNG, SVG or PDF by the path's suffix."""
+    """Draw :func:`curves` as a picture, in the format of the path's suffix (png, svg, pdf)."""
     _save(path, _curves(lines, axes_labels, logarithmic))
 
 
@@ -131,18 +147,18 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
         axes.set_xticks(places, [f"{x:g}" for x in places])
         axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
-    # Above, where no line is.
+    # The legend is above the plot, so that it covers no line.
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
 
 
 def scatter(groups: Mapping[str, Tensor], alt: str) -> str:
-    """Points (N, 2) of each group in a plane without units."""
+    """Draw the points (N, 2) of each group as SVG, on axes without units."""
     return _svg(_scatter(groups), alt)
 
 
 def save_scatter(path: PathLike, groups: Mapping[str, Tensor]) -> None:
-    """Write what :func:`scatter` draws as a picture, PNG, SVG or PDF by the path's suffix."""
+    """Draw :func:`scatter` as a picture, in the format of the path's suffix (png, svg, pdf)."""
     _save(path, _scatter(groups))
 
 
@@ -190,7 +206,7 @@ def _heatmap(matrix: Tensor, names: Sequence[str], axes_labels: tuple[str, str],
 
 
 def _image_strip(images: Tensor) -> str:
-    """PNG data URI of images (N, C, H, W) in [0, 1], one below the other, a pixel apart."""
+    """Images (N, C, H, W) in [0, 1] as the data URI of a PNG, one below the other, one pixel apart."""
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
@@ -204,7 +220,7 @@ def _image_strip(images: Tensor) -> str:
 
 
 def group_rows(groups: Sequence[tuple[Tensor, Tensor]], classes: Sequence[int], each: int) -> Image:
-    """A picture with a row for each group (images (N, C, H, W) in [0, 1], labels (N,)), ``each`` images a class."""
+    """Draw one row for each group: ``each`` images of each class. A group is (N, C, H, W) in [0, 1] and labels (N,)."""
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
@@ -245,11 +261,11 @@ def _save(path: PathLike, figure: Figure) -> None:
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """Inline SVG without outside references, its text in the page's font and its neutral colours in CSS variables."""
+    """Inline SVG that refers to no file, in the font of the page, with neutral colours as CSS variables."""
     import matplotlib
 
     buffer = io.StringIO()
-    # Ids hash what they name and this salt: two pictures of a page share one only for the same thing.
+    # Matplotlib derives ids from the element and this salt, so that ids of two charts on a page do not collide.
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": alt, "text.color": INK, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata={"Date": None})
@@ -266,7 +282,7 @@ def _svg(figure: Figure, alt: str) -> str:
 
 
 def class_strips(images: Tensor, labels: Tensor, classes: Sequence[int], each: int) -> list[tuple[int, str]]:
-    """For each class that occurs a strip of its first ``each`` images."""
+    """For each class that occurs: the class, and a strip of its first ``each`` images as a data URI."""
     strips = []
     for c in classes:
         chosen = torch.nonzero(labels == c)[:each, 0]

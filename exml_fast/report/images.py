@@ -1,4 +1,4 @@
-"""The report on synthetic images: files, figures, and a page."""
+"""The report on synthetic images: image files, scores as JSON, and a page."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from exml_fast.storage import atomic_path, save_json
 __all__ = ["history_rows", "learned_row", "save_images", "save_report", "write_images_page"]
 
 READING = (
-    "The images below were made from the network alone: no training image was used. A network recognises an image if "
-    "the class it was made for has the largest logit. Networks that were not used to make the images show whether they "
-    "hold what the class looks like, or only what fools one network (Yin 2020, Table 2).",
-    "The Inception score is computed with the network in its row, on these images: it compares sets of images of the "
-    "same classes, not papers. Diversity is the mean cosine distance between the features of a class's images, 0 for "
-    "copies. Features are what the final linear layer reads.",
+    "The images below were made from the network alone, without any training image. A network recognises an image if "
+    "the class that the image was made for has the largest logit. If other networks recognise the images too, the "
+    "images show the class, and not only a pattern that misleads one network (Yin 2020, Table 2).",
+    "The Inception score is computed with the network in its row. It is comparable between sets of images of the same "
+    "classes, but not with published scores. Diversity is the mean cosine distance between the features of a class's "
+    "images, 0 for copies. Features are the input of the final linear layer.",
 )
 
 
 def save_images(result: Result, out: Path, per_class: int | None, png: bool) -> None:
-    """Write the images as a shard and a grid, and with ``png`` each as a PNG."""
+    """Write the images into the folder ``out``: as a shard, as ``grid.png``, and with ``png`` as one PNG each.
+
+    ``per_class`` sets the number of columns of the grid; None lets the grid choose.
+    """
     result.save(out)
     columns = len(result) // per_class if per_class and len(result) <= 400 else None
     result.save_grid(out / "grid.png", columns=columns)
@@ -50,7 +53,19 @@ def save_report(
     real: Tensor | None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Write ``report.json``, and with ``page`` also ``report/index.html``, on which ``tables`` come first."""
+    """Write ``report.json`` into the folder ``out``, and with ``page`` also ``report/index.html``.
+
+    Args:
+        out: the folder.
+        result: the images.
+        teacher: the network that the images were made from.
+        evaluation: the scores of the images.
+        origin: provenance (command, commit, date, machine).
+        settings: of the run, as JSON values.
+        page: write the page too. ImportError if the extra "report" is missing.
+        real: pixels (M, C, H, W) among which ``evaluation`` found the nearest.
+        tables: further tables, shown first on the page.
+    """
     summary = {**result.summary, "seconds": round(result.seconds, 3)}
     save_json(out / "report.json", {**origin, "settings": settings, **summary, **evaluation.to_dict()})
     if page:
@@ -68,7 +83,7 @@ def write_images_page(
     real: Tensor | None = None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """Write the page of an inversion; with ``real`` images it shows the nearest one to each image.
+    """Write the page of :func:`save_report` to ``path``. With ``real`` it shows the nearest real image to each image.
 
     ImportError if the extra "report" is missing.
     """
@@ -78,7 +93,7 @@ def write_images_page(
         {
             "Network": name,
             "Recognised, %": f"{100 * judge['top1']:.1f}",
-            "Among its first five, %": f"{100 * judge['top5']:.1f}",
+            "Among the five largest logits, %": f"{100 * judge['top5']:.1f}",
             "Inception score": f"{judge['inception_score']:.2f}",
         }
         for name, judge in evaluation.judges.items()
@@ -96,22 +111,24 @@ def write_images_page(
     if real is not None and evaluation.neighbours is not None:
         nearest = real[evaluation.neighbours.index[:, 0]]
         nearest = nearest.float() / 255 if nearest.dtype == torch.uint8 else nearest
-        samples.append(Samples("The real image nearest to each, in feature space", nearest, labels))
+        samples.append(Samples("Nearest real image, in feature space", nearest, labels))
     memory = evaluation.to_dict().get("memorisation")
     if memory:
         shown_tables["Nearest real images, in feature space"] = [
             {
                 "Median distance": f"{memory['median_distance']:.3f}",
                 "Smallest": f"{memory['smallest_distance']:.3f}",
-                "Usual between real images": f"{memory['usual_distance_among_real']:.3f}",
-                "Nearer than half of that, %": f"{100 * memory['memorised']:.1f}",
+                "Usual among real images": f"{memory['usual_distance_among_real']:.3f}",
+                "Nearer than half of the usual, %": f"{100 * memory['memorised']:.1f}",
             }
         ]
-    made_by = result.summary.get("recipes") or [result.summary.get("recipe", {})]  # none: images given to distill
+    made_by = result.summary.get("recipes") or [
+        result.summary.get("recipe", {})
+    ]  # no recipe if the images were given to distill
     names_of = ", ".join(recipe["name"] for recipe in made_by if recipe)
     shown = settings | {"Recipe": names_of or None, "Images": len(result)}
     report = Report(
-        title=f"Images out of {teacher.name}",
+        title=f"Images from {teacher.name}",
         summary=f"{len(result)} images of {len(names)} classes in {result.seconds:.1f} s.",
         command=origin["command"],
         settings=shown,
@@ -126,18 +143,18 @@ def write_images_page(
 
 
 def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:
-    """The results of a student as a row of the page."""
+    """The results of a student as a row of a table."""
     accuracy = learned["accuracy"]
     return {
         "Network": learned["student"],
         "Steps": str(learned["steps"]),
-        "Agrees with its teacher on the last images, %": f"{100 * learned['agreement']:.1f}",
-        "Right on the test images, %": "–" if accuracy is None else f"{100 * accuracy:.2f}",
+        "Agreement with its teacher on the last images, %": f"{100 * learned['agreement']:.1f}",
+        "Test accuracy, %": "–" if accuracy is None else f"{100 * accuracy:.2f}",
     }
 
 
 def history_rows(history: Mapping[str, Sequence[float]], most: int = 12) -> list[dict[str, str]]:
-    """At most ``most`` evenly spaced points of a student's history, including the last."""
+    """The history of a student as rows of a table: at most ``most``, evenly spaced, including the last."""
     count = len(history["step"])
     chosen = torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
     return [

@@ -1,4 +1,4 @@
-"""Pages: one HTML file each, with its style and all pictures inside."""
+"""Reports as one HTML file that contains its style and all pictures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ STRIP_CLASSES, STRIP_IMAGES = 10, 4
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of results; ``accuracy`` and ``std`` in percent, None where there is none.
+    """A row of the table of results.
 
-    ``kind``: "strategy" (an ex-model learned from experts alone), "baseline", or "joint" (trained on real data).
+    Args:
+        name: the method.
+        kind: "strategy" (an ex-model learned from experts alone), "baseline", or "joint" (trained on real data).
+        accuracy, std: in percent. ``std`` is over seeds.
+        seconds, peak_mb: time and greatest memory of the run.
+        note: what the method uses.
+
+    Raises:
+        ValueError: for another ``kind``.
     """
 
     name: str
@@ -42,9 +50,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, C, H, W) in [0, 1] with their class ids (N,), shown class by class under ``name``.
+    """A group of images, shown class by class under a heading.
 
-    ``stretch``: draw the range from the 0.5th to the 99.5th percentile of the group as black to white, and say so.
+    Args:
+        name: the heading.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,), the class of each image, negative for images without a class.
+        stretch: draw the 0.5th percentile of the pixels as black and the 99.5th as white. The page says so.
+
+    Raises:
+        ValueError: for another shape.
     """
 
     name: str
@@ -60,7 +75,7 @@ class Samples:
             )
 
     def shown(self) -> Tensor:
-        """The images with the range that is drawn."""
+        """The images as they are drawn, stretched if ``stretch`` is set."""
         if not self.stretch or self.images.numel() == 0:
             return self.images
         values = self.images.float().flatten().sort().values
@@ -71,24 +86,24 @@ class Samples:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows. Empty parts are left out.
+    """The contents of a page. Empty parts are left out.
 
     Attributes:
-        title, summary: heading and a sentence or two under it.
-        command: what was typed.
-        settings, machine: tables of names and JSON values.
-        class_names: of the global class ids.
+        title, summary: the heading, and one or two sentences under it.
+        command: the command that made the results.
+        settings, machine: names and JSON values, shown as a table.
+        class_names: name of each global class.
         rows: results.
-        reading: paragraphs that explain the page, instead of those on experts.
-        tables: further tables by heading, a mapping of column to value each row, all with the same columns.
-        samples: a group each; put the real images first.
-        accuracies: accuracy in percent after each expert, by strategy.
-        references: accuracies drawn across that plot.
-        seen: percent of the test images whose class has been seen after each expert.
-        confusions: (K, K) counts, true class by predicted class.
-        similarities: (K, K) class similarities of experts.
-        unit_names: by name of a similarity, the K classes where they are not all in order.
-        seconds: by run, seconds of each stage.
+        reading: paragraphs that explain the page. The default explains experts and ex-models.
+        tables: further tables by heading. Each row maps columns to values, and all rows have the same columns.
+        samples: groups of images, real images first.
+        accuracies: for each strategy the accuracy after each expert, in percent.
+        references: accuracies in percent, drawn as horizontal lines in the plot of ``accuracies``.
+        seen: share of the test images whose class has been seen after each expert, in percent.
+        confusions: counts (K, K), true class by predicted class, by name.
+        similarities: class similarities (K, K) of experts, by name.
+        unit_names: for each similarity the names of its K classes, if they are not ``class_names``.
+        seconds: for each run the seconds of each stage.
     """
 
     title: str
@@ -111,7 +126,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page as HTML. ImportError saying what to install if jinja2 or matplotlib is missing."""
+    """The page as HTML. ImportError if jinja2 or matplotlib is missing."""
     names = list(report.class_names)
     template = load_template("page.html")
     classes = sorted({int(c) for group in report.samples for c in group.labels.tolist()})[:STRIP_CLASSES]
@@ -148,7 +163,7 @@ def render(report: Report) -> str:
 
 
 def load_template(name: str) -> Any:
-    """A page's template; ImportError saying what to install if jinja2 is missing."""
+    """Load a jinja2 template of this package. ImportError if jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
@@ -166,7 +181,7 @@ def _read_template(name: str) -> str:
 
 
 def strips_of(samples: Sequence[Samples], names: Sequence[str], classes: Sequence[int]) -> list[dict[str, Any]]:
-    """The groups as the template shows them; images of no class (negative labels) get no name."""
+    """The groups as the template reads them. Images with a negative label get no name."""
     return [
         {
             "name": group.name,
@@ -190,7 +205,10 @@ def strips_of(samples: Sequence[Samples], names: Sequence[str], classes: Sequenc
 
 
 def write_report(path: PathLike, report: Report) -> Path:
-    """Write :func:`render`'s page to ``path`` (its folder is made if need be) and return it."""
+    """Write the page of :func:`render` to ``path``, creating missing folders; returns the path.
+
+    ImportError if jinja2 or matplotlib is missing.
+    """
     page = render(report)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -198,7 +216,17 @@ def write_report(path: PathLike, report: Report) -> Path:
 
 
 def write_picture(path: PathLike, samples: Sequence[Samples], each: int = 2, scale: int = 2) -> Path:
-    """Write a PNG of all groups: a row of classes each, ``each`` images of a class side by side."""
+    """Write a PNG with one row for each group of images.
+
+    Args:
+        path: of the PNG.
+        samples: the groups, at least one.
+        each: images of each class, side by side.
+        scale: factor by which the pixels are enlarged.
+
+    Raises:
+        ValueError: if there is no group.
+    """
     if not samples:
         raise ValueError("samples must hold at least one group")
     classes = sorted({int(c) for group in samples for c in group.labels.tolist()})[:STRIP_CLASSES]
@@ -223,7 +251,7 @@ def _right(matrix: Tensor) -> float:
 
 
 def _cell(value: Any) -> str:
-    """A setting as text."""
+    """A JSON value as text."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
