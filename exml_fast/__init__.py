@@ -1,6 +1,6 @@
 """Data-free learning from trained models, at hardware speed.
 
-A trained classifier goes in; synthetic images, and models that learned from nothing but them, come out.
+Makes synthetic images from a trained classifier, and trains other models on these images alone::
 
     result = exml_fast.invert(model, classes=[1, 933], per_class=32, recipe="deep_inversion")
     result.save_grid("dream.png")

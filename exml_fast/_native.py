@@ -16,7 +16,7 @@ def _load() -> Any:
     try:
         from exml_fast._built_for import TORCH
     except ImportError:
-        raise ImportError(f"exml_fast's extension has not been compiled: {_REBUILD}") from None
+        raise ImportError(f"the extension of exml_fast is not compiled: {_REBUILD}") from None
     if torch.__version__ != TORCH:
         raise ImportError(
             f"exml_fast was compiled for torch {TORCH}, but this is torch {torch.__version__}: {_REBUILD}"
@@ -28,11 +28,11 @@ _extension = _load()
 
 
 def build_info() -> dict[str, str | None]:
-    """What the extension was built from and for.
+    """How the extension was built.
 
     Returns:
-        ``version``, ``git_commit``, ``torch`` (the one compiled against), ``cuda_archs`` (None without CUDA),
-        ``compiler`` and ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels chosen on this machine).
+        ``version``, ``git_commit``, ``torch`` (the version compiled against), ``cuda_archs`` (None without CUDA),
+        ``compiler`` and ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels used on this machine).
     """
     from exml_fast._built_for import GIT_COMMIT
 
@@ -41,9 +41,9 @@ def build_info() -> dict[str, str | None]:
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Inside the block, CPU tensors of 64 KiB and more reuse the memory of earlier ones (csrc/reused_memory.h).
+    """Context manager in which CPU tensors of at least 64 KiB reuse the memory of freed ones (csrc/reused_memory.h).
 
-    It holds for all threads of the process; blocks may be nested.
+    The effect covers all threads of the process. Blocks can be nested.
     """
     _extension.begin_reused_memory()
     try:

@@ -1,4 +1,4 @@
-"""What a part of a run took: seconds and memory."""
+"""Measures the time and the memory of a part of a run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ __all__ = ["Meter"]
 
 
 class Meter:
-    """Wall-clock seconds of a block and the most memory the process held in it, in MB. Meters can be nested.
+    """Context manager that measures a block: wall-clock ``seconds``, and ``peak_mb``, the most memory in MB.
 
-    ``peak_mb`` is the resident size on the CPU (since the start of the process where the system cannot reset its
-    high-water mark, which Linux can) and the allocated memory of the device on CUDA.
+    On the CPU the memory is the resident size of the process. Systems other than Linux cannot reset its peak, so there
+    it is the peak since the start of the process. On CUDA it is the memory that PyTorch allocated on the device. Meters
+    can be nested.
     """
 
     seconds: float = 0.0
@@ -31,7 +32,7 @@ class Meter:
         self._cuda = device if str(device).startswith("cuda") else None
 
     def __enter__(self) -> Self:
-        # Resetting the mark must not make the meters around this one forget what they saw.
+        # The reset below would lose the peaks of the enclosing meters, so they record them first.
         for meter in self._open:
             meter._look()
         if self._cuda:

@@ -1,4 +1,4 @@
-"""How long work reports its progress: the type of every ``progress`` argument, and a callback for TensorBoard."""
+"""Progress of long computations: the type of every ``progress`` argument, and a callback for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any, Self
 __all__ = ["Progress", "TensorBoard", "require_tensorboard"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""``progress(stage, step, total, terms)``: after ``step`` of ``total`` steps of ``stage``; ``terms`` are its losses."""
+"""``progress(stage, step, total, terms)`` is called after ``step`` of ``total`` steps of ``stage``.
+
+``terms`` are the losses of the step by name.
+"""
 
 
 def require_tensorboard() -> Any:
-    """TensorBoard's SummaryWriter; ImportError where tensorboard is missing."""
+    """The class SummaryWriter of TensorBoard. ImportError if tensorboard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -28,11 +31,11 @@ class TensorBoard:
     A stage that begins again, as each round of generation does, continues after its last step.
 
     Args:
-        folder: where the event files go.
-        then: another callback, called with the same arguments.
+        folder: folder of the event files.
+        then: another callback, called afterwards with the same arguments.
 
     Raises:
-        ImportError: where tensorboard is missing.
+        ImportError: if tensorboard is missing.
     """
 
     def __init__(self, folder: str | os.PathLike[str], then: Progress | None = None) -> None:

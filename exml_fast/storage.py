@@ -1,8 +1,8 @@
-"""Files and folders that are either whole or absent: JSON, tensors and checkpoints.
+"""Reads and writes files and folders: JSON, tensors and checkpoints.
 
-Everything is written under a temporary name in the same folder and then renamed, so that a killed process never
-leaves half a file under the final name. Nothing here runs code from a file: tensors are safetensors, checkpoints
-are read with ``weights_only=True``.
+A file is written under a temporary name in the same folder and then renamed, so a killed process never leaves an
+incomplete file under the final name. If the disk is full, writing a file raises OSError naming it.
+Reading never runs code from a file: tensors are safetensors, and checkpoints are read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ PathLike = str | os.PathLike[str]
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` (same suffix); rename it to ``path`` if the block succeeds.
 
-    Missing parent folders are made. If the block raises, the temporary file goes and ``path`` stays as it was; where
-    the disk is full, OSError says so, whatever the library that was writing raised.
+    Missing parent folders are created. If the block raises, the temporary file is removed and ``path`` is unchanged.
+
+    Raises:
+        OSError: if the disk is full, whatever error the library that was writing raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +68,11 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 
 @contextmanager
 def appending(path: PathLike) -> Iterator[BinaryIO]:
-    """Yield a file that is there, open to write at its end; if the block raises, what was written goes again.
+    """Open an existing file for appending. If the block raises, the file is truncated to its former size.
 
-    Where the disk is full, OSError says so.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if the disk is full.
     """
     size = os.path.getsize(path)
     try:
@@ -85,10 +89,16 @@ def appending(path: PathLike) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new folder beside ``path``, with a hidden name; rename it to ``path`` if the block succeeds.
+    """Yield a new folder with a hidden name beside ``path``; rename it to ``path`` if the block succeeds.
 
-    FileExistsError if ``path`` is there, unless ``overwrite``: then the old one goes once the new one is whole. If the
-    block raises, the new folder goes and ``path`` stays as it was.
+    If the block raises, the new folder is removed and ``path`` is unchanged.
+
+    Args:
+        path: of the folder.
+        overwrite: replace an existing folder, once the new one is complete.
+
+    Raises:
+        FileExistsError: if ``path`` exists, unless ``overwrite`` is set.
     """
     path = Path(path)
     if not overwrite and os.path.lexists(path):
@@ -117,14 +127,14 @@ def atomic_folder(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
 
 
 def save_json(path: PathLike, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinity, which are not JSON, raise ValueError."""
+    """Write ``value`` as indented JSON. ValueError for NaN and infinity, which JSON does not have."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def load_json(path: PathLike) -> Any:
-    """Read a JSON file; ValueError naming the file if it is not valid JSON."""
+    """Read a JSON file. ValueError naming the file if it is not valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -132,7 +142,7 @@ def load_json(path: PathLike) -> Any:
 
 
 def save_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors. Tensors that share memory are written as separate copies."""
+    """Write named tensors, and optional metadata, as safetensors. Tensors that share memory become separate copies."""
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -145,7 +155,12 @@ def save_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappin
 
 
 def load_tensors(path: PathLike, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-    """Read a safetensors file; ValueError naming the file if it is damaged."""
+    """Read the tensors of a safetensors file onto ``device``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file if it is damaged.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
@@ -155,9 +170,11 @@ def load_tensors(path: PathLike, device: str | torch.device = "cpu") -> dict[str
 
 
 def tensor_header(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype (as safetensors calls it: F32, BF16, I64) and shape of each tensor in a file, without reading them.
+    """Dtype (as safetensors names it: F32, BF16, I64) and shape of each tensor in a file, without reading the values.
 
-    ValueError naming the file if it is damaged.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file if it is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -176,24 +193,29 @@ def sha256(path: PathLike) -> str:
 
 
 def save_checkpoint(path: PathLike, value: Any) -> None:
-    """Write a nest of dicts, lists, numbers, strings and tensors with ``torch.save``."""
-    # Through a Python file a full disk is told apart from other errors.
+    """Write nested dicts, lists, numbers, strings and tensors with ``torch.save``."""
+    # Writing to a Python file keeps the errno of a full disk; torch's own file writer does not.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         torch.save(value, file)
 
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:
-    """Read what :func:`save_checkpoint` wrote; objects that would run code are refused (``weights_only=True``)."""
+    """Read what :func:`save_checkpoint` wrote, with tensors on ``device``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file if it is damaged, or holds objects whose reading would run code.
+    """
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds something else than tensors and plain values, or is damaged") from error
+        raise ValueError(f"{path} is damaged, or holds objects other than tensors and plain values") from error
     except (RuntimeError, EOFError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is damaged, or no checkpoint: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint: {type(error).__name__}: {error}") from error
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """By errno, by safetensors' text, or of an OSError that was caught on the way (torch's)."""
+    """True if the error, or one that caused it, has the errno of a full disk or, from safetensors, its text."""
     full = (errno.ENOSPC, errno.EDQUOT)
     while error is not None:
         if isinstance(error, OSError) and error.errno in full:
@@ -205,10 +227,8 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def _full_disk(path: Path) -> OSError:
-    before = "what it held before is still there" if path.exists() else "nothing was written"
-    return OSError(
-        errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space, then go on"
-    )
+    before = "its previous content is unchanged" if path.exists() else "nothing was written"
+    return OSError(errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space and retry")
 
 
 def _refuse_constant(name: str) -> NoReturn:

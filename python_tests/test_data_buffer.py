@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_the_buffer_as_it_was(tmp_path: Path, monkeypatch: py
     buffer = ImageBuffer(6, tmp_path)
     buffer.add(coded(y := torch.tensor([1, 2, 3])), y)
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match=r"the disk is full: .*buffer\.images could not be written, what it held before"):
+    with pytest.raises(OSError, match=r"the disk is full: .*buffer\.images could not be written, its previous content"):
         buffer.add(coded(y), y)
     with pytest.raises(OSError, match="the disk is full"):
         buffer.subsample(1)

@@ -1,4 +1,4 @@
-"""Building and loading the extension: what is said when something is missing or does not fit."""
+"""Building and loading the extension: build information, errors, reused memory."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_another_torch_gives_one_clear_line() -> None:
     assert said.startswith(expected) and "\n" not in said
 
 
-def test_an_extension_that_was_not_built_says_so() -> None:
+def test_a_missing_extension_gives_one_clear_line() -> None:
     code = (
         "import sys; sys.modules['exml_fast._built_for'] = None\n"
         "try:\n import exml_fast\nexcept ImportError as error: print(error)"
     )
     said = python(code).stdout.strip()
-    assert said.startswith("exml_fast's extension has not been compiled") and "\n" not in said
+    assert said.startswith("the extension of exml_fast is not compiled") and "\n" not in said
 
 
 SETUP = "import sys; sys.argv = ['setup.py', '--version']; __file__ = 'setup.py'; exec(open('setup.py').read())"
@@ -63,7 +63,7 @@ def test_setup_without_torch_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize("value,message", [("2", "EXML_CUDA must be 0 or 1"), ("1", "no CUDA build is possible here")])
-def test_setup_names_a_bad_or_impossible_cuda_wish(value: str, message: str) -> None:
+def test_setup_names_a_bad_or_impossible_value_of_exml_cuda(value: str, message: str) -> None:
     code = SETUP
     if value == "1":  # a torch without CUDA
         code = "import torch; torch.version.cuda = None; " + SETUP
@@ -84,7 +84,7 @@ def test_the_ops_are_registered() -> None:
         assert hasattr(torch.ops.exml, name)
 
 
-def test_reused_memory_gives_blocks_again() -> None:
+def test_reused_memory_reuses_blocks() -> None:
     before = torch.ones(1 << 20)
     with reused_memory(), reused_memory():
         first = torch.ones(1 << 20)
@@ -93,8 +93,8 @@ def test_reused_memory_gives_blocks_again() -> None:
         again, other = torch.empty((1 << 20) - 100), torch.empty(1 << 20)
         assert again.data_ptr() == place != other.data_ptr()
         del again
-        assert torch.empty(1 << 18).data_ptr() != place, "a quarter of the block is no use for it"
-        del before  # from another allocator
+        assert torch.empty(1 << 18).data_ptr() != place, "a tensor of a quarter of the block does not get it"
+        del before  # allocated before the block, by another allocator
         outliving = torch.full((1 << 20,), 3.0)
     assert outliving.sum() == 3 << 20
     del outliving
@@ -110,7 +110,7 @@ def test_reused_memory_in_threads() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-def test_reused_memory_is_bounded_by_what_was_in_use() -> None:
+def test_reused_memory_is_bounded_by_the_memory_in_use() -> None:
     def resident_mb() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -118,14 +118,16 @@ def test_reused_memory_is_bounded_by_what_was_in_use() -> None:
         before = resident_mb()
         for megabytes in range(20, 80, 3):
             torch.ones(megabytes << 18)
-        assert resident_mb() - before < 200, "1,000 MB passed, one tensor of at most 77 MB at a time"
+        assert resident_mb() - before < 200, (
+            "the tensors add up to 1,000 MB, but only one of at most 77 MB exists at a time"
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_process_can_allocate() -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork: the child would wait for them for ever
+    torch.set_num_threads(1)  # threads of OpenMP do not survive a fork, and the child would wait for them
     with reused_memory():
         kept = torch.ones(1 << 20)
         child = os.fork()
