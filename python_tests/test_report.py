@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from exml_fast.report import Report, Row, Samples, render, write_picture, write_report
+from exml_fast.report import Learning, Report, Row, Samples, Similarities, render, write_picture, write_report
 from exml_fast.report.charts import save_similarity
 
 
@@ -33,11 +33,9 @@ def make_report(classes: int = 4, channels: int = 1) -> Report:
             Row("Joint training", "joint", 98.0, None, 4.0, 700.0),
         ],
         samples=[Samples("Real images", images, labels), Samples("Model Inversion", 1 - images, labels)],
-        accuracies={"Model Inversion": [20.0, 51.25]},
-        references={"Joint training": 98.0},
-        seen=[50.0, 100.0],
+        learning=Learning({"Model Inversion": [20.0, 51.25]}, {"Joint training": 98.0}, [50.0, 100.0]),
         confusions={"Model Inversion": torch.eye(classes) * 9 + 1},
-        similarities={"Expert 1": torch.rand(classes, classes, generator=generator)},
+        similarities={"Expert 1": Similarities(torch.rand(classes, classes, generator=generator))},
         seconds={"Experts": {"train experts": 3.0}, "Model Inversion": {"generate": 8.0, "distil": 4.0}},
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +123,13 @@ def test_perturbation_by_reproduce(npz: str, tmp_path: Path) -> None:
     assert "nayak2021/table7-mnist" in call("reproduce").stdout
     refused = [*arguments[:2], "--out", tmp_path / "no", *options(changes | {"perturbation.epsilons": [0.1, 2.0]})]
     assert "epsilons[1] must be at most 1, got 2.0" in call("reproduce", "digits/perturb", *refused, code=2).output
+
+
+def test_no_task_needs_the_command_line() -> None:
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('typer', 'rich', 'jinja2', 'matplotlib'))\n"
+        "from exml_fast.reproduction.tasks import STREAM_TASKS, TASKS\n"
+        "print(sorted(TASKS), sorted(STREAM_TASKS), any(name.startswith('exml_fast.cli') for name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['adapt', 'perturb', 'robustness', 'zskd'] ['learn', 'sweep', 'table'] False"

@@ -1,5 +1,14 @@
 """Reports of runs: self-contained HTML pages, charts and pictures."""
 
-from exml_fast.report.page import Report, Row, Samples, render, write_picture, write_report
+from exml_fast.report.page import (
+    Learning,
+    Report,
+    Row,
+    Samples,
+    Similarities,
+    render,
+    write_picture,
+    write_report,
+)
 
-__all__ = ["Report", "Row", "Samples", "render", "write_picture", "write_report"]
+__all__ = ["Learning", "Report", "Row", "Samples", "Similarities", "render", "write_picture", "write_report"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from exml_fast.report import charts
 from exml_fast.storage import PathLike, atomic_path
 
-__all__ = ["Report", "Row", "Samples", "render", "write_picture", "write_report"]
+__all__ = ["Learning", "Report", "Row", "Similarities", "Samples", "render", "write_picture", "write_report"]
 
 KINDS = {"strategy": "ex-model", "baseline": "baseline", "joint": "real data"}
 STRIP_CLASSES, STRIP_IMAGES = 10, 4
@@ -85,6 +85,29 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """Test accuracy in percent while experts come one after the other.
+
+    Attributes:
+        accuracies: after each expert, by strategy.
+        references: accuracies that are drawn across the plot, by name.
+        seen: percent of the test images whose class some expert knows, after each expert.
+    """
+
+    accuracies: Mapping[str, Sequence[float]]
+    references: Mapping[str, float] = field(default_factory=dict)
+    seen: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """(K, K) class similarities of a network, and the names of its K classes; None takes the report's."""
+
+    matrix: Tensor
+    class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """The contents of a page. Empty parts are left out.
 
@@ -97,12 +120,9 @@ class Report:
         reading: paragraphs that explain the page. The default explains experts and ex-models.
         tables: further tables by heading. Each row maps columns to values, and all rows have the same columns.
         samples: groups of images, real images first.
-        accuracies: for each strategy the accuracy after each expert, in percent.
-        references: accuracies in percent, drawn as horizontal lines in the plot of ``accuracies``.
-        seen: share of the test images whose class has been seen after each expert, in percent.
+        learning: accuracies after each expert, drawn as a plot.
         confusions: counts (K, K), true class by predicted class, by name.
         similarities: class similarities (K, K) of experts, by name.
-        unit_names: for each similarity the names of its K classes, if they are not ``class_names``.
         seconds: for each run the seconds of each stage.
     """
 
@@ -116,12 +136,9 @@ class Report:
     reading: Sequence[str] = ()
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     samples: Sequence[Samples] = ()
-    accuracies: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    references: Mapping[str, float] = field(default_factory=dict)
-    seen: Sequence[float] = ()
+    learning: Learning | None = None
     confusions: Mapping[str, Tensor] = field(default_factory=dict)
-    similarities: Mapping[str, Tensor] = field(default_factory=dict)
-    unit_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    similarities: Mapping[str, Similarities] = field(default_factory=dict)
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -137,9 +154,7 @@ def render(report: Report) -> str:
         best=max((row.accuracy for row in report.rows if row.kind == "strategy"), default=None),
         groups=groups,
         columns=len(classes),
-        lines=charts.accuracy_lines(report.accuracies, report.references, _lines_alt(report), report.seen)
-        if report.accuracies
-        else "",
+        lines="" if report.learning is None else _lines(report.learning),
         confusions={
             name: charts.heatmap(
                 100 * matrix.double() / matrix.double().sum(1, keepdim=True).clamp_min(1),
@@ -151,12 +166,12 @@ def render(report: Report) -> str:
         },
         similarities={
             name: charts.heatmap(
-                matrix,
-                report.unit_names.get(name, names),
-                f"Class similarities of {name}, {len(matrix)} by {len(matrix)}",
+                found.matrix,
+                found.class_names or names,
+                f"Class similarities of {name}, {len(found.matrix)} by {len(found.matrix)}",
                 written="{:.2f}",
             )
-            for name, matrix in report.similarities.items()
+            for name, found in report.similarities.items()
         },
         bars=charts.stage_bars(report.seconds, _bars_alt(report)) if report.seconds else "",
     )
@@ -236,9 +251,10 @@ def write_picture(path: PathLike, samples: Sequence[Samples], each: int = 2, sca
     return Path(path)
 
 
-def _lines_alt(report: Report) -> str:
-    ends = "; ".join(f"{name}: {', '.join(f'{v:.1f}' for v in values)}" for name, values in report.accuracies.items())
-    return f"Test accuracy in percent after each expert. {ends}"
+def _lines(learning: Learning) -> str:
+    ends = (f"{name}: {', '.join(f'{v:.1f}' for v in values)}" for name, values in learning.accuracies.items())
+    text = f"Test accuracy in percent after each expert. {'; '.join(ends)}"
+    return charts.accuracy_lines(learning.accuracies, learning.references, text, learning.seen)
 
 
 def _bars_alt(report: Report) -> str:

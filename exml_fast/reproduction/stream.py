@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from exml_fast.data.core50 import EVERY
+from exml_fast.report.charts import save_curves
 from exml_fast.reproduction.methods import check_methods
 from exml_fast.reproduction.outcome import Outcome, StreamContext
 from exml_fast.reproduction.preset import NOTES, Preset, read_preset
@@ -120,8 +121,6 @@ def run_sweep(preset: Preset, context: StreamContext) -> tuple[list[dict[str, An
     outcome.lines[title], outcome.axes[title] = lines, axes
     outcome.logarithmic.add(title)
     try:
-        from exml_fast.report.charts import save_curves
-
         save_curves(context.folder / "buffer_sizes.png", lines, axes, logarithmic=True)
     except ImportError as error:
         outcome.settings["plot"] = str(error)

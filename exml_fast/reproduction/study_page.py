@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
+from exml_fast.report import Learning, Report, Row, Samples, Similarities, write_picture, write_report
 from exml_fast.reproduction.methods import STRATEGIES, plan_of
 from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_rows import rows_of_study
@@ -53,8 +53,6 @@ def write_page(
 
     ImportError where the extra is missing.
     """
-    from exml_fast.report import Report, Row, Samples, write_picture, write_report
-
     rows = rows_of_study(study) + (joint_rows(joint_study) if joint_study is not None else [])
     own = [r for r in rows_of_study(study) if r["kind"] == "strategy"]
     samples = [Samples("Real test images", *_real(study))]
@@ -72,20 +70,22 @@ def write_page(
             seconds[name] = {k: v for k, v in part["seconds"].items()}
             confusions[name] = torch.tensor(part["confusion"])
     stream = study.stream(study.seeds[0])
-    similarities: dict[str, Tensor] = {}
-    unit_names: dict[str, Sequence[str]] = {}
+    similarities: dict[str, Similarities] = {}
     for i, card in enumerate(stream.cards[:SHOWN_EXPERTS]):
         expert = f"Expert {i + 1} (knows {_names(card)})"
         model = stream[i].model
         try:
-            similarities[expert] = class_similarity(model)
+            similarities[expert] = Similarities(class_similarity(model), card.class_names)
         except ValueError as error:  # as without a final linear layer
             log.warning("%s: no class similarities: %s", expert, error)
-        unit_names[expert] = card.class_names
     references = {}
     if joint_study is not None:
-        similarities["The joint model"] = class_similarity(joint_study.stream(joint_study.seeds[0])[0].model)
+        joint_model = joint_study.stream(joint_study.seeds[0])[0].model
+        similarities["The joint model"] = Similarities(class_similarity(joint_model))
         references = {r["name"]: r["ours"] for r in rows if r["kind"] == "joint"}
+    learning = None
+    if own and len(study.experiences) > 1:
+        learning = Learning({r["name"]: r["after_each_expert"] for r in own}, references, study.seen())
     units = stream.units
     names = [stream.class_names.get(u, str(u)) for u in units]
     report = Report(
@@ -97,12 +97,9 @@ def write_page(
         class_names=study.data.class_names if len(study.data.class_names) >= len(names) else names,
         rows=[Row(r["name"], r["kind"], r["ours"], r["std"], r["seconds"], r["peak_mb"], r["note"]) for r in rows],
         samples=samples,
-        accuracies={r["name"]: r["after_each_expert"] for r in own} if len(study.experiences) > 1 else {},
-        references=references,
-        seen=study.seen(),
+        learning=learning,
         confusions=confusions,
         similarities=similarities,
-        unit_names=unit_names,
         seconds=seconds,
         tables=_tables(study, own, rows),
     )
