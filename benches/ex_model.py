@@ -57,7 +57,7 @@ def random_experts() -> list[Expert]:
 
 def images_of_each() -> list[int]:
     """How many each expert is asked for (Alg. 1)."""
-    return [CONFIG.buffer.buffer_size // (i + 1) for i in range(EXPERTS)]
+    return [CONFIG.buffer_size // (i + 1) for i in range(EXPERTS)]
 
 
 def batches(images: int) -> int:
@@ -110,7 +110,7 @@ class PublishedDistillation:
         self.student, self.previous, self.config = copy.deepcopy(student).train(), previous, CONFIG
         self.expert = copy.deepcopy(expert.model).eval()
         self.classes, self.known, self.images, self.labels = list(expert.classes), known, images, labels
-        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=CONFIG.optimizer.lr)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=CONFIG.training.lr)
         self.low = float(SPEC.bounds()[0])
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class PublishedDistillation:
         return mse.mean() + self.config.lambda_ce * F.cross_entropy(logits[:, seen], y)
 
     def __call__(self) -> float:
-        index = torch.randint(len(self.images), (self.config.optimizer.batch_size,))
+        index = torch.randint(len(self.images), (self.config.training.batch_size,))
         x = F.pad(self.images[index], [PAD] * 4, value=self.low)
         down, right = (int(torch.randint(0, 2 * PAD + 1, (1,))) for _ in range(2))
         loss = self.loss(x[:, :, down : down + 32, right : right + 32], self.labels[index])
@@ -191,7 +191,7 @@ def cpu_ms(step: Callable[[], Any], count: int) -> float:
 def hours(inversion_ms: float, steps: list[float], distillation_ms: tuple[float, float], prepared: float) -> float:
     """Of the run: ``steps`` of batches an expert, first and later experts' distillation, preparation an expert."""
     first, later = distillation_ms
-    distilled = CONFIG.optimizer.steps * (first + (EXPERTS - 1) * later)
+    distilled = CONFIG.training.steps * (first + (EXPERTS - 1) * later)
     return (inversion_ms * sum(steps) + distilled + 1e3 * prepared * EXPERTS) / 3600e3
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     model = experts[0].model
     labels = torch.tensor(experts[0].classes).repeat(RECIPE.batch_size // 2)
     start = torch.randn(len(labels), *SPEC.shape)
-    images, of = torch.randn(CONFIG.buffer.buffer_size, *SPEC.shape), torch.arange(CONFIG.buffer.buffer_size) % CLASSES
+    images, of = torch.randn(CONFIG.buffer_size, *SPEC.shape), torch.arange(CONFIG.buffer_size) % CLASSES
     published = PublishedInversion(model, labels, start)
     own = {precision: OwnInversion(model, labels, precision) for precision in arguments.precisions}
     known = list(experts[0].classes)
@@ -285,7 +285,7 @@ def main() -> None:
                     "asked": precision, "published_hours": round(theirs, 4), "ours_hours": round(ours, 4),
                     "times_faster": round(theirs / ours, 3), "inversion_steps": round(sum(wanted["published"])),
                     "own_inversion_steps": round(sum(wanted["ours"])),
-                    "distillation_steps": CONFIG.optimizer.steps * EXPERTS, "rounds": arguments.rounds,
+                    "distillation_steps": CONFIG.training.steps * EXPERTS, "rounds": arguments.rounds,
                     "step_cpu_ms": timings, "weights": "trained" if arguments.experts else "random",
                     "note": arguments.note,
                 }

@@ -523,7 +523,7 @@ def test_learn_from_random_images(
     row = as_json("learn", *arguments, "--out", tmp_path / "run")["rows"][0]
     assert row["name"] == "Dead Leaves" and row["note"].startswith("random images, what is known: natural images")
     ((config, found),) = seen
-    assert config.targets.name == "stored" and config.loss.name == "kl" and config.optimizer.steps < 2000
+    assert config.targets.name == "stored" and config.loss.name == "kl" and config.training.steps < 2000
     source = {None: "DeadLeaves", "pen-strokes": "PenStrokes"}.get(calibration)
     assert (found and found.describe()["source"]["source"]) == source
 

@@ -185,7 +185,7 @@ def test_random_images_have_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = torch.cat([found for found in asked if len(found) == 160])
     assert torch.equal(torch.cat(seen), steps) and 0.3 < (steps < 0).double().mean() < 0.9
     assert sorted(steps.unique().tolist()) == [-1, 0, 1, 2, 3]
-    assert all(ce > 0 for ce in result.history[1]["ce"])
+    assert all(ce > 0 for ce in result.learned[1].history["ce"])
 
 
 def test_cross_entropy_is_a_mean_over_the_batch_with_and_without_labels() -> None:

@@ -6,19 +6,20 @@ from typing import Any
 import pytest
 from small_experts import QUICK
 
-from exml_fast.continual import DistillationConfig, Divergence, OptimizerConfig
+from exml_fast.continual import DistillationConfig, Divergence
 
 
 def test_defaults_are_the_papers() -> None:
-    config, optimizer = DistillationConfig(), DistillationConfig().optimizer
-    assert (optimizer.steps, optimizer.batch_size, optimizer.lr) == (30000, 32, 0.01)
-    assert (optimizer.optimizer, optimizer.momentum, Divergence().temperature) == ("sgd", 0.0, 2.0)
-    assert (config.lambda_ce, config.buffer.buffer_size) == (1.0, 5000)
+    config, training = DistillationConfig(), DistillationConfig().training
+    assert (training.steps, training.batch_size, training.lr) == (30000, 32, 0.01)
+    assert (training.optimizer, training.momentum, training.schedule) == ("sgd", 0.0, "constant")
+    assert training.augmentation.shift == 4 and Divergence().temperature == 2
+    assert (config.lambda_ce, config.buffer_size) == (1.0, 5000)
     assert DistillationConfig.from_dict(json.loads(json.dumps(QUICK.to_dict()))) == QUICK
 
 
 def test_onecycle_rises_and_falls() -> None:
-    config = OptimizerConfig(steps=100, lr=1.0, schedule="onecycle")
+    config = DistillationConfig.from_dict({"steps": 100, "lr": 1.0, "schedule": "onecycle"}).training
     rates = [config.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0) == rates[30]
     assert rates[-1] == pytest.approx(1e-4)
@@ -28,7 +29,7 @@ def test_onecycle_rises_and_falls() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "lbfgs"}, "optimizer must be one of 'sgd' or 'adam', got 'lbfgs'"),
+        ({"optimizer": "lbfgs"}, "optimizer must be one of 'adam' or 'sgd', got 'lbfgs'"),
         ({"precision": "float16"}, "precision must be one of"),
         ({"normalize": "softmax"}, "normalize must be one of"),
         ({"combine": "x"}, "combine must be one of"),
@@ -67,7 +68,7 @@ def test_another_kind_of_targets_drops_the_fields_of_the_first() -> None:
     kept = DistillationConfig.from_dict({"targets": "stored", "views": 3, "normalize": "mean", "lr": 0.5})
     live = kept.replace(targets="live", combine="per_sample")
     assert (live.targets.name, live.targets.normalize, live.targets.combine) == ("live", "mean", "per_sample")
-    assert live.optimizer.lr == 0.5 and live.targets.views == 1
+    assert live.training.lr == 0.5 and live.targets.views == 1
     with pytest.raises(ValueError, match="views needs targets"):
         kept.replace(targets="live", views=2)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from exml_fast.continual import Background, DistillationConfig, ExModelDistillation, ExModelResult, Strategy
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
-from exml_fast.continual.ex_model import run as module
 from exml_fast.continual.ex_model.losses import SquaredError, distillation_loss
 from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.expert import Expert, train_expert
@@ -49,11 +48,13 @@ def test_the_ex_model_learns_all_classes(values: dict[str, Any]) -> None:
     assert result.expert.card.class_names == tuple(data.class_names)
     assert len(result.buffer) == 60 and torch.bincount(result.buffer.labels).tolist() == [15] * 4
     config = result.expert.card.training["config"]
-    for history in result.history:
+    for history in (each.history for each in result.learned):
         assert history["step"] == [100, 150] and len(history["loss"]) == 2
         term, ce = (history[name][1] for name in (config["loss"], "ce"))
         assert history["loss"][1] == pytest.approx(term + config["lambda_ce"] * ce)
-    assert all(s["generate"] > 0 and s["distil"] > 0 for s in result.seconds)
+    assert all(each.seconds["generate"] > 0 and each.seconds["distil"] > 0 for each in result.learned)
+    assert result.seconds["distil"] == sum(each.seconds["distil"] for each in result.learned)
+    assert result.history["expert"] == [1, 1, 2, 2] and result.history["step"] == [100, 150, 100, 150]
 
 
 def test_the_result_is_an_expert_that_can_be_saved(tmp_path: Path) -> None:
@@ -78,10 +79,10 @@ def test_init_from_first_copies_and_does_not_train_on_it() -> None:
     one = ExpertStream(trained()[:1])
     result = ExModelDistillation(real_images(), change(init_from_first=True)).run(one)
     assert result.expert.fingerprint() == trained()[0].fingerprint()
-    assert result.history[0]["step"] == [] and len(result.buffer) == 60
+    assert result.history["step"] == [] and len(result.buffer) == 60
     other = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))
     method = ExModelDistillation(real_images(), change(init_from_first=True, lr=0.001), model=other, units=[0, 1, 2, 3])
-    assert method.run(one).history[0]["step"] == [100, 150]
+    assert method.run(one).history["step"] == [100, 150]
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -92,7 +93,7 @@ def test_reset_starts_each_expert_from_the_same_weights(monkeypatch: pytest.Monk
         begun.append(next(network.parameters()).detach().clone())
         return forward(network, *arguments)
 
-    monkeypatch.setattr(module, "forward", looking)
+    monkeypatch.setattr("exml_fast.training.precision.forward", looking)
     ExModelDistillation(real_images(), change(reset=reset)).run(stream())
     assert len(begun) == 2 * 150 and torch.equal(begun[0], begun[150]) == reset
     assert not torch.equal(begun[0], begun[149])
@@ -121,7 +122,7 @@ def test_mixup_blends_the_images_that_both_see(monkeypatch: pytest.MonkeyPatch) 
         return forward(network, images, *arguments)
 
     monkeypatch.setattr(Teachers, "__call__", asked)
-    monkeypatch.setattr(module, "forward", learning)
+    monkeypatch.setattr("exml_fast.training.precision.forward", learning)
     config = change(targets="blended", mixup=1.0, lambda_ce=0.0, augmentation={"shift": 0}, steps=100)
     ExModelDistillation(Plain(), config).run(ExpertStream(trained()[:1]))
     teacher, student = (torch.cat(images) for images in seen.values())
@@ -334,7 +335,7 @@ def test_bfloat16_learns_the_same() -> None:
         ExModelDistillation(real_images(), change(precision=precision)).run(ExpertStream(list(trained())))
         for precision in ("float32", "bfloat16")
     ]
-    plain, rounded = (run.history[0]["mse"][0] for run in runs)
+    plain, rounded = (run.history["mse"][0] for run in runs)
     assert rounded != plain and rounded == pytest.approx(plain, rel=0.05)
     assert {p.dtype for p in runs[1].model.parameters()} == {torch.float32}
     accuracies = [stream_accuracy(run.expert, quadrants()) for run in runs]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from exml_fast.continual import average_accuracy, forgetting
-from exml_fast.continual.ex_model.result import ExModelResult
+from exml_fast.continual.ex_model.result import ExModelResult, Learned
 
 NAN = math.nan
 
@@ -36,11 +37,13 @@ def test_what_was_not_measured_counts_for_nothing() -> None:
 
 
 def test_a_result_has_the_matrix_of_its_evaluations() -> None:
-    made = {"expert": None, "buffer": None, "history": [], "seconds": [], "peak_mb": []}
-    result = ExModelResult(evaluations=[[0.9, 0.1], [0.4, 0.8]], **made)  # type: ignore[arg-type]  # no expert is asked
+    def result_of(evaluations: list[Any]) -> ExModelResult:
+        learned = [Learned(evaluation=each) for each in evaluations]
+        return ExModelResult(None, {}, {}, 0.0, None, None, learned)  # type: ignore[arg-type]  # no expert is asked
+
+    result = result_of([[0.9, 0.1], [0.4, 0.8]])
     assert result.matrix.shape == (2, 2)
     assert (result.average_accuracy, result.forgetting) == (pytest.approx(0.6), pytest.approx(0.5))
     for wrong in ([], [0.5, 0.6]):
-        result.evaluations = wrong
         with pytest.raises(ValueError, match="a list of accuracies"):
-            _ = result.matrix
+            _ = result_of(wrong).matrix

@@ -82,7 +82,7 @@ def test_learn_keeps_images_in_a_folder_until_it_is_done(tmp_path: Path) -> None
         "replay",
         "--buffer",
         40,
-        "--iterations",
+        "--steps",
         20,
         "--epochs",
         1,
@@ -201,7 +201,7 @@ def test_an_expert_to_come_may_be_replaced_and_more_may_arrive(tmp_path: Path) -
     with pytest.raises(RuntimeError, match="stop"):
         run(first, other, progress=stop_at("expert 2"))
     assert run(first, second).expert.fingerprint() == run(first, second, folder=None).expert.fingerprint()
-    assert len(run(first, second, first).history) == 3
+    assert len(run(first, second, first).learned) == 3
     with pytest.raises(ValueError, match="to another run: experts was"):
         run(other, second)
 
@@ -219,7 +219,7 @@ def test_learn_resumes_after_a_damaged_expert_was_mended(tmp_path: Path) -> None
     file = parent / "expert_2" / "model.safetensors"
     good = file.read_bytes()
     file.write_bytes(good[:-1] + b"x")
-    common = ["learn", "--data", npz, "--experts", parent, "--strategy", "replay", "--buffer", 40, "--iterations", 20]
+    common = ["learn", "--data", npz, "--experts", parent, "--strategy", "replay", "--buffer", 40, "--steps", 20]
     failed = CliRunner().invoke(app, [str(a) for a in [*common, "--out", out]])
     assert failed.exit_code == 2 and failed.stderr.rstrip().endswith(f"To go on: exml-fast learn --out {out} --resume")
     assert "expert_2) cannot be read" in failed.stderr and "kept in" in failed.stderr
@@ -249,7 +249,7 @@ def test_classes_that_overlap_or_are_missing(tmp_path: Path) -> None:
     ):
         options = ["--data", npz, "--experts", parent, "--scenario", scenario, "--out", tmp_path / "out"]
         refused = CliRunner().invoke(app, ["learn", *map(str, options)])
-        assert refused.exit_code == 2 and message in refused.stderr and f"--scenario {scenario}" in refused.stderr
+        assert refused.exit_code == 2 and message in refused.stderr and f"scenario {scenario}" in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -306,7 +306,7 @@ method = ExModelDistillation(
     buffer_dir=parent / "images",
 )
 result = method.run(stream, checkpoint_dir=parent / "checkpoints", evaluate=lambda expert: 0.0)
-print(*(max(stages.values()) for stages in result.peak_mb))
+print(*(max(each.peak_mb.values()) for each in result.learned))
 """
 
 

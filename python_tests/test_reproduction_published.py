@@ -25,7 +25,7 @@ def test_presets_are_as_published(name: str) -> None:
     planned = plan_of(settings, "model-inversion")
     config = planned.config
     assert found is not None and config.lambda_ce == 1 and planned.recipe is not None
-    assert (config.optimizer.steps, config.buffer.buffer_size) == (found.distillation_steps, found.buffer_size)
+    assert (config.training.steps, config.buffer_size) == (found.distillation_steps, found.buffer_size)
     assert (settings.experts.epochs, settings.experts.architecture) == (found.epochs, found.architecture)
     assert planned.recipe.steps == found.inversion_steps
     arguments = {"in_channels": 1} if found.architecture == "lenet5" else {}
@@ -77,6 +77,6 @@ def test_images_are_augmented_as_published(data: str, generation: dict[str, Any]
     for preset in presets:
         settings = settings_of(preset)
         for strategy in ("model-inversion", "data-impression"):
-            assert plan_of(settings, strategy).config.buffer.augmentation == distillation
+            assert plan_of(settings, strategy).config.training.augmentation == distillation
             recipe = plan_of(settings, strategy).recipe
             assert {name: getattr(recipe, name) for name in generation} == generation

@@ -3,11 +3,11 @@
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
-from exml_fast.continual.ex_model.config import Background, BufferConfig, DistillationConfig, OptimizerConfig
+from exml_fast.continual.ex_model.config import Background, DistillationConfig
 from exml_fast.continual.ex_model.losses import Divergence, SquaredError
 from exml_fast.continual.ex_model.methods import METHODS, Method, Plan, method, plan
 from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise
-from exml_fast.continual.ex_model.result import ExModelResult
+from exml_fast.continual.ex_model.result import ExModelResult, Learned
 from exml_fast.continual.ex_model.run import ExModelDistillation
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
@@ -50,7 +50,6 @@ __all__ = [
     "AuxiliaryData",
     "Background",
     "BlendedTargets",
-    "BufferConfig",
     "Card",
     "Catalogue",
     "DataImpression",
@@ -66,13 +65,13 @@ __all__ = [
     "ExpertTargets",
     "FixedTargets",
     "ImageBuffer",
+    "Learned",
     "LiveTargets",
     "Measured",
     "Method",
     "MinEntropy",
     "ModelInversion",
     "MultiHead",
-    "OptimizerConfig",
     "Oracle",
     "ParameterAverage",
     "Plan",

@@ -36,6 +36,7 @@ from exml_fast.continual import (
     experience_accuracies,
 )
 from exml_fast.continual.baselines import DifferentNetworks
+from exml_fast.continual.ex_model.result import STAGES
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import load, some_images
 from exml_fast.data.sets import NAMES
@@ -67,7 +68,6 @@ SHOWN_BASELINES = {
 SAMPLES_PER_CLASS = 8
 # Images that are read from a folder: as many as one expert labels.
 AUXILIARY_IMAGES = 20000
-STAGES = ("generate", "distil", "evaluate")
 
 
 class Study:
@@ -195,8 +195,8 @@ class Study:
             "average_accuracy": _or_none(result.average_accuracy),
             "forgetting": _or_none(result.forgetting),
             "confusion": confusion_matrix(self._asked(result.expert), self.data, self.tests()).tolist(),
-            "seconds": {key: sum(part[key] for part in result.seconds) for key in STAGES},
-            "stage_peak_mb": {key: max(part[key] for part in result.peak_mb) for key in STAGES},
+            "seconds": result.seconds,
+            "stage_peak_mb": {key: max(each.peak_mb[key] for each in result.learned) for key in STAGES},
             "wall_seconds": time.perf_counter() - begun,
             "peak_mb": meter.peak_mb,
             "buffer": len(result.buffer),

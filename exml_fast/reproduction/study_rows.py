@@ -66,8 +66,8 @@ def shorter_than_published(study: Study, strategy: str | None) -> list[str]:
     if strategy is not None:
         planned = plan_of(settings, strategy)
         if not planned.method.is_random:  # the paper has no such method
-            taken["distillation steps"] = (planned.config.optimizer.steps, usual.distillation_steps)
-        taken["images"] = (planned.config.buffer.buffer_size, usual.buffer_size)
+            taken["distillation steps"] = (planned.config.training.steps, usual.distillation_steps)
+        taken["images"] = (planned.config.buffer_size, usual.buffer_size)
         if planned.recipe is not None and not planned.method.inverts_source:
             taken["inversion steps"] = (planned.recipe.steps, usual.inversion_steps)
     return frames + [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]

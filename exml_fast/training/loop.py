@@ -83,13 +83,21 @@ class Loop(Generic[B]):
         self.history: dict[str, list[float]] = {"step": []}
         self.seconds = 0.0
 
-    def run(self, batches: Batches[B], between: Callable[[], None] | None = None, every: int | None = None) -> None:
+    def run(
+        self,
+        batches: Batches[B],
+        between: Callable[[], None] | None = None,
+        every: int | None = None,
+        *,
+        block_steps: int = BLOCK_STEPS,
+    ) -> None:
         """All steps that are left; the model is in evaluation mode afterwards.
 
         Args:
             batches: source of the batches.
             between: called before each block of steps, when the whole state is consistent.
             every: blocks also end at multiples of this number of steps.
+            block_steps: most steps of a block.
 
         Raises:
             RuntimeError: if a loss is not finite.
@@ -98,7 +106,7 @@ class Loop(Generic[B]):
             while self.step < self.config.steps:
                 if between is not None:
                     between()
-                limit = min(BLOCK_STEPS, self.config.steps - self.step)
+                limit = min(block_steps, self.config.steps - self.step)
                 if every:
                     limit = min(limit, every - self.step % every)
                 self._block(batches, limit)

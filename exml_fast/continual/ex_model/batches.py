@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,14 +43,22 @@ class Batches:
         config: of the distillation.
         head: the ex-model's units.
         relabel: the images belong to no class: each is labelled with the class of its highest target.
+        generator: decides the rows, augmentation and blends; on the CPU.
     """
 
     def __init__(
-        self, memory: Memory, teachers: Teachers, config: DistillationConfig, head: Head, relabel: bool
+        self,
+        memory: Memory,
+        teachers: Teachers,
+        config: DistillationConfig,
+        head: Head,
+        *,
+        relabel: bool,
+        generator: torch.Generator,
     ) -> None:
-        self.memory, self.teachers, self.config = memory, teachers, config
+        self.memory, self.teachers, self.config, self.generator = memory, teachers, config, generator
         self.positions = memory.positions(head)
-        live = config.targets.change_with(config.buffer.augmentation)
+        live = config.targets.change_with(config.training.augmentation)
         targets = None if live and not relabel else teachers.of_all(memory, self.positions)
         if relabel:
             assert targets is not None
@@ -61,22 +69,30 @@ class Batches:
         """Targets and mask (rows, K) of all rows; None where every step needs its own."""
         self._bounds = memory.spec.bounds(memory.device)
         self.block_steps = max(
-            1, min(BLOCK_STEPS, BLOCK_BYTES // (config.optimizer.batch_size * memory.bytes_per_image))
+            1, min(BLOCK_STEPS, BLOCK_BYTES // (config.training.batch_size * memory.bytes_per_image))
         )
 
-    def block(self, steps: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches for some steps, prepared together."""
-        size, augmentation = self.config.optimizer.batch_size, self.config.buffer.augmentation
-        index = torch.randint(len(self.positions), (steps * size,), generator=generator)
+    def block(self, step: int, limit: int) -> Iterator[Batch]:
+        """Batches for the steps ``step``, ``step`` + 1, … (:class:`exml_fast.training.Batches`), prepared together."""
+        size, augmentation = self.config.training.batch_size, self.config.training.augmentation
+        index = torch.randint(len(self.positions), (limit * size,), generator=self.generator)
         images = self.memory.rows(index)
         index = index.to(self.memory.device)
         if augmentation.active:
-            images = augmentation(images, self._bounds, generator)
+            images = augmentation(images, self._bounds, self.generator)
         if self.config.targets.mixup:
-            images, _ = blended(images, self.config.targets.mixup, generator)
+            images, _ = blended(images, self.config.targets.mixup, self.generator)
         if self.targets is None:
             target, mask = self.teachers(images, self.positions[index])
         else:
             target, mask = (tensor[index] for tensor in self.targets)
         parts = (images, target, mask, self.labels[index])
         return map(Batch._make, zip(*(part.split(size) for part in parts), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches to come."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.generator.set_state(state["generator"].cpu())

@@ -1,13 +1,10 @@
-"""How an ex-model is distilled (Carta 2022, sec. 3): optimisation, targets, loss, buffer and post-processing."""
+"""How an ex-model is distilled (Carta 2022, sec. 3): training, targets, loss, buffer and post-processing."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import Any, Self
 
 from exml_fast.continual.ex_model.losses import Divergence, Loss, SquaredError
 from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise, Step
@@ -20,11 +17,10 @@ from exml_fast.continual.ex_model.targets import (
     Targets,
 )
 from exml_fast.data import Augmentation, ImageSource
-from exml_fast.training import one_cycle
+from exml_fast.training import Training
 from exml_fast.validation import (
     Count,
     NonNegative,
-    Positive,
     field_names,
     from_mapping,
     nearest,
@@ -33,57 +29,20 @@ from exml_fast.validation import (
     to_dict,
 )
 
-__all__ = ["Background", "BufferConfig", "DistillationConfig", "OptimizerConfig"]
+__all__ = ["Background", "DistillationConfig"]
 
 KINDS: dict[str, dict[str, type[Any]]] = {
     "targets": {kind.name: kind for kind in (LiveTargets, BlendedTargets, FixedTargets, StoredTargets, ExpertTargets)},
     "loss": {kind.name: kind for kind in (SquaredError, Divergence)},
 }
 """Parts of a configuration of which there are several kinds, by name."""
+OWN = ("buffer_size", "lambda_ce", "init_from_first", "reset")
 
 
-@settings
-class OptimizerConfig:
-    """The steps for each expert; the defaults are Carta 2022, App. B.1 (MNIST).
-
-    Attributes:
-        steps, batch_size, lr, optimizer, momentum, weight_decay: momentum is of "sgd" only.
-        schedule: "constant", or "onecycle" (cosine from lr/25 up in the first 30 %, cosine down to lr/1e4).
-        precision: of the ex-model while it learns, "float32" or "bfloat16" (torch.autocast: weights, optimiser and
-            loss stay float32); faster where the processor has bfloat16.
-    """
-
-    steps: Count = 30000
-    batch_size: Count = 32
-    lr: Positive = 0.01
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: NonNegative = 0.0
-    weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "onecycle"] = "constant"
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0 .. steps - 1."""
-        return self.lr if self.schedule == "constant" else one_cycle(self.lr, step, self.steps)
-
-    def of(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        """A new optimiser."""
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
-        return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
-
-
-@settings
-class BufferConfig:
-    """The images that an ex-model learns from.
-
-    Attributes:
-        buffer_size: N of Alg. 1.
-        augmentation: of the images in the distillation steps.
-    """
-
-    buffer_size: Count = 5000
-    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+TRAINING = Training(
+    steps=30000, batch_size=32, optimizer="sgd", lr=0.01, momentum=0.0, schedule="constant", augmentation=Augmentation()
+)
+"""Carta 2022, App. B.1 (MNIST)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,28 +73,29 @@ class DistillationConfig:
     """How an ex-model is distilled. :meth:`from_dict` reads the fields of all parts from one flat table.
 
     Attributes:
-        optimizer: the gradient steps.
+        training: the gradient steps for each expert. Blends of images are asked for by :class:`BlendedTargets`.
         targets: where targets come from (Eq. 6 to 8).
         loss: the distance to the targets (Eq. 9).
         lambda_ce: weight of the cross-entropy in Eq. 10.
-        buffer: the images.
+        buffer_size: N of Alg. 1.
         postprocessing: corrections of the ex-model after each expert, in order.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
             have the same architecture, arguments and units.
         reset: start each expert from the ex-model's initial weights.
     """
 
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    training: Training = TRAINING
     targets: Targets = dataclasses.field(default_factory=LiveTargets)
     loss: Loss = dataclasses.field(default_factory=SquaredError)
     lambda_ce: NonNegative = 1.0
-    buffer: BufferConfig = dataclasses.field(default_factory=BufferConfig)
+    buffer_size: Count = 5000
     postprocessing: tuple[Step, ...] = ()
     init_from_first: bool = False
     reset: bool = False
 
     def check(self) -> None:
         """Rules between the parts."""
+        require(self.training.mixup == 0, "training.mixup", "0: use BlendedTargets", self.training.mixup)
         if self.targets.mixup:
             require(
                 self.lambda_ce == 0, "lambda_ce", "0 with blended targets, for a blend has no label", self.lambda_ce
@@ -165,13 +125,13 @@ class DistillationConfig:
         steps = {type(step): step for step in self.postprocessing}
         debias = steps.get(Debias)
         return {
-            **to_dict(self.optimizer),
+            **{name: value for name, value in to_dict(self.training).items() if name != "mixup"},
             "targets": self.targets.name,
             **to_dict(self.targets),
             "loss": self.loss.name,
             **to_dict(self.loss),
             "lambda_ce": self.lambda_ce,
-            **to_dict(self.buffer),
+            "buffer_size": self.buffer_size,
             "renormalise": Renormalise in steps,
             "align": Align in steps,
             "debias": debias.share if isinstance(debias, Debias) else 0.0,
@@ -195,10 +155,9 @@ class DistillationConfig:
             own = {field: rest.pop(field) for field in field_names(kinds[name]) if field in rest}
             parts[part] = from_mapping(kinds[name], own)
             _refuse_other_kinds(part, name, rest)
-        for part, kind in (("optimizer", OptimizerConfig), ("buffer", BufferConfig)):
-            parts[part] = kind(**{field: rest.pop(field) for field in field_names(kind) if field in rest})
+        parts["training"] = TRAINING.replace(**{name: rest.pop(name) for name in field_names(Training) if name in rest})
         parts["postprocessing"] = _steps(rest)
-        for field in ("lambda_ce", "init_from_first", "reset"):
+        for field in OWN:
             if field in rest:
                 parts[field] = rest.pop(field)
         for field in rest:
@@ -230,10 +189,9 @@ class DistillationConfig:
 def flat_fields() -> list[str]:
     """Names of all fields that :meth:`DistillationConfig.from_dict` knows."""
     kinds = [kind for table in KINDS.values() for kind in table.values()]
-    parts: list[type[Any]] = [OptimizerConfig, *kinds, BufferConfig]
+    parts: list[type[Any]] = [Training, *kinds]
     every = [field for kind in parts for field in field_names(kind)]
-    own = ["targets", "loss", "lambda_ce", "renormalise", "align", "debias", "init_from_first", "reset"]
-    return list(dict.fromkeys([*every, *own]))
+    return list(dict.fromkeys([*every, *KINDS, *OWN, "renormalise", "align", "debias"]))
 
 
 def _refuse_other_kinds(part: str, name: str, rest: Mapping[str, Any]) -> None:

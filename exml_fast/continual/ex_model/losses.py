@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from exml_fast import ops
+from exml_fast.training import softened_kl
 from exml_fast.validation import Positive, settings
 
 __all__ = ["UNLABELLED", "Divergence", "Loss", "SquaredError", "distillation_loss"]
@@ -53,10 +53,7 @@ class Divergence(Loss):
 
     def __call__(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """See :class:`Loss`."""
-        lowest = torch.finfo(logits.dtype).min
-        log_p = F.log_softmax(torch.where(mask, logits / self.temperature, lowest), 1)
-        log_q = F.log_softmax(torch.where(mask, target / self.temperature, lowest), 1)
-        return (log_q.exp() * (log_q - log_p)).sum(1).mean() * self.temperature**2
+        return softened_kl(target, logits, self.temperature, mask)
 
 
 def distillation_loss(

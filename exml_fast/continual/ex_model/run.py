@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from exml_fast.continual.ex_model.head import Head
 from exml_fast.continual.ex_model.losses import distillation_loss
 from exml_fast.continual.ex_model.memory import Memory
 from exml_fast.continual.ex_model.postprocessing import Postprocessing
-from exml_fast.continual.ex_model.result import ExModelResult
+from exml_fast.continual.ex_model.result import ExModelResult, Learned
 from exml_fast.continual.ex_model.strategies import Strategy
 from exml_fast.continual.ex_model.student import Student
 from exml_fast.continual.ex_model.targets import Teachers
@@ -35,7 +35,7 @@ from exml_fast.models import create
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
-from exml_fast.training import forward, placed
+from exml_fast.training import placed
 
 __all__ = ["ExModelDistillation"]
 
@@ -133,21 +133,23 @@ class ExModelDistillation:
 
 @dataclass
 class _Place:
-    """Where a run is: the expert, whether its images are in the buffer, and how many of its steps are done."""
+    """Where a run is: the expert, and whether its images are in the buffer. The loop knows the step."""
 
     expert: int = 0
     generated: bool = False
-    step: int = 0
 
 
-@dataclass
-class _Record:
-    """What happened; one entry an expert."""
+class _Clock:
+    """Adds the time that passes to the seconds of distillation, which checkpoints hold."""
 
-    history: list[dict[str, list[float]]] = field(default_factory=list)
-    evaluations: list[Any] = field(default_factory=list)
-    seconds: list[dict[str, float]] = field(default_factory=list)
-    peak_mb: list[dict[str, float]] = field(default_factory=list)
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._since = seconds, time.perf_counter()
+
+    def tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.perf_counter()
+        self._seconds["distil"] += now - self._since
+        self._since = now
 
 
 class _Run:
@@ -173,7 +175,7 @@ class _Run:
         self.memory = _new_memory(method, spec, len(stream))
         self.generator = torch.Generator().manual_seed(method.seed)
         self.measured: Measured | None = None
-        self.place, self.record = _Place(), _Record()
+        self.place, self.learned = _Place(), list[Learned]()
         self.checkpoint_every = checkpoint_every
         path = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_FILE
         # Large buffers are not written once a minute, but when ``checkpoint_every`` steps are done.
@@ -190,7 +192,8 @@ class _Run:
                 self._fill_buffer(expert)
             with Meter(self.method.device) as meter, reused_memory():
                 self._distil(expert)
-            self.record.peak_mb[-1]["distil"] = meter.peak_mb
+            learned = self.learned[-1]
+            learned.peak_mb["distil"] = meter.peak_mb
             # Free this expert and its fused copy, which torch.fx leaves in cycles; otherwise the next expert is read
             # while they are still in memory.
             large = sum(p.nbytes for p in expert.model.parameters()) >= COLLECT_BYTES
@@ -201,14 +204,10 @@ class _Run:
             self.place = _Place(self.place.expert + 1)
             if evaluate is not None:
                 with Meter(self.method.device) as meter:
-                    self.record.evaluations.append(evaluate(self._ex_model()))
-                self.record.seconds[-1]["evaluate"] = meter.seconds
-                self.record.peak_mb[-1]["evaluate"] = meter.peak_mb
+                    learned.evaluation = evaluate(self._ex_model())
+                learned.seconds["evaluate"], learned.peak_mb["evaluate"] = meter.seconds, meter.peak_mb
             self.checkpoint.keep(self._state, write=True)
-        record = self.record
-        return ExModelResult(
-            self._ex_model(), self.memory.buffer, record.history, record.evaluations, record.seconds, record.peak_mb
-        )
+        return ExModelResult.of(self._ex_model(), self.memory.buffer, self.learned)
 
     def kept(self) -> str:
         """What of the run outlives an error, in words."""
@@ -248,14 +247,11 @@ class _Run:
             if self.method.calibration is not None:
                 same = torch.Generator().manual_seed(self.method.seed)
                 self.measured = self.method.calibration.measure(_by_our_ops(expert), same)
-        self.place.generated, self.place.step = True, 0
-        self.record.seconds.append({"generate": meter.seconds, "distil": 0.0, "evaluate": 0.0})
-        self.record.peak_mb.append({"generate": meter.peak_mb, "distil": 0.0, "evaluate": 0.0})
-        self.record.history.append({"step": [], "loss": [], self.config.loss.name: [], "ce": []})
-        copies = self._copies(expert)
-        self.student.begin(self.config.reset, expert if copies else None)
-        if copies:
-            self.place.step = self.config.optimizer.steps
+        self.place.generated = True
+        terms = {name: list[float]() for name in ("step", "loss", self.config.loss.name, "ce")}
+        self.learned.append(Learned(terms))
+        self.learned[-1].seconds["generate"], self.learned[-1].peak_mb["generate"] = meter.seconds, meter.peak_mb
+        self.student.begin(self.config.reset, expert if self._copies(expert) else None)
         self.checkpoint.keep(self._state, write=True)
         report("", 1, 1, {})
 
@@ -271,59 +267,47 @@ class _Run:
 
     def _distil(self, expert: Expert) -> None:
         """Lines 6 to 12: gradient steps on Eq. 10."""
-        begun = time.perf_counter()
+        clock = _Clock(self.learned[-1].seconds)
         teachers = self._teachers(expert)
         with self.memory.shown():
-            batches = Batches(self.memory, teachers, self.config, self.head, relabel=self.method.strategy.once)
-
-            def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-                logits = forward(self.student.network, batch.images, self.config.optimizer.precision)
-                return distillation_loss(
-                    logits, batch.target, batch.mask, batch.labels, teachers.seen, self.config.loss,
-                    task_labels=self.config.targets.task_labels, unlabelled=self.method.background is not None,
-                )  # fmt: skip
-
-            self.student.network.train()
-            self.record.seconds[-1]["distil"] += time.perf_counter() - begun
-            self._descend(batches, loss)
+            batches = Batches(
+                self.memory, teachers, self.config, self.head,
+                relabel=self.method.strategy.once, generator=self.generator,
+            )  # fmt: skip
+            if not self._copies(expert):
+                self._descend(batches, teachers.seen, clock)
         if self.config.targets.keeps:
             assert batches.targets is not None
             target, mask = batches.targets
             self.memory.keep_targets(target, self.config.targets.spoken(mask))
         if not self._copies(expert):
             self.postprocessing.while_learning(self.student.model, self.memory)
+        clock.tick()
 
-    def _descend(self, batches: Batches, loss: Callable[[Batch], tuple[Tensor, Tensor]]) -> None:
-        config, optimizer = self.config.optimizer, self.student.optimizer
-        last_written = self.place.step
-        while self.place.step < config.steps:
-            started = time.perf_counter()
-            steps = min(batches.block_steps, config.steps - self.place.step)
-            sums = torch.zeros(2, device=self.method.device)
-            for batch in batches.block(steps, self.generator):
-                optimizer.param_groups[0]["lr"] = config.rate(self.place.step)
-                term, ce = loss(batch)
-                optimizer.zero_grad(set_to_none=True)
-                (term + self.config.lambda_ce * ce).backward()
-                optimizer.step()
-                sums += torch.stack([term.detach(), ce.detach()])
-                self.place.step += 1
-            self._report((sums / steps).tolist(), time.perf_counter() - started)
-            due = self.place.step - last_written >= self.checkpoint_every and self.place.step < config.steps
-            last_written = self.place.step if due else last_written
+    def _descend(self, batches: Batches, seen: Tensor, clock: _Clock) -> None:
+        """Lines 7 to 11; ``seen`` are the logits of the classes seen so far."""
+        config, unlabelled = self.config, self.method.background is not None
+
+        def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+            term, ce = distillation_loss(
+                network(batch.images), batch.target, batch.mask, batch.labels, seen, config.loss,
+                task_labels=config.targets.task_labels, unlabelled=unlabelled,
+            )  # fmt: skip
+            return {"loss": term + config.lambda_ce * ce, config.loss.name: term, "ce": ce}
+
+        loop = self.student.new_loop(loss, config.training, self._stage("distil"), self.progress)
+        written = loop.step
+
+        def between() -> None:
+            nonlocal written
+            clock.tick()
+            due = loop.step - written >= self.checkpoint_every
+            written = loop.step if due else written
             self.checkpoint.keep(self._state, write=due)
 
-    def _report(self, terms: list[float], seconds: float) -> None:
-        term, ce = terms
-        loss, stage, step = term + self.config.lambda_ce * ce, self._stage("distil"), self.place.step
-        if not math.isfinite(loss):
-            raise RuntimeError(f"{stage}: the loss is {loss} at step {step}; lower lr ({self.config.optimizer.lr})")
-        values = {"loss": loss, self.config.loss.name: term, "ce": ce}
-        for name, value in {"step": step, **values}.items():
-            self.record.history[-1][name].append(value)
-        self.record.seconds[-1]["distil"] += seconds
-        if self.progress is not None:
-            self.progress(stage, step, self.config.optimizer.steps, values)
+        loop.run(batches, between, block_steps=batches.block_steps)
+        terms = zip(loop.history[config.loss.name], loop.history["ce"], strict=True)
+        self.learned[-1].history |= loop.history | {"loss": [term + config.lambda_ce * ce for term, ce in terms]}
 
     def _teachers(self, expert: Expert) -> Teachers:
         """The previous ex-model and this expert, calibrated where that is asked for."""
@@ -392,7 +376,7 @@ class _Run:
         return {
             "experts": self.fingerprints,
             "place": asdict(self.place),
-            "record": copy.deepcopy(asdict(self.record)),
+            "learned": [asdict(each) for each in self.learned],
             "student": self.student.state_dict(),
             "memory": self.memory.state_dict(),
             "measured": None if self.measured is None else list(self.measured),
@@ -410,7 +394,7 @@ class _Run:
                 f"checkpoint {self.checkpoint.path} belongs to another run: experts was {was}, is {now}; remove it or "
                 "give another folder"
             )
-        self.place, self.record = place, _Record(**state["record"])
+        self.place, self.learned = place, [Learned(**each) for each in state["learned"]]
         self.student.load_state_dict(state["student"])
         self.memory.load_state_dict(state["memory"])
         self.measured = None if state["measured"] is None else Measured(*state["measured"])
@@ -430,12 +414,12 @@ def _new_student(method: ExModelDistillation, stream: ExpertStream, units: list[
         given = {k: v for k, v in first.arguments.items() if k != "num_classes"}
         arguments = complete_arguments(architecture, given, len(units), spec)
         model = create(architecture, **arguments)
-    return Student(model, architecture, arguments, method.config.optimizer, method.device)
+    return Student(model, architecture, arguments, method.device)
 
 
 def _new_memory(method: ExModelDistillation, spec: InputSpec, experts: int) -> Memory:
     """An empty buffer, before it the background."""
-    size, background = method.config.buffer.buffer_size, method.background
+    size, background = method.config.buffer_size, method.background
     fixed = 0 if background is None else round(background.share * size)
     if size - fixed < experts:
         share = 0.0 if background is None else background.share

@@ -8,37 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.continual.ex_model.config import OptimizerConfig
+from exml_fast.continual.ex_model.batches import Batch
 from exml_fast.continual.expert import Expert
 from exml_fast.engine.substitution import twin
-from exml_fast.training import placed
+from exml_fast.progress import Progress
+from exml_fast.training import Loop, Training, placed
+from exml_fast.training.loop import Loss
 
 __all__ = ["Student"]
 
 
 class Student:
-    """A network, its optimiser, and a frozen copy of what it had learned before the current expert.
+    """A network, the loop that trains it, and a frozen copy of what it had learned before the current expert.
 
     Args:
         model: the network, which is trained in place; ``architecture`` and ``arguments`` name it.
-        config: of the optimiser.
         device: where it learns.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        architecture: str,
-        arguments: dict[str, Any],
-        config: OptimizerConfig,
-        device: torch.device,
-    ) -> None:
-        self.model, self.architecture, self.arguments, self._config = model.to(device), architecture, arguments, config
-        # Faster layers that share the parameters: training this network trains the model.
-        self.network = twin(placed(self.model, device))
+    def __init__(self, model: nn.Module, architecture: str, arguments: dict[str, Any], device: torch.device) -> None:
+        self.model, self.architecture, self.arguments = placed(model, device), architecture, arguments
         self.initial = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = config.of(self.model.parameters())
         self.previous: nn.Module | None = None
+        self.loop: Loop[Batch] | None = None
+        self._loop_state: dict[str, Any] | None = None
 
     def is_like(self, expert: Expert, units: list[int]) -> bool:
         """Whether an expert has the same architecture, arguments and units."""
@@ -52,11 +45,19 @@ class Student:
             self.model.load_state_dict(self.initial)
         if first is not None:
             self.model.load_state_dict(first.model.state_dict())
-        self.optimizer = self._config.of(self.model.parameters())
+
+    def new_loop(self, loss: Loss[Batch], config: Training, stage: str, progress: Progress | None) -> Loop[Batch]:
+        """The loop for the current expert; it continues where a checkpoint was taken."""
+        self.loop = Loop(self.model, loss, config, stage=stage, progress=progress)
+        if self._loop_state is not None:
+            self.loop.load_state_dict(self._loop_state)
+            self._loop_state = None
+        return self.loop
 
     def remember(self) -> None:
-        """Keep the network as it is now, as ``previous``."""
-        self.previous = copy.deepcopy(self.network).eval().requires_grad_(False)
+        """Keep the network as it is now, as ``previous``; the loop is over."""
+        self.loop = None
+        self.previous = copy.deepcopy(twin(self.model)).eval().requires_grad_(False)
 
     def plain_previous(self) -> nn.Module | None:
         """``previous`` with the layers of ``model``, which the engine can fuse; None before the second expert."""
@@ -67,21 +68,20 @@ class Student:
         return plain
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of everything that changes."""
-        model: dict[str, Tensor] = self.model.state_dict()
+        """A copy of everything that changes; inside the loop its state has the model's."""
+        model: dict[str, Tensor] = {} if self.loop is not None else self.model.state_dict()
         return {
             "initial": self.initial,
             "model": {name: value.detach().clone() for name, value in model.items()},
             "previous": None if self.previous is None else self.previous.state_dict(),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "loop": None if self.loop is None else self.loop.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self.initial = state["initial"]
-        self.model.load_state_dict(state["model"])
+        self.initial, self._loop_state = state["initial"], state["loop"]
+        self.model.load_state_dict(state["model"] if state["loop"] is None else state["loop"]["model"])
         if state["previous"] is not None:
             self.remember()
             assert self.previous is not None
             self.previous.load_state_dict(state["previous"])
-        self.optimizer.load_state_dict(state["optimizer"])
