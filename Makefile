@@ -7,7 +7,7 @@ BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
 STAGE       ?= all
-# CUDA code is compiled for the GPUs of this machine, or for one architecture where there is none.
+# CUDA code is compiled for the GPUs of this machine, or for compute capability 9.0 if it has none.
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
@@ -21,7 +21,7 @@ $(VENV)/.torch: | $(BIN)/python
 	$(BIN)/pip install --quiet $(TORCH) $(BUILD_TOOLS)
 	touch $@
 
-# An editable install: the extension lies beside its Python sources and is built anew when csrc/ changes.
+# An editable install. The extension is built into exml_fast/, and again whenever csrc/ changes.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
 	touch $@
@@ -35,7 +35,7 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider
 
-# Whole steps of inversion beside the published style, torch.compile and the bare network; about half an hour.
+# Whole steps of inversion against the published style, torch.compile and the bare network; about half an hour.
 bench-inversion: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench-inversion" $(BIN)/python benches/inversion.py
 
@@ -46,30 +46,30 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 
-# GoogleTest: the formulas of csrc/math, and the CUDA kernels on the host by an emulator. Needs CMake and GoogleTest.
+# Tests of the formulas in csrc/math, and of the CUDA kernels in an emulator on the CPU. Needs CMake and GoogleTest.
 host-tests:
 	cmake -S . -B $(BUILD_DIR)/host -DEXML_CUDA=OFF
 	cmake --build $(BUILD_DIR)/host
 	ctest --test-dir $(BUILD_DIR)/host --output-on-failure
 
-# The host tests under AddressSanitizer and UBSan, then the extension's Python tests of the ops under both.
+# The host tests, then the Python tests of the ops, under AddressSanitizer and UBSan.
 asan: $(VENV)/.installed
 	cmake -S . -B $(BUILD_DIR)/asan -DCMAKE_BUILD_TYPE=Debug -DEXML_CUDA=OFF -DEXML_SANITIZE=address,undefined
 	cmake --build $(BUILD_DIR)/asan
 	ctest --test-dir $(BUILD_DIR)/asan --output-on-failure
 	bash csrc/tests/asan_python.sh $(BIN)/python $(BUILD_DIR)/asan-python
 
-# All CUDA code for Hopper; a register spill is an error. Needs a CUDA toolkit, no GPU.
+# Compiles all CUDA code for Hopper; a register spill is an error. Needs a CUDA toolkit, but no GPU.
 cuda-compile: $(VENV)/.torch
 	EXML_STRICT=1 EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
 	  --build-temp $(BUILD_DIR)/cuda --build-lib $(BUILD_DIR)/cuda/lib
 
-# Registers, shared memory and spills of every kernel for the release's GPUs; a spill is an error.
+# Reports registers, shared memory and spills of every kernel for the GPUs of a release; a spill is an error.
 cuda-resources:
 	bash csrc/tests/resources.sh sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120
 
-# Everything that needs a GPU, on a machine with a GPU and a Python with torch; results go to $OUT (default: build/gpu).
-# One stage at a time, each within ten minutes on an H200: make gpu STAGE=build|tests|sanitizer|bench.
+# Everything that needs a GPU, with a Python that has torch. Results are written to $OUT (default: build/gpu). Each stage
+# takes at most ten minutes on an H200; make gpu STAGE=build|tests|sanitizer|bench runs one of them.
 gpu:
 	STAGE=$(STAGE) bash benches/gpu.sh
 

@@ -1,8 +1,7 @@
-"""Builds exml_fast._C against the torch that is installed: one extension with CPU kernels and, where a CUDA toolkit and
-a CUDA build of torch are present, CUDA kernels.
+"""Builds the extension exml_fast._C against the installed torch.
 
-Sources are found by their folders: csrc, csrc/ops, csrc/ops/autograd and csrc/ops/cpu, and with CUDA also
-csrc/ops/cuda, whose files register the CUDA kernels.
+The extension has CPU kernels, and CUDA kernels if a CUDA toolkit and a CUDA build of torch are found. Its sources are
+all files in csrc, csrc/ops, csrc/ops/autograd and csrc/ops/cpu, and with CUDA also those in csrc/ops/cuda.
 
 Environment variables: EXML_CUDA=0|1 forces CUDA off or on. TORCH_CUDA_ARCH_LIST names the GPU architectures. MAX_JOBS
 bounds the parallel compilations. EXML_STRICT=1 makes register spills errors. EXML_SANITIZE names sanitizers.
@@ -20,10 +19,10 @@ try:
     from torch.utils import cpp_extension
 except ImportError:
     sys.exit(
-        "exml_fast compiles against the torch you run it with, and none is installed here. Do\n"
+        "exml_fast compiles against the installed torch, but torch is not installed. Run\n"
         "    pip install torch==2.11.0 torchvision==0.26.0 numpy setuptools wheel ninja pybind11\n"
         "    pip install --no-build-isolation .\n"
-        "(an isolated build cannot see your torch, hence --no-build-isolation)."
+        "(--no-build-isolation, because an isolated build cannot see the installed torch)."
     )
 
 ROOT = Path(__file__).resolve().parent
@@ -32,7 +31,7 @@ RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
 def cuda_toolkit() -> str | None:
-    """Folder of a toolkit that can link. An nvcc on PATH is not enough: it may be a wrapper script."""
+    """Folder of a CUDA toolkit with nvcc and libcudart. An nvcc on PATH may be a wrapper script without a toolkit."""
     candidates = [os.environ.get("CUDA_HOME"), cpp_extension.CUDA_HOME, "/usr/local/cuda"]
     candidates += sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)
     for folder in filter(None, candidates):
@@ -96,7 +95,7 @@ def extension():
     defines = [f"-D{name}={value}" for name, value in macros]
     flags = {"cxx": cxx + defines}
     if cuda:
-        # A spilled register is a performance bug that needs no GPU to be seen.
+        # A register spill is a performance bug that the compiler reports without a GPU.
         flags["nvcc"] = [
             "-std=c++20",
             "-O3",
