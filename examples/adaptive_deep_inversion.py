@@ -1,4 +1,4 @@
-"""A student that never sees an image of the data learns from its teacher's BatchNorm layers. About a minute.
+"""Train a student on images that Adaptive DeepInversion makes from its teacher. About a minute.
 
 Run it with: python examples/adaptive_deep_inversion.py
 """
@@ -10,20 +10,20 @@ from exml_fast.continual import Augmentation, train_expert
 from exml_fast.evaluation import evaluate
 from exml_fast.models import LeNet5
 
-# Somebody trained two networks on the digits; we get them, not the digits, which only measure at the end.
+# Train two networks on the digits. After these lines the digits only measure accuracy.
 digits = xf.data.load("digits")
 teacher, judge = (
     train_expert(digits, arguments={"batch_norm": True, "activation": "relu"}, epochs=10, seed=seed) for seed in (0, 1)
 )
 
-# Images of the teacher's classes (DeepInversion). Does a network that was not asked recognise them?
+# Images of the teacher's classes (DeepInversion). An independent network, the judge, classifies them.
 images = xf.invert(teacher, per_class=16, recipe="deep_inversion", steps=150, lr=0.1)
 images.save_grid("dreamed_digits.png", columns=10)
 found = evaluate(images, {"judge": judge})
 print(f"{len(images)} images in dreamed_digits.png, {found.judges['judge']['top1']:.0%} recognised by another network")
 
-# The student learns from them, and every 100 steps from new ones on which it disagrees with its teacher (Adaptive
-# DeepInversion): all in one call.
+# The student learns from these images. Every 100 steps it gets new ones on which it disagrees with its teacher
+# (Adaptive DeepInversion).
 torch.manual_seed(0)
 adaptive = xf.recipes.get("adaptive_deep_inversion").replace(steps=100, lr=0.1, compete=3.0)
 taught = xf.distill(

@@ -1,4 +1,4 @@
-"""A folder of experts to choose from, and a stream handed on as one folder. A few seconds.
+"""Keep experts in a catalogue, search it, and pass on a stream as one folder. A few seconds.
 
 Run it with: python examples/catalogue.py
 """
@@ -13,15 +13,15 @@ catalogue = xf.Catalogue("catalogue")
 for expert, name in zip(experts, ("low-digits", "high-digits"), strict=True):
     catalogue.add(expert, name, licence="MIT", overwrite=True)
 
-# Who knows a seven, and is small?
+# Small experts that know the class 7.
 for entry in catalogue.find(classes=["7"], max_parameters=1_000_000):
     print(f"{entry.name}: {entry.parameters} parameters, {entry.accuracy:.1%} right, {entry.card.licence}")
 
-# As one folder, in an order of our own, with the hash of everything; it is a stream to learn from.
+# Export two experts in a chosen order. The folder holds the hash of every file and is a stream to learn from.
 stream = catalogue.export("stream", ["low-digits", "high-digits"], overwrite=True)
 print(f"stream of {stream.experiences}")
 
-# Elsewhere: everything is checked on the way in, and can be checked again at any time.
+# Import them into another catalogue, which checks the hashes. verify() checks them again.
 other = xf.Catalogue("other-catalogue")
 other.import_("stream", overwrite=True)
 print(f"{len(other)} experts, problems: {other.verify()}")

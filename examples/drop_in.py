@@ -1,4 +1,4 @@
-"""A DeepInversion script as people have it; only the first import differs. About half a minute.
+"""A script for the published DeepInversion code, of which only the first import is changed. About half a minute.
 
 Run it with: python examples/drop_in.py
 """
@@ -15,7 +15,7 @@ from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_
 torch.manual_seed(0)
 model = resnet18(num_classes=10)
 with torch.no_grad():
-    for _ in range(5):  # stands in for training: the BatchNorm layers see some smooth images
+    for _ in range(5):  # replaces training: smooth images set the running statistics
         model(nn.functional.interpolate(torch.randn(32, 3, 8, 8), (64, 64), mode="bilinear"))
 model.eval()
 

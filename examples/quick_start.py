@@ -1,4 +1,4 @@
-"""Two experts with different classes, one model that learns both from them without their data. About half a minute.
+"""Train one model from two experts with different classes, without their data. About half a minute.
 
 Run it with: python examples/quick_start.py
 """
@@ -6,7 +6,7 @@ Run it with: python examples/quick_start.py
 import exml_fast as xf
 from exml_fast.continual import new_classes, stream_accuracy
 
-# Somebody trained two classifiers: one knows the digits 0 to 4, the other 5 to 9. We get the models, not the data.
+# Train two experts, one on the digits 0 to 4, the other on 5 to 9. Nothing after these lines uses training data.
 digits = xf.data.load("digits")
 experiences = new_classes(digits, classes_per_step=5)
 experts = xf.train_stream(digits, experiences, epochs=20)

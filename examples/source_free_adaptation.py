@@ -1,4 +1,4 @@
-"""A network adapts to unlabelled images of another kind without its training images (Nayak 2021, 4.2). About a minute.
+"""Adapt a network to unlabelled images of another domain, without its training images (Nayak 2021, 4.2). One minute.
 
 Run it with: python examples/source_free_adaptation.py
 """

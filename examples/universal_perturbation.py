@@ -1,4 +1,4 @@
-"""Perturbations that mislead a network on any image, made from the network alone (Nayak 2021, 4.4). About a minute.
+"""Make perturbations that mislead a network on most images, from the network alone (Nayak 2021, 4.4). One minute.
 
 Run it with: python examples/universal_perturbation.py
 """

@@ -1,4 +1,4 @@
-"""A small network learns from a larger one without any image (Nayak 2021, 4.1). About a minute.
+"""Train a small network from a larger one without any data (Nayak 2021, 4.1). About a minute.
 
 Run it with: python examples/zero_shot_distillation.py
 """
@@ -18,7 +18,7 @@ teacher = training.train_classifier(
 ).model
 save_similarity("similarity.png", xf.inversion.class_similarity(teacher), digits.class_names)
 
-# From here on without the digits: impressions of all classes and both scaling factors, in one call.
+# No digits from here on. One call makes impressions of all classes with both scaling factors.
 impressions = xf.invert(
     teacher, per_class=40, recipe="data_impressions/nayak", spec=digits.spec, steps=150, lr=0.05, clip="valid",
     l2=1e-3, blur=1e-3, norm_squared=True, batch_size=400,
