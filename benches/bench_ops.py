@@ -3,8 +3,8 @@
     make bench                                    # writes benches/results/ops-cpu.json
     pytest benches/bench_ops.py --benchmark-only  # the same
 
-Each case times all contenders side by side, forward and backward, rounds interleaved; pytest-benchmark's own table
-shows the fused op alone. Shapes are those of the networks in benches/inversion.py.
+Each case times all contenders, forward and backward, in interleaved rounds. The table that pytest-benchmark prints
+shows the fused op only. The shapes occur in the networks of benches/inversion.py.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ NORMS: dict[str, tuple[tuple[int, ...], str, bool]] = {
     "mobilenet_v2": ((16, 96, 64, 64), "relu6", False),
     "resnet50": ((4, 256, 56, 56), "relu", True),
 }
-# Batch, channels, filters of 5×5 and size of the image.
+# Batch, channels, number of 5×5 filters, and size of the image.
 LENETS: dict[str, tuple[int, int, int, int]] = {
     "LeNet-5, first": (256, 1, 6, 32),
     "LeNet-5, second": (256, 6, 16, 14),
     "Caffe's LeNet, second": (256, 20, 50, 14),
 }
-# Batch, channels, as many filters, and size of the image of 3×3 convolutions.
+# 3×3 convolutions: batch, channels (also the number of filters), and size of the image.
 CONVOLUTIONS: dict[str, tuple[int, int, int]] = {
     "ResNet-18, first stage": (64, 64, 32),
     "ResNet-18, last stage": (64, 512, 4),
@@ -57,7 +57,7 @@ def results_file() -> Any:
 
 
 def published_bn_hook(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """Yin 2020, Eq. 4, as published hooks compute it: a mean pass, and the variance of a transposed copy."""
+    """Yin 2020, Eq. 4, as published hooks compute it: a pass for the mean, and the variance of a transposed copy."""
     batch_mean = x.mean((0, 2, 3))
     batch_var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
     return torch.norm(var - batch_var, 2) + torch.norm(mean - batch_mean, 2)
@@ -94,7 +94,7 @@ def run(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[],
 
 
 def run_calls(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callable[[], Any]], device: str) -> None:
-    """For ops that are not differentiated."""
+    """As :func:`run`, for ops without a backward pass."""
     timings = interleaved(contenders, device=device)
     ours = timings["exml_fast"].median
     row = {
@@ -113,7 +113,7 @@ def run_calls(benchmark: Any, case: dict[str, Any], contenders: dict[str, Callab
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("layer", LENETS)
 def test_lane_conv2d(benchmark: Any, layer: str, memory_format: str) -> None:
-    """Convolutions of few channels, in training: beside the output the gradients of x, the weight and the bias."""
+    """Convolutions of few channels in training: the output, and the gradients of x, the weight and the bias."""
     batch, inputs, outputs, size = LENETS[layer]
     x, weight = (
         torch.randn(shape).to(memory_format=FORMATS[memory_format]).requires_grad_()
@@ -132,7 +132,7 @@ def test_lane_conv2d(benchmark: Any, layer: str, memory_format: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layer", CONVOLUTIONS)
 def test_winograd_conv2d(benchmark: Any, layer: str, dtype: torch.dtype) -> None:
-    """Frozen 3×3 convolutions in channels_last; "packed" has the weights in the library's own layout."""
+    """Frozen 3×3 convolutions in channels_last. "packed" uses weights in the layout of oneDNN."""
     batch, channels, size = CONVOLUTIONS[layer]
     x = torch.randn(batch, channels, size, size).to(dtype, memory_format=torch.channels_last).requires_grad_()
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
@@ -150,7 +150,7 @@ def test_winograd_conv2d(benchmark: Any, layer: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_frozen_conv2d(benchmark: Any, dtype: torch.dtype) -> None:
-    """A first layer of stride 2, whose input gradient the library computes slowly: packed, and back by subpixel."""
+    """A first layer of stride 2, whose input gradient is slow in oneDNN. Ours: packed forward, subpixel backward."""
     x = torch.randn(4, 3, 224, 224).to(dtype, memory_format=torch.channels_last).requires_grad_()
     conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False).requires_grad_(False)
     weight = conv.weight.to(dtype, memory_format=torch.channels_last)
@@ -166,7 +166,7 @@ def test_frozen_conv2d(benchmark: Any, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [(256, 6, 28, 28), (256, 16, 10, 10)], ids=str)
 def test_average_pool2d(benchmark: Any, shape: tuple[int, ...]) -> None:
-    """LeNet-5's two layers of pooling, in channels_last."""
+    """The two pooling layers of LeNet-5, in channels_last."""
     x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
     contenders = {
         "exml_fast": lambda: ops.average_pool2d(x, (2, 2)).sum(),
@@ -194,7 +194,7 @@ def test_bn_match(benchmark: Any, shape: tuple[int, ...], memory_format: str, de
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layers", [3, 53])
 def test_match_statistics(benchmark: Any, layers: int, device: str) -> None:
-    """Statistics of a LeNet-sized and of a ResNet-50-sized network."""
+    """As many statistics as a LeNet and as a ResNet-50 have."""
     channels = (
         [6, 16, 120] if layers == 3 else [64] * 14 + [128] * 12 + [256] * 15 + [512] * 8 + [1024] * 2 + [2048] * 2
     )
@@ -226,7 +226,7 @@ def test_frozen_bn_act(
     dtype: torch.dtype,
     device: str,
 ) -> None:
-    """BatchNorm in eval mode, residual, activation and the statistics that DeepInversion compares."""
+    """BatchNorm in evaluation mode, residual, activation, and the statistics that DeepInversion compares."""
     xs = [torch.randn(shape, device=device).to(dtype, memory_format=FORMATS[memory_format]) for _ in range(2)]
     x, other = (t.requires_grad_() for t in xs)
     added = other if residual else None
@@ -288,7 +288,7 @@ def test_image_prior(benchmark: Any, shape: tuple[int, ...], memory_format: str,
 def test_jitter_flip(
     benchmark: Any, shape: tuple[int, ...], memory_format: str, dtype: torch.dtype, device: str
 ) -> None:
-    """Into the network's dtype and memory format. The others know shift and flip beforehand, which change each step."""
+    """Includes the cast to the network's dtype and format. The other contenders have a constant shift and flip."""
     x = torch.randn(shape, device=device, requires_grad=True)
     shift, flip = torch.tensor([2, -1], device=device), torch.tensor(True, device=device)
     format_ = FORMATS[memory_format]
@@ -323,7 +323,7 @@ def test_soft_cross_entropy(benchmark: Any, shape: tuple[int, int], target: str,
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(32, 10), (256, 10), (64, 1000), (256, 1000)], ids=str)
 def test_jensen_shannon(benchmark: Any, shape: tuple[int, int], device: str) -> None:
-    """Images under competition reach both networks: the gradients of both logits."""
+    """Adaptive DeepInversion needs the gradients of both logits."""
     teacher, student = (torch.randn(shape, device=device, requires_grad=True) for _ in range(2))
     contenders = {
         "exml_fast": lambda: ops.jensen_shannon(teacher, student),
@@ -336,7 +336,7 @@ def test_jensen_shannon(benchmark: Any, shape: tuple[int, int], device: str) -> 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
-    """Beside torch.distributions, whose float32 draws are not exact where a concentration is small."""
+    """Against torch.distributions, whose float32 draws are inexact for small concentrations."""
     similarity = torch.rand(classes, classes, device=device) + 0.1
     labels = torch.arange(256, device=device) % classes
     betas = torch.full((256,), 0.1, device=device)
@@ -352,7 +352,7 @@ def test_dirichlet_targets(benchmark: Any, classes: int, device: str) -> None:
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_adam_clip(benchmark: Any, shape: tuple[int, ...], memory_format: str, device: str) -> None:
-    """Beside torch.optim.Adam, plain and fused, followed by the clamp, and both compiled as one function."""
+    """Against torch.optim.Adam (plain and fused) plus a clamp, and against both compiled as one function."""
     start = torch.randn(shape, device=device).to(memory_format=FORMATS[memory_format])
     images = [start.clone() for _ in range(4)]
     grad = torch.randn_like(start)

@@ -1,9 +1,9 @@
-"""What makes the outputs of experts that never met comparable? Ensembles and ex-models on sets kept for such choices.
+"""Compares ways to make the logits of independently trained experts comparable, for ensembles and for ex-models.
 
-Five experts of two classes each; accuracy over all classes, on USPS, Fashion-MNIST and training images of MNIST that
-its experts have not seen: choices need not see MNIST's test images.
-An ensemble answers with the highest of all experts' own logits, after it has scaled them by what is named; an ex-model
-is distilled from them by the stream's protocol with few steps.
+There are five experts of two classes each. The accuracy is over all classes, on USPS, on Fashion-MNIST, or on training
+images of MNIST that its experts have not seen, so that no choice depends on the test images of MNIST. An ensemble
+predicts the class of the highest logit among all experts, after the named scaling. An ex-model is distilled from the
+experts with few steps.
 
 python benches/calibration.py --data usps --experts experts
 python benches/calibration.py --data mnist --held-out 10000 --experts experts
@@ -42,7 +42,7 @@ QUICK = {
 
 
 def own_logits(experts: list[Expert], images: Tensor) -> Tensor:
-    """(N, K): each class's logit by the expert of the class."""
+    """The logit of each class from the expert that knows the class, (N, K)."""
     found = torch.zeros(len(images), len({c for e in experts for c in e.classes}))
     for expert in experts:
         found[:, list(expert.classes)] = expert.logits(images)[:, expert.positions(expert.classes)]
@@ -50,7 +50,7 @@ def own_logits(experts: list[Expert], images: Tensor) -> Tensor:
 
 
 def highest_reachable(experts: list[Expert]) -> Tensor:
-    """(K,) mean logit of images that ascend it from noise, within the range of pixels."""
+    """The mean logit (K,) of valid images that are optimised from noise to raise it."""
     found = torch.zeros(len({c for e in experts for c in e.classes}))
     for expert in experts:
         low, high = expert.input_spec.bounds()
@@ -108,7 +108,7 @@ def ex_models(stream: ExpertStream, data: ImageData, seed: int) -> list[dict[str
 
 
 def held_out(data: ImageData, count: int) -> ImageData:
-    """The last ``count`` training images for the test, the others to train."""
+    """The data set with its last ``count`` training images as the test set, and the others as the training set."""
     if not count:
         return data
     images, labels = data.train.images, data.train.labels
@@ -120,16 +120,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="usps")
     parser.add_argument("--data-root")
-    parser.add_argument("--experts", type=Path, required=True, help="Folder; experts are trained into it if missing.")
-    parser.add_argument("--held-out", type=int, default=0, help="So many training images in place of the test images.")
+    parser.add_argument(
+        "--experts", type=Path, required=True, help="Folder of the experts; missing experts are trained."
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=0, help="Number of training images that replace the test images."
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ensembles", action="store_true", help="Leave out the ex-models, which take minutes.")
+    parser.add_argument("--ensembles", action="store_true", help="Skip the ex-models, which take minutes.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = held_out(load(arguments.data, arguments.data_root), arguments.held_out)
     settings = Settings(data=arguments.data)
-    # Not those that have seen the test images, and not those of another seed.
+    # The folder depends on the split and the seed: experts of another split may have seen the test images.
     folder = arguments.experts / f"{data.name}-{arguments.held_out}-{arguments.seed}"
     experiences = experiences_of(data, settings, arguments.seed)
     stream = train_experts(experiences, folder, settings.resolved_experts(), seed=arguments.seed)

@@ -1,20 +1,21 @@
-"""DeepInversion on CIFAR-10: what an independent network says of the images, and what students learn from them alone.
+"""DeepInversion on CIFAR-10: how an independent network classifies the images, and what students learn from them.
 
     python benches/deep_inversion.py agreement students --cifar10 cifar10.npz --weights FOLDER
     python benches/deep_inversion.py agreement --cifar10 cifar10.npz --weights FOLDER --quick
 
-"ablation" leaves out the parts of our recipe one by one. The teacher is the published ResNet-20 (91.7 %), the judge the
-published ResNet-56, both from the files of github.com/akamaster/pytorch_resnet_cifar10 in --weights. "table1" takes the
-paper's networks, trained by
+"agreement" compares recipes, and "ablation" removes the parts of our recipe one by one. The teacher is the published
+ResNet-20 (91.7 %) and the judge the published ResNet-56; --weights is a folder with both files of
+github.com/akamaster/pytorch_resnet_cifar10. "students" trains students of that teacher. "table1" trains students of the
+paper's networks, which this command trains:
 
     exml-fast train-experts --data cifar10 --scenario joint --architecture vgg11_bn_cifar --epochs 200 --lr 0.1 \\
       --batch-size 128 --schedule onecycle --augment shift=4 --augment flip=0.5 --out vgg11
     python benches/deep_inversion.py table1 --cifar10 cifar10.npz --teacher vgg11/expert_01
 
-with --paper-length as long as the paper takes, which wants a GPU. Real images only measure: no method sees any. The
-defaults are far shorter than the paper's (2000 steps a batch, 48,750 steps of the student), as every row says. Students
-learn from our recipes, with mixup and a cosine of learning rates; with --published from the paper's, without mixup and
-with a tenth of the rate each 100 of 250 epochs.
+Real images are used only to measure accuracy. The defaults take far fewer steps than the paper (2000 for a batch of
+images, 48,750 for a student), and every row says so; --paper-length takes as many and needs a GPU. Students learn from
+our recipes, with mixup and a cosine schedule. With --published they learn from the paper's recipes, without mixup, and
+the learning rate falls to a tenth after every 100 of 250 epochs.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ FILES_OF = {
 SPEC = xf.InputSpec(3, (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FILES = {20: "resnet20-12fca82f.th", 56: "resnet56-4bfd9763.th"}
 OURS = "deep_inversion/cifar10-transferable"
-# Which images the judge sees: recipes, and changes of their terms.
+# The images that the judge classifies: a recipe, and changes of its terms.
 RECIPES_OF: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "agreement": {
         "DeepDream": ("deep_dream/cifar10", {}),
@@ -62,13 +63,13 @@ RECIPES_OF: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "no black border": (OURS, {"border": "wrap"}),
         "priors over the batch, of the augmented images": (
             OURS,
-            # The same weights for a batch of 250 images: a norm over it is √250 times that of one.
+            # The norm over a batch of 250 images is √250 times that of one image, so the weights are divided by it.
             {"tv_scope": "batch", "tv_l2": 0.03 / 250**0.5, "norm_scope": "batch", "l2": 5e-5 / 250,
              "prior_augmented": True},
         ),
     },
 }  # fmt: skip
-# As Table 1 builds them up: cross-entropy alone, then our recipe without statistics, with them, and with a competition.
+# The methods of Table 1: cross-entropy alone, our recipe without statistics, with statistics, and with competition.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Noise (L)": ("noise/cifar10", {}),
     "DeepDream": (OURS, {"bn": 0.0}),
@@ -90,13 +91,13 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
         ("resnet34_cifar", "resnet18_cifar", (13.61, 29.98, 91.43, 93.26)),
     )
 }
-# App. A.1: 250 epochs of 195 steps; a round every 50 steps, for ResNet-34 two an epoch.
+# App. A.1: 250 epochs of 195 steps, with a round of images every 50 steps; for ResNet-34 two rounds an epoch.
 PAPER_ROUNDS = {"resnet34_cifar": 500}
 PAPER_LENGTH = {"student_steps": 48750, "student_image_steps": 2000, "per_round": 256, "student_batch": 256}
 
 
 def network(depth: int, weights: Path) -> nn.Module:
-    """The published CIFAR-10 ResNet."""
+    """The published CIFAR-10 ResNet of this depth."""
     state = load_checkpoint(weights / FILES[depth])["state_dict"]
     model = CifarResNet(depth)
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
@@ -104,7 +105,7 @@ def network(depth: int, weights: Path) -> nn.Module:
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, spec: xf.InputSpec = SPEC) -> float:
-    """Percent right of uint8 images."""
+    """Accuracy on uint8 images, in percent."""
     device = next(model.parameters()).device
     with torch.no_grad():
         right = [
@@ -115,7 +116,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, spec: xf.InputSpe
 
 
 def recognised(args: argparse.Namespace, question: str, teacher: nn.Module, judge: nn.Module) -> list[dict[str, Any]]:
-    """Table 2's question for CIFAR-10: does a network that was not asked agree?"""
+    """As Table 2, for CIFAR-10: does a network recognise images that were made from another network?"""
     rows = []
     for name, (recipe, changes) in RECIPES_OF[question].items():
         chosen = recipes.get(recipe)
@@ -138,7 +139,7 @@ def recognised(args: argparse.Namespace, question: str, teacher: nn.Module, judg
         )  # fmt: skip
         print(f"{name}: ResNet-56 recognises {rows[-1]['ours']:.1f} %, {result.seconds:.0f} s", flush=True)
         if args.grids is not None:
-            # Images come class by class in turn; twice as large, to be seen.
+            # The classes alternate, so the first 50 images are five rows of ten classes. Shown at twice the size.
             shown = nn.functional.interpolate(result.pixels()[:50], scale_factor=2)
             save_image(shown, args.grids / f"{question}-{len(rows)}.png", nrow=10, pad_value=1.0)
     return rows
@@ -152,7 +153,7 @@ def taught(
     test: tuple[Tensor, Tensor],
     done: Callable[[list[dict[str, Any]]], None],
 ) -> None:
-    """Table 1's question: a fresh student, images alone. ``done`` gets the rows so far after each method."""
+    """As Table 1: an untrained student learns from images alone. ``done`` is called with all rows after each method."""
     rows: list[dict[str, Any]] = []
     paper_rounds = PAPER_ROUNDS.get(architectures[0], 975)
     paper_images, rounds = 256 * paper_rounds, args.rounds or paper_rounds
@@ -193,28 +194,36 @@ def taught(
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="+", choices=list(FILES_OF))
     parser.add_argument("--cifar10", type=Path, required=True, help=".npz with x_test and y_test")
-    parser.add_argument("--weights", type=Path, help="folder of the published ResNets' files")
-    parser.add_argument("--teacher", type=Path, help="of table1: an Expert's folder")
-    parser.add_argument("--student", help="of table1: an architecture; the teacher's if not given")
-    parser.add_argument("--steps", type=int, default=400, help="of the images that the judge sees, at most")
+    parser.add_argument("--weights", type=Path, help="folder of the files of the published ResNets")
+    parser.add_argument("--teacher", type=Path, help="folder of the expert that is the teacher of table1")
+    parser.add_argument("--student", help="architecture of the student of table1; default: the teacher's")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="greatest number of steps for the images of agreement and ablation"
+    )
     parser.add_argument("--per-class", type=int, default=20)
     parser.add_argument("--student-steps", type=int, default=1200)
     parser.add_argument("--student-batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1, help="of the student; a VGG wants a smaller one")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate of the student; a VGG needs a smaller one")
     parser.add_argument("--student-image-steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--per-round", type=int, default=128)
-    parser.add_argument("--precision", default="bfloat16", choices=PRECISIONS, help="of the student's training")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="students to teach")
+    parser.add_argument(
+        "--precision", default="bfloat16", choices=PRECISIONS, help="precision of the student's training"
+    )
+    parser.add_argument(
+        "--methods", nargs="*", default=list(METHODS), choices=list(METHODS), help="methods that students learn from"
+    )
     parser.add_argument("--test-images", type=int, default=10_000)
-    parser.add_argument("--quick", action="store_true", help="some ten minutes on one core")
-    parser.add_argument("--published", action="store_true", help="the paper's recipes and schedule in place of ours")
-    parser.add_argument("--paper-length", action="store_true", help="students as the paper's; wants a GPU")
-    parser.add_argument("--grids", type=Path, help="folder for pictures of the first five images a class")
+    parser.add_argument("--quick", action="store_true", help="fewer steps and images; about ten minutes on one core")
+    parser.add_argument("--published", action="store_true", help="use the paper's recipes and schedule instead of ours")
+    parser.add_argument(
+        "--paper-length", action="store_true", help="train students as long as the paper does; needs a GPU"
+    )
+    parser.add_argument("--grids", type=Path, help="folder for pictures of the first five images of each class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")

@@ -1,19 +1,20 @@
-"""A whole run on MNIST NC as published (Carta 2022, App. B.1), beside the loop that publications write.
+"""A whole run on MNIST NC with the published settings (Carta 2022, App. B.1): ours against a typical published loop.
 
     python benches/ex_model.py
-    python benches/ex_model.py --experts FOLDER    # trained LeNet-5 instead of random weights; also with early stop
+    python benches/ex_model.py --experts FOLDER    # trained LeNet-5 instead of random weights; also with early stopping
 
-Five LeNet-5 experts, 5000, 2500, 1666, 1250 and 1000 images of 3000 steps each in batches of 256, 30,000 distillation
-steps an expert. A step of each kind is timed, rounds interleaved, and the run computed from it; what ours takes to
-prepare an expert is added. Times are CPU time of one thread, which a busy machine stretches less than the clock.
+The run has five LeNet-5 experts. Their 5000, 2500, 1666, 1250 and 1000 images take 3000 steps each, in batches of 256,
+and each expert takes 30,000 distillation steps. The benchmark times a step of each kind, in interleaved rounds, and
+computes the time of the run from it; for ours it adds the time to prepare the experts. Times are CPU time of one
+thread, because other load on the machine changes it less than wall-clock time.
 
-- published: eager PyTorch as such code is written. Every step draws its crop and clips in Python, the network keeps its
-  weights' gradients, norms are sums of tensors, `.item()` follows; distillation samples, augments and asks both
-  teachers batch by batch.
+- published: eager PyTorch as published code is written. Every step draws its crop and clips in Python, the network
+  computes gradients of its weights, norms are sums of tensors, and `.item()` follows. Distillation samples, augments
+  and evaluates both teachers for every batch.
 - ours: `exml_fast.Synthesizer` and `exml_fast.ExModelDistillation`, through their public interfaces.
 
-Both take the same number of steps of the same loss (python_tests/test_benches.py). "stop" ends an image (published:
-a batch) once the expert gives its class 0.99 (Carta 2022, sec. 5.1); it needs trained experts.
+Both take the same number of steps of the same loss (python_tests/test_benches.py). Early stopping ends an image
+(published: a batch) once the expert gives its class a probability of 0.99 (Carta 2022, sec. 5.1).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BLOCK = 50
 
 
 def random_experts() -> list[Expert]:
-    """LeNet-5 of all ten units, two classes each."""
+    """LeNet-5 with ten logits and random weights, two classes each."""
     ids, names = tuple(range(CLASSES)), tuple(map(str, range(CLASSES)))
     experts = []
     for i in range(EXPERTS):
@@ -56,7 +57,7 @@ def random_experts() -> list[Expert]:
 
 
 def images_of_each() -> list[int]:
-    """How many each expert is asked for (Alg. 1)."""
+    """Number of images of each expert (Alg. 1)."""
     return [CONFIG.buffer_size // (i + 1) for i in range(EXPERTS)]
 
 
@@ -68,7 +69,7 @@ def batches(images: int) -> int:
 
 
 class PublishedInversion:
-    """The generation's step."""
+    """A step of inversion."""
 
     def __init__(self, model: nn.Module, labels: Tensor, start: Tensor) -> None:
         self.model, self.labels, self.recipe = copy.deepcopy(model), labels, RECIPE
@@ -101,7 +102,7 @@ class PublishedInversion:
 
 
 class PublishedDistillation:
-    """The distillation's step: per-unit targets, MSE over the units that are known, cross-entropy (Eq. 6 to 10)."""
+    """A step of distillation: targets of each unit, MSE over the known units, cross-entropy (Eq. 6 to 10)."""
 
     def __init__(
         self, student: nn.Module, expert: Expert, previous: nn.Module | None, known: list[int], images: Tensor,
@@ -141,7 +142,7 @@ class PublishedDistillation:
 
 
 class OwnInversion:
-    """Milliseconds a step of the Synthesizer: the second of two blocks."""
+    """Milliseconds of a step of the Synthesizer, measured over the second of two blocks."""
 
     def __init__(self, model: nn.Module, labels: Tensor, precision: str) -> None:
         recipe = RECIPE.replace(steps=2 * BLOCK)
@@ -157,14 +158,14 @@ class OwnInversion:
 
 
 class OwnDistillation(Strategy):
-    """Milliseconds a step for the first and for the second expert: the second of two blocks."""
+    """Milliseconds of a step for the first and for the second expert, measured over the second of two blocks."""
 
     def __init__(self, experts: list[Expert], images: Tensor, labels: Tensor, block: int = 100) -> None:
         self.experts, self.images, self.labels, self.block = experts[:2], images, labels, block
         self.config = CONFIG.replace(steps=2 * block)
 
     def samples(self, expert: Expert, count: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """As a strategy: images that are there."""
+        """The method of a strategy: returns the given images."""
         own = torch.isin(self.labels, torch.tensor(expert.classes))
         return self.images[own][:count].repeat(2, 1, 1, 1)[:count], self.labels[own][:count].repeat(2)[:count]
 
@@ -189,14 +190,21 @@ def cpu_ms(step: Callable[[], Any], count: int) -> float:
 
 
 def hours(inversion_ms: float, steps: list[float], distillation_ms: tuple[float, float], prepared: float) -> float:
-    """Of the run: ``steps`` of batches an expert, first and later experts' distillation, preparation an expert."""
+    """Hours of the run.
+
+    ``steps`` counts the inversion steps of batches for each expert, ``distillation_ms`` is the time of a step for the
+    first and for later experts, and ``prepared`` the seconds to prepare an expert.
+    """
     first, later = distillation_ms
     distilled = CONFIG.training.steps * (first + (EXPERTS - 1) * later)
     return (inversion_ms * sum(steps) + distilled + 1e3 * prepared * EXPERTS) / 3600e3
 
 
 def early_stop(experts: list[Expert]) -> dict[str, list[float]]:
-    """Steps of batches an expert with the stop at 0.99, from one batch of each: ours by image, published by batch."""
+    """Inversion steps of batches for each expert with early stopping, estimated from one batch of each expert.
+
+    Ours stops single images, published code whole batches.
+    """
     recipe = RECIPE.replace(stop_confidence=0.99)
     steps: dict[str, list[float]] = {"published": [], "ours": []}
     for expert, count in zip(experts, images_of_each(), strict=True):
@@ -214,7 +222,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--experts", type=Path, help="folder of five LeNet-5 experts of MNIST")
     parser.add_argument("--precisions", nargs="+", default=["float32", "auto"])
-    parser.add_argument("--note", default="", help="what else the machine did meanwhile")
+    parser.add_argument("--note", default="", help="other load on the machine during the run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -230,7 +238,7 @@ def main() -> None:
     first = PublishedDistillation(student, experts[0], None, [], images, of % 2)
     later = PublishedDistillation(student, experts[1], copy.deepcopy(student).eval(), known, images, of % 4)
     distillation = OwnDistillation(experts, images, of)
-    # Both figures of our distillation come out of one run.
+    # One run of our distillation measures both times.
     latest = [0.0, 0.0]
 
     def own_first() -> float:

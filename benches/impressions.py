@@ -1,8 +1,9 @@
-"""24,000 Data Impressions of LeNet-5, 1500 updates each (Nayak 2021, Table 1): the published style beside the engine.
+"""24,000 Data Impressions of LeNet-5, 1500 updates each (Nayak 2021, Table 1): the engine against the published style.
 
-An update is timed at each contender's batch, rounds interleaved, and the whole is computed from it. Published style:
-batches of 100, the network as it is, in evaluation mode, its weight gradients computed and thrown away, torch's Adam.
-Times are CPU time of one thread, which a busy machine stretches less than the clock.
+The benchmark times one update of a batch, in interleaved rounds, and computes the time of the whole from it. The
+published style has batches of 100, the network in evaluation mode, weight gradients that are computed and discarded,
+and Adam of torch. Times are CPU time of one thread, because other load on the machine changes it less than wall-clock
+time.
 
 python benches/impressions.py --json impressions-cpu.json
 """

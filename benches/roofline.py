@@ -1,19 +1,19 @@
-"""What one step of inversion costs at least on this machine, beside what it was measured to cost.
+"""A lower bound for the time of one step of inversion on this machine, next to the measured time.
 
-    python benches/roofline.py                    # beside benches/results/inversion-cpu.json, if it is there
+    python benches/roofline.py                    # compares with benches/results/inversion-cpu.json, if it exists
     python benches/roofline.py --device cuda
 
-Per layer, the larger of the time to compute (FLOPs over those of a large matrix product) and the time to move data
-(bytes over the bandwidth of a large copy), summed over the layers:
-- convolution and linear layer: forward and input gradient, 2 FLOPs a multiply-add each; reads x and the weights and
-  writes y, reads the gradient of y and the weights and writes that of x;
-- BatchNorm with its activation and statistics, fused: reads x and writes y, reads x and the gradient and writes its
-  own; activation modules of a network with BatchNorm count as fused, additions are left out;
-- other modules (pooling): read and write each way;
-- images: shift and flip with their adjoint, the prior forward and back, Adam and the clip, in float32.
+The time of a layer is the larger of two times: to compute (its FLOPs at the rate of a large matrix product) and to move
+data (its bytes at the bandwidth of a large copy). The bound is the sum over the layers:
+- convolution and linear layer: forward and input gradient, with 2 FLOPs for a multiply-add. Forward reads x and the
+  weights and writes y; backward reads the gradient of y and the weights and writes the gradient of x.
+- BatchNorm, fused with its activation and statistics: forward reads x and writes y; backward reads x and the gradient
+  of y and writes the gradient of x. Activations of a network with BatchNorm count as fused. Additions are omitted.
+- other modules (pooling): read and write once in each direction.
+- images: shift and flip with their adjoint, the prior forward and backward, Adam and the clip, in float32.
 
-An activation that stays in the cache moves faster than this, and Winograd's algorithm, by which the engine may compute
-3x3 convolutions on a CPU, needs a quarter of their multiplications: there the engine may be faster than "ideal".
+The engine may be faster than this bound in two cases: activations that stay in the cache move faster, and on a CPU
+Winograd's algorithm needs only a quarter of the multiplications of a 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from exml_fast.storage import load_json
 
 BYTES = {"float32": 4, "bfloat16": 2}
 IMAGE_PASSES = 4 + 3 + 7
-"""Reads and writes of the images: augmentation each way, prior (x; x and its gradient), Adam (x, g, m, v; x, m, v)."""
+"""Passes over the images: augmentation 4, prior 3 (x; x and its gradient), Adam 7 (x, g, m, v; x, m, v)."""
 FREE = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.ZeroPad2d)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.GELU, nn.Tanh)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one layer, forward and back."""
+    """Cost of one layer, forward and backward."""
 
     name: str
     flops: int
     elements: int
-    """Numbers read and written."""
+    """Count of numbers read and written."""
 
 
 def costs(model: nn.Module, images: Tensor) -> list[Cost]:
-    """Of every layer that runs, in order."""
+    """The cost of every layer that runs, in order."""
     found: list[Cost] = []
     norms = {layer for _, layer in bn_layers(model)}
 
@@ -87,14 +87,14 @@ def costs(model: nn.Module, images: Tensor) -> list[Cost]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured on this machine, now."""
+    """Rates measured on this machine."""
 
     bytes_per_s: float
     flops_per_s: dict[str, float]
 
 
 def best(call: Callable[[], Any], device: str, rounds: int) -> float:
-    """Seconds of the fastest call: what the machine can do, not what it did beside others."""
+    """Seconds of the fastest call, which other load on the machine disturbs least."""
     for _ in range(2):
         call()
     return min(milliseconds(call, device) for _ in range(rounds)) / 1e3
@@ -114,7 +114,7 @@ def measured(device: str) -> Machine:
 
 
 def ideal(layers: list[Cost], images: int, machine: Machine, dtype: str) -> dict[str, float]:
-    """GFLOP and MB a step, and milliseconds: to compute, to move, and the larger of the two layer by layer."""
+    """GFLOP and MB of a step; milliseconds to compute, to move data, and the sum of the larger one of each layer."""
     moved = [layer.elements * BYTES[dtype] for layer in layers]
     around = images * IMAGE_PASSES * BYTES["float32"]
     compute = [layer.flops / machine.flops_per_s[dtype] for layer in layers]
@@ -133,9 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, help="PyTorch's own number by default")
-    parser.add_argument("--measured", type=Path, help="benches/results/inversion-DEVICE.json by default")
-    parser.add_argument("--json", type=Path, help="where to write the rows; nowhere by default")
+    parser.add_argument("--threads", type=int, help="default: the number that PyTorch chooses")
+    parser.add_argument("--measured", type=Path, help="default: benches/results/inversion-DEVICE.json")
+    parser.add_argument("--json", type=Path, help="file for the rows; default: none")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

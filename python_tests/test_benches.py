@@ -1,4 +1,4 @@
-"""The step benchmark compares like with like."""
+"""The benchmarks: all contenders compute the same, rows are complete, tables are rendered."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def test_contenders_see_the_same_losses(bench: Any, problem: Any, monkeypatch: p
 
 
 def test_each_term_counts(bench: Any, problem: Any) -> None:
-    """So that the agreement above means something."""
+    """Without this the test above could pass with terms that are zero."""
     for term in ("ce", "tv_l2", "l2", "bn"):
         without = dataclasses.replace(problem, recipe=problem.recipe.replace(**{term: 0.0}))
         losses = [bench.Published(p).step() for p in (problem, without)]
         assert abs(losses[0] - losses[1]) > 1e-3 * losses[0], term
 
 
-def test_bfloat16_alternative_is_the_same_loss_but_for_rounding(bench: Any, problem: Any) -> None:
+def test_bfloat16_alternative_is_the_same_loss_up_to_rounding(bench: Any, problem: Any) -> None:
     losses = [bench.Compiled(problem, dtype, "eager").step() for dtype in (torch.float32, torch.bfloat16)]
     assert torch.allclose(losses[0], losses[1], rtol=2e-2)
 
@@ -107,7 +107,7 @@ def test_folding(bench: Any, problem: Any) -> None:
     assert not any(p.requires_grad for p in fused.parameters())
 
 
-def test_folding_keeps_what_it_cannot_fold(bench: Any) -> None:
+def test_folding_keeps_a_batch_norm_that_follows_no_convolution(bench: Any) -> None:
     class PreActivation(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -148,16 +148,14 @@ def test_results(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
     assert "tiny 16² b6" in capsys.readouterr().out
 
 
-def test_recorded_commands_name_no_folders_of_a_machine(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_recorded_commands_contain_no_folders(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["/f/x.py", "--data", "/a/b/c.npz", "--out", "d/e", "--n", "3", "a b"])
     importlib.import_module("measure").write_results(tmp_path / "results.json", [])
     assert load_json(tmp_path / "results.json")["command"] == "x.py --data c.npz --out d/e --n 3 'a b'"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_peak_counts_what_is_freed_again(bench: Any) -> None:
+def test_peak_counts_memory_that_is_freed(bench: Any) -> None:
     def call() -> None:
         torch.ones(16 * 2**20).sum()
 
@@ -198,7 +196,7 @@ def test_roofline_takes_the_larger_of_the_two_times(roofline: Any) -> None:
 
 @pytest.fixture
 def bench_ops(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Without compilation: the same functions, called."""
+    """Replaces compilation by a call of the same function."""
     monkeypatch.syspath_prepend(BENCHES)
     module = importlib.import_module("bench_ops")
     monkeypatch.setattr(module, "compiled", lambda f, *args: lambda: f(*args))
@@ -207,7 +205,7 @@ def bench_ops(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def of_every_op(bench_ops: Any, benchmark: Any) -> None:
-    """Each benchmark once or twice, on small shapes."""
+    """Runs the benchmark of every op, on small shapes."""
     for memory_format in bench_ops.FORMATS:
         bench_ops.test_bn_match(benchmark, (2, 3, 8, 8), memory_format, "cpu")
         bench_ops.test_frozen_bn_act(benchmark, (2, 3, 8, 8), "tanh", False, memory_format, torch.float32, "cpu")
@@ -361,7 +359,7 @@ def ex_model(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("ex_model")
 
 
-def test_published_inversion_of_mnist_is_the_recipe_s(ex_model: Any) -> None:
+def test_published_inversion_of_mnist_has_the_loss_of_the_recipe(ex_model: Any) -> None:
     from exml_fast.inversion.objective import Objective, Step
 
     expert, labels, start = ex_model.random_experts()[0], torch.arange(6) % 2, torch.randn(6, 1, 32, 32)

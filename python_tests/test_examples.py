@@ -1,4 +1,4 @@
-"""The examples run, or where that needs weights, their settings are valid."""
+"""The examples run; for an example that needs weights the settings are checked."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def blocks(page: str, word: str) -> list[str]:
-    """The page's Python examples that say ``word``."""
+    """The Python examples of the page that contain ``word``."""
     found = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / page).read_text(), re.DOTALL)
     return [block for block in found if word in block]
 
 
 @pytest.mark.parametrize(("page", "word"), [("README.md", "BNStatistics"), ("docs/engine.md", "FrozenTeacher")])
-def test_what_the_pages_say_of_the_engine_runs(page: str, word: str) -> None:
+def test_the_examples_of_the_engine_in_the_pages_run(page: str, word: str) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     ).eval()
@@ -91,7 +91,7 @@ def test_adversarial_training_of_digits(capsys: pytest.CaptureFixture[str]) -> N
     assert robust > plain + 10 and student > plain + 10 and under_attack > student
 
 
-def test_a_stream_is_learned_in_two_goes(
+def test_a_stream_is_learned_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
