@@ -1,4 +1,4 @@
-"""What tests of several modules share."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import nn
 
 from exml_fast.data import InputSpec, load
 
-# The same examples in every run, so that a failure is one of the change at hand; EXML_EXAMPLES=300 looks for new ones.
+# Hypothesis draws the same examples in every run, so that a failure is caused by a change. EXML_EXAMPLES=300 draws 300
+# new ones.
 settings.register_profile(
     "default", deadline=None, max_examples=int(os.environ.get("EXML_EXAMPLES", "25")),
     derandomize="EXML_EXAMPLES" not in os.environ,
 )  # fmt: skip
 settings.load_profile("default")
 
-# Of this run, and of the commands that its tests start: nothing is left in the user's home.
+# A temporary cache, also for the commands that tests start, so that nothing is written to the user's home.
 os.environ["EXML_FAST_CACHE"] = tempfile.mkdtemp(prefix="exml_fast-")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -46,7 +47,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def digits_teacher() -> tuple[nn.Module, InputSpec]:
-    """97 % of scikit-learn's digits, two convolutions with BatchNorm."""
+    """Two convolutions with BatchNorm, trained to 97 % on scikit-learn's digits; and the specification of its input."""
     data = load("digits")
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -1,4 +1,4 @@
-"""A tiny learnable data set, experts on it and a strategy without inversion, for the tests of the stream."""
+"""A small data set, experts trained on it, and a strategy without inversion, for tests of continual learning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = DistillationConfig.from_dict(
 
 
 def make_split(per_class: int, seed: int) -> Split:
-    """Noise with a bright quadrant: class c lights quadrant c."""
+    """Images of noise with one bright quadrant: quadrant c in images of class c."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(4).repeat_interleave(per_class)
     images = torch.randint(0, 60, (len(labels), 1, 32, 32), generator=generator, dtype=torch.uint8)
@@ -51,16 +51,16 @@ def save_npz(path: Path) -> Path:
 
 @cache
 def trained() -> tuple[Expert, Expert]:
-    """Two experts of two classes each, full heads, common initialisation. Do not change them."""
+    """Two experts of two classes each, with four logits and a common initialisation. Tests must not change them."""
     first, second = train_stream(quadrants(), new_classes(quadrants(), 2), epochs=4, lr=0.02)
     return first, second
 
 
 def stream() -> ExpertStream:
-    """Both."""
+    """The stream of both experts."""
     return ExpertStream(trained())
 
 
 def real_images() -> Replay:
-    """Quick, and a good upper bound."""
+    """A fast strategy, whose accuracy is an upper bound for the others."""
     return Replay(quadrants())

@@ -1,4 +1,4 @@
-"""The tables of README and docs are what the committed results say."""
+"""The tables of README and docs agree with the committed results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_tables_are_those_of_the_results() -> None:
+def test_tables_agree_with_the_results() -> None:
     command = [sys.executable, str(ROOT / "benches" / "readme.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

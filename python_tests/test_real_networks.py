@@ -1,4 +1,4 @@
-"""End to end on published networks: does one that was not asked recognise the images?"""
+"""End to end on published networks: an independent network recognises the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exml_fast import invert
 from exml_fast.evaluation import evaluate
 
 ROOT = Path(__file__).parents[1]
-# Of github.com/akamaster/pytorch_resnet_cifar10.
+# The weights of github.com/akamaster/pytorch_resnet_cifar10.
 WEIGHTS = Path(os.environ.get("EXML_FAST_WEIGHTS") or ROOT.parent / "shared/data/weights")
 
 
