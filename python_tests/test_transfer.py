@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exml_fast.transfer.training import logits_of
 from small_experts import quadrants
 from torch import nn
 
@@ -40,7 +41,6 @@ from exml_fast.transfer import (
     universal_perturbations,
     zskd,
 )
-from exml_fast.transfer.training import logits_of
 
 SPEC = InputSpec(1, (32, 32), (0.2,), (0.5,))
 QUICK = Training(steps=60, batch_size=32, lr=3e-3)

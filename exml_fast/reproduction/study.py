@@ -38,7 +38,7 @@ from exml_fast.continual import (
 from exml_fast.continual.baselines import DifferentNetworks
 from exml_fast.continual.ex_model.result import STAGES
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import load, some_images
+from exml_fast.data import ImageData, load, some_images
 from exml_fast.data.sets import NAMES
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
@@ -91,8 +91,7 @@ class Study:
         self.settings, self.options, self.out, self.title = settings, run, out, title
         self.trained = trained or out / "experts"
         self.data = load(settings.data, run.data_root, every=settings.every)
-        self.parts = experiences_of(self.data, settings, run.seed)
-        self.experiences = [classes for _, classes in self.parts]
+        self.experiences = [classes for _, classes in self._parts()]
         self.networks = {network_name(settings.experts.architecture, settings.experts.arguments)}
         self.seeds = list(range(run.seed, run.seed + run.seeds))
         self._progress = progress
@@ -133,7 +132,7 @@ class Study:
         progress = self._named_progress(self._prefix("", seed))
         with Meter(device) as meter:
             stream = train_experts(
-                self.parts, folder, settings.resolved_experts(), seed=seed, device=device, progress=progress
+                self._parts(), folder, settings.resolved_experts(), seed=seed, device=device, progress=progress
             )
         save_json(part, {"seconds": {"train experts": meter.seconds}, "peak_mb": meter.peak_mb})
         return stream
@@ -279,8 +278,12 @@ class Study:
             return None
         if needs == "images":
             return self._auxiliary
-        parts = [] if self.options.experts_dir else [part for part, _ in self.parts]
+        parts = [] if self.options.experts_dir else [part for part, _ in self._parts()]
         return Replay(self.data, dict(zip(stream.fingerprints(), parts, strict=False)))
+
+    def _parts(self) -> list[tuple[ImageData, list[int]]]:
+        """The training data and classes of each expert; anew at each call, as new instances are copies."""
+        return experiences_of(self.data, self.settings, self.options.seed)
 
     def part_file(self, name: str, seed: int) -> Path:
         """Where the result of a part is stored."""
