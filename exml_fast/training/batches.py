@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """(N,) each image's own share where images are mixed, the rest being the row before; None otherwise."""
     rows: Tensor | None = None
     """(N,) int64, rows of the source."""
+    others: Tensor | None = None
+    """(N,) int64, where labelled images are mixed: the label of the image that each is mixed with."""
 
 
 class Batches(Protocol[B_co]):
@@ -60,7 +62,8 @@ class PreparedBatches:
             batch = batch._replace(images=self.config.augmentation(batch.images, self._bounds, self.generator))
         if self.config.mixup:
             images, share = blended(batch.images, self.config.mixup, self.generator)
-            batch = batch._replace(images=images, share=share)
+            others = None if batch.labels is None else batch.labels.roll(1)
+            batch = batch._replace(images=images, share=share, others=others)
         return batch
 
 
@@ -165,8 +168,8 @@ class DrawnImages(PreparedBatches):
 class Mixture:
     """Batches of several sources, one after the other in each step: real images and synthetic ones, say.
 
-    Each source keeps its own batch size, augmentation and mixup. ``rows`` are those of each source; labels and
-    shares are given if all sources have them.
+    Each source keeps its own batch size, augmentation and mixup. ``rows`` are those of each source; labels and rows
+    are given if all sources have them. Where one source mixes its images, the share of unmixed images is 1.
     """
 
     def __init__(self, sources: Sequence[Batches[Batch]]) -> None:
@@ -176,8 +179,9 @@ class Mixture:
 
     def block(self, step: int, limit: int) -> Iterator[Batch]:
         """See :class:`Batches`."""
-        for parts in zip(*(source.block(step, limit) for source in self.sources), strict=False):
-            yield Batch(*(_joined([part[field] for part in parts]) for field in range(len(Batch._fields))))  # type: ignore[arg-type]
+        for taken in range(limit):
+            # One batch of each: no source runs ahead of another whose block is shorter.
+            yield _joined([next(source.block(step + taken, 1)) for source in self.sources])
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`Batches`."""
@@ -211,6 +215,16 @@ def network_input(images: Result | Tensor, spec: InputSpec | None, name: str = "
     return images.float(), spec
 
 
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.cat(known) if len(known) == len(parts) else None
+def _joined(parts: list[Batch]) -> Batch:
+    def of_all(tensors: list[Tensor | None]) -> Tensor | None:
+        known = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(known) if len(known) == len(tensors) else None
+
+    share = others = None
+    if any(part.share is not None for part in parts):
+        share = torch.cat(
+            [part.images.new_ones(len(part.images)) if part.share is None else part.share for part in parts]
+        )
+        others = of_all([part.labels if part.others is None else part.others for part in parts])
+    labels, rows = of_all([part.labels for part in parts]), of_all([part.rows for part in parts])
+    return Batch(torch.cat([part.images for part in parts]), labels, share, rows, others)

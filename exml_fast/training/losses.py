@@ -31,14 +31,16 @@ def softened_kl(
     return (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, share: Tensor | None = None) -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor, labels: Tensor, share: Tensor | None = None, others: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with labels (N,), mean over the rows; of mixed images with both labels by their shares.
 
-    ``share`` (N,) is that of each row's own label; the rest is that of the row before
-    (:func:`exml_fast.training.mixup.blended`).
+    ``share`` (N,) is that of each row's own label; the rest is that of the label in ``others`` (N,), by default the
+    label of the row before (:func:`exml_fast.training.mixup.blended`).
     """
     if share is None:
         return ops.soft_cross_entropy(logits, labels)
     own = ops.soft_cross_entropy(logits, labels, reduction="none")
-    other = ops.soft_cross_entropy(logits, labels.roll(1), reduction="none")
+    other = ops.soft_cross_entropy(logits, labels.roll(1) if others is None else others, reduction="none")
     return (share * own + (1 - share) * other).mean()

@@ -188,7 +188,7 @@ def distill(
             logits = network(batch.images)
             kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
             if lambda_ce and batch.labels is not None:
-                ce = mixed_cross_entropy(logits, batch.labels, batch.share)
+                ce = mixed_cross_entropy(logits, batch.labels, batch.share, batch.others)
             agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
             return {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
 
