@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Stateful
 from exml_fast.data import InputSpec, Split
+from exml_fast.engine.freezing import device_of
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training.batches import Batch, ImageBatches
@@ -31,6 +33,7 @@ def train_classifier(
     config: Training | None = None,
     perturb: Perturb | None = None,
     parts: Mapping[str, Stateful] | None = None,
+    identity: Any = (),
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint_dir: PathLike | None = None,
@@ -42,20 +45,21 @@ def train_classifier(
         split: images and labels, which are logit positions.
         spec: of the network input.
         config: Adam at 0.001 for 5000 steps of 128 when None.
-        perturb: makes other images of each batch, as an attack does; ``parts`` is what of it belongs to a checkpoint.
+        perturb: makes other images of each batch, as an attack does; ``parts`` is what of it belongs to a checkpoint,
+            ``identity`` (plain values) what decides it.
         seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
     """
     config = config or Training()
-    device = next(model.parameters()).device
+    device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
     batches = ImageBatches(spec.prepare(split.images), split.labels, config, spec, generator, device)
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
         assert batch.labels is not None
         images = batch.images if perturb is None else perturb(network, batch.images, batch.labels)
-        return mixed_cross_entropy(network(images), batch.labels, batch.share)
+        return mixed_cross_entropy(network(images), batch.labels, batch.share, batch.others)
 
     return train(
-        model, batches, loss, config, parts=parts, identity=(split.images, split.labels, spec.to_dict()), seed=seed,
-        progress=progress, checkpoint_dir=checkpoint_dir,
+        model, batches, loss, config, parts=parts, identity=(split.images, split.labels, spec.to_dict(), identity),
+        seed=seed, progress=progress, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip

@@ -37,6 +37,7 @@ def grow_head(model: nn.Module, outputs: int, example: Tensor | None = None) -> 
         new.weight[: old.out_features] = old.weight
         if old.bias is not None and new.bias is not None:
             new.bias[: old.out_features] = old.bias
+    new.train(old.training)
     name = next(name for name, module in grown.named_modules() if module is old)
     if not name:
         return new

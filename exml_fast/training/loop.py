@@ -27,6 +27,7 @@ from exml_fast.checkpoint import (
     set_random_state,
     state_of,
 )
+from exml_fast.engine.freezing import device_of
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
@@ -73,7 +74,7 @@ class Loop(Generic[B]):
         stage: str = "train",
         progress: Progress | None = None,
     ) -> None:
-        device = next(model.parameters()).device
+        device = device_of(model)
         precision = resolved(config.precision, device)
         self.model = arranged(model, precision)
         self.network = Rounded(twin(self.model), precision)
@@ -161,7 +162,7 @@ class Loop(Generic[B]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
+        self.step, self.history, self.seconds = state["step"], copy.deepcopy(state["history"]), state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -195,7 +196,7 @@ def train(
         ValueError: if no parameter requires a gradient, or for a checkpoint of another run.
         RuntimeError: if a loss is not finite.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     with seeded(seed, device), Meter(device) as meter:
         loop = Loop(copied(model), loss, config, stage=stage, progress=progress)
         if loop.model is model:

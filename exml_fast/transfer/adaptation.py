@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.engine.freezing import frozen
+from exml_fast.engine.freezing import device_of, frozen
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
@@ -90,13 +90,13 @@ def adapt(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
-    impressions, spec = network_input(impressions, spec)
+    impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")
     lr = config.lr if discriminator_lr is None else discriminator_lr
     require(
         isinstance(lr, int | float) and 0 < lr < math.inf, "discriminator_lr", "a positive number", discriminator_lr
     )
-    device = next(source.parameters()).device
+    device = device_of(source)
     impressions = impressions.to(device)
     draw = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(source)  # the source network is frozen below
@@ -123,7 +123,7 @@ def adapt(
         return train(
             model, ImageBatches(target, None, config, spec, torch.Generator().manual_seed(seed), device), loss, config,
             parts={"discriminator": discriminator, "optimizer": optimizer, "draw": draw},
-            identity=(impressions, target, lr), seed=seed, stage="adapt", progress=progress,
+            identity=(impressions, target, lr, spec.to_dict()), seed=seed, stage="adapt", progress=progress,
             checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
 
@@ -163,12 +163,12 @@ def adapt_by_rehearsal(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
-    impressions, spec = network_input(impressions, spec)
+    impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")
     for name, value in (("information", information), ("consistency", consistency)):
         require(isinstance(value, int | float) and 0 <= value < math.inf, name, "a number of at least 0", value)
     require(isinstance(confidence, int | float) and 0 <= confidence <= 1, "confidence", "a probability", confidence)
-    device = next(source.parameters()).device
+    device = device_of(source)
     averaged = _MovingAverage(source)
     impressions, bounds = impressions.to(device), spec.bounds(device)
     answers = logits(source, impressions, 512).softmax(1).to(device)
@@ -191,8 +191,8 @@ def adapt_by_rehearsal(
     return train(
         source, ImageBatches(target, None, plain, spec, torch.Generator().manual_seed(seed), device), loss, config,
         parts={"averaged": averaged, "draw": draw},
-        identity=(impressions, target, information, consistency, confidence), seed=seed, stage="adapt",
-        progress=progress, checkpoint_dir=checkpoint_dir,
+        identity=(impressions, target, information, consistency, confidence, spec.to_dict()), seed=seed,
+        stage="adapt", progress=progress, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec, Split
-from exml_fast.engine.freezing import frozen
+from exml_fast.engine.freezing import device_of, frozen
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.models import final_linear
@@ -121,10 +121,10 @@ def universal_perturbations(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
-    impressions, spec = network_input(impressions, spec)
+    impressions, spec = network_input(impressions, spec, "impressions")
     valid = isinstance(diversity, int | float) and 0 <= diversity < math.inf
     require(valid, "diversity", "a number of at least 0", diversity)
-    device = next(model.parameters()).device
+    device = device_of(model)
     with seeded(seed, device):
         generator = PerturbationGenerator(spec, epsilon).to(device)
     latent = torch.Generator().manual_seed(seed)
@@ -147,8 +147,8 @@ def universal_perturbations(
         batches = ImageBatches(impressions, None, config, spec, torch.Generator().manual_seed(seed), device)
         return train(
             generator, batches, loss, config, parts={"latent": latent},
-            identity=(impressions, *model.state_dict().values(), epsilon, diversity, clamp), seed=seed,
-            stage="perturb", progress=progress, checkpoint_dir=checkpoint_dir,
+            identity=(impressions, *model.state_dict().values(), epsilon, diversity, clamp, spec.to_dict()),
+            seed=seed, stage="perturb", progress=progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
 
 

@@ -118,8 +118,8 @@ def adversarial_training(
     """Train a copy of ``model`` with cross-entropy on PGD examples (Madry 2018; :class:`RampedAttack`)."""
     perturb = RampedAttack(attack, spec, config.steps, warmup=warmup, seed=seed)
     return train_classifier(
-        model, split, spec, config=config, perturb=perturb, parts={"attack": perturb}, seed=seed, progress=progress,
-        checkpoint_dir=checkpoint_dir,
+        model, split, spec, config=config, perturb=perturb, parts={"attack": perturb},
+        identity=(repr(attack), warmup), seed=seed, progress=progress, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip
 
 

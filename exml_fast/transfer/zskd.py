@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.engine.freezing import frozen
-from exml_fast.engine.substitution import twin
+from exml_fast.engine.freezing import device_of, frozen
+from exml_fast.engine.substitution import copied, twin
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
@@ -69,7 +69,8 @@ def zskd(
     require(isinstance(attack, Attack | None), "attack", "an Attack", attack)
     config = config or ZSKD
     images, spec = network_input(images, spec)
-    device = next(student.parameters()).device
+    device = device_of(student)
+    student = copied(student)  # it may share parameters with the teacher, which is frozen below
     with frozen(teacher, device) as fixed:
         outputs = [_outputs(network, images[:1].to(device)) for network in (fixed, student)]
         require(outputs[0] == outputs[1], "student", f"a network of the teacher's {outputs[0]} outputs", outputs[1])
@@ -87,8 +88,8 @@ def zskd(
         batches = ImageBatches(images, None, config, spec, torch.Generator().manual_seed(seed), device)
         return train(
             student, batches, loss, config, parts={} if perturb is None else {"attack": perturb},
-            identity=(images, *fixed.state_dict().values(), temperature, repr(attack)), seed=seed, stage="distill",
-            progress=progress, checkpoint_dir=checkpoint_dir,
+            identity=(images, *fixed.state_dict().values(), temperature, repr(attack), spec.to_dict()), seed=seed,
+            stage="distill", progress=progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
 
 
