@@ -76,8 +76,14 @@ def settings(cls: type[T]) -> type[T]:
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **fields: Any) -> None:
+        names = field_names(made)
+        if len(args) > len(names):
+            raise TypeError(f"{made.__name__} has {len(names)} fields, got {len(args)} values")
+        if twice := [name for name in names[: len(args)] if name in fields]:
+            raise TypeError(f"{made.__name__}: {twice[0]} is given twice")
+        fields |= zip(names, args, strict=False)  # by name, so that errors name the field
         try:
-            construct(self, *map(_with_tuples, args), **{name: _with_tuples(v) for name, v in fields.items()})
+            construct(self, **{name: _with_tuples(value) for name, value in fields.items()})
         except pydantic.ValidationError as error:
             raise ValueError(message(error, made)) from None
         check = getattr(self, "check", None)

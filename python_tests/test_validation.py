@@ -72,6 +72,18 @@ def test_an_error_is_one_line_that_names_field_expectation_and_value(fields: dic
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
+def test_errors_of_positions_name_their_field() -> None:
+    with pytest.raises(ValueError, match=r"^epsilon must be at most 1, got 2$"):
+        Attack(2)
+    with pytest.raises(ValueError, match=r"^steps must be an integer, got 1\.5$"):
+        Attack(0.5, 1.5)  # type: ignore[arg-type]
+    assert Attack(0.5, 3, shift=Shift(2)) == Attack(epsilon=0.5, steps=3, shift=Shift(2))
+    with pytest.raises(TypeError, match="Shift has 2 fields, got 3 values"):
+        Shift(1, (0.0, 1.0), 3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Shift: pixels is given twice"):
+        Shift(1, pixels=2)  # type: ignore[misc]
+
+
 def test_settings_are_frozen_dataclasses() -> None:
     attack = Attack(0.5, shift={"pixels": 2, "ends": [0, 1]})  # type: ignore[arg-type]
     assert attack.shift == Shift(2, (0.0, 1.0)) and attack.epsilon == 0.5 and field_names(Shift) == ["pixels", "ends"]
