@@ -147,7 +147,8 @@ class Loop(Generic[B]):
         return terms
 
     def finished(self) -> nn.Module:
-        """The model in evaluation mode, in the memory format of before."""
+        """The model in evaluation mode, in the memory format of before, without gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
         return arranged(self.model.eval(), self.network.precision, torch.contiguous_format)
 
     def state_dict(self) -> dict[str, Any]:
