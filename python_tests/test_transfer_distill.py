@@ -6,52 +6,52 @@ from typing import Any
 
 import pytest
 import torch
+from small_training import SMALL as SPEC
+from small_training import assert_seed_decides, network
 from torch import Tensor, nn
 
-from exml_fast import InputSpec, Recipe, TransferConfig, distill, invert
-from exml_fast.continual import Augmentation
-from exml_fast.data import load
-from exml_fast.distillation import divergence, mixup
+from exml_fast import Distillation, InputSpec, Recipe, distill, invert
+from exml_fast.data import Augmentation, load
 from exml_fast.progress import TensorBoard
 from exml_fast.storage import load_checkpoint
-from exml_fast.training import ARITHMETIC
+from exml_fast.training import Batch, Loop, Training, softened_kl
+from exml_fast.transfer import Generation
+from exml_fast.transfer import pool as pool_module
 
-SPEC = InputSpec(1, (8, 8), (0.5,), (0.25,))
 STILL = Augmentation(0)
 RECIPE = Recipe("r", steps=6, batch_size=8, lr=0.1, bn=0.1, compete=1.0)
-SHORT = TransferConfig(steps=20, batch_size=4, lr=0.05, generate_every=5, per_round=6, rounds=3, mixup=0.5)
+SHORT = Distillation().replace(steps=20, batch_size=4, lr=0.05, generate_every=5, per_round=6, rounds=3, mixup=0.5)
 
 
-def network(seed: int = 0, outputs: int = 4) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 5, 3, 2), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(45, outputs)
+def test_settings_of_its_parts_are_given_by_name() -> None:
+    """In ``replace``, and as overrides of ``distill``; or whole, as objects and tables."""
+    assert (SHORT.training.steps, SHORT.training.lr, SHORT.training.mixup) == (20, 0.05, 0.5)
+    assert SHORT.generation == Generation(generate_every=5, per_round=6, rounds=3)
+    given = {"steps": 2, "temperature": 2.0, "per_round": 4, "mixup": 0.1}
+    config = SHORT.replace(**given)
+    assert (config.training.steps, config.temperature, config.generation.per_round) == (2, 2.0, 4)
+    assert (
+        config
+        == Distillation(SHORT.training.replace(steps=2, mixup=0.1), Generation(5, 4, 3), temperature=2.0)
+        == Distillation(**config.to_dict())
     )
-
-
-def test_divergence_and_mixup_are_their_formulas() -> None:
-    t, s = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    p, q = (t / 3).softmax(1), (s / 3).softmax(1)
-    assert torch.allclose(divergence(t, s, 3.0), 9 * (p * (p / q).log()).sum(1).mean())
-    x, order = torch.randn(3, 1, 2, 2), torch.tensor([2, 0, 1])
-    assert torch.allclose(mixup(x, torch.tensor(0.3), order), 0.3 * x + 0.7 * x[order])
-
-
-def test_rates_are_those_of_the_paper() -> None:
-    config = TransferConfig()
-    assert [config.rate(s) for s in (0, 19499)] == [0.1, 0.1]
-    assert [config.rate(s) for s in (19500, 39000)] == pytest.approx([0.01, 0.001])
-    assert (config.steps, config.batch_size, config.generate_every, config.per_round) == (250 * 195, 256, 50, 256)
-    cosine = TransferConfig(steps=100, schedule="cosine", warmup=10)
-    assert cosine.rate(0) == pytest.approx(0.01) and cosine.rate(10) == pytest.approx(0.1) and cosine.rate(99) < 1e-4
-    assert TransferConfig(**config.to_dict()) == config
+    whole = SHORT.replace(training=Training(steps=3, lr=0.5), lr=0.25, generation={"rounds": 0}, pool_size=9)
+    assert whole.training == Training(steps=3, lr=0.25) and whole.generation == Generation(rounds=0, pool_size=9)
+    images = torch.randn(6, *SPEC.shape)
+    by_config, by_name = (
+        distill(network(1), network(), images, spec=SPEC, **options)
+        for options in ({"config": config}, {"config": SHORT, **given})
+    )
+    assert by_config.history == by_name.history and by_config.history["step"] == [2]
+    with pytest.raises(ValueError, match=r"distillation has no setting 'stepz' \(did you mean 'steps'\?\)"):
+        SHORT.replace(stepz=3)
 
 
 @pytest.mark.parametrize("mixed", [0.0, 1.0])
 def test_a_step_is_sgd_on_the_divergence(mixed: float) -> None:
     teacher, student, images = network(1), network(0).eval(), torch.randn(4, *SPEC.shape)
     student[4].p = 0.0
-    config = TransferConfig(
+    config = Distillation().replace(
         steps=1, batch_size=4, lr=0.1, momentum=0.0, weight_decay=0.0, augmentation=STILL, temperature=2.0, mixup=mixed,
         lambda_ce=0.5,
     )  # fmt: skip
@@ -71,47 +71,52 @@ def test_a_step_is_sgd_on_the_divergence(mixed: float) -> None:
     inputs = seen[-1]
     student.train()
     goal, logits = teacher.eval()(inputs).detach(), student(inputs)
-    loss = divergence(goal, logits, 2.0)
+    loss = softened_kl(goal, logits, 2.0)
     if not mixed:
         loss = loss + 0.5 * nn.functional.cross_entropy(logits, goal.argmax(1))
         assert result.history["loss"] == pytest.approx([loss.item()], rel=1e-4)
         loss.backward()
         expected = student[5].weight - 0.1 * student[5].weight.grad
-        assert torch.allclose(result.student[5].weight, expected, atol=1e-5)
+        assert torch.allclose(result.model[5].weight, expected, atol=1e-5)
     else:  # every input is a mixture of two of the images
         basis = images.flatten(1).T
         shares = torch.linalg.lstsq(basis, inputs.flatten(1).T).solution
         assert torch.allclose(basis @ shares, inputs.flatten(1).T, atol=1e-4)
         assert torch.allclose(shares.sum(0), torch.ones(4), atol=1e-4)
+        # Each row holds its own image and that of the row before, and has both their labels.
+        assert ((shares.abs() > 1e-3).sum(0) <= 2).all()
+        said = teacher(images).argmax(1)
+        targets = shares.T @ torch.eye(4)[said]
+        ce = nn.functional.cross_entropy(logits, targets)
+        assert result.history["ce"] == pytest.approx([ce.item()], rel=1e-3)
+        assert result.history["loss"] == pytest.approx([(loss + 0.5 * ce).item()], rel=1e-3)
         assert result.history["kl"] == pytest.approx([loss.item()], rel=1e-3)
 
 
-def test_bfloat16_arithmetic_rounds_the_networks_and_nothing_else() -> None:
+def test_bfloat16_rounds_the_networks_and_nothing_else() -> None:
     teacher, student, images = network(1), network(0), torch.randn(16, *SPEC.shape)
-    config = TransferConfig(steps=10, batch_size=8, lr=0.05, augmentation=STILL)
+    config = Distillation().replace(steps=10, batch_size=8, lr=0.05, augmentation=STILL)
     exact, rounded = (
-        distill(teacher, student, images, spec=SPEC, config=config, arithmetic=kind) for kind in ARITHMETIC
+        distill(teacher, student, images, spec=SPEC, config=config, precision=kind) for kind in ("float32", "bfloat16")
     )
     assert rounded.history["kl"] != exact.history["kl"] == pytest.approx(rounded.history["kl"], rel=0.05)
-    for a, b in zip(exact.student.state_dict().values(), rounded.student.state_dict().values(), strict=True):
+    for a, b in zip(exact.model.state_dict().values(), rounded.model.state_dict().values(), strict=True):
         assert a.dtype == b.dtype and b.is_contiguous() and torch.allclose(a.float(), b.float(), atol=0.02)
 
 
 def test_rounds_join_the_pool_and_are_learned_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exml_fast.distillation import transfer
-
     steps: list[Tensor] = []
-    take = transfer._Run._take_step
+    take = Loop._take_step
 
-    def spy(run: Any, images: Tensor, labels: Tensor) -> Tensor:
-        steps.append(images.clone())
-        return take(run, images, labels)
+    def spy(loop: Any, batch: Batch) -> Any:
+        steps.append(batch.images.clone())
+        return take(loop, batch)
 
-    monkeypatch.setattr(transfer._Run, "_take_step", spy)
+    monkeypatch.setattr(Loop, "_take_step", spy)
     first = torch.randn(5, *SPEC.shape)
     reports: list[tuple[str, int, int]] = []
     result = distill(
-        network(1), network(0), first, spec=SPEC, recipe=RECIPE, config=SHORT, augmentation=STILL,
+        network(1), network(0), first, spec=SPEC, recipe=RECIPE, config=SHORT, augmentation=STILL, mixup=0,
         progress=lambda *a: reports.append(a[:3]),
     )  # fmt: skip
     assert [r["step"] for r in result.rounds] == [0, 5, 10] and len(result.images) == 5 + 18
@@ -202,8 +207,8 @@ def test_an_interrupted_transfer_continues_bit_for_bit(tmp_path: Path, at: int, 
         run(checkpoint_dir=checkpoints, pool_dir=pool, seed=1)
     torch.rand(3)
     found = run(checkpoint_dir=checkpoints, pool_dir=pool)
-    for key, value in expected.student.state_dict().items():
-        assert torch.equal(value, found.student.state_dict()[key]), key
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[key]), key
     assert torch.equal(found.images, expected.images) and found.history == expected.history
     assert found.evaluations == expected.evaluations and [e[0] for e in found.evaluations] == [7, 14, 20]
     assert not list(checkpoints.iterdir())
@@ -223,14 +228,17 @@ def test_a_checkpoint_of_a_pool_on_disk_holds_no_images_and_checks_the_file(tmp_
     with pytest.raises(KeyboardInterrupt):
         distill(network(1), network(0), first, pool_dir=tmp_path / "p", progress=stop, **options)
     (file,) = (tmp_path / "p").iterdir()
-    state = load_checkpoint(tmp_path / "c" / "transfer.pt")["pool"]
+    state = load_checkpoint(tmp_path / "c" / "distill.pt")["state"]["parts"]["pool"]["buffer"]
     assert len(state["labels"]) > 200 and state["last"].shape == (1, *SPEC.shape) and "images" not in state
     whole = file.read_bytes()
-    for content, said in ((whole[: 150 * 256], "does not hold"), (bytes(len(whole)), "holds other images")):
+    for content, said in (
+        (whole[: 150 * 256], "does not hold"),
+        (bytes(len(whole)), "does not hold the checkpoint's images: its image 206 differs"),
+    ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{file.name} {said}"):
             distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options)
-    with pytest.raises(ValueError, match="give the buffer its folder"):
+    with pytest.raises(ValueError, match="give ImageBuffer the folder of that file"):
         distill(network(1), network(0), first, **options)
     file.write_bytes(whole)
     assert len(distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options).images) == 218
@@ -256,16 +264,15 @@ def test_a_student_learns_digits_from_images_alone(digits_teacher: tuple[nn.Modu
 
     before = accuracy(student.eval())
     images = invert(teacher, per_class=8, recipe="deep_inversion", spec=spec, steps=100)
-    config = TransferConfig(steps=250, batch_size=64, lr=0.1, schedule="cosine", augmentation=Augmentation(2))
+    config = Distillation().replace(steps=250, batch_size=64, lr=0.1, schedule="cosine", augmentation=Augmentation(2))
     result = distill(teacher, student, images, config=config, evaluate=accuracy)
     assert result.evaluations[-1][1] > max(0.5, before + 0.3)
-    assert accuracy(student.eval()) == before and result.history["agreement"][-1] > 0.9
+    assert accuracy(result.model) == result.evaluations[-1][1] and accuracy(student.eval()) == before
+    assert result.history["agreement"][-1] > 0.9
 
 
 def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from exml_fast.distillation import transfer
-
-    monkeypatch.setattr(transfer, "available_bytes", lambda device: 4 * 64 * 20)
+    monkeypatch.setattr(pool_module, "available_bytes", lambda device: 4 * 64 * 20)
     options: dict[str, Any] = {"spec": SPEC, "recipe": RECIPE, "config": SHORT}
     teacher = network(1)
     with pytest.raises(
@@ -273,7 +280,7 @@ def test_a_pool_larger_than_memory_is_an_error_before_any_step(monkeypatch: pyte
     ):  # four rounds of six
         distill(teacher, network(), **options, rounds=None)
     assert len(distill(teacher, network(), **options, rounds=None, pool_dir=tmp_path / "new").images) == 24
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 9))
+    monkeypatch.setattr(pool_module.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 9))
     with pytest.raises(
         ValueError, match=r"pool_dir with room must be given, not .*another: 24 images .* 0\.0 GB are free"
     ):
@@ -325,16 +332,16 @@ def test_errors_name_the_argument() -> None:
         distill(teacher, network(), spec=SPEC, recipe=RECIPE, pool_size=10, per_round=30)
     with pytest.raises(ValueError, match=r"a batch of 2 images \(1, 200000, 200000\) needs at least"):
         distill(teacher, network(), spec=InputSpec(1, (200_000, 200_000), (0.5,), (0.25,)), recipe=RECIPE)
-    for name, value in (("lr", "fast"), ("mixup", None), ("temperature", True), ("augmentation", 3)):
+    for name, value in (("lr", "fast"), ("mixup", None), ("temperature", True), ("augmentation", 3), ("per_round", 0)):
         with pytest.raises(ValueError, match=name):
-            TransferConfig(**{name: value})
-    with pytest.raises(ValueError, match="augmentation has no field 'zoom'"):
-        TransferConfig(augmentation={"zoom": 2})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no parameter that requires grad"):
+            Distillation().replace(**{name: value})
+    with pytest.raises(ValueError, match="augmentation: unknown field 'zoom'"):
+        Distillation().replace(augmentation={"zoom": 2})
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         distill(teacher, network().requires_grad_(False), images, spec=SPEC)
     with pytest.raises(ValueError, match=r"student must be a torch\.nn\.Module"):
         distill(teacher, 3, images, spec=SPEC)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="the student's loss is nan at step 20; lower lr"):
+    with pytest.raises(RuntimeError, match=r"learn: the loss is nan at step 20; lower lr \(1e\+30\)"):
         distill(teacher, network(), images, spec=SPEC, config=SHORT, lr=1e30)
 
 
@@ -349,3 +356,42 @@ def test_tensorboard_gets_the_terms(tmp_path: Path) -> None:
     assert [e.step for e in events.Scalars("learn/kl")] == [5, 10, 15, 20] and seen[:2] == ["invert", "learn"]
     steps, rounds = [e.step for e in events.Scalars("invert/ce")], seen.count("invert")
     assert steps == [RECIPE.steps * n for n in range(1, rounds + 1)] and rounds == 3
+
+
+def test_a_seed_decides_distillation_and_the_networks_given_stay() -> None:
+    teacher, student = network(1), network()
+    assert_seed_decides(
+        lambda **o: distill(teacher, student, spec=SPEC, recipe=RECIPE, config=SHORT, lambda_ce=0.5, **o),
+        teacher, student,
+    )  # fmt: skip
+    images = torch.randn(12, *SPEC.shape)
+    assert_seed_decides(lambda **o: distill(teacher, student, images, spec=SPEC, config=SHORT, **o), teacher, student)
+
+
+def test_a_student_may_begin_as_its_teacher() -> None:
+    teacher, images = network(1).eval(), torch.randn(12, *SPEC.shape)
+    teacher[4].p = 0.0
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    result = distill(teacher, teacher, images, spec=SPEC, config=SHORT)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not torch.equal(result.model[5].weight, teacher[5].weight)  # type: ignore[index]
+
+
+def test_many_steps_of_given_images_resume_in_any_block(tmp_path: Path) -> None:
+    """Without rounds, a block has 50 steps."""
+    images = torch.randn(30, *SPEC.shape)
+
+    def run(**options: Any) -> Any:
+        return distill(network(1), network(), images, spec=SPEC, config=SHORT, steps=130, lambda_ce=0.5, **options)
+
+    def interrupt(_stage: str, step: int, *_: object) -> None:
+        if step == 100:
+            raise KeyboardInterrupt
+
+    expected = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint_dir=tmp_path, progress=interrupt)
+    found = run(checkpoint_dir=tmp_path)
+    assert found.history == expected.history and found.history["step"] == [50, 100, 130]
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[key]), key
