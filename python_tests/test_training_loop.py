@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from exml_fast.data import Augmentation, ImageData, Split
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create
-from exml_fast.training import Batch, ImageBatches, Training, final_features, train, train_classifier
-from exml_fast.training import loop as loop_module
+from exml_fast.training import Batch, ImageBatches, Loop, Training, final_features, train, train_classifier
 
 CPU = torch.device("cpu")
 
@@ -70,7 +69,7 @@ def test_training_lowers_the_loss_and_is_reproducible(data: ImageData) -> None:
 
 
 def test_the_loss_of_the_last_steps_is_half_that_of_the_first(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "BLOCK_STEPS", 10)
+    monkeypatch.setitem(Loop.run.__kwdefaults__, "block_steps", 10)
     torch.manual_seed(1)
     history = train_classifier(create("lenet5", num_classes=4), data.train, SPEC, config=QUICK, seed=5).history
     assert history["step"] == [10, 20, 30, 40, 50, 60] and history["loss"][-1] < 0.5 * history["loss"][0]

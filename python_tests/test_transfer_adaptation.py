@@ -27,7 +27,7 @@ from exml_fast import invert
 from exml_fast.data import Augmentation, ImageData
 from exml_fast.evaluation import logits
 from exml_fast.inversion import recipes
-from exml_fast.training import Training, loop
+from exml_fast.training import Loop, Training
 from exml_fast.transfer import (
     DomainDiscriminator,
     adapt,
@@ -117,7 +117,7 @@ def test_rehearsal_reaches_smaller_and_fainter_images(data: ImageData, teacher: 
 def test_the_terms_of_rehearsal(data: ImageData, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one step, without augmentation, and all images in the batch: each term as its definition says."""
     x, target = data.train.normalized(SPEC)[:8], data.test.normalized(SPEC)[:8]
-    monkeypatch.setattr(loop, "BLOCK_STEPS", 1)
+    monkeypatch.setitem(Loop.run.__kwdefaults__, "block_steps", 1)
     config = Training(steps=1, batch_size=8)
     chosen = torch.randint(8, (8,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

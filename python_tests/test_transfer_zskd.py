@@ -26,7 +26,7 @@ from exml_fast import invert
 from exml_fast.data import Augmentation, ImageData
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create, final_linear
-from exml_fast.training import Training, loop, softened_kl
+from exml_fast.training import Loop, Training, softened_kl
 from exml_fast.transfer import Attack, adversarial_training, attack_accuracies, transfer_set_sweep, zskd
 
 
@@ -66,7 +66,7 @@ def test_a_student_learns_from_impressions_alone(
     torch.manual_seed(0)
     student = create("lenet5_half", num_classes=4, activation="relu")
     untaught = accuracy(student, data.test, SPEC)
-    monkeypatch.setattr(loop, "BLOCK_STEPS", 10)
+    monkeypatch.setitem(Loop.run.__kwdefaults__, "block_steps", 10)
     done = zskd(teacher, student, impressions, config=Training(steps=150, batch_size=32, lr=3e-3))
     assert unchanged(before, teacher)
     teacher.eval()
@@ -156,7 +156,7 @@ def test_a_student_under_attack_sees_moved_images_and_learns_the_answers_for_tho
     student = create("lenet5_half", num_classes=4, activation="relu")
     images = quadrants().train.normalized(SPEC)
     attack = Attack(0.1, 0.05, 3)
-    monkeypatch.setattr(loop, "BLOCK_STEPS", 1)
+    monkeypatch.setitem(Loop.run.__kwdefaults__, "block_steps", 1)
     config = Training(steps=10, batch_size=16, lr=1e-6)
     done = zskd(
         Recording("teacher", teacher), Recording("student", student), images, spec=SPEC, config=config, temperature=2.0,
