@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from exml_fast.validation import named
+
 __all__ = ["CaffeLeNet", "LeNet5", "LeNet5Half"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -34,9 +36,7 @@ class LeNet5(nn.Module):
         activation: str = "tanh",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
-        act = ACTIVATIONS[activation]
+        act = named("activation", activation, ACTIVATIONS)
 
         def stage(inputs: int, outputs: int) -> list[nn.Module]:
             norm = [nn.BatchNorm2d(outputs)] if batch_norm else []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exml_fast.report import charts
 from exml_fast.storage import PathLike, atomic_path
+from exml_fast.validation import named
 
 __all__ = ["Learning", "Report", "Row", "Similarities", "Samples", "render", "write_picture", "write_report"]
 
@@ -44,8 +45,7 @@ class Row:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {list(KINDS)}, got {self.kind!r}")
+        named("kind", self.kind, KINDS)
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class Learning:
-    """Test accuracy in percent while experts come one after the other.
+    """Test accuracy, in percent, after each expert of a stream.
 
     Attributes:
-        accuracies: after each expert, by strategy.
-        references: accuracies that are drawn across the plot, by name.
-        seen: percent of the test images whose class some expert knows, after each expert.
+        accuracies: for each strategy the accuracy after each expert.
+        references: accuracies by name, drawn as horizontal lines in the plot.
+        seen: share of the test images whose class has been seen after each expert.
     """
 
     accuracies: Mapping[str, Sequence[float]]
@@ -101,7 +101,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class Similarities:
-    """(K, K) class similarities of a network, and the names of its K classes; None takes the report's."""
+    """Class similarities (K, K) of a network, and the names of its K classes; None uses those of the report."""
 
     matrix: Tensor
     class_names: Sequence[str] | None = None
