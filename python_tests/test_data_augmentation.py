@@ -138,13 +138,34 @@ def test_valid_images_stay_valid(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "said"),
     [
-        ("shift", -1), ("shift", 1.0), ("rotation", 181), ("flip", 1.1), ("scale", 1.0), ("stretch", -0.1),
-        ("shear", math.inf), ("shear", math.nan), ("elastic", -1), ("elastic", True), ("contrast", (2, 1)),
-        ("contrast", 3.0), ("contrast", (0, math.inf)), ("midpoint", (0, 1.5)), ("midpoint", ("a", "b")),
+        ("shift", -1, "shift must be at least 0, got -1"),
+        ("shift", 1.0, "shift must be an integer, got 1.0"),
+        ("rotation", 181, "rotation must be at most 180, got 181"),
+        ("flip", 1.1, "flip must be at most 1, got 1.1"),
+        ("scale", 1.0, "scale must be less than 1, got 1.0"),
+        ("stretch", -0.1, "stretch must be at least 0, got -0.1"),
+        ("shear", math.inf, "shear must be a finite number, got inf"),
+        ("shear", math.nan, "shear must be a finite number, got nan"),
+        ("elastic", -1, "elastic must be at least 0, got -1"),
+        ("elastic", True, "elastic must be a number, got True"),
+        ("contrast", (2, 1), "contrast must be two ascending numbers, got (2.0, 1.0)"),
+        ("contrast", 3.0, "contrast must be a list, got 3.0"),
+        ("contrast", (0, math.inf), "contrast[1] must be a finite number, got inf"),
+        ("contrast", (0, 1, 2), "contrast must be a list of at most 2, got (0, 1, 2)"),
+        ("midpoint", (0, 1.5), "midpoint[1] must be at most 1, got 1.5"),
+        ("midpoint", (0.5, 0.2), "midpoint must be two ascending numbers, got (0.5, 0.2)"),
+        ("midpoint", ("a", "b"), "midpoint[0] must be a number, got 'a'"),
+        ("rotate", 3, "unknown field 'rotate' (did you mean 'rotation'?); expected one of shift, rotation"),
     ],
-)  # fmt: skip
-def test_a_wrong_field_is_named(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=field):
+)
+def test_a_wrong_field_is_named(field: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError) as caught:
         Augmentation(**{field: value})  # type: ignore[arg-type]  # wrong on purpose
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_lists_stand_for_tuples() -> None:
+    """As JSON and TOML have them."""
+    assert Augmentation(contrast=[1, 2], midpoint=[0, 1]) == Augmentation(contrast=(1.0, 2.0), midpoint=(0.0, 1.0))  # type: ignore[arg-type]
