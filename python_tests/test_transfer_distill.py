@@ -382,7 +382,8 @@ def test_many_steps_of_given_images_resume_in_any_block(tmp_path: Path) -> None:
     images = torch.randn(30, *SPEC.shape)
 
     def run(**options: Any) -> Any:
-        return distill(network(1), network(), images, spec=SPEC, config=SHORT, steps=130, lambda_ce=0.5, **options)
+        given = {"spec": SPEC, "config": SHORT, "steps": 130, "lambda_ce": 0.5}
+        return distill(network(1), network(), images, **given | options)
 
     def interrupt(_stage: str, step: int, *_: object) -> None:
         if step == 100:
@@ -391,6 +392,10 @@ def test_many_steps_of_given_images_resume_in_any_block(tmp_path: Path) -> None:
     expected = run()
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint_dir=tmp_path, progress=interrupt)
+    other = InputSpec(1, (8, 8), (0.5,), (0.5,))
+    for options in ({"spec": other}, {"lambda_ce": 0.25}, {"temperature": 4.0}, {"seed": 1}):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            run(checkpoint_dir=tmp_path, **options)
     found = run(checkpoint_dir=tmp_path)
     assert found.history == expected.history and found.history["step"] == [50, 100, 130]
     for key, value in expected.model.state_dict().items():

@@ -209,7 +209,7 @@ def distill(
         require_room(training, generation, spec, count, recipe is not None, pool_dir)
         checkpoint = Checkpoint(None, "")
         if checkpoint_dir is not None:
-            identity = _identity(fixed, taught, given, pool, config, seed)
+            identity = _identity(fixed, taught, given, pool, spec, config, seed)
             checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, identity)
         evaluations: list[tuple[int, Any]] = []
         parts: dict[str, Any] = {"loop": loop, "pool": pool}
@@ -298,6 +298,7 @@ def _identity(
     student: nn.Module,
     given: tuple[Tensor, Tensor] | None,
     pool: Pool,
+    spec: InputSpec,
     config: Distillation,
     seed: int,
 ) -> str:
@@ -307,4 +308,4 @@ def _identity(
         tensors.append(pool.rounds.classes)
         made = [[s.recipe.to_dict(), s.networks.layers, s.networks.precision] for s in pool.rounds.synthesizers]
         tensors += [t for s in pool.rounds.synthesizers[:1] if isinstance(t := s.networks.statistics, Tensor)]
-    return fingerprint(tensors, [config.to_dict(), made, seed])
+    return fingerprint(tensors, [spec.to_dict(), config.to_dict(), made, seed])
