@@ -13,7 +13,8 @@ from exml_fast.models import LeNet5
 # Train two networks on the digits. After these lines the digits only measure accuracy.
 digits = xf.data.load("digits")
 teacher, judge = (
-    train_expert(digits, arguments={"batch_norm": True, "activation": "relu"}, epochs=10, seed=seed) for seed in (0, 1)
+    train_expert(digits, arguments={"batch_norm": True, "activation": "relu"}, epochs=10, seed=seed).expert
+    for seed in (0, 1)
 )
 
 # Images of the teacher's classes (DeepInversion). An independent network, the judge, classifies them.

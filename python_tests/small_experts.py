@@ -11,7 +11,8 @@ import torch
 from exml_fast.continual import DistillationConfig, ExpertStream
 from exml_fast.continual.ex_model.strategies import Replay
 from exml_fast.continual.expert import Expert
-from exml_fast.continual.scenarios import new_classes, train_stream
+from exml_fast.continual.scenarios import new_classes
+from exml_fast.continual.train import train_stream
 from exml_fast.data import ImageData, InputSpec, Split
 
 QUICK = DistillationConfig.from_dict(

@@ -321,7 +321,7 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     ).split()
     data = load(str(tmp_path / "cifar10.npz"))
     vgg = {"architecture": "vgg11_bn_cifar", "arguments": {"width": 4}}
-    train_expert(data, epochs=1, batch_size=4, **vgg).save(tmp_path / "vgg")
+    train_expert(data, epochs=1, batch_size=4, **vgg).expert.save(tmp_path / "vgg")
     monkeypatch.setattr(sys, "argv", ["deep_inversion.py", *options, "--methods", "Adaptive DeepInversion"])
     bench.main()
     table1 = tmp_path / "yin2020-table1-vgg11_bn-resnet18.json"

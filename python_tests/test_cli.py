@@ -133,7 +133,7 @@ def test_train_experts_passes_its_training_options_on(npz: Path, tmp_path: Path)
     )  # fmt: skip
     (card,) = ExpertStream(tmp_path).cards
     assert Augmentation(**card.training["augmentation"]) == Augmentation(shift=2, flip=0.5)
-    assert card.training["arithmetic"] == "bfloat16"
+    assert card.training["precision"] == "bfloat16"
     assert (card.training["schedule"], card.training["batch_size"]) == ("onecycle", 16)
     refused = call("train-experts", "--data", npz, "--augment", "zoom=2", "--out", tmp_path / "other", code=2)
     assert "augmentation: no field 'zoom'" in refused.stderr

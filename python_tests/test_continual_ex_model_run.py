@@ -11,11 +11,18 @@ import torch
 from small_experts import QUICK, quadrants, real_images, stream, trained
 from torch import Tensor, nn
 
-from exml_fast.continual import Background, DistillationConfig, ExModelDistillation, ExModelResult, Strategy
+from exml_fast.continual import (
+    Background,
+    DistillationConfig,
+    ExModelDistillation,
+    ExModelResult,
+    Expert,
+    Strategy,
+    train_expert,
+)
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.ex_model.losses import SquaredError, distillation_loss
 from exml_fast.continual.ex_model.targets import Teachers
-from exml_fast.continual.expert import Expert, train_expert
 from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec, NaturalFields
@@ -165,7 +172,9 @@ def test_with_task_labels_each_image_trains_its_own_head() -> None:
 
 def test_experts_of_other_architectures_and_inputs() -> None:
     spec = InputSpec(3, (24, 24), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    other = train_expert(quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=15, arguments={"depth": 8})
+    other = train_expert(
+        quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=15, arguments={"depth": 8}
+    ).expert
     mixed = ExpertStream([trained()[0], other])
     result = ExModelDistillation(real_images(), QUICK).run(mixed)
     assert result.expert.input_spec == trained()[0].input_spec

@@ -11,7 +11,7 @@ import torch
 from small_experts import quadrants, trained
 from torch import Tensor
 
-from exml_fast.continual import DistillationConfig, ExModelDistillation
+from exml_fast.continual import DistillationConfig, ExModelDistillation, Expert, train_expert
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,
@@ -20,7 +20,6 @@ from exml_fast.continual.ex_model.strategies import (
     Replay,
     balanced_labels,
 )
-from exml_fast.continual.expert import Expert, train_expert
 from exml_fast.continual.scenarios import new_instances
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
@@ -129,7 +128,7 @@ def test_competing_images_are_those_the_ex_model_judges_otherwise() -> None:
     """Against a rival that knows the classes as well, the images are those on which the two disagree more."""
     expert = trained()[1]
     data = quadrants()
-    rival = train_expert(data, [2, 3], epochs=2, seed=9, lr=0.02)
+    rival = train_expert(data, [2, 3], epochs=2, seed=9, lr=0.02).expert
     plain = ModelInversion(steps=150, lr=0.05).samples(expert, 8, seeded())[0]
     strategy = AdaptiveInversion(compete=300.0, steps=150, lr=0.05)
     images = strategy.samples(expert, 8, seeded(), rival=rival)[0]
@@ -156,7 +155,7 @@ def test_the_rival_is_the_ex_model_so_far() -> None:
 def test_the_rival_sees_images_converted_to_its_input() -> None:
     """The same network behind another normalisation makes the same images."""
     expert = trained()[1]
-    rival = train_expert(quadrants(), [2, 3], epochs=2, seed=9, lr=0.02)
+    rival = train_expert(quadrants(), [2, 3], epochs=2, seed=9, lr=0.02).expert
     (mean,), (std,) = rival.input_spec.mean, rival.input_spec.std
     spec = InputSpec(1, (32, 32), (mean + 0.1,), (std * 2,))
 
@@ -180,7 +179,9 @@ def test_the_rival_sees_images_converted_to_its_input() -> None:
 @pytest.mark.parametrize("kind", [ModelInversion, DataImpression, AdaptiveInversion])
 def test_a_stream_of_other_architectures_and_inputs(kind: Any) -> None:
     spec = InputSpec(3, (24, 24), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    other = train_expert(quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=2, arguments={"depth": 8})
+    other = train_expert(
+        quadrants(), [2, 3], architecture="cifar_resnet", spec=spec, epochs=2, arguments={"depth": 8}
+    ).expert
     config = DistillationConfig.from_dict({"steps": 5, "batch_size": 8, "buffer_size": 8})
     result = ExModelDistillation(kind(steps=5), config).run(ExpertStream([trained()[0], other]))
     assert result.buffer.images.shape == (8, 1, 32, 32) and result.buffer.images.isfinite().all()

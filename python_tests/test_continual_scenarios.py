@@ -19,8 +19,8 @@ from exml_fast.continual.scenarios import (
     new_classes,
     new_instances,
     stream_accuracy,
-    train_stream,
 )
+from exml_fast.continual.train import train_stream
 
 
 @given(st.integers(1, 6), st.none() | st.integers(0, 100))

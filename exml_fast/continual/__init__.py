@@ -26,7 +26,7 @@ from exml_fast.continual.ex_model.targets import (
     LiveTargets,
     StoredTargets,
 )
-from exml_fast.continual.expert import Card, Expert, train_expert
+from exml_fast.continual.expert import Card, Expert
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.scenarios import (
     MultiHead,
@@ -36,9 +36,9 @@ from exml_fast.continual.scenarios import (
     new_classes,
     new_instances,
     stream_accuracy,
-    train_stream,
 )
 from exml_fast.continual.stream import ExpertStream
+from exml_fast.continual.train import TrainedExpert, train_expert, train_stream
 from exml_fast.data import Augmentation
 from exml_fast.data.buffer import ImageBuffer
 
@@ -82,6 +82,7 @@ __all__ = [
     "SquaredError",
     "StoredTargets",
     "Strategy",
+    "TrainedExpert",
     "average_accuracy",
     "confusion_matrix",
     "experience_accuracies",

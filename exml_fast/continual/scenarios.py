@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from exml_fast.continual.expert import Expert, complete_arguments, train_expert
-from exml_fast.continual.stream import ExpertStream
+from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageData, InputSpec
-from exml_fast.models import create
-from exml_fast.progress import Progress
 
 __all__ = [
     "MultiHead",
@@ -25,7 +21,6 @@ __all__ = [
     "new_classes",
     "new_instances",
     "stream_accuracy",
-    "train_stream",
 ]
 
 
@@ -110,56 +105,6 @@ class MultiHead:
         classes = self.experiences[task]
         best = self.expert.logits(images)[:, self.expert.positions(classes)].argmax(1)
         return torch.tensor(classes)[best.cpu()]
-
-
-def train_stream(
-    data: ImageData | Sequence[ImageData],
-    experiences: Sequence[Sequence[int]],
-    folder: str | Path | None = None,
-    *,
-    common_initialisation: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-    **options: Any,
-) -> ExpertStream:
-    """Train one expert an experience (:func:`train_expert`, which takes ``options``) and save it as it is done.
-
-    Args:
-        data: a data set, or one for each experience (:func:`new_instances`) of the same classes.
-        folder: experts go to ``folder/expert_01`` and so on, and the stream reads them from there; None keeps
-            them in memory. Folders of an earlier run are overwritten.
-        common_initialisation: all experts start from the same weights (needs ``head="all"``).
-        seed: of the initialisation; expert i shuffles with seed + i.
-    """
-    parts = [data] * len(experiences) if isinstance(data, ImageData) else list(data)
-    if len(parts) != len(experiences):
-        raise ValueError(f"data must be one data set or {len(experiences)}, one an experience, got {len(parts)}")
-    data, initial = parts[0], None
-    if common_initialisation and options.get("initial") is None:
-        if options.get("head", "all") != "all":
-            raise ValueError("common_initialisation needs head='all': own heads may differ in size")
-        architecture = options.get("architecture", "lenet5")
-        spec = options.get("spec") or data.spec
-        arguments = complete_arguments(architecture, options.get("arguments"), len(data.classes), spec)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            initial = create(architecture, **arguments).state_dict()
-        options["initial"] = initial
-    items: list[Any] = []
-    for i, classes in enumerate(experiences):
-
-        def report(stage: str, step: int, total: int, terms: dict[str, float], i: int = i) -> None:
-            if progress is not None:
-                progress(f"expert {i + 1}/{len(experiences)}: {stage}", step, total, terms)
-
-        expert = train_expert(parts[i], classes, seed=seed + i, progress=report, **options)
-        expert.card.training["common_initialisation"] = common_initialisation
-        if folder is None:
-            items.append(expert)
-        else:
-            items.append(Path(folder) / f"expert_{i + 1:02d}")
-            expert.save(items[-1])
-    return ExpertStream(items, options.get("device", "cpu"))
 
 
 def experience_accuracies(

@@ -59,7 +59,7 @@ def train_experts(
         (expert,) = train_stream(
             part, [classes], seed=seed + i, progress=report, initial=initial, architecture=experts.architecture,
             arguments=experts.arguments, epochs=experts.epochs, lr=experts.lr, batch_size=experts.batch_size,
-            schedule=experts.schedule, augmentation=experts.augmented(), arithmetic=experts.precision, device=device,
+            schedule=experts.schedule, augmentation=experts.augmented(), precision=experts.precision, device=device,
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, device)
