@@ -1,0 +1,182 @@
+"""The Python blocks of the documentation run, its commands have valid options, and its links lead somewhere.
+
+Every training takes two steps here, every recipe one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.utils import save_image
+
+import exml_fast as xf
+from exml_fast.inversion import recipes
+from exml_fast.models import create
+from exml_fast.training import Loop, Training
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+]
+# python_tests/test_examples.py runs these blocks with networks and images of its own.
+ELSEWHERE = ("BNStatistics", "FrozenTeacher")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All recipes and trainings are short, and pretrained networks are small and random."""
+    timm = pytest.importorskip("timm")
+    monkeypatch.setattr(
+        recipes, "_RECIPES", {name: found.replace(steps=1, coarse_steps=()) for name, found in recipes._RECIPES.items()}
+    )
+    start, create_model = Loop.__init__, timm.create_model
+
+    def start_short(self: Loop[Any], model: Any, loss: Any, config: Training, **options: Any) -> None:
+        start(self, model, loss, config.replace(steps=2), **options)
+
+    monkeypatch.setattr(Loop, "__init__", start_short)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False: create_model("resnet10t", **SMALL))
+
+
+SMALL: dict[str, Any] = {"pretrained": False, "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+
+
+def shortened(code: str) -> str:
+    code = re.sub(r"per_class=\d+", "per_class=1", code)
+    code = re.sub(r"(?<!\w)steps=[\d_]+", "steps=2", code)
+    code = re.sub(r"per_round=\d+", "per_round=2", code)
+    code = re.sub(r"generate_every=\d+", "generate_every=1", code)
+    code = re.sub(r"batch_size=\d+", "batch_size=2", code)
+    return code
+
+
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    names = {"xf": xf, **names}
+    exec(shortened(code), names)
+    return names
+
+
+def networks() -> Iterator[torch.nn.Module]:
+    import timm
+
+    while True:
+        yield timm.create_model("any")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deep_inversion.md"])
+def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    import timm
+
+    made = networks()
+    teacher, student, judge = next(made), next(made), next(made)
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        save_image(torch.rand(3, 40, 40), tmp_path / "photos" / f"{number}.png")
+    vit = timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=10
+    )
+    vit.pretrained_cfg = teacher.pretrained_cfg
+    spec = xf.InputSpec.of(teacher)
+    result = xf.invert(teacher, classes=[1, 2], per_class=1, steps=1)
+    names = {
+        "teacher": teacher, "student": student, "judge": judge, "images": result, "result": result, "spec": spec,
+        "model": teacher, "vit": vit, "photos": spec.prepare(torch.rand(8, 3, 32, 32)),
+    }  # fmt: skip
+    skipped = (*ELSEWHERE, "zskd", "ExpertStream", "random-images")
+    ran = [run(code, names) for code in blocks(page, "python") if not any(word in code for word in skipped)]
+    assert len(ran) >= 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/transfer.md"])
+def test_impressions(page: str, short: None) -> None:
+    pytest.importorskip("art", reason="needs the extra attacks")
+    (code,) = (code for code in blocks(page, "python") if "zskd" in code)
+    spec = xf.InputSpec(1, (32, 32), (0.0,), (1.0,))
+    data = xf.data.load("digits")
+    few = dataclasses.replace(data, test=xf.data.Split(data.test.images[:4], data.test.labels[:4]))
+    names = {
+        "teacher": create("lenet5", activation="relu"), "student": create("lenet5_half", activation="relu"),
+        "spec": spec, "target_images": torch.rand(8, 1, 32, 32), "data": few,
+    }  # fmt: skip
+    assert isinstance(run(code.replace("epsilon=0.3", "epsilon=0.3, steps=1"), names)["student"], torch.nn.Module)
+
+
+def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks("docs/ex_model.md", "python") + [c for c in blocks("README.md", "python") if "continual" in c]
+    whole = found[0].replace('load("mnist", "data")', 'load("digits")').replace('"experts")', '"experts", epochs=1)', 1)
+    method = 'method("model-inversion", variant="mnist", buffer_size=20'
+    result = run(whole.replace('method("model-inversion", variant="mnist"', method), {})["result"]
+    assert result.expert.classes == tuple(range(10))
+    for code in found[1:]:
+        code = code.replace('variant="mnist", steps', 'variant="mnist", buffer_size=20, steps')
+        run(code, {"images": torch.rand(10, 1, 32, 32)})
+    assert (tmp_path / "ex-model" / "card.json").is_file()
+
+
+def test_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/catalogue.md", "python")
+    expert = xf.continual.train_expert(xf.data.load("digits"), epochs=1)
+    names = ("zebra", "tomcat", *expert.card.class_names[2:])
+    expert = xf.Expert(expert.model, dataclasses.replace(expert.card, class_names=names))
+    xf.Catalogue("catalogue").add(expert, "street-signs")
+    ran = run(code, {"expert": expert})
+    assert len(ran["small"]) == 2 and ran["problems"] == {}
+
+
+def commands(page: str) -> list[str]:
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line.strip().replace("$t", "table1") for line in lines if line.strip().startswith("exml-fast ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_commands_have_valid_options(page: str) -> None:
+    typer = pytest.importorskip("typer")
+    from exml_fast.cli.app import app
+
+    for line in commands(page):
+        command: Any = typer.main.get_command(app)
+        words = shlex.split(line, comments=True)[1:]
+        while hasattr(command, "commands"):
+            assert words and words[0] in command.commands, line
+            command, words = command.commands[words[0]], words[1:]
+        command.make_context(line, words)
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if fragment:
+            assert fragment in map(anchor, re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)), target
+
+
+@pytest.mark.parametrize("page", PAGES[:2] + PAGES[3:])
+def test_files_that_the_pages_name_exist(page: str) -> None:
+    places = (ROOT, ROOT / "exml_fast", ROOT / "exml_fast" / "reproduction" / "presets")
+    for name in re.findall(r"`([\w./\-]+/[\w.\-]+\.(?:py|toml|h|cpp|sh))`", (ROOT / page).read_text()):
+        assert any((place / name).exists() for place in places), name
