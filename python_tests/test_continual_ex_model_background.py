@@ -71,7 +71,7 @@ def with_batch_norm() -> list[Expert]:
 def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the background everybody, of images that came with the second expert the second alone."""
     runs, masks = [], []
-    kept, loss = module._Run._distil, module.distillation_loss
+    kept, loss = module.Run._distil, module.distillation_loss
 
     def look(self: Any, expert: Expert) -> None:
         kept(self, expert)
@@ -82,7 +82,7 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
         masks.append(mask.clone())
         return loss(logits, target, mask, *rest, **options)
 
-    monkeypatch.setattr(module._Run, "_distil", look)
+    monkeypatch.setattr(module.Run, "_distil", look)
     monkeypatch.setattr(module, "distillation_loss", spy)
     result = method().run(ExpertStream(list(trained())))
     first, second = trained()
@@ -105,7 +105,7 @@ def test_only_experts_speak_each_of_the_images_that_it_saw(monkeypatch: pytest.M
 def test_views_have_targets_of_their_own_and_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of each image's views, by every expert; the same ones for the second expert as for the first."""
     runs = []
-    asked, distil = Teachers.of_all, module._Run._distil
+    asked, distil = Teachers.of_all, module.Run._distil
 
     def look(self: Any, memory: Memory, positions: Tensor) -> tuple[Tensor, Tensor]:
         assert memory._shown is not None
@@ -118,7 +118,7 @@ def test_views_have_targets_of_their_own_and_are_made_again(monkeypatch: pytest.
         runs[-1] += (self.memory.targets.clone(), self.memory.spoken.clone())
 
     monkeypatch.setattr(Teachers, "of_all", look)
-    monkeypatch.setattr(module._Run, "_distil", then)
+    monkeypatch.setattr(module.Run, "_distil", then)
     result = method(views=3).run(ExpertStream(list(trained())))
     assert len(result.buffer) == 16
     first, second = trained()
@@ -305,7 +305,7 @@ class Sharing(Strategy):
 
 
 def test_a_class_that_two_experts_know_is_the_mean_of_those_that_spoke(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, kept = [], module._Run._distil
+    runs, kept = [], module.Run._distil
 
     def look(self: Any, expert: Expert) -> None:
         kept(self, expert)
@@ -313,7 +313,7 @@ def test_a_class_that_two_experts_know_is_the_mean_of_those_that_spoke(monkeypat
         images = torch.cat([memory.background, memory.buffer.images])
         runs.append((images, memory.targets.clone(), memory.spoken.clone()))
 
-    monkeypatch.setattr(module._Run, "_distil", look)
+    monkeypatch.setattr(module.Run, "_distil", look)
     sharing = Sharing()
     method(sharing).run(ExpertStream(sharing.experts))
     images, stored, heard = runs[1]

@@ -225,14 +225,14 @@ class Anew(Procedural):
 def run_and_look(strategy: Procedural, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor, Tensor, Any]:
     """After the second expert: the buffer's images and labels, the stored targets and the first ex-model."""
     runs = []
-    kept = module._Run._distil
+    kept = module.Run._distil
 
     def spy(self: Any, expert: Expert) -> None:
         kept(self, expert)
         buffer = self.memory.buffer
         runs.append((buffer.images.clone(), buffer.labels.clone(), self.memory.targets.clone(), self.student.previous))
 
-    monkeypatch.setattr(module._Run, "_distil", spy)
+    monkeypatch.setattr(module.Run, "_distil", spy)
     config = DistillationConfig.from_dict({**QUICK, "targets": "stored"})
     method = ExModelDistillation(strategy, config, seed=5, calibration=ResponseCalibration(FIELDS, images=50))
     method.run(ExpertStream(list(trained())))

@@ -4,11 +4,11 @@ from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, P
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
 from exml_fast.continual.ex_model.config import Background, DistillationConfig
+from exml_fast.continual.ex_model.distillation import ExModelDistillation
 from exml_fast.continual.ex_model.losses import Divergence, SquaredError
 from exml_fast.continual.ex_model.methods import METHODS, Method, Plan, method, plan
 from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise
 from exml_fast.continual.ex_model.result import ExModelResult, Learned
-from exml_fast.continual.ex_model.run import ExModelDistillation
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exml_fast.continual.ex_model.calibration import ResponseCalibration
 from exml_fast.continual.ex_model.config import Background, DistillationConfig
-from exml_fast.continual.ex_model.run import ExModelDistillation
+from exml_fast.continual.ex_model.distillation import ExModelDistillation
 from exml_fast.continual.ex_model.strategies import (
     AdaptiveInversion,
     AuxiliaryData,

@@ -1,15 +1,14 @@
-"""Ex-Model Distillation: one model learns from a stream of experts without their data (Carta 2022, Alg. 1)."""
+"""Alg. 1 of Carta 2022: one model learns from a stream of experts without their data."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,118 +16,28 @@ from torch import Tensor, nn
 from exml_fast._native import reused_memory
 from exml_fast.checkpoint import Checkpoint, random_state, set_random_state
 from exml_fast.continual.ex_model.batches import Batch, Batches
-from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
-from exml_fast.continual.ex_model.config import Background, DistillationConfig
+from exml_fast.continual.ex_model.calibration import Measured
 from exml_fast.continual.ex_model.head import Head
 from exml_fast.continual.ex_model.losses import distillation_loss
-from exml_fast.continual.ex_model.memory import Memory
 from exml_fast.continual.ex_model.postprocessing import Postprocessing
 from exml_fast.continual.ex_model.result import ExModelResult, Learned
-from exml_fast.continual.ex_model.strategies import Strategy
-from exml_fast.continual.ex_model.student import Student
 from exml_fast.continual.ex_model.targets import Teachers
-from exml_fast.continual.expert import Card, Expert, complete_arguments, require_fit
+from exml_fast.continual.expert import Card, Expert
 from exml_fast.continual.stream import ExpertStream
-from exml_fast.data import InputSpec
 from exml_fast.engine.substitution import copied, twin
-from exml_fast.models import create
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import placed
 
-__all__ = ["ExModelDistillation"]
+if TYPE_CHECKING:
+    from exml_fast.continual.ex_model.distillation import ExModelDistillation
+
+__all__ = ["Run"]
 
 CHECKPOINT_FILE = "distillation.pt"
 # Smaller experts may wait for Python's own garbage collection.
 COLLECT_BYTES = 2**20
-
-
-class ExModelDistillation:
-    """Alg. 1: for each expert, new images from the strategy, a rebalanced buffer, and distillation steps.
-
-    Args:
-        strategy: where images come from (:mod:`exml_fast.continual.ex_model.strategies`).
-        config: the settings.
-        model, units: the ex-model, of which a copy learns, and the global class id of each of its logits. By default
-            the architecture of the first expert, with a unit for every unit that occurs in the stream.
-        spec: the ex-model's input, the first expert's by default. Experts may differ from it in architecture and
-            input: they see the images converted (:meth:`exml_fast.InputSpec.convert`).
-        seed: of everything random in a run.
-        device: where the networks, the buffer and the steps are.
-        calibration: makes the experts' logits comparable; None takes them as they are.
-        background: random images that every expert sees, before those of the strategy.
-        buffer_dir: folder for the buffer's images instead of memory (:class:`exml_fast.ImageBuffer`); results do not
-            change.
-
-    Raises:
-        ValueError: if the settings do not go together.
-    """
-
-    def __init__(
-        self,
-        strategy: Strategy,
-        config: DistillationConfig | None = None,
-        *,
-        model: nn.Module | None = None,
-        units: Sequence[int] | None = None,
-        spec: InputSpec | None = None,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-        calibration: ResponseCalibration | None = None,
-        background: Background | None = None,
-        buffer_dir: PathLike | None = None,
-    ) -> None:
-        if model is not None and units is None:
-            raise ValueError("units must be given with model: the global class id of each logit")
-        self.strategy = strategy
-        self.config = config or DistillationConfig()
-        self.config.require_fit(background, strategy.once)
-        self.model, self.units, self.spec = model, units, spec
-        self.seed = seed
-        self.device = torch.device(device)
-        self.calibration = calibration
-        self.background = background
-        self.buffer_dir = buffer_dir
-
-    def run(
-        self,
-        stream: ExpertStream,
-        *,
-        progress: Progress | None = None,
-        checkpoint_dir: PathLike | None = None,
-        evaluate: Callable[[Expert], Any] | None = None,
-        checkpoint_every: int = 5000,
-    ) -> ExModelResult:
-        """Learn from the whole stream.
-
-        Args:
-            progress: called as ``progress(stage, step, total, terms)`` once a block of steps.
-            checkpoint_dir: where the state is saved after each expert, after its images are there, at least every
-                ``checkpoint_every`` steps, and on Ctrl-C (which is raised on). A run that finds a checkpoint of
-                the same stream, configuration and seed continues from it and ends bit for bit as if never stopped;
-                ValueError naming what differs otherwise.
-            evaluate: called with the ex-model after each expert, of which it keeps no copy (the network goes on
-                learning); returns a number, or a dict or list of numbers.
-
-        Raises:
-            ValueError: if a class of an expert is not among ``units``, or if two experts share a class although the
-                task decides the head (``task_labels``).
-            RuntimeError: if the loss is not finite.
-            ValueError, OSError: for an expert that cannot be read, or a full disk. A note says how much was learned
-                and is kept; the same call continues from there once the expert is mended or replaced. Experts that were
-                not learned yet may change, and more may have come.
-        """
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(self.seed)
-            run = _Run(self, stream, progress, checkpoint_dir, checkpoint_every)
-            try:
-                with run.checkpoint:
-                    return run.finish(evaluate)
-            except (ValueError, OSError) as error:
-                error.add_note(run.kept())
-                raise
 
 
 @dataclass
@@ -152,7 +61,7 @@ class _Clock:
         self._since = now
 
 
-class _Run:
+class Run:
     """One run of Alg. 1. Its state is consistent, and can be saved, at the end of every block of steps."""
 
     def __init__(
@@ -168,11 +77,11 @@ class _Run:
         units = stream.units if method.units is None else list(method.units)
         spec = method.spec or stream.cards[0].input_spec
         self.head = Head(units, stream.experiences, method.device)
-        self.student = _new_student(method, stream, units, spec)
+        self.student = method.new_student(stream, units, spec)
         # An ex-model that a step cannot correct is refused before anything is learned.
         example = torch.zeros(1, *spec.shape, device=method.device)
         self.postprocessing = Postprocessing(self.config.postprocessing, self.student.model, example)
-        self.memory = _new_memory(method, spec, len(stream))
+        self.memory = method.new_memory(spec, len(stream))
         self.generator = torch.Generator().manual_seed(method.seed)
         self.measured: Measured | None = None
         self.place, self.learned = _Place(), list[Learned]()
@@ -400,39 +309,6 @@ class _Run:
         self.measured = None if state["measured"] is None else Measured(*state["measured"])
         self.generator.set_state(state["generator"].cpu())
         set_random_state(state["random"], self.method.device)
-
-
-def _new_student(method: ExModelDistillation, stream: ExpertStream, units: list[int], spec: InputSpec) -> Student:
-    """The ex-model: a copy of the given model, or the first expert's architecture with new weights."""
-    arguments: dict[str, Any] = {}
-    if method.model is not None:
-        model, architecture = copy.deepcopy(method.model), type(method.model).__name__
-        require_fit(model.to(method.device), spec, len(units))
-    else:
-        first = stream.cards[0]
-        architecture = first.architecture
-        given = {k: v for k, v in first.arguments.items() if k != "num_classes"}
-        arguments = complete_arguments(architecture, given, len(units), spec)
-        model = create(architecture, **arguments)
-    return Student(model, architecture, arguments, method.device)
-
-
-def _new_memory(method: ExModelDistillation, spec: InputSpec, experts: int) -> Memory:
-    """An empty buffer, before it the background."""
-    size, background = method.config.buffer_size, method.background
-    fixed = 0 if background is None else round(background.share * size)
-    if size - fixed < experts:
-        share = 0.0 if background is None else background.share
-        raise ValueError(
-            f"buffer_size {size} with background_share {share} leaves {size - fixed} images for {experts} experts"
-        )
-    drawn = None
-    if background is not None:
-        drawn = background.source.draw(fixed, spec, torch.Generator().manual_seed(method.seed))
-    return Memory(
-        size - fixed, spec, background=drawn, views=method.config.targets.views, seed=method.seed,
-        device=method.device, folder=method.buffer_dir,
-    )  # fmt: skip
 
 
 def _by_our_ops(expert: Expert) -> Expert:
