@@ -8,6 +8,7 @@ import torch
 import exml_fast as xf
 from exml_fast import training, transfer
 from exml_fast.data import Split
+from exml_fast.evaluation import accuracy
 from exml_fast.models import create
 
 torch.manual_seed(0)
@@ -34,4 +35,4 @@ adapted = transfer.adapt(
 ).model
 
 for name, model in (("before", source), ("after", adapted)):
-    print(f"{name}: {transfer.accuracy(model, faint(digits.test), digits.spec):.1%} of the faint test digits")
+    print(f"{name}: {accuracy(model, faint(digits.test), digits.spec):.1%} of the faint test digits")

@@ -7,6 +7,7 @@ import torch
 
 import exml_fast as xf
 from exml_fast import training, transfer
+from exml_fast.evaluation import accuracy
 from exml_fast.models import create
 from exml_fast.report.charts import save_similarity
 
@@ -29,4 +30,4 @@ student = transfer.zskd(
 ).model
 
 for name, model in (("teacher", teacher), ("student", student)):
-    print(f"{name}: {transfer.accuracy(model, digits.test, digits.spec):.1%} of the test digits")
+    print(f"{name}: {accuracy(model, digits.test, digits.spec):.1%} of the test digits")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +41,25 @@ def test_the_examples_of_the_engine_in_the_pages_run(page: str, word: str) -> No
     (layer,) = names["layers"]
     torch.testing.assert_close(layer.mean, model[0](images).mean((0, 2, 3)), rtol=0.05, atol=0.01)
     assert layer.target_mean.equal(model[1].running_mean)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_what_an_example_names_exists(path: Path) -> None:
+    """Also in the examples that are too slow for every run."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.partition(".")[0] == "exml_fast":
+                    modules[name.asname or "exml_fast"] = exml_fast
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("exml_fast"):
+            for name in node.names:
+                found = getattr(importlib.import_module(str(node.module)), name.name)
+                if isinstance(found, ModuleType):
+                    modules[name.asname or name.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
 
 
 def test_efficientnet_lite0_has_valid_settings() -> None:
