@@ -132,7 +132,7 @@ def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("docs/catalogue.md", "python")
-    expert = xf.continual.train_expert(xf.data.load("digits"), epochs=1)
+    expert = xf.continual.train_expert(xf.data.load("digits"), epochs=1).expert
     names = ("zebra", "tomcat", *expert.card.class_names[2:])
     expert = xf.Expert(expert.model, dataclasses.replace(expert.card, class_names=names))
     xf.Catalogue("catalogue").add(expert, "street-signs")
