@@ -11,6 +11,8 @@ from pydantic import Field
 from exml_fast.validation import (
     Count,
     Natural,
+    NonNegative,
+    Positive,
     Share,
     field_names,
     from_mapping,
@@ -70,6 +72,37 @@ def test_an_error_is_one_line_that_names_field_expectation_and_value(fields: dic
     with pytest.raises(ValueError) as caught:
         Attack(**fields)
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@settings
+class Bounds:
+    number: float = 0.0
+    positive: Positive = 1.0
+    at_least_0: NonNegative = 0.0
+    count: Count = 1
+    natural: Natural = 0
+
+
+def refused(field: str, value: Any) -> bool:
+    try:
+        Bounds(**{field: value})
+    except ValueError as error:
+        return str(error).startswith(f"{field} must be ")
+    return False
+
+
+def test_numbers_are_finite_and_no_truth_values() -> None:
+    assert [Bounds(number=value).number for value in (0, -3, 1.5, 1e-300)] == [0, -3, 1.5, 1e-300]
+    for field in ("number", "positive", "at_least_0"):
+        assert all(refused(field, value) for value in (True, math.nan, math.inf, -math.inf, "1", None, 1j))
+    assert not refused("at_least_0", 0) and refused("positive", 0) and refused("at_least_0", -1e-9)
+
+
+def test_counts_are_integers_from_the_least_on() -> None:
+    assert Bounds(count=1).count == 1 and Bounds(natural=0).natural == 0
+    for field in ("count", "natural"):
+        assert all(refused(field, value) for value in (-1, True, False, 1.0, "1", None))
+    assert refused("count", 0) and not refused("natural", 0)
 
 
 def test_errors_of_positions_name_their_field() -> None:
