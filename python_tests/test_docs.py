@@ -180,3 +180,5 @@ def test_files_that_the_pages_name_exist(page: str) -> None:
     places = (ROOT, ROOT / "exml_fast", ROOT / "exml_fast" / "reproduction" / "presets")
     for name in re.findall(r"`([\w./\-]+/[\w.\-]+\.(?:py|toml|h|cpp|sh))`", (ROOT / page).read_text()):
         assert any((place / name).exists() for place in places), name
+    for name in re.findall(r"`(test_\w+\.py)`", (ROOT / page).read_text()):
+        assert (ROOT / "python_tests" / name).exists(), name
