@@ -120,7 +120,7 @@ def recognised(args: argparse.Namespace, question: str, teacher: nn.Module, judg
     rows = []
     for name, (recipe, changes) in RECIPES_OF[question].items():
         chosen = recipes.get(recipe)
-        steps = min(args.steps, chosen.steps)
+        steps = min(args.steps, chosen.optimisation.steps)
         chosen = chosen.replace(steps=steps, batch_size=min(256, 10 * args.per_class), **changes)
         result = xf.invert(
             teacher, None, per_class=args.per_class, recipe=chosen, spec=SPEC, seed=args.seed, device=args.device

@@ -62,7 +62,7 @@ def images_of_each() -> list[int]:
 
 
 def batches(images: int) -> int:
-    return math.ceil(images / RECIPE.batch_size)
+    return math.ceil(images / RECIPE.optimisation.batch_size)
 
 
 # Published style.
@@ -75,7 +75,7 @@ class PublishedInversion:
         self.model, self.labels, self.recipe = copy.deepcopy(model), labels, RECIPE
         self.model.requires_grad_(True).eval()
         self.x = start.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.x], RECIPE.lr)
+        self.optimizer = torch.optim.Adam([self.x], RECIPE.optimisation.lr)
         line = torch.exp(-torch.arange(-(BLUR_SIDE // 2), BLUR_SIDE // 2 + 1).float().square() / (2 * BLUR_SIGMA**2))
         line = line / line.sum()
         self.kernel = torch.outer(line, line)[None, None]
@@ -84,11 +84,11 @@ class PublishedInversion:
         recipe, x = self.recipe, self.x
         height, width = x.shape[2:]
         cropped = F.pad(x, [PAD] * 4)[:, :, PAD - down : PAD - down + height, PAD - right : PAD - right + width]
-        loss = F.cross_entropy(self.model(cropped) / recipe.temperature, self.labels)
+        loss = F.cross_entropy(self.model(cropped) / recipe.classification.temperature, self.labels)
         side = BLUR_SIDE // 2
         blurred = F.conv2d(F.pad(x, [side] * 4, mode="reflect"), self.kernel)
-        loss = loss + recipe.blur * torch.sum((x - blurred) ** 2, (1, 2, 3)).mean()
-        return loss + recipe.l2 * torch.sum(x**2, (1, 2, 3)).mean()
+        loss = loss + recipe.priors.blur * torch.sum((x - blurred) ** 2, (1, 2, 3)).mean()
+        return loss + recipe.priors.l2 * torch.sum(x**2, (1, 2, 3)).mean()
 
     def __call__(self) -> float:
         down, right = (int(torch.randint(-PAD, PAD + 1, (1,))) for _ in range(2))
@@ -97,7 +97,8 @@ class PublishedInversion:
         loss = self.loss(down, right)
         loss.backward()
         self.optimizer.step()
-        self.x.data = torch.clamp(self.x.data, -float(self.recipe.clip or 0), float(self.recipe.clip or 0))
+        limit = float(self.recipe.pixels.clip or 0)
+        self.x.data = torch.clamp(self.x.data, -limit, limit)
         return loss.item()
 
 
@@ -208,7 +209,7 @@ def early_stop(experts: list[Expert]) -> dict[str, list[float]]:
     recipe = RECIPE.replace(stop_confidence=0.99)
     steps: dict[str, list[float]] = {"published": [], "ours": []}
     for expert, count in zip(experts, images_of_each(), strict=True):
-        labels = torch.tensor(expert.classes).repeat(recipe.batch_size // 2)
+        labels = torch.tensor(expert.classes).repeat(recipe.optimisation.batch_size // 2)
         found: Result = Synthesizer(expert.model, SPEC, recipe, units=expert.units).run(labels, classes=expert.classes)
         taken = len(next(iter(found.history.values())))
         steps["published"].append(taken * batches(count))
@@ -228,7 +229,7 @@ def main() -> None:
     torch.manual_seed(0)
     experts = list(ExpertStream(arguments.experts)) if arguments.experts else random_experts()
     model = experts[0].model
-    labels = torch.tensor(experts[0].classes).repeat(RECIPE.batch_size // 2)
+    labels = torch.tensor(experts[0].classes).repeat(RECIPE.optimisation.batch_size // 2)
     start = torch.randn(len(labels), *SPEC.shape)
     images, of = torch.randn(CONFIG.buffer_size, *SPEC.shape), torch.arange(CONFIG.buffer_size) % CLASSES
     published = PublishedInversion(model, labels, start)
@@ -271,7 +272,7 @@ def main() -> None:
     def median(name: str) -> float:
         return timings[name]["median"]
 
-    steps = [float(RECIPE.steps * batches(count)) for count in images_of_each()]
+    steps = [float(RECIPE.optimisation.steps * batches(count)) for count in images_of_each()]
     plans = {"all steps": {"published": steps, "ours": steps}}
     if arguments.experts:
         plans["stop at 0.99"] = early_stop(experts)

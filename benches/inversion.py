@@ -190,7 +190,8 @@ class Published:
         for _, layer in bn_layers(self.model):
             layer.register_forward_hook(self._match)
         self.x = problem.start.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.x], problem.recipe.lr, problem.recipe.adam_betas)
+        settings = problem.recipe.optimisation
+        self.optimizer = torch.optim.Adam([self.x], settings.lr, settings.adam_betas)
         self.bounds = [bound.flatten().tolist() for bound in problem.spec.bounds()]
         cuda = problem.device == "cuda"
         self.autocast: Callable[[], AbstractContextManager[Any]] = (
@@ -214,9 +215,9 @@ class Published:
         x = augmented(self.x, next(self.draws))
         self.rest()
         with self.autocast():
-            loss = recipe.ce * F.cross_entropy(self.model(x), self.problem.labels)
-            loss = loss + recipe.tv_l2 * sum(torch.norm(d) for d in differences(x))
-            loss = loss + recipe.l2 * torch.norm(x) + recipe.bn * sum(self.distances)
+            loss = recipe.classification.ce * F.cross_entropy(self.model(x), self.problem.labels)
+            loss = loss + recipe.priors.tv_l2 * sum(torch.norm(d) for d in differences(x))
+            loss = loss + recipe.priors.l2 * torch.norm(x) + recipe.matching.bn * sum(self.distances)
         loss.backward()
         self.optimizer.step()
         for channel, (low, high) in enumerate(zip(*self.bounds, strict=True)):
@@ -237,7 +238,8 @@ class Compiled:
             layer.load_state_dict(original.state_dict())
             layer.register_forward_pre_hook(self._record)
         self.x = problem.start.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.x], problem.recipe.lr, problem.recipe.adam_betas, fused=True)
+        settings = problem.recipe.optimisation
+        self.optimizer = torch.optim.Adam([self.x], settings.lr, settings.adam_betas, fused=True)
         self.low, self.high = problem.spec.bounds(problem.device)
         mode = "max-autotune" if problem.device == "cuda" and backend == "inductor" else None
         self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=backend, mode=mode)
@@ -250,12 +252,13 @@ class Compiled:
         norm = torch.linalg.vector_norm
         self.calls.clear()
         logits = self.model(x.to(dtype=self.dtype, memory_format=torch.channels_last))
-        loss = recipe.ce * F.cross_entropy(logits.float(), self.problem.labels) + recipe.l2 * norm(x)
+        loss = recipe.classification.ce * F.cross_entropy(logits.float(), self.problem.labels)
+        loss = loss + recipe.priors.l2 * norm(x)
         for d in differences(x):
-            loss = loss + recipe.tv_l2 * norm(d)
+            loss = loss + recipe.priors.tv_l2 * norm(d)
         for z, mean, var in self.calls:
             v, m = torch.var_mean(z.float(), (0, 2, 3), correction=0)
-            loss = loss + recipe.bn * (norm(v - var) + norm(m - mean))
+            loss = loss + recipe.matching.bn * (norm(v - var) + norm(m - mean))
         self.calls.clear()
         return loss
 

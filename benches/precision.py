@@ -102,7 +102,8 @@ def main() -> None:
     for case in cases(args.weights, args.scale):
         for precision in ("float32", "bfloat16"):
             row = {"network": case.network, "asked": case.judge, "precision": precision, "images": len(case.labels)}
-            row |= {"steps": case.recipe.steps + sum(case.recipe.coarse_steps), "seeds": args.seeds}
+            optimisation = case.recipe.optimisation
+            row |= {"steps": optimisation.steps + sum(optimisation.coarse_steps), "seeds": args.seeds}
             for name, values in measured(case, precision, args.seeds, args.device).items():
                 row[name] = round(statistics.mean(values), 4)
                 row[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None

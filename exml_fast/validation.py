@@ -13,6 +13,15 @@ A settings class is a frozen dataclass whose fields say what they may hold::
 Types are strict (``True`` is no integer, ``"3"`` no number) and numbers are finite. Fields hold tuples; a list, as
 JSON and TOML have it, is converted. A table stands for a nested settings class. An unknown field is refused, and the
 nearest known one is suggested.
+
+Large settings are groups of smaller settings classes. Users name the fields of a group marked ``Flat`` directly::
+
+    @settings
+    class Distillation:
+        training: Flat[Training] = field(default_factory=Training)
+        temperature: Positive = 3.0
+
+    with_flat_changes(Distillation(), {"steps": 500, "temperature": 4.0})    # steps is a field of Training
 """
 
 from __future__ import annotations
@@ -30,12 +39,16 @@ from pydantic_core import ErrorDetails, core_schema
 
 __all__ = [
     "Count",
+    "Flat",
     "Natural",
     "NonNegative",
     "Positive",
     "Precision",
     "Share",
     "field_names",
+    "flat_dict",
+    "flat_names",
+    "from_flat",
     "from_mapping",
     "named",
     "nearest",
@@ -44,6 +57,7 @@ __all__ = [
     "settings",
     "to_dict",
     "with_changes",
+    "with_flat_changes",
 ]
 
 T = TypeVar("T")
@@ -60,6 +74,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 Precision = typing.Literal["auto", "float32", "bfloat16"]
 """Arithmetic of a network: "auto" takes bfloat16 where the device computes it faster."""
+
+_FLAT = "fields of this group are named directly"
+Flat = Annotated[T, _FLAT]
+"""Marks a nested settings class whose fields users name directly; the names of all groups must be distinct."""
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -144,16 +162,72 @@ def from_mapping(kind: type[T], value: Any, where: str = "") -> T:
 
 def with_changes(value: T, changes: Mapping[str, Any]) -> T:
     """A copy of a settings object with some fields changed; ValueError naming one that does not exist."""
-    known = field_names(type(value))
-    for name in changes:
-        if name not in known:
-            raise ValueError(_unknown(name, known))
+    _require_known(changes, field_names(type(value)))
     return typing.cast(T, dataclasses.replace(typing.cast(Any, value), **changes))
 
 
 def to_dict(value: Any) -> dict[str, Any]:
     """Plain JSON values of a settings object: nested objects become dicts and tuples lists."""
     return dataclasses.asdict(value, dict_factory=_with_lists)
+
+
+def flat_names(kind: type[Any]) -> list[str]:
+    """Names of the fields of a settings class, those of its ``Flat`` groups in place of the groups."""
+    groups = _groups(kind)
+    return [flat for name in field_names(kind) for flat in (flat_names(groups[name]) if name in groups else [name])]
+
+
+def flat_dict(value: Any) -> dict[str, Any]:
+    """:func:`to_dict` with the fields of the ``Flat`` groups in place of the groups."""
+    groups, flat = _groups(type(value)), dict[str, Any]()
+    for name, plain in to_dict(value).items():
+        flat |= flat_dict(getattr(value, name)) if name in groups else {name: plain}
+    return flat
+
+
+def from_flat(kind: type[T], values: Any, where: str = "") -> T:
+    """:func:`from_mapping` with the names of :func:`flat_names`. The other fields of a group keep their defaults."""
+    prefix, known = f"{where}: " if where else "", flat_names(kind)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix}expected a table of {', '.join(known)}, got {values!r}")
+    own = set(field_names(kind)) - set(_groups(kind))
+    try:
+        _require_known(values, known)
+        made = kind(**{name: value for name, value in values.items() if name in own})
+        return with_flat_changes(made, {name: value for name, value in values.items() if name not in own})
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+
+
+def with_flat_changes(value: T, changes: Mapping[str, Any]) -> T:
+    """:func:`with_changes` with the names of :func:`flat_names`; a whole group may be given under its own name too."""
+    kind = type(value)
+    groups, known = _groups(kind), flat_names(kind)
+    _require_known({name: None for name in changes if name not in groups}, known)
+    changed = {name: change for name, change in changes.items() if name in field_names(kind)}
+    for name, group in groups.items():
+        inner = {field: changes[field] for field in flat_names(group) if field in changes and field not in changed}
+        if inner:
+            base = changed.get(name, getattr(value, name))
+            base = from_mapping(group, base, name) if isinstance(base, Mapping) else base
+            changed[name] = with_flat_changes(base, inner)
+    return typing.cast(T, dataclasses.replace(typing.cast(Any, value), **changed))
+
+
+def _groups(kind: type[Any]) -> dict[str, type[Any]]:
+    """The settings classes of the fields that are marked ``Flat``."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {
+        name: hints[name].__origin__
+        for name in field_names(kind)
+        if _FLAT in getattr(hints.get(name), "__metadata__", ())
+    }
+
+
+def _require_known(names: Iterable[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(_unknown(name, known))
 
 
 def message(error: pydantic.ValidationError, kind: Any) -> str:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from exml_fast.data import InputSpec
-from exml_fast.inversion import Recipe
+from exml_fast.inversion import recipes
 
 SPEC = InputSpec(1, (12, 12), (0.5,), (0.25,))
-CE = Recipe("ce", steps=20, batch_size=8, l2=1e-3, norm_squared=True, jitter=1, border="zero")
+CE = recipes.new("ce", steps=20, batch_size=8, l2=1e-3, norm_squared=True, jitter=1, border="zero")
 BN = CE.replace(name="bn", bn=1.0)
 
 

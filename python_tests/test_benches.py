@@ -284,7 +284,8 @@ def test_precisions_are_compared_and_rendered(
 ) -> None:
     precision = importlib.import_module("precision")
     small, large = precision.cases(tmp_path, 0.001)
-    assert small.recipe.steps == large.recipe.steps == 1 and large.recipe.coarse_steps == (1,)
+    assert [case.recipe.optimisation.steps for case in (small, large)] == [1, 1]
+    assert large.recipe.optimisation.coarse_steps == (1,)
     spec = InputSpec(3, (16, 16), (0.5,) * 3, (0.5,) * 3)
     networks = lambda: (network()[0].eval(), network()[0].eval())  # noqa: E731
     case = dataclasses.replace(small, load=networks, spec=spec, labels=torch.arange(5))
@@ -366,7 +367,7 @@ def test_published_inversion_of_mnist_has_the_loss_of_the_recipe(ex_model: Any) 
     published = ex_model.PublishedInversion(expert.model, labels, start)
     loss = published.loss(0, 0)
     logits = expert.model(start)
-    total, _ = Objective.of(ex_model.RECIPE, bn=False)(Step(start, start, logits, labels))
+    total, _ = Objective.of(ex_model.RECIPE.classification, ex_model.RECIPE.priors)(Step(start, start, logits, labels))
     assert loss.item() == pytest.approx(total.item() / len(labels), rel=1e-4)
     before = published.x.detach().clone()
     assert published() == pytest.approx(loss.item(), rel=0.2) and not torch.equal(published.x, before)

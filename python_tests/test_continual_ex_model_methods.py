@@ -68,7 +68,8 @@ def test_settings_of_random_images_and_of_the_paper() -> None:
     assert strokes.background is not None and strokes.background.share == 0.5
     assert strokes.calibration is not None and strokes.calibration.typicality == 0.6
     assert strokes.config.targets.views == 4 and strokes.config.targets.name == "experts"
-    assert plan("model-inversion", inversion={"compete": 2.0}).recipe.compete == 0  # type: ignore[union-attr]
+    recipe = plan("model-inversion", inversion={"compete": 2.0}).recipe
+    assert recipe is not None and recipe.competition.compete == 0
     none = plan("natural-fields", calibration="none")
     assert none.calibration is None
 

@@ -189,9 +189,9 @@ def test_a_stream_of_other_architectures_and_inputs(kind: Any) -> None:
 
 
 def test_the_weight_of_the_competition() -> None:
-    assert AdaptiveInversion().recipe.compete == 10
-    assert AdaptiveInversion(recipes.get("model_inversion").replace(compete=2.0)).recipe.compete == 2
-    assert AdaptiveInversion(compete=3).recipe.compete == 3
+    assert AdaptiveInversion().recipe.competition.compete == 10
+    assert AdaptiveInversion(recipes.get("model_inversion").replace(compete=2.0)).recipe.competition.compete == 2
+    assert AdaptiveInversion(compete=3).recipe.competition.compete == 3
     with pytest.raises(ValueError, match="compete must be positive"):
         AdaptiveInversion(compete=0)
 

@@ -81,7 +81,8 @@ def test_networks_of_one_size_are_inverted_at_that_size() -> None:
     spec = InputSpec(1, (96, 96), (0.5,), (0.25,))
     chosen = Synthesizer(Fixed(), spec).recipe
     full = recipes.get("deep_inversion/imagenet-transferable")
-    assert chosen == full.replace(coarse_steps=(), steps=full.steps + sum(full.coarse_steps))
+    steps = full.optimisation.steps + sum(full.optimisation.coarse_steps)
+    assert chosen == full.replace(coarse_steps=(), steps=steps)
     assert invert(Fixed(), [0], per_class=1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
     with pytest.raises(ValueError, match=r"coarse_steps must be \(\) for a network that takes one size alone: Fixed"):
         invert(Fixed(), [0], per_class=1, recipe=full.name, spec=spec)

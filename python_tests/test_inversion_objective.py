@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.engine.statistics import LayerStatistics
+from exml_fast.inversion import recipes
 from exml_fast.inversion.objective import (
     L2,
     Blur,
@@ -21,6 +22,11 @@ from exml_fast.inversion.objective import (
 from exml_fast.inversion.recipes import Recipe
 
 N, K = 5, 4
+
+
+def objective_of(recipe: Recipe, bn: bool) -> Objective:
+    matching = recipe.matching if bn else None
+    return Objective.of(recipe.classification, recipe.priors, matching, recipe.competition)
 
 
 @pytest.fixture
@@ -136,8 +142,8 @@ def test_total_is_sum_over_images_plus_n_times_batch_terms(step: Step) -> None:
 
 
 def test_gradient_of_an_image_does_not_depend_on_the_batch() -> None:
-    recipe = Recipe("t", ce=1.0, tv_l2=0.1, blur=0.2, l2=0.3, norm_squared=True)
-    objective = Objective.of(recipe, bn=False)
+    recipe = recipes.new("t", ce=1.0, tv_l2=0.1, blur=0.2, l2=0.3, norm_squared=True)
+    objective = objective_of(recipe, bn=False)
     x, weight = torch.randn(4, 1, 6, 6, dtype=torch.float64), torch.randn(36, K, dtype=torch.float64)
 
     def gradient(images: Tensor) -> Tensor:
@@ -150,17 +156,17 @@ def test_gradient_of_an_image_does_not_depend_on_the_batch() -> None:
 
 
 def test_a_recipe_gives_the_terms_it_weighs() -> None:
-    recipe = Recipe("t", tv_l1=1.0, tv_l2=1.0, blur=1.0, l2=1.0, bn=1.0, compete=1.0)
-    assert Objective.of(recipe, bn=True).names == ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "compete", "loss")
-    assert Objective.of(recipe, bn=True).couples
-    assert not Objective.of(recipe, bn=False).couples
-    assert Objective.of(recipe.replace(tv_scope="batch"), bn=False).couples
-    assert Objective.of(Recipe("t", ce=1.0), bn=True).names == ("ce", "loss")
+    recipe = recipes.new("t", tv_l1=1.0, tv_l2=1.0, blur=1.0, l2=1.0, bn=1.0, compete=1.0)
+    assert objective_of(recipe, bn=True).names == ("ce", "tv_l1", "tv_l2", "blur", "l2", "bn", "compete", "loss")
+    assert objective_of(recipe, bn=True).couples
+    assert not objective_of(recipe, bn=False).couples
+    assert objective_of(recipe.replace(tv_scope="batch"), bn=False).couples
+    assert objective_of(recipes.new("t", ce=1.0), bn=True).names == ("ce", "loss")
     with pytest.raises(ValueError, match="distinct"):
         Objective([CrossEntropy(), CrossEntropy()])
 
 
 def test_terms_share_one_pass_of_the_prior(step: Step) -> None:
-    recipe = Recipe("t", tv_l2=1.0, blur=1.0, l2=1.0)
-    Objective.of(recipe, bn=False)(step)
+    recipe = recipes.new("t", tv_l2=1.0, blur=1.0, l2=1.0)
+    objective_of(recipe, bn=False)(step)
     assert len(step._priors) == 1

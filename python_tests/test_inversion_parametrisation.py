@@ -83,10 +83,10 @@ def test_steps_are_those_of_adam_on_the_parameters_within_their_limits() -> None
     start = STROKES.parameters(6, SPEC, seeded(3))
     result = synthesizer.run(labels, start=start)
     z = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=CE.lr)
+    optimiser = torch.optim.Adam([z], lr=CE.optimisation.lr)
     low, high = STROKES.limits(SPEC)
     assert low.shape == z[0].shape and (low <= high).all()
-    for _ in range(CE.steps):
+    for _ in range(CE.optimisation.steps):
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(STROKES.render(z, SPEC)), labels, reduction="sum").backward()
         optimiser.step()

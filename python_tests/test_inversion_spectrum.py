@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from exml_fast import InputSpec, Recipe, Synthesizer, invert
+from exml_fast import InputSpec, Synthesizer, invert, recipes
 from exml_fast.inversion.spectrum import NaturalSpectrum
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.ops import reference
@@ -53,7 +53,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(480, 4)).eval()
 
 
-RECIPE = Recipe(
+RECIPE = recipes.new(
     "natural", steps=6, batch_size=5, lr=0.1, bn=0.5, tv_l2=0.01, decay="cosine", spectrum=1.0, correlation=0.5,
     init_scale=0.5,
 )  # fmt: skip
@@ -67,7 +67,7 @@ def test_it_is_adam_on_the_coordinates_that_the_map_makes_images_of(device: str)
     start = map_(z.detach())
     labels = torch.tensor([0, 1, 2, 3, 0])
     optimizer = torch.optim.Adam([z], lr=0.1)
-    for rate in RECIPE.learning_rates():
+    for rate in RECIPE.optimisation.learning_rates():
         x = map_(z)
         features = model[0](x)
         bn = reference.bn_match(features, model[1].running_mean, model[1].running_var)
@@ -103,7 +103,7 @@ def test_stopped_images_stay() -> None:
     def gradient(x: Tensor, _index: Tensor) -> tuple[Tensor, Tensor]:
         return x.clone(), torch.zeros(1)
 
-    Stepper(gradient, x, moments, active, RECIPE, (None, None), 0, 3, spectrum).run(3)
+    Stepper(gradient, x, moments, active, RECIPE.optimisation, (None, None), 0, 3, spectrum).run(3)
     for old, new in zip(before, (x, *moments), strict=True):
         assert torch.equal(new[1], old[1]) and not torch.equal(new[0], old[0])
 

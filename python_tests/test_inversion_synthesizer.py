@@ -278,7 +278,7 @@ def test_small_images_are_optimised_first_and_enlarged() -> None:
     recipe = BN.replace(steps=4, coarse_steps=(6,), jitter=3)
     result = Synthesizer(model, SPEC, recipe, precision="float32").run(labels, seed=7)
     small = Synthesizer(model, SMALL, recipe.coarser(), precision="float32").run(labels, seed=7)
-    assert recipe.coarser().jitter == 1 and small.images.shape == (5, 1, 6, 6)
+    assert recipe.coarser().augmentation.jitter == 1 and small.images.shape == (5, 1, 6, 6)
     start = small.images.repeat_interleave(2, -1).repeat_interleave(2, -2)
     large = Synthesizer(model, SPEC, recipe.replace(coarse_steps=()), precision="float32")
     expected = large.run(labels, seed=7, start=start)

@@ -43,8 +43,8 @@ def test_every_preset_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lab = Lab(preset, TASKS[preset["task"]].settings, Context(tmp_path, 0, None, "cpu", None))
         if lab.recipe.name == "data_impressions/nayak":
             # The papers' 20, but for one that says why not.
-            assert lab.recipe.betas in ((1.0, 0.1), (0.01, 0.1))
-            assert lab.recipe.temperature == (4 if name == "nayak2021/table1" else 20)
+            assert lab.recipe.classification.betas in ((1.0, 0.1), (0.01, 0.1))
+            assert lab.recipe.classification.temperature == (4 if name == "nayak2021/table1" else 20)
         else:
             assert name == "calibrated/cifar10-zskd"
         if name.startswith("nayak"):
@@ -116,7 +116,7 @@ def test_bad_presets_are_named_before_they_run(tmp_path: Path) -> None:
         ({"attack.distillation": 5}, "attack.distillation must be a table of epsilon, step, steps, got 5"),
         ({"attack.epsilon": "a"}, "attack: epsilon must be a number, got 'a'"),
         ({"attack.test_images": -440}, "attack: test_images must be at least 1, got -440"),
-        ({"teacher": 5}, "teacher must be a table of"),
+        ({"teacher": 5}, "teacher: expected a table of"),
         ({"teacher.lr": "abc"}, "teacher: lr must be a number, got 'abc'"),
         ({"teacher": {"expert": "x"}}, "teacher.expert: task 'robustness' trains its teachers"),
         ({"teacher.architecture": "foo"}, "foo"),

@@ -27,7 +27,7 @@ def test_presets_are_as_published(name: str) -> None:
     assert found is not None and config.lambda_ce == 1 and planned.recipe is not None
     assert (config.training.steps, config.buffer_size) == (found.distillation_steps, found.buffer_size)
     assert (settings.experts.epochs, settings.experts.architecture) == (found.epochs, found.architecture)
-    assert planned.recipe.steps == found.inversion_steps
+    assert planned.recipe.optimisation.steps == found.inversion_steps
     arguments = {"in_channels": 1} if found.architecture == "lenet5" else {}
     assert create(found.architecture, num_classes=50, **arguments) is not None
 
@@ -79,4 +79,4 @@ def test_images_are_augmented_as_published(data: str, generation: dict[str, Any]
         for strategy in ("model-inversion", "data-impression"):
             assert plan_of(settings, strategy).config.training.augmentation == distillation
             recipe = plan_of(settings, strategy).recipe
-            assert {name: getattr(recipe, name) for name in generation} == generation
+            assert recipe is not None and recipe == recipe.replace(**generation)

@@ -115,7 +115,7 @@ def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None
     settings = Settings(strategies=("model-inversion", "adaptive-inversion"), inversion={"compete": 2.0})
     check_methods(settings)
     recipes = [plan_of(settings, name).recipe for name in settings.strategies]
-    assert [recipe and recipe.compete for recipe in recipes] == [0, 2]
+    assert [recipe and recipe.competition.compete for recipe in recipes] == [0, 2]
     with pytest.raises(ValueError, match="compete must be positive for adaptive-inversion, got 0"):
         check_methods(dataclasses.replace(settings, inversion={"compete": 0}))
 

@@ -10,7 +10,7 @@ from small_training import SMALL as SPEC
 from small_training import assert_seed_decides, network
 from torch import Tensor, nn
 
-from exml_fast import Distillation, InputSpec, Recipe, distill, invert
+from exml_fast import Distillation, InputSpec, distill, invert, recipes
 from exml_fast.data import Augmentation, load
 from exml_fast.progress import TensorBoard
 from exml_fast.storage import load_checkpoint
@@ -19,7 +19,7 @@ from exml_fast.transfer import Generation
 from exml_fast.transfer import pool as pool_module
 
 STILL = Augmentation(0)
-RECIPE = Recipe("r", steps=6, batch_size=8, lr=0.1, bn=0.1, compete=1.0)
+RECIPE = recipes.new("r", steps=6, batch_size=8, lr=0.1, bn=0.1, compete=1.0)
 SHORT = Distillation().replace(steps=20, batch_size=4, lr=0.05, generate_every=5, per_round=6, rounds=3, mixup=0.5)
 
 
@@ -43,7 +43,7 @@ def test_settings_of_its_parts_are_given_by_name() -> None:
         for options in ({"config": config}, {"config": SHORT, **given})
     )
     assert by_config.history == by_name.history and by_config.history["step"] == [2]
-    with pytest.raises(ValueError, match=r"distillation has no setting 'stepz' \(did you mean 'steps'\?\)"):
+    with pytest.raises(ValueError, match=r"unknown field 'stepz' \(did you mean 'steps'\?\)"):
         SHORT.replace(stepz=3)
 
 
@@ -320,7 +320,7 @@ def test_errors_name_the_argument() -> None:
         distill(teacher, network(), images[:, :, :4], spec=SPEC)
     with pytest.raises(ValueError, match="finite"):
         distill(teacher, network(), images * float("nan"), spec=SPEC)
-    with pytest.raises(ValueError, match="no setting 'step'"):
+    with pytest.raises(ValueError, match="unknown field 'step'"):
         distill(teacher, network(), images, spec=SPEC, step=3)
     with pytest.raises(ValueError, match="temperature must be positive"):
         distill(teacher, network(), images, spec=SPEC, temperature=0.0)
@@ -355,7 +355,7 @@ def test_tensorboard_gets_the_terms(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [e.step for e in events.Scalars("learn/kl")] == [5, 10, 15, 20] and seen[:2] == ["invert", "learn"]
     steps, rounds = [e.step for e in events.Scalars("invert/ce")], seen.count("invert")
-    assert steps == [RECIPE.steps * n for n in range(1, rounds + 1)] and rounds == 3
+    assert steps == [RECIPE.optimisation.steps * n for n in range(1, rounds + 1)] and rounds == 3
 
 
 def test_a_seed_decides_distillation_and_the_networks_given_stay() -> None:

@@ -10,11 +10,15 @@ from pydantic import Field
 
 from exml_fast.validation import (
     Count,
+    Flat,
     Natural,
     NonNegative,
     Positive,
     Share,
     field_names,
+    flat_dict,
+    flat_names,
+    from_flat,
     from_mapping,
     named,
     nearest,
@@ -23,6 +27,7 @@ from exml_fast.validation import (
     settings,
     to_dict,
     with_changes,
+    with_flat_changes,
 )
 
 
@@ -155,3 +160,25 @@ def test_counts_are_integers_of_a_least_value(value: object) -> None:
         require_count("steps", value)
     with pytest.raises(ValueError, match=r"^steps must be an integer of at least 2, got 1"):
         require_count("steps", 1, least=2)
+
+
+@settings
+class Group:
+    speed: Positive = 1.0
+    attack: Flat[Attack] = dataclasses.field(default_factory=Attack)
+
+
+def test_fields_of_flat_groups_are_named_directly() -> None:
+    assert flat_names(Group) == ["speed", *field_names(Attack)]
+    group = from_flat(Group, {"speed": 2.0, "steps": 3})
+    assert group == Group(2.0, Attack(steps=3)) and from_flat(Group, flat_dict(group)) == group
+    assert with_flat_changes(group, {"steps": 4, "attack": Attack(epsilon=0.5)}).attack == Attack(0.5, steps=4)
+    assert with_flat_changes(group, {"steps": 4, "attack": {"epsilon": 0.5}}).attack == Attack(0.5, steps=4)
+    with pytest.raises(ValueError, match=r"unknown field 'stepps' \(did you mean 'steps'\?\)"):
+        with_flat_changes(group, {"stepps": 3})
+    with pytest.raises(ValueError, match=r"^here: unknown field 'sped' \(did you mean 'speed'\?\)"):
+        from_flat(Group, {"sped": 3}, "here")
+    with pytest.raises(ValueError, match=r"^here: steps must be at least 1, got 0"):
+        from_flat(Group, {"steps": 0}, "here")
+    with pytest.raises(ValueError, match="expected a table of speed, "):
+        from_flat(Group, 3)

@@ -153,7 +153,7 @@ def invert(
             others = "".join(
                 f", {100 * found.judges[judge]['top1']:.1f} % by {judge}" for judge in list(found.judges)[1:]
             )
-            without = "" if chosen.bn > 0 and not result.summary["absent"] else ", without statistics"
+            without = "" if chosen.matching.bn > 0 and not result.summary["absent"] else ", without statistics"
             typer.echo(
                 f"{len(result)} images by {chosen.name}{without} in {result.seconds:.1f} s "
                 f"({result.summary['images_per_second']:.1f} a second), "

@@ -105,10 +105,11 @@ def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.
     """A recipe with changed fields. Changed ``steps`` scale ``coarse_steps`` in proportion unless these are given."""
     recipe = recipes.get(name)
     changed = recipe.replace(**changes)
-    if changed.steps == recipe.steps or "coarse_steps" in changes:
+    before, after = recipe.optimisation, changed.optimisation
+    if after.steps == before.steps or "coarse_steps" in changes:
         return changed
-    share = changed.steps / recipe.steps
-    return changed.replace(coarse_steps=tuple(max(1, round(share * steps)) for steps in recipe.coarse_steps))
+    share = after.steps / before.steps
+    return changed.replace(coarse_steps=tuple(max(1, round(share * steps)) for steps in before.coarse_steps))
 
 
 def _check_synthesis(
@@ -121,7 +122,7 @@ def _check_synthesis(
 ) -> None:
     """ValueError for settings that a Synthesizer of so many ``images`` refuses."""
     device = torch.device(run.machine.device)
-    require_memory(teacher.model, teacher.spec, min(images, recipe.batch_size), device, images)
+    require_memory(teacher.model, teacher.spec, min(images, recipe.optimisation.batch_size), device, images)
     Synthesizer(
         teacher.model, teacher.spec, recipe, units=teacher.units, device=device, precision=run.machine.precision,
         statistics=statistics, layers=run.matching.layers, parametrisation=parametrisation,
@@ -156,7 +157,7 @@ def prepared_inversion(
         if dataclasses.replace(student.spec, size=teacher.spec.size) != teacher.spec:
             raise ValueError(f"--student takes {student.spec}, the teacher {teacher.spec}: they see the same images")
         options["student"] = student.model
-    elif recipe.compete > 0:
+    elif recipe.competition.compete > 0:
         raise ValueError(f"--student must be given: recipe {recipe.name!r} competes with one")
     classes = wanted or range(teacher.outputs())
     images = run.per_class * len(classes)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from exml_fast import ops
+from exml_fast.validation import Natural, NonNegative, require, settings
 
 __all__ = ["Augmentation", "Draws"]
 
@@ -32,21 +34,26 @@ class Draws:
     """(C, 1, 1): the values around the images, where they are not zero."""
 
 
-@dataclass(frozen=True)
+@settings
 class Augmentation:
-    """Ranges of the random transforms."""
+    """Ranges of the random transforms: the last group of a recipe's settings. ValueError names a field out of range."""
 
-    jitter: int = 0
+    jitter: Natural = 0
     """Largest shift in pixels, in each direction."""
-    border: str = "wrap"
+    border: Literal["wrap", "zero", "black"] = "wrap"
     """What a shift, a rotation or a crop shows beyond the image: "wrap", its other side (Yin 2020); "zero" (Carta
     2022); "black", the lowest valid pixel, as in the padded crops of the usual training on CIFAR-10."""
     flip: bool = False
     """Flip left to right with probability 1/2."""
-    rotate: float = 0.0
+    rotate: NonNegative = 0.0
     """Largest rotation in degrees, in each direction."""
     crop: tuple[float, float] = (1.0, 1.0)
     """Range of the area of a random resized crop with an aspect ratio from 3/4 to 4/3; (1, 1) is none."""
+
+    def check(self) -> None:
+        """The crop is a range of shares; ValueError."""
+        low, high = self.crop
+        require(0 < low <= high <= 1, "crop", "(low, high) with 0 < low <= high <= 1", self.crop)
 
     def draw(
         self,

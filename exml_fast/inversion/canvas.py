@@ -7,7 +7,7 @@ from torch import Tensor
 
 from exml_fast.data import InputSpec
 from exml_fast.inversion.parametrisation import Parametrisation
-from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.settings import Pixels
 from exml_fast.inversion.spectrum import NaturalSpectrum
 from exml_fast.inversion.state import generator_for
 
@@ -15,27 +15,18 @@ __all__ = ["Canvas"]
 
 
 class Canvas:
-    """Pixels by a recipe's ``init``, ``clip``, ``spectrum`` and ``correlation``; or a parametrisation in their place.
-
-    Raises:
-        ValueError: if a recipe with ``coarse_steps`` is given a parametrisation.
-    """
+    """Pixels by a recipe's settings ``pixels``; or a parametrisation in their place."""
 
     def __init__(
-        self, spec: InputSpec, recipe: Recipe, device: torch.device, parametrisation: Parametrisation | None
+        self, spec: InputSpec, pixels: Pixels, device: torch.device, parametrisation: Parametrisation | None
     ) -> None:
-        if parametrisation is not None and recipe.coarse_steps:
-            raise ValueError(
-                f"recipe {recipe.name!r} begins with smaller images (coarse_steps={recipe.coarse_steps}): "
-                "expected coarse_steps=() with a parametrisation"
-            )
         self.parametrisation = parametrisation
-        self._spec, self._recipe, self._device = spec, recipe, device
+        self._spec, self._pixels, self._device = spec, pixels, device
         self.bounds = self._clip_bounds()
         """Lowest and highest values, (C,) or (P,) each; None twice without a clip."""
         self.spectrum: NaturalSpectrum | None = None
-        if parametrisation is None and (recipe.spectrum or recipe.correlation):
-            self.spectrum = NaturalSpectrum(recipe.spectrum, recipe.correlation, spec.shape, device)
+        if parametrisation is None and (pixels.spectrum or pixels.correlation):
+            self.spectrum = NaturalSpectrum(pixels.spectrum, pixels.correlation, spec.shape, device)
 
     def images(self, x: Tensor) -> Tensor:
         """Images (R, C, H, W) of ``x``: images, or parameters (R, P); differentiable."""
@@ -64,16 +55,16 @@ class Canvas:
         generators = [generator_for(f"image {n}", seed) for n in rows.tolist()]
         if self.parametrisation is not None:
             return torch.cat([self.parametrisation.parameters(1, self._spec, generator) for generator in generators])
-        make = torch.randn if self._recipe.init == "normal" else torch.rand
+        make = torch.randn if self._pixels.init == "normal" else torch.rand
         x = torch.stack([make(self._spec.shape, generator=generator) for generator in generators]).to(self._device)
-        if self._recipe.init == "uniform":
+        if self._pixels.init == "uniform":
             x = self._spec.normalize(x)
         elif self.spectrum is not None:
             x = self.spectrum(x)
-        return self._recipe.init_scale * x
+        return self._pixels.init_scale * x
 
     def _clip_bounds(self) -> tuple[Tensor | None, Tensor | None]:
-        clip, channels = self._recipe.clip, self._spec.channels
+        clip, channels = self._pixels.clip, self._spec.channels
         if self.parametrisation is not None:
             low, high = self.parametrisation.limits(self._spec)
             return low.to(self._device), high.to(self._device)

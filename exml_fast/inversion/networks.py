@@ -16,7 +16,7 @@ from exml_fast.engine.freezing import dtype_of, frozen_copy
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_running_statistics
 from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
-from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.settings import Matching, StudentCompetition
 
 __all__ = ["Networks"]
 
@@ -25,9 +25,9 @@ SavedPlans = dict[str, tuple[str, tuple[Any, ...]]]
 
 
 class Networks:
-    """A copy of the classifier, its frozen teacher and, where the recipe has ``compete``, a frozen student.
+    """A copy of the classifier, its frozen teacher and, with a weight ``compete``, a frozen student.
 
-    Args: see :class:`exml_fast.inversion.Synthesizer`.
+    Args: see :class:`exml_fast.inversion.Synthesizer`; ``batch_size`` is the usual number of images of a call.
 
     Raises:
         ValueError: if the network cannot be frozen, if the recipe matches BatchNorm statistics and the network has none
@@ -38,27 +38,30 @@ class Networks:
         self,
         model: nn.Module,
         spec: InputSpec,
-        recipe: Recipe,
+        matching: Matching,
+        competition: StudentCompetition,
         *,
+        batch_size: int,
         device: torch.device,
         precision: str,
         engine: bool,
         statistics: str | Tensor,
         layers: Sequence[str],
     ) -> None:
-        self.spec, self.recipe, self.device, self.precision, self.engine = spec, recipe, device, precision, engine
+        self.spec, self.device, self.precision, self.engine = spec, device, precision, engine
+        self.compete, self.batch_size = competition.compete, batch_size
         self.statistics, self.layers = statistics, (layers,) if isinstance(layers, str) else tuple(layers)
         self.model = frozen_copy(model, device)
-        if recipe.bn > 0 and not self.layers:
+        if matching.bn > 0 and not self.layers:
             require_running_statistics(self.model)
         require_memory(self.model, spec, 1, device)
         self.teacher = self._freeze_teacher()
         self.student: Network | None = None
-        if recipe.bn > 0 and not self.matches_statistics and not recipe.bn_optional:
+        if matching.bn > 0 and not self.matches_statistics and not matching.bn_optional:
             raise ValueError(
-                f"recipe {recipe.name!r} matches BatchNorm statistics (bn={recipe.bn}), but {type(model).__name__} "
-                "runs no BatchNorm layer: give some real images as statistics and names of layers as layers, or set "
-                "bn=0 (or bn_optional=True) to rely on the image priors alone"
+                f"the recipe matches BatchNorm statistics (bn={matching.bn}), but {type(model).__name__} runs no "
+                "BatchNorm layer: give some real images as statistics and names of layers as layers, or set bn=0 (or "
+                "bn_optional=True) to rely on the image priors alone"
             )
 
     @property
@@ -72,14 +75,14 @@ class Networks:
         return self.teacher.matched_calls > 0
 
     def compete_with(self, student: nn.Module | None, plans: Plans | None = None) -> None:
-        """Freeze a copy of the student, where the recipe has ``compete``; ValueError if the student does not fit."""
+        """Freeze a copy of the student, with a weight ``compete``; ValueError if the student does not fit."""
         self.student = None
-        if self.recipe.compete == 0:
+        if self.compete == 0:
             return
         if not isinstance(student, nn.Module):
             raise ValueError(
-                f"recipe {self.recipe.name!r} competes with a student (compete={self.recipe.compete}): student must be "
-                f"a torch.nn.Module, got {type(student).__name__}"
+                f"the recipe competes with a student (compete={self.compete}): student must be a "
+                f"torch.nn.Module, got {type(student).__name__}"
             )
         frozen_student = self._freeze(student, plans)
         if frozen_student.num_classes != self.num_classes:
@@ -105,7 +108,7 @@ class Networks:
         """Logits (N, K) float32, CPU, of the classifier as it was given, for images (N, C, H, W)."""
         dtype = dtype_of(self.model)
         with torch.no_grad():
-            parts = images.split(self.recipe.batch_size)
+            parts = images.split(self.batch_size)
             return torch.cat([self.model(part.to(self.device, dtype)).float().cpu() for part in parts])
 
     def tensors(self, student: nn.Module | None) -> list[Tensor]:
@@ -124,7 +127,7 @@ class Networks:
         if not self.engine:
             return EagerTeacher(model, self.spec, device=self.device, **statistics)
         return FrozenTeacher(
-            model, self.spec, device=self.device, precision=self.precision, batch_size=self.recipe.batch_size,
+            model, self.spec, device=self.device, precision=self.precision, batch_size=self.batch_size,
             plans=plans, **statistics,
         )  # fmt: skip
 

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from exml_fast import ops
 from exml_fast.engine.statistics import LayerStatistics
-
-if TYPE_CHECKING:
-    from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.settings import Classification, Matching, Priors, StudentCompetition
 
 __all__ = [
     "L2",
@@ -246,21 +244,31 @@ class Objective:
         return total, torch.stack([*values, total.detach()]) / count
 
     @classmethod
-    def of(cls, recipe: Recipe, bn: bool) -> Objective:
-        """The terms to which ``recipe`` gives a positive weight, BatchNorm's only if ``bn``."""
-        tv = Prior(recipe.tv_scope == "image", recipe.prior_augmented)
-        norm = Prior(recipe.norm_scope == "image", recipe.prior_augmented, recipe.blur_kernel, recipe.blur_sigma)
+    def of(
+        cls,
+        classification: Classification,
+        priors: Priors,
+        matching: Matching | None = None,
+        competition: StudentCompetition | None = None,
+    ) -> Objective:
+        """The terms to which a recipe's groups give a positive weight; ValueError if there is none."""
+        tv = Prior(priors.tv_scope == "image", priors.prior_augmented)
+        norm = Prior(priors.norm_scope == "image", priors.prior_augmented, priors.blur_kernel, priors.blur_sigma)
         if tv.per_image == norm.per_image:
             tv = norm  # then one pass computes all priors
         candidates: list[Term] = [
-            CrossEntropy(recipe.ce, recipe.temperature),
-            TotalVariation(recipe.tv_l1, tv, "l1"),
-            TotalVariation(recipe.tv_l2, tv, "l2"),
-            Blur(recipe.blur, norm, recipe.norm_squared),
-            L2(recipe.l2, norm, recipe.norm_squared),
-            StatisticsDistance(
-                recipe.bn if bn else 0.0, recipe.bn_distance, recipe.bn_moment, recipe.bn_first, recipe.bn_average
-            ),
-            Competition(recipe.compete, recipe.compete_temperature),
+            CrossEntropy(classification.ce, classification.temperature),
+            TotalVariation(priors.tv_l1, tv, "l1"),
+            TotalVariation(priors.tv_l2, tv, "l2"),
+            Blur(priors.blur, norm, priors.norm_squared),
+            L2(priors.l2, norm, priors.norm_squared),
         ]
+        if matching is not None:
+            candidates.append(
+                StatisticsDistance(
+                    matching.bn, matching.bn_distance, matching.bn_moment, matching.bn_first, matching.bn_average
+                )
+            )
+        if competition is not None:
+            candidates.append(Competition(competition.compete, competition.compete_temperature))
         return cls([term for term in candidates if term.weight > 0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exml_fast import ops
-from exml_fast.inversion.recipes import Recipe
+from exml_fast.inversion.settings import Optimisation
 from exml_fast.inversion.spectrum import NaturalSpectrum
 
 __all__ = ["Stepper"]
@@ -31,7 +31,7 @@ class Stepper:
             the values of the terms (T,).
         x, moments: images and Adam's first and second moments, (R, C, H, W) float32; written.
         active: bool (R,): images with False are not changed; None changes all.
-        recipe: steps, learning rates, betas.
+        optimisation: steps, learning rates, betas.
         bounds: lowest and highest values, (C,) each, or None twice.
         first: the step to begin with, from 0.
         block: the largest number of steps of one :meth:`run`.
@@ -44,15 +44,15 @@ class Stepper:
         x: Tensor,
         moments: tuple[Tensor, Tensor],
         active: Tensor | None,
-        recipe: Recipe,
+        optimisation: Optimisation,
         bounds: tuple[Tensor | None, Tensor | None],
         first: int,
         block: int,
         spectrum: NaturalSpectrum | None = None,
     ) -> None:
         self.x, self._moments, self._active = x, moments, active
-        self._gradient, self._betas, self._bounds = gradient, recipe.adam_betas, bounds
-        self._rates = recipe.learning_rates().to(x.device, torch.float32)
+        self._gradient, self._betas, self._bounds = gradient, optimisation.adam_betas, bounds
+        self._rates = optimisation.learning_rates().to(x.device, torch.float32)
         self._index = torch.full((1,), first, dtype=torch.int64, device=x.device)
         self._slot = torch.zeros(1, dtype=torch.int64, device=x.device)
         self._block, self._values = block, x.new_empty(0)

@@ -31,7 +31,7 @@ from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.state import State, generator_for, mixed_batches
 from exml_fast.inversion.stepper import Stepper
-from exml_fast.inversion.targets import class_similarity, dirichlet_mixture, hard_targets
+from exml_fast.inversion.targets import hard_targets, soft_targets
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 
@@ -96,20 +96,27 @@ class Synthesizer:
             if recipe is None
             else recipes.get(recipe)
         )
+        if parametrisation is not None and (coarse_steps := self.recipe.optimisation.coarse_steps):
+            raise ValueError(
+                f"recipe {self.recipe.name!r} begins with smaller images (coarse_steps={coarse_steps}): expected "
+                "coarse_steps=() with a parametrisation"
+            )
         self.device = device_of(model) if device is None else torch.device(device)
         self.networks = Networks(
-            model, self.spec, self.recipe, device=self.device, precision=precision, engine=engine,
+            model, self.spec, self.recipe.matching, self.recipe.competition,
+            batch_size=self.recipe.optimisation.batch_size, device=self.device, precision=precision, engine=engine,
             statistics=statistics, layers=layers,
         )  # fmt: skip
         count = self.networks.num_classes
         self.units = tuple(range(count)) if units is None else tuple(int(u) for u in units)
         if len(self.units) != count or len(set(self.units)) != len(self.units):
             raise ValueError(f"units must be {count} distinct class ids, one a logit, got {self.units}")
-        self.objective = Objective.of(self.recipe, bn=self.networks.matches_statistics)
+        matching = self.recipe.matching if self.networks.matches_statistics else None
+        self.objective = Objective.of(self.recipe.classification, self.recipe.priors, matching, self.recipe.competition)
         self.compact = compact and not self.objective.couples
-        self.canvas = Canvas(self.spec, self.recipe, self.device, parametrisation)
+        self.canvas = Canvas(self.spec, self.recipe.pixels, self.device, parametrisation)
         self._stage, self._file = "invert", CHECKPOINT_FILE
-        self._coarse = self._coarser() if self.recipe.coarse_steps else None
+        self._coarse = self._coarser() if self.recipe.optimisation.coarse_steps else None
 
     @property
     def teacher(self) -> FrozenTeacher | EagerTeacher:
@@ -158,8 +165,9 @@ class Synthesizer:
             distinct = sorted(set(asked.tolist() if classes is None else classes))
             among = hard_targets(torch.tensor(distinct), self.units)
             positions = hard_targets(asked, self.units)
-            soft = self._soft_targets(positions, among, seed) if self.recipe.targets == "dirichlet" else None
-            batch_size = min(self.recipe.batch_size, len(asked))
+            soft = self._soft_targets(positions, among, seed)
+            optimisation = self.recipe.optimisation
+            batch_size = min(optimisation.batch_size, len(asked))
             require_memory(self.networks.model, self.spec, batch_size, self.device, len(asked))
             start = self.canvas.checked_start(start, len(asked))
             self.networks.compete_with(student)
@@ -170,15 +178,15 @@ class Synthesizer:
             state = self._resumed(checkpoint, student)
             if state is None:
                 terms = len(self.objective.names)
-                state = State.begin(len(asked), self.spec, self.recipe.steps, terms, self.device, start)
+                state = State.begin(len(asked), self.spec, optimisation.steps, terms, self.device, start)
                 state.soft = soft
                 if self._coarse is not None:
                     options = {"seed": seed, "classes": distinct, "student": student, "progress": progress}
                     self._begin_coarse(state, torch.as_tensor(labels), checkpoint_dir, options)
                     checkpoint.keep(functools.partial(self._saved, state), write=True)
-            batches = mixed_batches(positions, self.recipe.batch_size)
+            batches = mixed_batches(positions, optimisation.batch_size)
             soft, wanted = state.soft, positions
-            if soft is not None and self.recipe.label == "argmax":
+            if soft is not None and self.recipe.classification.label == "argmax":
                 wanted = among[soft[:, among].argmax(1)]
                 asked = torch.tensor(self.units, dtype=torch.int64)[wanted]
             elif soft is not None:
@@ -202,9 +210,9 @@ class Synthesizer:
         checkpoint: Checkpoint,
     ) -> None:
         """All steps of all batches."""
-        augmentation, generator = self.recipe.augmentation, generator_for("augmentation", seed)
+        steps, generator = self.recipe.optimisation.steps, generator_for("augmentation", seed)
         low = self.spec.bounds(self.device)[0]
-        draws = augmentation.draw(self.recipe.steps, self.spec.size, generator, self.device, low)
+        draws = self.recipe.augmentation.draw(steps, self.spec.size, generator, self.device, low)
         stepper = None
         with checkpoint:
             while state.batch < len(batches):
@@ -217,9 +225,9 @@ class Synthesizer:
                     stepper = self._stepper(state, targets, draws)
                 values = self._advance(state, stepper, wanted, len(batches))
                 if progress is not None:
-                    done = state.batch * self.recipe.steps + state.step
+                    done = state.batch * steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
-                    progress(self._stage, done, len(batches) * self.recipe.steps, terms)
+                    progress(self._stage, done, len(batches) * steps, terms)
 
     # One step and one block.
 
@@ -237,36 +245,36 @@ class Synthesizer:
 
     def _stepper(self, state: State, targets: Tensor, draws: Draws) -> Stepper:
         gradient = functools.partial(self._gradient, targets[state.rows.to(self.device)], draws)
-        active = None if self.recipe.stop_confidence is None else state.active
+        active = None if self.recipe.optimisation.stop_confidence is None else state.active
         moments = (state.exp_avg, state.exp_avg_sq)
         return Stepper(
-            gradient, state.x, moments, active, self.recipe, self.canvas.bounds, state.step, self.block,
+            gradient, state.x, moments, active, self.recipe.optimisation, self.canvas.bounds, state.step, self.block,
             self.canvas.spectrum,
         )  # fmt: skip
 
     def _advance(self, state: State, stepper: Stepper, wanted: Tensor, batches: int) -> Tensor:
         """Take up to ``block`` steps of the current batch; retire it after the last. Values (T,) of the last step."""
         begun = time.monotonic()
-        first, last = state.step, min(state.step + self.block, self.recipe.steps)
+        first, last = state.step, min(state.step + self.block, self.recipe.optimisation.steps)
         block = stepper.run(last - first).to("cpu", torch.float64)
         state.step = last
         self._require_finite(block, state.x, first, f"batch {state.batch + 1} of {batches}")
         state.history[first:last] += block * len(state.rows)
         state.counted[first:last] += len(state.rows)
-        if self.recipe.stop_confidence is not None:
+        if self.recipe.optimisation.stop_confidence is not None:
             self._stop_confident(state, wanted[state.rows.to(self.device)])
-        if state.step == self.recipe.steps or not state.active.any():
+        if state.step == self.recipe.optimisation.steps or not state.active.any():
             self._retire(state, torch.ones(len(state.rows), dtype=torch.bool))
             state.batch, state.step = state.batch + 1, 0
         state.seconds += time.monotonic() - begun
         return block[-1]
 
     def _stop_confident(self, state: State, wanted: Tensor) -> None:
-        assert self.recipe.stop_confidence is not None
+        assert self.recipe.optimisation.stop_confidence is not None
         with torch.no_grad():
             logits, _ = self.networks.teacher(self.canvas.images(state.x))
         probability = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
-        confident = (probability >= self.recipe.stop_confidence) & state.active
+        confident = (probability >= self.recipe.optimisation.stop_confidence) & state.active
         state.active &= ~confident
         state.stopped_at[state.rows[confident.cpu()]] = state.step
         stopped = ~state.active.cpu()
@@ -310,23 +318,16 @@ class Synthesizer:
         coarse._stage, coarse._file = f"invert at {height}×{width}", f"inversion-{height}x{width}.pt"
         return coarse
 
-    def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor:
-        """Soft targets (N, K) float32, drawn around the logit positions (N,)."""
-        model, count = self.networks.model, self.networks.num_classes
-        with torch.no_grad():
-            example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
-            similarity = class_similarity(
-                model, normalize=self.recipe.similarity_minmax, layer=self.recipe.similarity_layer, example=example
-            ).to(self.device)
-        if len(similarity) != count:
-            raise ValueError(
-                f"the last linear layer of {type(model).__name__} has {len(similarity)} rows and the network {count} "
-                "logits: soft targets are drawn from the rows of the classifying layer; name it with "
-                "similarity_layer=..."
-            )
-        within = among if self.recipe.dirichlet_over == "classes" else None
-        generator = generator_for("targets", seed, self.device)
-        return dirichlet_mixture(similarity, positions, self.recipe.betas, generator=generator, among=within).cpu()
+    def _soft_targets(self, positions: Tensor, among: Tensor, seed: int) -> Tensor | None:
+        """Soft targets (N, K) float32 around the logit positions (N,), if the recipe has them."""
+        if self.recipe.classification.targets == "hard":
+            return None
+        model, generator = self.networks.model, generator_for("targets", seed, self.device)
+        example = torch.zeros(1, *self.spec.shape, device=self.device, dtype=dtype_of(model))
+        return soft_targets(
+            model, self.recipe.classification, positions,
+            example=example, among=among, logits=self.networks.num_classes, generator=generator,
+        )  # fmt: skip
 
     def _require_finite(self, block: Tensor, x: Tensor, first: int, where: str) -> None:
         bad = (~block.isfinite()).nonzero()
@@ -340,7 +341,7 @@ class Synthesizer:
             return
         raise RuntimeError(
             f"recipe {self.recipe.name!r}: {name} became {value} at step {step} ({where}); a smaller learning rate "
-            f"than {self.recipe.lr} or other weights may help, and the network's weights should be finite"
+            f"than {self.recipe.optimisation.lr} or other weights may help, and the network's weights should be finite"
         )
 
     def _result(
@@ -351,8 +352,8 @@ class Synthesizer:
         earlier = 0 if state.earlier is None else len(state.earlier)
         if state.earlier is not None:
             history = torch.cat([state.earlier, history])
-        absent = ["bn"] if self.recipe.bn > 0 and not self.networks.matches_statistics else []
-        stop = self.recipe.stop_confidence
+        absent = ["bn"] if self.recipe.matching.bn > 0 and not self.networks.matches_statistics else []
+        stop = self.recipe.optimisation.stop_confidence
         summary = {
             "recipe": self.recipe.to_dict(),
             "seed": seed,
@@ -362,7 +363,7 @@ class Synthesizer:
             "images_per_second": len(labels) / max(state.seconds, 1e-9),
             "teacher_accuracy": float((logits.argmax(1) == wanted).double().mean()),
             "confidence": float(logits.softmax(1).gather(1, wanted[:, None]).double().mean()),
-            "stopped": int((state.stopped_at < self.recipe.steps).sum()) if stop is not None else 0,
+            "stopped": int((state.stopped_at < self.recipe.optimisation.steps).sum()) if stop is not None else 0,
             "absent": absent,
             "parametrisation": None if self.canvas.parametrisation is None else self.canvas.parametrisation.describe(),
             "device": str(self.device),

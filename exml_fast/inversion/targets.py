@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast.inversion.settings import Classification
 from exml_fast.models import final_linear
 
-__all__ = ["beta_shares", "class_similarity", "dirichlet_mixture", "hard_targets"]
+__all__ = ["beta_shares", "class_similarity", "dirichlet_mixture", "hard_targets", "soft_targets"]
 
 SMALLEST_SIMILARITY = 1e-4
 
@@ -154,3 +155,42 @@ def dirichlet_mixture(
     targets = torch.zeros(len(classes), len(similarity), device=device)
     targets[:, among] = ops.dirichlet_targets(part, inverse[classes], shares, generator).float()
     return targets
+
+
+def soft_targets(
+    model: nn.Module,
+    classification: Classification,
+    positions: Tensor,
+    *,
+    example: Tensor,
+    among: Tensor,
+    logits: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Soft targets around the classes at ``positions``, from the similarities of the rows of ``model``.
+
+    Args:
+        positions: (N,) int64 logit positions.
+        example: an input (1, C, H, W) for ``model``, on its device.
+        among: the logit positions (M,) to which ``dirichlet_over="classes"`` restricts the targets.
+        logits: K, the number of logits of ``model``.
+        generator: on the device of ``example``.
+
+    Returns:
+        (N, K) float32 on the CPU.
+
+    Raises:
+        ValueError: if the classifying layer is not found, or has another number of rows than K.
+    """
+    with torch.no_grad():
+        similarity = class_similarity(
+            model,
+            normalize=classification.similarity_minmax, layer=classification.similarity_layer, example=example,
+        ).to(example.device)  # fmt: skip
+    if len(similarity) != logits:
+        raise ValueError(
+            f"the last linear layer of {type(model).__name__} has {len(similarity)} rows and the network {logits} "
+            "logits: soft targets are drawn from the rows of the classifying layer; name it with similarity_layer=..."
+        )
+    within = among if classification.dirichlet_over == "classes" else None
+    return dirichlet_mixture(similarity, positions, classification.betas, generator=generator, among=within).cpu()

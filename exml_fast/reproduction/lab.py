@@ -156,7 +156,7 @@ class Lab:
 
     def similarity(self, teacher: nn.Module) -> None:
         """Note the class similarities that the targets of the impressions are drawn by, if they are."""
-        if self.recipe.targets == "dirichlet":
+        if self.recipe.classification.targets == "dirichlet":
             self.outcome.matrices["Class similarities of the teacher"] = self._similarity(teacher)
 
     def percent(self, cell: str, share: float) -> None:
@@ -178,8 +178,9 @@ class Lab:
 
     def _similarity(self, teacher: nn.Module) -> Tensor:
         example = torch.zeros(1, *self.spec.shape, device=next(teacher.parameters()).device)
+        settings = self.recipe.classification
         return class_similarity(
-            teacher, normalize=self.recipe.similarity_minmax, layer=self.recipe.similarity_layer, example=example
+            teacher, normalize=settings.similarity_minmax, layer=settings.similarity_layer, example=example
         )
 
     def _try(self, table: str) -> None:
@@ -194,7 +195,7 @@ class Lab:
         if tuple(logits.shape) != (1, self.classes):
             raise ValueError(f"{table} must give {self.classes} logits an image, got shape {tuple(logits.shape)}")
         if table == "teacher":
-            if self.recipe.targets == "dirichlet":
+            if self.recipe.classification.targets == "dirichlet":
                 self._similarity(network)
             # The synthesizer refuses a recipe that needs layers which the network lacks.
             Synthesizer(network, self.spec, self.recipe, engine=False)

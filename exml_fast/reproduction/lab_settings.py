@@ -22,12 +22,15 @@ from exml_fast.transfer.robustness import Attack
 from exml_fast.transfer.zskd import TEMPERATURE
 from exml_fast.validation import (
     Count,
+    Flat,
     Natural,
     NonNegative,
     Positive,
     Precision,
     Share,
     field_names,
+    flat_names,
+    from_flat,
     from_mapping,
     nearest,
     settings,
@@ -57,7 +60,7 @@ class TeacherTable:
     architecture: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     expert: str | None = None
-    training: Training = field(default_factory=Training)
+    training: Flat[Training] = field(default_factory=Training)
 
     def check(self) -> None:
         if self.architecture is None and self.expert is None:
@@ -74,7 +77,7 @@ class ImpressionsTable:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        if compete := self.changed_recipe().compete:
+        if compete := self.changed_recipe().competition.compete:
             raise ValueError(f"compete must be 0, as no student competes here, got {compete}")
 
     def changed_recipe(self) -> Recipe:
@@ -87,7 +90,7 @@ class DistillationTable:
     """How students learn from impressions."""
 
     temperature: Positive = TEMPERATURE
-    training: Training = field(default_factory=Training)
+    training: Flat[Training] = field(default_factory=Training)
 
 
 @settings
@@ -118,7 +121,7 @@ class AdaptationTable:
     target_images: Count | None = None
     discriminator_lr: Positive | None = None
     tsne: Natural = 0
-    training: Training = field(default_factory=Training)
+    training: Flat[Training] = field(default_factory=Training)
 
 
 @settings
@@ -128,7 +131,7 @@ class RehearsalTable:
     information: NonNegative | None = None
     consistency: NonNegative | None = None
     confidence: Share | None = None
-    training: Training = field(default_factory=Training)
+    training: Flat[Training] = field(default_factory=Training)
 
     def weights(self) -> dict[str, float]:
         """The weights that the table gives."""
@@ -147,7 +150,7 @@ class PerturbationTable:
     diversity: NonNegative = 1.0
     class_impressions: bool = False
     real_images: bool = False
-    training: Training = field(default_factory=Training)
+    training: Flat[Training] = field(default_factory=Training)
 
 
 class LabSettings(Protocol):
@@ -180,27 +183,17 @@ def require_package(module: str, extra: str, package: str) -> None:
 
 
 def _read(name: str, kind: type[T]) -> Callable[[Any], T]:
-    """A reader of table ``name``; fields of :class:`Training` go to the field ``training``, if ``kind`` has one."""
-    own = field_names(kind)
-    inner = field_names(Training) if "training" in own else []
-    known = [field for field in own if field != "training"] + inner
+    """A reader of table ``name``; fields of :class:`Training` stand beside those of ``kind``."""
 
     def read(table: Any) -> T:
-        _require_known(name, table, known)
-        values = {key: value for key, value in table.items() if key not in inner}
-        if inner:
-            values["training"] = _training(name, {key: table[key] for key in inner if key in table})
-        return from_mapping(kind, values, name)
+        if "augmentation" not in flat_names(kind) or not isinstance(table, Mapping) or "augmentation" not in table:
+            return from_flat(kind, table, name)
+        where, given = f"{name}.augmentation", table["augmentation"]
+        _require_known(where, given, field_names(Augmentation))
+        augmentation = from_mapping(Augmentation, {"shift": 0, **given}, where)
+        return from_flat(kind, {**table, "augmentation": augmentation}, name)
 
     return read
-
-
-def _training(name: str, values: dict[str, Any]) -> Training:
-    if "augmentation" in values:
-        where = f"{name}.augmentation"
-        _require_known(where, values["augmentation"], field_names(Augmentation))
-        values["augmentation"] = from_mapping(Augmentation, {"shift": 0, **values["augmentation"]}, where)
-    return from_mapping(Training, values, name)
 
 
 def _read_teacher(table: Any) -> TeacherTable:
@@ -212,7 +205,7 @@ def _read_teacher(table: Any) -> TeacherTable:
 
 def _read_impressions(table: Any) -> ImpressionsTable:
     own = [name for name in field_names(ImpressionsTable) if name != "changes"]
-    _require_known("impressions", table, [*own, *field_names(Recipe)])
+    _require_known("impressions", table, [*own, *flat_names(Recipe)])
     changes = {name: value for name, value in table.items() if name not in own}
     return from_mapping(
         ImpressionsTable, {**{n: table[n] for n in own if n in table}, "changes": changes}, "impressions"

@@ -135,7 +135,7 @@ def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
         if strategy == "auxiliary-data":
             shown[STRATEGIES[strategy]] = settings.auxiliary
         elif recipe is not None:
-            shown[STRATEGIES[strategy]] = {field: getattr(recipe, field) for field in shape}
+            shown[STRATEGIES[strategy]] = {field: recipe.to_dict()[field] for field in shape}
     fields = (
         "buffer_size", "steps", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
         "targets", "normalize", "combine",

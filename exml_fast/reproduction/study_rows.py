@@ -69,7 +69,7 @@ def shorter_than_published(study: Study, strategy: str | None) -> list[str]:
             taken["distillation steps"] = (planned.config.training.steps, usual.distillation_steps)
         taken["images"] = (planned.config.buffer_size, usual.buffer_size)
         if planned.recipe is not None and not planned.method.inverts_source:
-            taken["inversion steps"] = (planned.recipe.steps, usual.inversion_steps)
+            taken["inversion steps"] = (planned.recipe.optimisation.steps, usual.inversion_steps)
     return frames + [f"{ours} of {paper} {what}" for what, (ours, paper) in taken.items() if ours < paper]
 
 

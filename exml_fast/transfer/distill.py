@@ -34,7 +34,7 @@ from exml_fast.training import (
 from exml_fast.training.loop import seeded
 from exml_fast.training.precision import resolved
 from exml_fast.transfer.pool import Generation, Pool, Rounds, require_room
-from exml_fast.validation import NonNegative, Positive, field_names, nearest, require, settings, to_dict, with_changes
+from exml_fast.validation import Flat, NonNegative, Positive, require, settings, to_dict, with_flat_changes
 
 __all__ = ["DistillResult", "Distillation", "distill"]
 
@@ -58,8 +58,8 @@ class Distillation:
         lambda_ce: weight of a cross-entropy with the images' labels; the paper has none.
     """
 
-    training: Training = TRAINING
-    generation: Generation = field(default_factory=Generation)
+    training: Flat[Training] = TRAINING
+    generation: Flat[Generation] = field(default_factory=Generation)
     temperature: Positive = 3.0
     lambda_ce: NonNegative = 0.0
 
@@ -68,17 +68,7 @@ class Distillation:
 
         ValueError naming a field that does not exist.
         """
-        own, generation = field_names(Distillation), field_names(Generation)
-        known = [*own[2:], *field_names(Training), *generation]
-        for name in changes:
-            if name not in (*own, *known):
-                expected = f"expected one of {', '.join(known)}"
-                raise ValueError(f"distillation has no setting {name!r}{nearest(name, known)}; {expected}")
-        mine = {name: changes.pop(name) for name in list(changes) if name in own}
-        made = {name: changes.pop(name) for name in list(changes) if name in generation}
-        changed = with_changes(self, mine)
-        nested = {"training": with_changes(changed.training, changes)}
-        return with_changes(changed, nested | {"generation": with_changes(changed.generation, made)})
+        return with_flat_changes(self, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``Distillation(**value)`` is the inverse."""
@@ -290,7 +280,7 @@ def _several(recipe: str | Recipe | Sequence[str | Recipe]) -> list[str | Recipe
 def _sized(recipe: str | Recipe, generation: Generation) -> Recipe:
     """The recipe with batches no larger than a round."""
     chosen = recipes.get(recipe)
-    return chosen.replace(batch_size=min(chosen.batch_size, generation.per_round))
+    return chosen.replace(batch_size=min(chosen.optimisation.batch_size, generation.per_round))
 
 
 def _identity(

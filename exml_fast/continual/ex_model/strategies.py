@@ -190,7 +190,7 @@ class AdaptiveInversion(_Inversion):
         self, recipe: str | Recipe = "model_inversion", compete: float | None = None, **overrides: Any
     ) -> None:
         super().__init__(recipe, **overrides)
-        weight = compete if compete is not None else self.recipe.compete or 10.0
+        weight = compete if compete is not None else self.recipe.competition.compete or 10.0
         if not weight > 0:
             raise ValueError(f"compete must be positive, got {compete!r}")
         self.recipe = self.recipe.replace(compete=weight)
@@ -250,8 +250,9 @@ class DataImpression(_Inversion):
 
     def __init__(self, recipe: str | Recipe = "data_impressions", **overrides: Any) -> None:
         super().__init__(recipe, **overrides)
-        if self.recipe.targets != "dirichlet":
-            raise ValueError(f"recipe {self.recipe.name!r} has targets {self.recipe.targets!r}, expected 'dirichlet'")
+        targets = self.recipe.classification.targets
+        if targets != "dirichlet":
+            raise ValueError(f"recipe {self.recipe.name!r} has targets {targets!r}, expected 'dirichlet'")
 
 
 class AuxiliaryData(Strategy):
