@@ -308,7 +308,7 @@ def test_export_overwrites_nothing_but_an_export(catalogue: Catalogue, tmp_path:
     with pytest.raises(FileExistsError, match=r"also holds resnet/notes\.txt"):
         catalogue.export(target, overwrite=True)
     (tmp_path / "home").mkdir()
-    with pytest.raises(FileExistsError, match=r"no folder with stream\.json"):
+    with pytest.raises(FileExistsError, match=r"not a folder with stream\.json"):
         catalogue.export(tmp_path / "home", overwrite=True)
     with pytest.raises(ValueError, match="must not hold the experts themselves"):
         catalogue.export(tmp_path, overwrite=True)

@@ -168,7 +168,7 @@ def test_images_that_are_all_alike_tell_nothing_of_typicality(images: int) -> No
             return torch.full((count, *spec.shape), 0.3)
 
     source = FIELDS if images == 1 else Grey()
-    with pytest.raises(ValueError, match="all as far from what a BatchNorm of the expert remembers"):
+    with pytest.raises(ValueError, match="all as far from the running statistics of a BatchNorm of the expert"):
         ResponseCalibration(source, images=images, typicality=0.5).measure(loud_everywhere(), generator())
 
 
@@ -183,9 +183,9 @@ def loud_everywhere() -> Expert:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"typicality": -0.1}, "typicality must not be negative, got -0.1"),
+        ({"typicality": -0.1}, "typicality must be at least 0, got -0.1"),
         ({"images": 0}, "images must be at least 1"),
-        ({"share": 0}, "share must be"),
+        ({"share": 0}, "share must be positive, got 0"),
         ({"level": 0}, "level must be"),
     ],
 )

@@ -18,7 +18,7 @@ __all__ = ["DifferentNetworks", "EnsembleAverage", "MinEntropy", "Oracle", "Para
 
 
 class DifferentNetworks(ValueError):
-    """Parameters of networks that differ were to be averaged."""
+    """The parameters of different networks cannot be averaged."""
 
 
 class _Ensemble:
@@ -42,7 +42,7 @@ class _Ensemble:
 
 
 class Oracle(_Ensemble):
-    """The expert of the images' own experience, told by the task label, chooses among its classes."""
+    """The prediction of the expert whose experience the task label names, among its classes."""
 
     def predict(self, images: Tensor, task: int | None = None) -> Tensor:
         """Global ids (N,) of images that all come from experience ``task`` (an index of ``experts``)."""
@@ -52,12 +52,12 @@ class Oracle(_Ensemble):
 
 
 class EnsembleAverage(_Ensemble):
-    """Average of the experts' outputs, unit by unit over the experts whose head has the unit.
+    """Average of the experts' logits (the paper's outputs); each unit is averaged over the experts that have it.
 
-    ``probabilities`` averages the softmax over each head instead of the logits (the paper's outputs).
+    With ``probabilities`` the softmax over each head is averaged instead of the logits.
     """
 
-    def __init__(self, experts: Iterable[Expert], probabilities: bool = False) -> None:
+    def __init__(self, experts: Iterable[Expert], *, probabilities: bool = False) -> None:
         super().__init__(experts)
         self.probabilities = probabilities
 
@@ -80,7 +80,7 @@ class EnsembleAverage(_Ensemble):
 
 
 class MinEntropy(_Ensemble):
-    """For each image the prediction of the expert whose softmax over its units has the least entropy."""
+    """For each image, the prediction of the expert whose softmax over its units has the least entropy."""
 
     def predict(self, images: Tensor, task: int | None = None) -> Tensor:
         """Global ids (N,); ``task`` is ignored."""

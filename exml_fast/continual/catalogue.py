@@ -1,4 +1,4 @@
-"""A folder of experts to choose from: the "neural skills catalogue" that Carta 2022, sec. 7 asks for."""
+"""A searchable folder of experts: the "neural skills catalogue" of Carta 2022, sec. 7."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from exml_fast.storage import atomic_folder, save_json, sha256, tensor_header
 
 __all__ = ["Catalogue", "Entry", "check_target", "copy_expert", "export_stream"]
 
-# What reading a damaged expert, or one whose library is not installed, can raise.
+# Errors of a damaged expert, or of one whose library is not installed.
 DAMAGE = (ValueError, RuntimeError, OSError, ImportError)
 RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An expert on disk. Usable wherever its folder is: ``ExpertStream(catalogue.find(classes=["cat"]))``.
+    """An expert on disk. It can stand for its folder: ``ExpertStream(catalogue.find(classes=["cat"]))``.
 
     Attributes:
         folder: with ``model.safetensors`` and ``card.json``.
-        card: as read; the weights are not.
-        parameters: floating-point values in the weights file, BatchNorm's running statistics left out.
+        card: read from the folder; the weights are not read.
+        parameters: number of floating-point values in the weights file, without BatchNorm's running statistics.
         bytes: size of the weights file.
     """
 
@@ -67,7 +67,7 @@ class Entry:
 
     @property
     def accuracy(self) -> float | None:
-        """On the test images of its own classes, in [0, 1], as the card says; None if it does not."""
+        """Accuracy on the test images of its own classes, in [0, 1], from the card; None if the card has none."""
         value = self.card.training.get("accuracy")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             return None
@@ -87,12 +87,12 @@ class Entry:
 
 
 class Catalogue:
-    """Experts in the subfolders of one folder, which is read anew at every question.
+    """Experts in the subfolders of one folder, which is read again at every call.
 
-    The folder that ``exml-fast train-experts`` writes is one. Hidden subfolders, and those with neither a
-    ``model.safetensors`` nor a ``card.json``, are passed over. Everything that is added is checked first, arrives whole
-    or not at all, and takes nobody's place unless ``overwrite`` is given. An exported stream can be asked and verified
-    like any other catalogue, but nothing is added to it.
+    ``exml-fast train-experts`` writes such a folder. Hidden subfolders, and subfolders with neither a
+    ``model.safetensors`` nor a ``card.json``, are ignored. An expert is checked before it is added, is added whole or
+    not at all, and replaces another one only with ``overwrite``. An exported stream can be searched and verified like
+    a catalogue, but no expert can be added to it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -100,17 +100,17 @@ class Catalogue:
 
     @property
     def names(self) -> list[str]:
-        """Of all experts, readable or not, in natural order."""
+        """Names of all experts, readable or not, in natural order."""
         return [folder.name for folder in self._folders()]
 
     @property
     def experts(self) -> list[Entry]:
-        """All whose card and weights' header can be read, by name in natural order; :meth:`unreadable` has the rest."""
+        """Experts whose card and weights' header can be read, in natural order of names; see :attr:`unreadable`."""
         return self._scan()[0]
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """What is wrong with each expert that :attr:`experts` leaves out, by name."""
+        """The error of each expert that :attr:`experts` leaves out, by name."""
         return self._scan()[1]
 
     def __len__(self) -> int:
@@ -140,18 +140,18 @@ class Catalogue:
     ) -> list[Entry]:
         """Experts that meet every condition given, in the order of :attr:`experts`.
 
-        Texts are compared without regard to case, and ``*`` and ``?`` stand for any characters and any one.
+        Comparison ignores case; ``*`` stands for any characters and ``?`` for any one.
 
         Args:
-            classes: names of classes it was trained on (units that it never saw do not count).
+            classes: names of classes that the expert was trained on (units without training images do not count).
             match: "all" of the classes, or "any".
-            architecture: as on the card: "lenet5", "torchvision/*".
-            licence: of the weights; an expert that names none does not match, whatever is asked.
-            min_accuracy: in [0, 1], on the test images of its own classes; as licence.
+            architecture: pattern for the card's architecture, as "lenet5" or "torchvision/*".
+            licence: of the weights; an expert without a licence never matches.
+            min_accuracy: in [0, 1], on the test images of the expert's classes; an expert without one never matches.
             min_parameters, max_parameters, min_bytes, max_bytes: inclusive; see :class:`Entry`.
 
         Raises:
-            ValueError: naming the condition that cannot be one.
+            ValueError: naming a condition that is out of its range.
         """
         if isinstance(classes, str):
             raise ValueError(f"classes must be a list of names, got the string {classes!r}")
@@ -185,16 +185,16 @@ class Catalogue:
         licence: str | None = None,
         overwrite: bool = False,
     ) -> Entry:
-        """Check an expert and copy it in.
+        """Check an expert and copy it into the catalogue.
 
         Args:
-            expert: its folder, or one in memory.
-            name: its name here; that of its folder if not given.
-            licence: written on the copy's card in place of what is there.
+            expert: its folder, or an expert in memory.
+            name: its name in the catalogue; default the name of its folder.
+            licence: replaces the licence on the copy's card.
             overwrite: replace an expert of the same name.
 
         Raises:
-            ValueError: for what :meth:`Expert.load` refuses, or a name that cannot be a folder's.
+            ValueError: for an expert that :meth:`Expert.load` refuses, or an invalid folder name.
             FileExistsError: if the name is taken.
         """
         if name is None:
@@ -214,10 +214,10 @@ class Catalogue:
         return Entry.read(target)
 
     def verify(self, names: Iterable[str] | None = None) -> dict[str, str]:
-        """Load every expert (or those named), one at a time; what is wrong with each damaged one, by name.
+        """Load every expert (or those named), one at a time; returns the error of each damaged expert by name.
 
-        Checked are, as in :meth:`Expert.load`, the card's fields, the hash, the names, shapes and dtypes of the
-        weights, that they are finite, and the number of outputs; and ``stream.json`` where the folder has one.
+        :meth:`Expert.load` checks the card's fields, the hash, the names, shapes and dtypes of the weights, that they
+        are finite, and the number of outputs. ``stream.json`` is checked too, if the folder has one.
         """
         wanted = None if names is None else [self.folder / check_name(name) for name in names]
         problems = {}
@@ -242,15 +242,15 @@ class Catalogue:
     ) -> ExpertStream:
         """Write experts as a stream: one folder, in the order given, under their names.
 
-        ``stream.json`` keeps the order and the hash of every card, which in turn holds that of the weights;
+        ``stream.json`` holds the order and the hash of every card, and each card holds the hash of its weights.
         ``ExpertStream(destination)`` and :meth:`import_` read it.
 
         Args:
-            experts: names or entries; all if not given: by name, or as a stream's own ``stream.json`` has them.
-            overwrite: replace a stream that was exported to ``destination`` before, and nothing else.
+            experts: names or entries; default all, by name or in the order of an existing ``stream.json``.
+            overwrite: replace a stream at ``destination``; no other folder is replaced.
 
         Raises:
-            ValueError: for what :meth:`Expert.load` refuses, an unknown or repeated name, no expert at all.
+            ValueError: for an expert that :meth:`Expert.load` refuses, an unknown or repeated name, or no expert.
             FileExistsError: if there is something at ``destination``.
         """
         if experts is not None:
@@ -260,10 +260,10 @@ class Catalogue:
         return export_stream(folders, destination, overwrite=overwrite)
 
     def import_(self, source: str | os.PathLike[str], *, prefix: str = "", overwrite: bool = False) -> list[Entry]:
-        """Check all experts of a stream's folder and copy them in: all of them or, if one is damaged, none.
+        """Check all experts of a stream's folder and copy them into the catalogue; none if one is damaged.
 
-        ``source`` is what :meth:`export` writes, or any folder that :class:`ExpertStream` reads. Entries come in the
-        stream's order and under its names, each with ``prefix`` before it. Errors are those of :meth:`add`.
+        ``source`` is a folder that :meth:`export` writes or :class:`ExpertStream` reads. The names are the stream's,
+        after ``prefix``; the entries are in its order. Errors are those of :meth:`add`.
         """
         folders = stream_folders(source)
         if not folders:
@@ -280,7 +280,7 @@ class Catalogue:
 
     def _target(self, name: str, overwrite: bool) -> Path:
         if self._is_stream:
-            raise ValueError(f"{self.folder} is an exported stream and stays as it is: import it into a catalogue")
+            raise ValueError(f"{self.folder} is an exported stream and cannot be changed: import it into a catalogue")
         target = self.folder / check_name(name)
         check_target(target, (CARD_FILE, MODEL_FILE), overwrite)
         return target
@@ -299,7 +299,7 @@ class Catalogue:
 
 
 def copy_expert(source: str | os.PathLike[str], target: Path) -> None:
-    """Check the expert in ``source`` as :meth:`Expert.load` does, copy its two files, and check what arrived."""
+    """Check the expert in ``source`` by :meth:`Expert.load`, copy its two files, and check the copy."""
     card = Expert.load(source).card
     for file in (MODEL_FILE, CARD_FILE):
         shutil.copyfile(Path(source) / file, target / file)
@@ -328,13 +328,13 @@ def export_stream(
 
 
 def check_target(target: Path, marks: Sequence[str], overwrite: bool) -> None:
-    """That ``target`` is free, or may be replaced: a folder with one of ``marks`` and no file but those we write."""
+    """FileExistsError unless ``target`` is free, or is to be replaced and holds one of ``marks`` and only our files."""
     if not os.path.lexists(target):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists already: give another name or overwrite it")
     if target.is_symlink() or not any((target / mark).is_file() for mark in marks):
-        raise FileExistsError(f"{target} is not overwritten: it is no folder with {' or '.join(marks)}")
+        raise FileExistsError(f"{target} is not overwritten: it is not a folder with {' or '.join(marks)}")
     ours = (MODEL_FILE, CARD_FILE, STREAM_FILE)
     if other := next((p for p in sorted(target.rglob("*")) if not p.is_dir() and p.name not in ours), None):
         raise FileExistsError(f"{target} is not overwritten: it also holds {other.relative_to(target)}")

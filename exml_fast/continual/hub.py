@@ -1,7 +1,7 @@
 """Experts and streams on the Hugging Face Hub. Needs the extra ``hub``.
 
-Only ``model.safetensors``, ``card.json`` and ``stream.json`` go either way, and everything is checked on both ends as
-:meth:`Expert.load` does: nothing that was pulled runs code here.
+Only ``model.safetensors``, ``card.json`` and ``stream.json`` are transferred. Every expert is checked before an upload
+and after a download as by :meth:`Expert.load`, so that no downloaded file runs code.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def push(
 ) -> str:
     """Check and upload an expert's folder, or a stream's with its order; returns the address of the commit.
 
-    What is uploaded is a copy that holds nothing else of the folder. Other files of the repository stay.
+    Only the expert's files are uploaded. Other files of the repository stay.
 
     Args:
-        repo_id: "owner/name"; made if it is not there, and then private if so asked.
+        repo_id: "owner/name"; created if it does not exist, as a private one with ``private``.
         revision: an existing branch; the main one if not given.
 
     Raises:
-        ValueError: for what :meth:`Expert.load` refuses, or no expert in ``source``.
+        ValueError: for an expert that :meth:`Expert.load` refuses, or no expert in ``source``.
         ImportError: naming the extra.
         OSError: from the hub: no such branch, not logged in, no connection.
     """
@@ -64,14 +64,14 @@ def pull(
     """Download an expert or a stream, check it, and write it to ``destination``, whole or not at all.
 
     Args:
-        revision: a branch, tag or commit; a commit is the only one that cannot change.
+        revision: a branch, tag or commit; only a commit cannot change.
         overwrite: replace an expert by an expert, or a stream by a stream.
 
     Returns:
         The cards, in the stream's order. ``destination`` is then an expert's folder or a stream's.
 
     Raises:
-        ValueError: for what :meth:`Expert.load` refuses, a repository without experts, or with an expert and a stream.
+        ValueError: for an expert that :meth:`Expert.load` refuses, or a repository without one expert or stream.
         FileExistsError: if there is something at ``destination``.
         ImportError: naming the extra.
         OSError: from the hub: no such repository or revision, no connection.
@@ -79,7 +79,7 @@ def pull(
     hub, destination = _hub(), Path(destination)
     check_target(destination, (CARD_FILE, STREAM_FILE), overwrite)
     found = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
-    # Where nothing fits the patterns, the hub's client makes no folder.
+    # The hub's client makes no folder if no file matches the patterns.
     lone, folders = (found / CARD_FILE).is_file(), stream_folders(found) if found.is_dir() else []
     if lone and folders:
         raise ValueError(f"{repo_id} holds an expert and a stream of {len(folders)}: expected one of them")

@@ -1,4 +1,4 @@
-"""Figures of a stream from its matrix of accuracies: entry (i, j) is that on experience j after expert i.
+"""Figures of a stream from its matrix of accuracies: entry (i, j) is the accuracy on experience j after expert i.
 
 Entries that were not measured are NaN and left out. With one test set for all experiences the matrix has one column.
 """
@@ -22,14 +22,14 @@ def average_accuracy(matrix: Tensor | Sequence[Sequence[float]]) -> float:
 def forgetting(matrix: Tensor | Sequence[Sequence[float]]) -> float:
     """Mean over the experiences of the best accuracy after an earlier expert minus that after the last.
 
-    Chaudhry 2018, Eq. 3: over the experiences before the last expert's own; negative where they got better. Of a
-    single column (one test set for all) its own best minus its last. NaN after one expert: nothing can be forgotten.
+    Chaudhry 2018, Eq. 3, over the experiences before the last expert's own; negative where accuracy increased. For a
+    single column (one test set for all) the best accuracy minus the last. NaN after one expert.
     """
     values = _checked(matrix)
     rows, columns = values.shape
     drops = []
     for j in range(columns if columns == 1 else min(columns, rows - 1)):
-        # An experience's accuracy before its own expert is a guess, which is not forgotten.
+        # Accuracy on an experience before its own expert is chance, and does not count.
         earlier = values[min(j, rows - 1) : rows - 1, j]
         if bool(values[-1, j].isfinite()) and bool(earlier.isfinite().any()):
             drops.append(earlier[earlier.isfinite()].max() - values[-1, j])

@@ -33,7 +33,7 @@ class Predictor(Protocol):
         ...
 
     def predict(self, images: Tensor, task: int | None = None) -> Tensor:
-        """Global ids (N,); ``task`` is the experience the images come from, for those that may know it."""
+        """Global ids (N,); ``task`` is the experience the images come from, for predictors that are given it."""
         ...
 
 
@@ -45,7 +45,7 @@ def joint(data: ImageData) -> list[list[int]]:
 def new_classes(data: ImageData, classes_per_step: int | Sequence[int] = 2, seed: int | None = None) -> list[list[int]]:
     """Experiences of new classes, ascending or (with a seed) shuffled; the last may be smaller.
 
-    ``classes_per_step``: how many in each; of a sequence the last number holds for all that follow ([10, 5]: CORe50).
+    ``classes_per_step``: number of classes of each; the last number of a sequence repeats ([10, 5] for CORe50).
     """
     sizes = [classes_per_step] if isinstance(classes_per_step, int) else list(classes_per_step)
     if not sizes or min(sizes) < 1:
@@ -61,10 +61,10 @@ def new_classes(data: ImageData, classes_per_step: int | Sequence[int] = 2, seed
 
 
 def new_instances(data: ImageData, steps: int, seed: int = 0) -> list[ImageData]:
-    """``data`` in ``steps`` parts: all classes and all test images each, and another share of the training images.
+    """``data`` in ``steps`` parts, each with all classes, all test images and its own share of the training images.
 
-    Whole groups (:attr:`exml_fast.data.Split.groups`, as CORe50's sessions) where the data set has as many; else random
-    shares of each class. ValueError if a class has fewer images than parts.
+    If the data set has ``steps`` groups (:attr:`exml_fast.data.Split.groups`, as CORe50's sessions), these are its
+    parts; otherwise each class is divided at random. ValueError if a class has fewer images than parts.
     """
     if steps < 1:
         raise ValueError(f"steps must be positive, got {steps}")
@@ -83,9 +83,9 @@ def new_instances(data: ImageData, steps: int, seed: int = 0) -> list[ImageData]
 
 
 class MultiHead:
-    """A predictor that is told the task: the largest logit among the classes of the images' experience.
+    """A predictor that is given the task: the largest logit among the classes of the images' experience.
 
-    With a network whose last layer is linear, that layer's rows by experience are the heads of a multi-head model.
+    If the last layer is linear, its rows by experience are the heads of a multi-head model.
     """
 
     def __init__(self, expert: Expert, experiences: Sequence[Sequence[int]]) -> None:
@@ -95,7 +95,7 @@ class MultiHead:
 
     @property
     def input_spec(self) -> InputSpec:
-        """The network's."""
+        """The network's input."""
         return self.expert.input_spec
 
     def predict(self, images: Tensor, task: int | None = None) -> Tensor:
@@ -123,7 +123,7 @@ def experience_accuracies(
 
 
 def stream_accuracy(predictor: Predictor, data: ImageData, experiences: Sequence[Sequence[int]] | None = None) -> float:
-    """Test accuracy in [0, 1] over the whole stream, every image counted once an experience (Carta 2022, Eq. 2)."""
+    """Test accuracy in [0, 1] over the whole stream, each image counted once an experience (Carta 2022, Eq. 2)."""
     experiences = joint(data) if experiences is None else experiences
     sizes = [len(data.test.of_classes(classes)) for classes in experiences]
     accuracies = experience_accuracies(predictor, data, experiences)

@@ -21,9 +21,9 @@ STREAM_VERSION = 1
 class ExpertStream:
     """Experts in order: a parent folder of expert folders, a list of expert folders, or experts in memory.
 
-    Folders are read when an expert is asked for and not kept; cards are read (and checked) at once. A parent's
-    subfolders come in the order of its ``stream.json`` (see :meth:`exml_fast.continual.Catalogue.export`), or without
-    one in natural order (``expert_2`` before ``expert_10``). ValueError if there is none.
+    Cards are read and checked at once. An expert's weights are read each time it is asked for, and are not kept. The
+    order of a parent's subfolders is that of its ``stream.json`` (:meth:`exml_fast.continual.Catalogue.export`), or
+    without one natural (``expert_2`` before ``expert_10``). ValueError if there is no expert.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class ExpertStream:
             first |= dict.fromkeys(classes, i)
 
     def require_same_classes(self) -> None:
-        """ValueError naming the first expert that has not all classes that occur."""
+        """ValueError naming the first expert that lacks a class of another expert."""
         every = {c for classes in self.experiences for c in classes}
         for i, classes in enumerate(self.experiences):
             if missing := sorted(every - set(classes)):
                 raise ValueError(f"{self.name(i)} lacks the classes {missing}; every expert must know all classes")
 
     def name(self, index: int) -> str:
-        """Of an expert in messages: its place and, where it was read from one, its folder."""
+        """An expert's name in messages: its place and, if it has one, its folder."""
         item = self._items[index]
         return f"expert {index + 1}" if isinstance(item, Expert) else f"expert {index + 1} ({item})"
 
@@ -102,7 +102,7 @@ class ExpertStream:
 
 
 def subfolders(parent: str | os.PathLike[str]) -> list[Path]:
-    """Folders in ``parent`` in natural order, but for hidden ones: copies that are not finished."""
+    """Folders in ``parent`` in natural order. Hidden folders are left out: they are unfinished copies."""
     if not Path(parent).is_dir():
         raise ValueError(f"no such folder: {parent}")
     found = (p for p in Path(parent).iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -112,8 +112,8 @@ def subfolders(parent: str | os.PathLike[str]) -> list[Path]:
 def stream_folders(parent: str | os.PathLike[str]) -> list[Path]:
     """The experts' folders of a stream, in its order.
 
-    Where there is a ``stream.json``, they are those that it lists, and ValueError names the first whose card is missing
-    or another than when the stream was written; the card holds the hash of the weights.
+    A ``stream.json`` lists them. ValueError names the first expert whose card is missing or has changed since the
+    stream was written; the card holds the hash of the weights.
     """
     file = Path(parent) / STREAM_FILE
     if not file.is_file():

@@ -1,74 +1,69 @@
-"""Outputs of experts that never met, on one scale, without any of their data."""
+"""Put the logits of separately trained experts on one scale, without any of their data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
+from pydantic import Field, SkipValidation
 from torch import Tensor, nn
 
 from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageSource
 from exml_fast.engine.statistics import bn_layers
+from exml_fast.validation import Count, NonNegative, Positive, settings
 
 __all__ = ["Measured", "ResponseCalibration", "statistics_distance"]
 
-# Statistics of so many images are taken at once.
+# Number of images whose statistics are computed at once.
 BLOCK_IMAGES = 512
-# Relative: distances that vary by no more are the same but for rounding.
+# Distances whose relative deviation is smaller differ by rounding only.
 SAME = 1e-4
 
 
 class Measured(NamedTuple):
-    """What a :class:`ResponseCalibration` found out about an expert."""
+    """What a :class:`ResponseCalibration` measured of an expert."""
 
     scale: Tensor
     """Factors (C,) of the logits of its C own classes."""
     usual: Tensor
-    """Mean and standard deviation (2, L) of the distances of images of the source, L calls of BatchNorms; L = 0
-    without typicality or BatchNorms."""
+    """Mean and standard deviation (2, L), over images of the source, of the distance at each of L calls of a BatchNorm;
+    L = 0 without typicality or BatchNorms."""
 
 
-@dataclass(frozen=True)
+@settings
 class ResponseCalibration:
-    """Each logit in units of the highest that images of a source reach: z ← level · z / mean of its largest values.
+    """Scale each logit by its largest values on random images: z ← level · z / mean of the largest values.
 
-    Experts of different classes are trained apart, and nothing makes the logit of one comparable with another's. The
-    highest that a unit reaches is a scale that needs no data of its class.
+    Experts of different classes are trained separately, so their logits need not be comparable. The largest values that
+    a logit reaches on random images are a scale that needs no data of its class.
 
-    ``images`` are drawn from ``source`` for each expert, the same for all; ``share`` of them, those of the highest
-    response, count. ``level``: the highest response afterwards.
+    An expert may be certain of images that are unlike its own data. With ``typicality`` t > 0 such images lower the
+    logits of an expert whose BatchNorms keep statistics: z ← z − t · mean over the BatchNorms of (d − m) / s. Here d is
+    the distance of the image's statistics from the running statistics (:func:`statistics_distance`); m and s are the
+    mean and deviation of d on images of the source.
 
-    ``typicality`` t > 0 lowers the responses of an expert with BatchNorms (that keep statistics) to images that are
-    unlike its own data, on which it may be certain all the same: z ← z − t · mean over the BatchNorms of (d − m) / s.
-    There d is the distance of the image's statistics from those that the layer remembers
-    (:func:`statistics_distance`), m and s its mean and deviation on images of the source.
+    Attributes:
+        source: of the random images.
+        images: how many are drawn; they are the same for every expert.
+        share: of the images, those with the largest logits, that the mean is over.
+        level: the mean of the largest logits afterwards.
+        typicality: t.
     """
 
-    source: ImageSource
-    images: int = 20000
-    share: float = 0.001
-    level: float = 10.0
-    typicality: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images must be at least 1, got {self.images!r}")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be more than 0 and at most 1, got {self.share!r}")
-        if not self.level > 0:
-            raise ValueError(f"level must be positive, got {self.level!r}")
-        if not 0 <= self.typicality < math.inf:
-            raise ValueError(f"typicality must not be negative, got {self.typicality!r}")
+    source: Annotated[ImageSource, SkipValidation]
+    images: Count = 20000
+    share: Annotated[float, Field(gt=0, le=1)] = 0.001
+    level: Positive = 10.0
+    typicality: NonNegative = 0.0
 
     def measure(self, expert: Expert, generator: torch.Generator) -> Measured:
-        """Look at an expert's answers to images of the source.
+        """Compute an expert's scale from its logits of images of the source.
 
-        ValueError if a unit's highest response is not positive, or not finite, or if all images are equally typical
-        (of a single one as well).
+        ValueError if the largest logits of a class are not positive or not finite, or if all images are equally typical
+        (as a single image is).
         """
         images = self.source.draw(self.images, expert.input_spec, generator)
         logits, distances = self._answers(expert, images)
@@ -83,8 +78,8 @@ class ResponseCalibration:
         deviation = (distances - mean).square().mean(0).sqrt()
         if not (deviation > SAME * mean).all():
             raise ValueError(
-                f"images of {self.source.describe()} are all as far from what a BatchNorm of the expert remembers: "
-                "choose another source, or typicality 0"
+                f"images of {self.source.describe()} are all as far from the running statistics of a BatchNorm of the "
+                "expert: choose another source, or typicality 0"
             )
         return Measured(self.level / highest, torch.stack([mean, deviation]))
 
@@ -98,11 +93,11 @@ class ResponseCalibration:
         return responses - self.typicality * ((distances - mean) / deviation).mean(1, keepdim=True)
 
     def _answers(self, expert: Expert, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) of the expert's own classes, and the distances (N, L) of its statistics, where they count."""
+        """Logits (N, C) of the expert's own classes, and with typicality the distances (N, L) of the statistics."""
         own, found, distances = expert.positions(expert.classes), [], list[Tensor]()
 
         def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            # At once: the network may change the input in place, and a large one could not keep them all.
+            # Now, as the network may change the input in place, and the inputs of a large network would not fit.
             distances.append(statistics_distance(inputs[0], layer))
 
         layers = [m for _, m in bn_layers(expert.model) if m.running_mean is not None] if self.typicality else []
@@ -126,10 +121,11 @@ class ResponseCalibration:
 
 @torch.no_grad()
 def statistics_distance(x: Tensor, layer: nn.Module) -> Tensor:
-    """How far the statistics of each image of ``x`` (N, C, ...) are from those that a BatchNorm remembers: (N,).
+    """Distance (N,) of the statistics of each image of ``x`` (N, C, ...) from a BatchNorm's running statistics.
 
     The root of the mean over the channels of m₁² + (m₂ − 1)², where m₁ and m₂ are the mean and the mean square over
-    the image of the layer's input, standardised by its running statistics. Zero where the image alone has them.
+    the image of the layer's input, standardised by its running statistics. It is zero for an image with these
+    statistics.
     """
     mean, var = cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)
     pixels = x.reshape(*x.shape[:2], -1).to(torch.promote_types(x.dtype, torch.float32))

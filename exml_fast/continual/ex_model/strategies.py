@@ -63,12 +63,12 @@ class Strategy(abc.ABC):
 
 
 def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
-    """``count`` global ids, each class equally often, the first ones once more where it does not divide."""
+    """``count`` global ids, each class equally often; where that does not divide, the first classes have one more."""
     return torch.tensor(classes, dtype=torch.int64).repeat(-(-count // len(classes)))[:count].sort().values
 
 
 class _Inversion(Strategy):
-    """Images optimised until the expert sees its own classes in them, equally many of each."""
+    """Images optimised until the expert recognises its own classes in them, equally many of each class."""
 
     name: str
 
@@ -112,7 +112,7 @@ class _Inversion(Strategy):
         return Synthesizer(expert.model, expert.input_spec, recipe, units=expert.units)
 
     def _start(self, expert: Expert, labels: Tensor, generator: torch.Generator) -> Tensor | None:
-        """What the images begin with; noise when None."""
+        """What the optimisation starts from; noise when None."""
         return None
 
     def describe(self) -> dict[str, Any]:
@@ -133,10 +133,10 @@ class ModelInversion(_Inversion):
 
 
 class DrawnInversion(_Inversion):
-    """Model Inversion among images of a kind: a parametrisation's, as :class:`exml_fast.data.PenStrokes`.
+    """Model Inversion of the parameters of drawings (a parametrisation, as :class:`exml_fast.data.PenStrokes`).
 
-    Of ``pool`` random ones those in which the expert sees each class most are where the optimisation begins.
-    ``recipe`` and ``overrides`` as in :class:`ModelInversion`.
+    The optimisation of a class starts from the drawings with its highest logits among ``pool`` random drawings.
+    ``recipe`` and ``overrides`` are those of :class:`ModelInversion`.
     """
 
     name = "drawn_inversion"
@@ -177,7 +177,7 @@ class DrawnInversion(_Inversion):
 
 
 class AdaptiveInversion(_Inversion):
-    """Model Inversion whose images also compete with the ex-model so far: it shall not know them yet (Yin 2020, Eq. 8).
+    """Model Inversion of images that the ex-model so far classifies differently from the expert (Yin 2020, Eq. 8).
 
     ``compete`` is the weight of the competition, by default the recipe's own or, if that is 0, Yin 2020's 10 for
     CIFAR-10; ``overrides`` are fields of the recipe. With a recipe of DeepInversion it is Adaptive DeepInversion ED.
@@ -217,7 +217,7 @@ class AdaptiveInversion(_Inversion):
 
 
 class _Converted(nn.Module):
-    """Images for one network's input as another sees them."""
+    """Converts images from one network's input to another's."""
 
     def __init__(self, spec: InputSpec, given: InputSpec) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class _Converted(nn.Module):
 
 
 class _Columns(nn.Module):
-    """Some of the logits, in another order."""
+    """Selects logits, in a given order."""
 
     columns: Tensor
 
@@ -302,10 +302,10 @@ class AuxiliaryData(Strategy):
 
 
 class Procedural(Strategy):
-    """Images drawn by chance from a procedure, labelled by the expert: the argmax over its own classes.
+    """Random images of a source, labelled by the expert: the argmax over its own classes.
 
-    No image is optimised and no data are used. What the ex-model learns of are the experts' outputs on images that
-    cover much more than any class; it needs those outputs comparable (:class:`ResponseCalibration`).
+    No image is optimised and no data are used. The ex-model learns the experts' logits on images that cover much more
+    than any class, so these logits must be comparable (:class:`ResponseCalibration`).
     """
 
     once = True
@@ -333,10 +333,10 @@ class Procedural(Strategy):
 
 
 class Replay(Strategy):
-    """Replay ED: real training images of the expert's classes, as equal in number as they allow (Carta 2022, sec. 5).
+    """Replay ED: real training images of the expert's classes, as balanced as the classes allow (Carta 2022, sec. 5).
 
-    No data-free method: it shows what the distillation would reach with the data. ``parts``: the data of each expert,
-    by the SHA-256 on its card, where they share classes and not images (new instances); of all images otherwise.
+    This is not data-free: it shows what the distillation reaches with the data. ``parts`` holds the data of each expert
+    by the SHA-256 on its card, for experts with the same classes and different images (new instances).
     """
 
     def __init__(self, data: ImageData, parts: Mapping[str, ImageData] | None = None) -> None:
