@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from exml_fast.continual.ex_model.head import Head
 from exml_fast.continual.ex_model.losses import distillation_loss
 from exml_fast.continual.ex_model.postprocessing import Postprocessing
 from exml_fast.continual.ex_model.result import ExModelResult, Learned
+from exml_fast.continual.ex_model.setup import Setup
 from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.expert import Card, Expert
 from exml_fast.continual.stream import ExpertStream
@@ -29,9 +30,6 @@ from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import placed
-
-if TYPE_CHECKING:
-    from exml_fast.continual.ex_model.distillation import ExModelDistillation
 
 __all__ = ["Run"]
 
@@ -66,7 +64,7 @@ class Run:
 
     def __init__(
         self,
-        method: ExModelDistillation,
+        method: Setup,
         stream: ExpertStream,
         progress: Progress | None,
         checkpoint_dir: PathLike | None,

@@ -1,0 +1,84 @@
+"""What a run of Ex-Model Distillation starts from: its settings, a new ex-model and an empty memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from exml_fast.continual.ex_model.calibration import ResponseCalibration
+from exml_fast.continual.ex_model.config import Background, DistillationConfig
+from exml_fast.continual.ex_model.memory import Memory
+from exml_fast.continual.ex_model.strategies import Strategy
+from exml_fast.continual.ex_model.student import Student
+from exml_fast.continual.expert import complete_arguments, require_fit
+from exml_fast.continual.stream import ExpertStream
+from exml_fast.data import InputSpec
+from exml_fast.models import create
+from exml_fast.storage import PathLike
+
+__all__ = ["Setup"]
+
+
+class Setup:
+    """The settings of :class:`exml_fast.continual.ExModelDistillation`, which describes them."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        config: DistillationConfig | None = None,
+        *,
+        model: nn.Module | None = None,
+        units: Sequence[int] | None = None,
+        spec: InputSpec | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        calibration: ResponseCalibration | None = None,
+        background: Background | None = None,
+        buffer_dir: PathLike | None = None,
+    ) -> None:
+        if model is not None and units is None:
+            raise ValueError("units must be given with model: the global class id of each logit")
+        self.strategy = strategy
+        self.config = config or DistillationConfig()
+        self.config.require_fit(background, strategy.once)
+        self.model, self.units, self.spec = model, units, spec
+        self.seed = seed
+        self.device = torch.device(device)
+        self.calibration = calibration
+        self.background = background
+        self.buffer_dir = buffer_dir
+
+    def new_student(self, stream: ExpertStream, units: list[int], spec: InputSpec) -> Student:
+        """The ex-model: a copy of the given model, or the first expert's architecture with new weights."""
+        arguments: dict[str, Any] = {}
+        if self.model is not None:
+            model, architecture = copy.deepcopy(self.model), type(self.model).__name__
+            require_fit(model.to(self.device), spec, len(units))
+        else:
+            first = stream.cards[0]
+            architecture = first.architecture
+            given = {k: v for k, v in first.arguments.items() if k != "num_classes"}
+            arguments = complete_arguments(architecture, given, len(units), spec)
+            model = create(architecture, **arguments)
+        return Student(model, architecture, arguments, self.device)
+
+    def new_memory(self, spec: InputSpec, experts: int) -> Memory:
+        """An empty buffer, before it the background; ValueError if it has less room than one image an expert."""
+        size, background = self.config.buffer_size, self.background
+        fixed = 0 if background is None else round(background.share * size)
+        if size - fixed < experts:
+            share = 0.0 if background is None else background.share
+            raise ValueError(
+                f"buffer_size {size} with background_share {share} leaves {size - fixed} images for {experts} experts"
+            )
+        drawn = None
+        if background is not None:
+            drawn = background.source.draw(fixed, spec, torch.Generator().manual_seed(self.seed))
+        return Memory(
+            size - fixed, spec, background=drawn, views=self.config.targets.views, seed=self.seed,
+            device=self.device, folder=self.buffer_dir,
+        )  # fmt: skip
