@@ -227,9 +227,9 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     arguments = [
         "distill", experts / "expert_01", "--images", tmp_path / "images", "--recipe", "adaptive_deep_inversion",
         "--recipe", "deep_dream", "--set", "bn=0", "--set", "steps=3", "--classes", "0,1", "--student", "lenet5",
-        "--student-argument", "activation=relu", "--steps", 12, "--rounds", 2, "--transfer", "generate_every=4",
-        "--transfer", "per_round=6", "--transfer", "batch_size=8", "--transfer", "lr=0.01", "--data", npz, "--report",
-        "--out", tmp_path / "out", "--png", "--real", npz, "--pool-dir", tmp_path / "pool",
+        "--student-argument", "activation=relu", "--steps", 12, "--rounds", 2, "--distillation", "generate_every=4",
+        "--distillation", "per_round=6", "--distillation", "batch_size=8", "--distillation", "lr=0.01", "--data", npz,
+        "--report", "--out", tmp_path / "out", "--png", "--real", npz, "--pool-dir", tmp_path / "pool",
     ]  # fmt: skip
     summary = as_json(*arguments)
     assert list((tmp_path / "pool").iterdir()) == []
@@ -258,7 +258,7 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
     assert not {"images", "pool_dir"} & set(stored["settings"])
     for wrong, message in (
         (("--student", "lenet6"), "unknown architecture 'lenet6'"),
-        (("--transfer", "temperature=0"), "temperature must be positive"),
+        (("--distillation", "temperature=0"), "temperature must be positive"),
         (("--images", tmp_path / "nowhere"), "nowhere"),
         (("--classes", "7"), "has no classes [7]"),
     ):
@@ -285,7 +285,7 @@ def of_two_and_three(experts: Path, tmp_path: Path) -> Path:
 def test_distill_counts_by_class_ids(npz: Path, of_two_and_three: Path, tmp_path: Path) -> None:
     arguments = (
         "distill", of_two_and_three, "--set", "bn=0", "--set", "compete=0", "--set", "steps=2", "--steps", 2,
-        "--rounds", 1, "--transfer", "per_round=4", "--data", npz, "--out", tmp_path / "out",
+        "--rounds", 1, "--distillation", "per_round=4", "--data", npz, "--out", tmp_path / "out",
     )  # fmt: skip
     accuracy = as_json(*arguments)["accuracy"]
     student, test = Expert.load(tmp_path / "out" / "student"), load(str(npz)).test
@@ -352,13 +352,13 @@ def test_refused_commands_leave_the_folder_as_it_was(
     )
     own = (
         (distill, ("--data", "/nowhere"), "/nowhere", ""),
-        (distill, ("--transfer", "pool_size=2"), "pool_size must hold a round", ""),
-        (distill, ("--transfer", "batch_size=100000000"), "a batch of 100000000 images", "smaller batch_size"),
+        (distill, ("--distillation", "pool_size=2"), "pool_size must hold a round", ""),
+        (distill, ("--distillation", "batch_size=100000000"), "a batch of 100000000 images", "smaller batch_size"),
         (invert, ("--per-class", 100_000_000), "GB of memory are free", "ask for fewer"),
         (distill, ("--tensorboard", tmp_path / "board"), "TensorBoard needs tensorboard", ""),
         (distill, ("--student-argument", "in_channels=3"), "--student of lenet5", "rejects images"),
-        (distill, ("--transfer", "lr=fast"), "lr must be a number", "'fast'"),
-        (distill, ("--transfer", 'augmentation={"zoom": 1}'), "augmentation", "unknown field 'zoom'"),
+        (distill, ("--distillation", "lr=fast"), "lr must be a number", "'fast'"),
+        (distill, ("--distillation", 'augmentation={"zoom": 1}'), "augmentation", "unknown field 'zoom'"),
         (invert, ("--set", "compete=1"), "--student must be given", ""),
     )
     cases = [(command, *case) for case in both for command in (invert, distill)] + list(own)

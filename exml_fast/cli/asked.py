@@ -78,7 +78,7 @@ class StudentOptions:
 
     student: str
     student_arguments: dict[str, Any]
-    transfer: dict[str, Any]
+    distillation: dict[str, Any]
     data: str | None
     data_root: str | None
 

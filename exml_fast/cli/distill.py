@@ -48,7 +48,7 @@ from exml_fast.cli.parsing import (
     require_report,
     use_threads,
 )
-from exml_fast.cli.preparation import prepared_transfer
+from exml_fast.cli.preparation import prepared_distillation
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
@@ -66,41 +66,57 @@ __all__ = ["distill"]
 
 def distill(
     context: typer.Context,
-    model: Annotated[str | None, typer.Argument(help="The teacher; as for invert.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Teacher: an expert's folder, torchvision/<name>, timm/<name>, cifar_resnet or lenet5.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the student, its images and the results.")] = Path("distilled"),
     weights: Weights = "DEFAULT",
     argument: ArchitectureArgument = None,
     input_spec: Input = None,
     student: Annotated[
         str,
-        typer.Option(help="Architecture, freshly initialised: torchvision/<name>, timm/<name>, cifar_resnet, lenet5."),
+        typer.Option(
+            help="Architecture of the student, which starts from random weights: torchvision/<name>, timm/<name>, …"
+        ),
     ] = "lenet5",
     student_argument: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the student's architecture; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the student's architecture; repeatable.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of an inversion to learn from.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder that `exml-fast invert` wrote; the student learns from its images.", show_default=False
+        ),
     ] = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of images made meanwhile; without --images adaptive_deep_inversion (for large images "
-            "adaptive_deep_inversion/imagenet-transferable). Repeatable: each round takes one of them by chance.",
+            help="Recipe of the images that are made while the student learns; default without --images: "
+            "adaptive_deep_inversion (for large images adaptive_deep_inversion/imagenet-transferable). Repeatable: "
+            "each round draws one of them.",
             show_default=False,
         ),
     ] = None,
-    classes: Annotated[str, typer.Option(help="Ids or names, with commas between; all if not given.")] = "",
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the student's training; 48750.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=0, help="Rounds of generation; as many as the steps allow.")] = None,
-    inversion: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any field of the recipe; repeatable.")
+    classes: Annotated[str, typer.Option(help="Ids or names of classes, separated by commas; default: all.")] = "",
+    steps: Annotated[int | None, typer.Option(min=1, help="Gradient steps of the student; default: 48750.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of new images; default: one every generate_every steps.")
     ] = None,
-    transfer: Annotated[
+    inversion: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Any setting of the transfer, as temperature=3; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change any field of the recipe; repeatable."),
+    ] = None,
+    distillation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Change any field of the distillation, as temperature=3; repeatable."),
     ] = None,
     pool_dir: Annotated[
-        Path | None, typer.Option(help="Keep the images in a file there, not in memory.", show_default=False)
+        Path | None,
+        typer.Option(help="Folder in which the images are kept in a file instead of in memory.", show_default=False),
     ] = None,
     statistics: Statistics = None,
     statistics_count: StatisticsCount = 100,
@@ -109,12 +125,15 @@ def distill(
     real: Real = None,
     png: Png = False,
     data: Annotated[
-        str | None, typer.Option(help="Data set to test the student on; it never learns from it.", show_default=False)
+        str | None,
+        typer.Option(help="Data set that tests the student, which never learns from it.", show_default=False),
     ] = None,
     data_root: DataRoot = None,
-    precision: Annotated[str, typer.Option(help="As for invert.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Precision of the inverted network: auto, float32 or bfloat16.")
+    ] = "auto",
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for TensorBoard's files.", show_default=False)
+        Path | None, typer.Option(help="Folder for files of TensorBoard.", show_default=False)
     ] = None,
     report: Page = False,
     seed: Seed = 0,
@@ -144,17 +163,17 @@ def distill(
             ),
             learning=StudentOptions(
                 student=student, student_arguments=parse_pairs("--student-argument", student_argument),
-                transfer=given_options(steps=steps, rounds=rounds) | parse_pairs("--transfer", transfer),
+                distillation=given_options(steps=steps, rounds=rounds) | parse_pairs("--distillation", distillation),
                 data=data, data_root=data_root,
             ),
             images=None if images is None else str(images), recipes=tuple(recipe or ()),
             inversion=parse_pairs("--set", inversion), pool_dir=None if pool_dir is None else str(pool_dir),
             tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
         )  # fmt: skip
-        ready = None if resume else prepared_transfer(given)
+        ready = None if resume else prepared_distillation(given)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
-        ready = ready or prepared_transfer(run)
+        ready = ready or prepared_distillation(run)
         teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
 
         units = teacher.units or tuple(range(teacher.outputs()))

@@ -28,11 +28,11 @@ from exml_fast.transfer.pool import require_room
 
 __all__ = [
     "Panel",
-    "PreparedTransfer",
+    "PreparedDistillation",
     "open_named",
     "panel",
     "prepared_inversion",
-    "prepared_transfer",
+    "prepared_distillation",
 ]
 
 PARAMETRISATIONS = {"pen-strokes": PenStrokes}
@@ -166,7 +166,7 @@ def prepared_inversion(
 
 
 @dataclass(frozen=True)
-class PreparedTransfer:
+class PreparedDistillation:
     """Everything that ``distill`` starts from."""
 
     teacher: Teacher
@@ -181,12 +181,12 @@ class PreparedTransfer:
     panel: Panel
 
 
-def prepared_transfer(run: DistillRun) -> PreparedTransfer:
+def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     """Open and check everything for ``distill``."""
     teacher = _teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
-    config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.transfer)
+    config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.distillation)
     first = None if run.images is None else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
@@ -227,7 +227,7 @@ def prepared_transfer(run: DistillRun) -> PreparedTransfer:
     )
     if run.tensorboard:
         require_tensorboard()
-    return PreparedTransfer(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
+    return PreparedDistillation(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
 
 
 def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) -> Teacher:
