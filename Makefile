@@ -7,11 +7,12 @@ BUILD_TOOLS := setuptools wheel ninja pybind11 numpy
 SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') setup.py pyproject.toml
 BUILD_DIR   ?= build
 STAGE       ?= all
+DIST_ENV    := $(BUILD_DIR)/dist-env
 # CUDA code is compiled for the GPUs of this machine, or for compute capability 9.0 if it has none.
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
-.PHONY: demo test bench bench-inversion gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: demo test bench bench-inversion dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,20 @@ bench: $(VENV)/.installed
 # Whole steps of inversion against the published style, torch.compile and the bare network; about half an hour.
 bench-inversion: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench-inversion" $(BIN)/python benches/inversion.py
+
+# Builds dist/*.tar.gz, and dist/*.whl from it. Installs the wheel in a new environment, and runs the quick start there.
+# The new environment finds the torch of $(VENV) by a .pth file. Its own packages come first on the path.
+dist: $(VENV)/.torch
+	rm -rf dist $(DIST_ENV)
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/exml_fast-*.tar.gz
+	$(BIN)/python -m venv $(DIST_ENV)
+	$(DIST_ENV)/bin/pip install --quiet --no-deps dist/exml_fast-*.whl
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$packages" > "$$($(DIST_ENV)/bin/python -c "$$packages")/torch.pth"
+	$(DIST_ENV)/bin/pip install --quiet 'exml_fast[cli,report,eval]'
+	cd $(DIST_ENV) && bin/exml-fast --version && bin/exml-fast reproduce
+	cd $(DIST_ENV) && bin/python $(CURDIR)/examples/quick_start.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -74,4 +89,4 @@ gpu:
 	STAGE=$(STAGE) bash benches/gpu.sh
 
 clean:
-	rm -rf $(BUILD_DIR) exml_fast/_C*.so exml_fast/_built_for.py *.egg-info
+	rm -rf $(BUILD_DIR) dist exml_fast/_C*.so exml_fast/_built_for.py *.egg-info
