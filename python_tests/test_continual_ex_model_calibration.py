@@ -168,7 +168,7 @@ def test_images_that_are_all_alike_tell_nothing_of_typicality(images: int) -> No
             return torch.full((count, *spec.shape), 0.3)
 
     source = FIELDS if images == 1 else Grey()
-    with pytest.raises(ValueError, match="all as far from the running statistics of a BatchNorm of the expert"):
+    with pytest.raises(ValueError, match="all the same distance to the running statistics of a BatchNorm"):
         ResponseCalibration(source, images=images, typicality=0.5).measure(loud_everywhere(), generator())
 
 

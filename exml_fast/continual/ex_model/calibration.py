@@ -78,8 +78,8 @@ class ResponseCalibration:
         deviation = (distances - mean).square().mean(0).sqrt()
         if not (deviation > SAME * mean).all():
             raise ValueError(
-                f"images of {self.source.describe()} are all as far from the running statistics of a BatchNorm of the "
-                "expert: choose another source, or typicality 0"
+                f"images of {self.source.describe()} have all the same distance to the running statistics of a "
+                "BatchNorm of the expert: choose another source, or typicality 0"
             )
         return Measured(self.level / highest, torch.stack([mean, deviation]))
 

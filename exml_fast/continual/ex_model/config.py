@@ -49,7 +49,7 @@ TRAINING = Training(
 class Background:
     """Random images that fill a share of the buffer at the first expert; every expert sees all of them.
 
-    They have no label: to the cross-entropy, a mean over the batch, they add nothing. They need targets that are kept.
+    They have no label: their cross-entropy is 0, and they count in its mean. They need targets that are kept.
 
     Attributes:
         source: where they come from; they are kept in memory.

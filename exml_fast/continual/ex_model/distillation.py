@@ -55,8 +55,8 @@ class ExModelDistillation(Setup):
                 ``checkpoint_every`` steps, and on Ctrl-C (which is raised on). A run that finds a checkpoint of
                 the same stream, configuration and seed continues from it and ends bit for bit as if never stopped;
                 ValueError naming what differs otherwise.
-            evaluate: called with the ex-model after each expert, of which it keeps no copy (the network goes on
-                learning); returns a number, or a dict or list of numbers.
+            evaluate: called with the ex-model after each expert; returns a number, or a dict or list of numbers.
+                ``evaluate`` must copy the network to keep it; training continues in place.
 
         Raises:
             ValueError: if a class of an expert is not among ``units``, or if two experts share a class although the

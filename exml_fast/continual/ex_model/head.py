@@ -56,15 +56,15 @@ class Head:
     def of_tasks(self) -> Tensor:
         """(K, K) bool: row j marks the logits of the experience that the class of logit j belongs to.
 
-        ValueError if two experiences share a class: such a class does not tell the task.
+        ValueError if two experiences share a class: the task of such a class is ambiguous.
         """
         heads = torch.zeros(len(self.units), len(self.units), dtype=torch.bool, device=self.device)
         for number, classes in enumerate(self.experiences):
             members = torch.tensor(self.positions(classes), device=self.device)
             if shared := [self.units[j] for j in members.tolist() if heads[j].any()]:
                 raise ValueError(
-                    f"task_labels: expert {number + 1} shares the classes {shared} with an earlier one, and so they do "
-                    "not tell the task"
+                    f"task_labels: expert {number + 1} shares the classes {shared} with an earlier one: the task of "
+                    "such a class is ambiguous"
                 )
             heads[members[:, None], members] = True
         return heads

@@ -59,7 +59,7 @@ class Memory:
         self.targets: Tensor | None = None
         """(rows, K): kept targets."""
         self.spoken: Tensor | None = None
-        """(rows, K) bool: units that an expert spoke of; None where all known units have a target."""
+        """(rows, K) bool: units for which an expert gave a logit; None where all known units have a target."""
         self._shown: Tensor | None = None
         self._bounds = spec.bounds(device)
 
@@ -95,7 +95,7 @@ class Memory:
         self.targets, self.spoken = targets, spoken
 
     def kept_targets(self, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Kept targets of some rows, and which units an expert spoke of; None where nothing is kept."""
+        """Kept targets of some rows, and the units for which an expert gave a logit; None where nothing is kept."""
         return (
             None if self.targets is None else self.targets[rows],
             None if self.spoken is None else self.spoken[rows],

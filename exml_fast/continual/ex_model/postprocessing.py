@@ -87,8 +87,8 @@ class Align(Step):
     """The rows of the final linear layer, centred over the classes seen, get the same norm.
 
     The biases are scaled with them (after weight aligning, Zhao 2020, "Maintaining Discrimination and Fairness in Class
-    Incremental Learning", which scales the rows of new classes together). For where the logits of later classes stay
-    smaller.
+    Incremental Learning", which scales the rows of new classes together). Use it when later
+    classes have smaller logits.
     """
 
     def __call__(self, model: nn.Module, situation: Situation) -> None:
@@ -104,10 +104,12 @@ class Align(Step):
 
 @settings
 class Debias(Step):
-    """Random images should not speak for a class: their mean logits are taken off the biases. Needs a background.
+    """On random images no class should have a higher mean logit: the means are subtracted from the biases.
+
+    Needs a background.
 
     Attributes:
-        share: of the mean logits that is taken off.
+        share: of the mean logits that is subtracted.
     """
 
     needs_bias: ClassVar[bool] = True

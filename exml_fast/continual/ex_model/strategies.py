@@ -47,7 +47,8 @@ class Strategy(abc.ABC):
 
         Args:
             expert: the network as it was given, which must not be changed.
-            count: how many images; fewer may come where there are no more.
+            count: how many images; a strategy may return fewer where there are no more (:class:`AuxiliaryData` raises
+                ValueError instead).
             generator: all randomness comes from it.
             rival: the ex-model so far, None at the first expert.
             progress: called as the work goes on.

@@ -96,7 +96,7 @@ def outputs(model: nn.Module, images: Tensor) -> Tensor:
 
 
 class Targets:
-    """Where targets come from. What a kind does not offer as a field has the value given here."""
+    """Where targets come from. Defaults for kinds without that field."""
 
     name: ClassVar[str]
     keeps: ClassVar[bool] = False
@@ -116,7 +116,8 @@ class Targets:
     ) -> tuple[Tensor, Tensor | None]:
         """For kinds that keep targets: what is known of new images before their expert is asked.
 
-        Targets (N · views, K), and which units an expert spoke of, bool of the same shape or None for all known ones.
+        Targets (N · views, K), and the units for which an expert gave a logit, bool of the same shape or None for all
+        known ones.
         """
         raise NotImplementedError
 
@@ -185,10 +186,11 @@ class StoredTargets(Targets):
 
     Attributes:
         normalize, task_labels: as of :class:`LiveTargets`.
-        views: forms of each image, of which a step sees one: as it is, and others shifted, turned, stretched and bent a
-            little. They are the same from the seed whenever they are made, and each has targets of its own. Use them
-            in place of augmentation, which would show the ex-model images that no expert has seen. The views of the
-            whole buffer are in memory while an expert is learned, also where the buffer is in a folder.
+        views: number of variants of each image; a step sees one. The first is the image as it is; the others are
+            shifted, turned, stretched and bent a little. They are the same from the seed whenever they are made, and
+            each has targets of its own. Use them in place of augmentation, which would show the ex-model images that no
+            expert has seen. The views of the whole buffer are in memory while an expert is learned, also where the
+            buffer is in a folder.
     """
 
     name: ClassVar[str] = "stored"
@@ -221,7 +223,7 @@ class ExpertTargets(Targets):
     def of_new_images(
         self, memory: Memory, images: Tensor, keys: Tensor, previous: nn.Module
     ) -> tuple[Tensor, Tensor | None]:
-        """See :class:`Targets`: no expert spoke of them yet."""
+        """See :class:`Targets`: no expert gave a logit for them yet."""
         assert memory.targets is not None
         none = memory.targets.new_zeros((len(images) * self.views, memory.targets.shape[1]))
         return none, none.bool()
@@ -268,7 +270,7 @@ class Teachers:
         """Eq. 6 to 8 for normalised images whose labels are at ``positions``: targets and mask, (N, K).
 
         ``stored`` (N, K): earlier targets of the images in place of the previous ex-model's outputs; ``spoken`` (N, K):
-        units that an expert spoke of there, all known ones if None.
+        units for which an expert gave a logit there, all known ones if None.
         """
         previous_known = self.previous_known if spoken is None else self.previous_known & spoken
         how = self.config.normalize
