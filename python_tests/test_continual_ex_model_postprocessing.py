@@ -10,6 +10,8 @@ from small_experts import QUICK, quadrants, real_images, stream
 from torch import Tensor, nn
 
 from exml_fast.continual import ExModelDistillation, stream_accuracy
+from exml_fast.continual.ex_model.memory import Memory
+from exml_fast.continual.ex_model.postprocessing import Align, Situation
 
 
 def test_aligned_rows_have_one_norm() -> None:
@@ -41,6 +43,20 @@ def test_only_the_classes_seen_are_aligned() -> None:
     torch.testing.assert_close(first[:2].norm(dim=1), before[:2].sub(before[:2].mean(0)).norm(dim=1))
     norms = given[1][weight].norm(dim=1)
     torch.testing.assert_close(norms, norms.mean().expand(4))
+
+
+@pytest.mark.parametrize(("seen", "rows"), [([2], [0.0, 0.0, 1.0]), ([0, 1], [1.0, 1.0, 2.0])])
+def test_aligning_a_single_class_or_equal_rows_changes_no_logit(seen: list[int], rows: list[float]) -> None:
+    layer = nn.Linear(2, 3)
+    model, memory = nn.Sequential(layer), Memory(1, quadrants().spec, device=torch.device("cpu"))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(rows)[:, None])
+        layer.bias.zero_()
+        before = model(torch.ones(1, 2)).softmax(1)[:, seen]
+        Align()(model, Situation(memory, seen, "0"))
+    after = model(torch.ones(1, 2)).softmax(1)[:, seen]
+    assert layer.weight.isfinite().all() and layer.bias.isfinite().all()
+    torch.testing.assert_close(after / after.sum(), before / before.sum())
 
 
 class Gated(nn.Module):

@@ -88,15 +88,17 @@ class Align(Step):
 
     The biases are scaled with them (after weight aligning, Zhao 2020, "Maintaining Discrimination and Fairness in Class
     Incremental Learning", which scales the rows of new classes together). Use it when later
-    classes have smaller logits.
+    classes have smaller logits. With a single class there is nothing to align.
     """
 
     def __call__(self, model: nn.Module, situation: Situation) -> None:
         """See :class:`Step`."""
         layer, seen = situation.layer(model), situation.seen
+        if len(seen) < 2:
+            return
         layer.weight[seen] -= layer.weight[seen].mean(0)  # the softmax does not change
         norms = layer.weight[seen].norm(dim=1)
-        factors = norms.mean() / norms
+        factors = torch.where(norms > 0, norms.mean() / norms, 1.0)  # a row of zeros stays one
         layer.weight[seen] *= factors[:, None]
         if layer.bias is not None:
             layer.bias[seen] = (layer.bias[seen] - layer.bias[seen].mean()) * factors
