@@ -61,5 +61,9 @@ def test_targets_of_overlapping_experts() -> None:
     assert target.tolist() == [[1, 1, 0, 0], [1, 2, 3, 0], [0, 3, 3, 0]]
     assert mask.sum(1).tolist() == [2, 3, 2]
     assert combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_unit")[0].tolist() == [[1, 2, 3, 0]] * 3
+    for combine in ("per_sample", "per_unit"):  # a mask for each sample, equal in every row
+        one = combined_targets(PREVIOUS, CURRENT, before, now, labels, combine)
+        each = combined_targets(PREVIOUS, CURRENT, before.expand(3, 4), now.expand(3, 4), labels, combine)
+        assert all(map(torch.equal, one, each))
     with pytest.raises(ValueError, match="combine must be"):
         combined_targets(PREVIOUS, CURRENT, before, now, labels, "per_class")

@@ -82,7 +82,7 @@ def combined_targets(
     use_previous = previous_known.expand_as(previous)
     use_current = current_known.expand_as(current)
     if combine == "per_sample":
-        in_previous, in_current = previous_known[labels][:, None], current_known[labels][:, None]
+        in_previous, in_current = (known.gather(1, labels[:, None]) for known in (use_previous, use_current))
         use_previous, use_current = use_previous & in_previous, use_current & in_current
     total = torch.where(use_previous, previous, 0.0) + torch.where(use_current, current, 0.0)
     target = torch.where(use_previous & use_current, 0.5 * total, total)
