@@ -382,5 +382,5 @@ def test_drawings_of_each_class_begin_with_those_the_expert_sees_it_in() -> None
         expected = strokes.render(pool[best].clamp(low, high), spec)
         torch.testing.assert_close(begin[labels == unit], expected, atol=1e-4, rtol=1e-4)
     assert strategy.last is not None and strategy.last.summary["absent"] == ["bn"]
-    with pytest.raises(ValueError, match="pool must be at least 1"):
+    with pytest.raises(ValueError, match="pool must be a positive integer"):
         DrawnInversion(PenStrokes(), pool=0)

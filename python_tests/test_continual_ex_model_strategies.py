@@ -111,6 +111,11 @@ def test_bad_input_is_named() -> None:
         AuxiliaryData(torch.zeros(2, 1, 4, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"images must be \(N, c, h, w\)"):
         AuxiliaryData(torch.zeros(2, 4, 4))
+    for images in (torch.full((2, 1, 4, 4), 255.0), torch.full((2, 1, 4, 4), float("nan")), -torch.ones(2, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got values from"):
+            AuxiliaryData(images)
+    with pytest.raises(ValueError, match="pool must be a positive integer, got 0"):
+        AuxiliaryData(torch.rand(2, 1, 4, 4), pool=0)
     with pytest.raises(ValueError, match="count is 3, but there are only 2"):
         AuxiliaryData(torch.rand(2, 1, 4, 4)).samples(trained()[0], 3, seeded())
 

@@ -16,6 +16,7 @@ from exml_fast.data.procedural import images_at_once
 from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
+from exml_fast.validation import require_count
 
 __all__ = [
     "AdaptiveInversion", "AuxiliaryData", "DataImpression", "DrawnInversion", "ModelInversion", "Procedural", "Replay",
@@ -150,8 +151,7 @@ class DrawnInversion(_Inversion):
         **overrides: Any,
     ) -> None:
         super().__init__(recipe, **overrides)
-        if pool < 1:
-            raise ValueError(f"pool must be at least 1, got {pool}")
+        require_count("pool", pool)
         self.parametrisation, self.pool = parametrisation, pool
 
     def _synthesizer(self, expert: Expert, recipe: Recipe) -> Synthesizer:
@@ -271,6 +271,10 @@ class AuxiliaryData(Strategy):
             raise ValueError(f"images must be (N, c, h, w) with N > 0, got shape {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
+        if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
+            low, high = images.aminmax()
+            raise ValueError(f"images must be in [0, 1], got values from {float(low):g} to {float(high):g}")
+        require_count("pool", pool)
         self.images, self.name, self.pool = images, name, pool
 
     def samples(
