@@ -68,8 +68,6 @@ def test_settings_of_random_images_and_of_the_paper() -> None:
     assert strokes.background is not None and strokes.background.share == 0.5
     assert strokes.calibration is not None and strokes.calibration.typicality == 0.6
     assert strokes.config.targets.views == 4 and strokes.config.targets.name == "experts"
-    recipe = plan("model-inversion", inversion={"compete": 2.0}).recipe
-    assert recipe is not None and recipe.competition.compete == 0
     none = plan("natural-fields", calibration="none")
     assert none.calibration is None
 
@@ -96,6 +94,14 @@ def test_images_are_described() -> None:
         ("random-images", {"source": "leaves"}, "source must be one of"),
         ("random-images", {"renormalise": True}, "renormalise needs images of experts"),
         ("random-images", {"targets": "live", "combine": "per_sample"}, "combine must be 'per_unit'"),
+        ("model-inversion", {"inversion": {"compete": 2.0}}, "compete must be 0 for model-inversion: use adaptive-inv"),
+        ("model-inversion", {"variant": "cifar100"}, "variant must be one of .*did you mean 'cifar10'"),
+        ("model-inversion", {"variant": "mnist", "recipe": "deep_inversion"}, "variant must be None with a rec"),
+        ("random-images", {"variant": "cifar10"}, "variant must be None: random-images has no variants"),
+        ("random-images", {"recipe": "model_inversion"}, "recipe must be None: random-images inverts no pixels"),
+        ("replay", {"inversion": {"steps": 3}}, "inversion must be None: replay inverts no images"),
+        ("inverted-strokes", {"recipe": "model_inversion"}, "recipe must be None: inverted-strokes inverts no pixels"),
+        ("inverted-strokes", {"variant": "mnist"}, "variant must be None: inverted-strokes has no variants"),
         ("adaptive-inversion", {"inversion": {"compete": 0}}, "compete must be positive for adaptive-inversion, got 0"),
     ],
 )
@@ -108,5 +114,7 @@ def test_data_that_are_missing_are_named() -> None:
     for name in ("auxiliary-data", "replay"):
         with pytest.raises(ValueError, match=f"data must be .* for {name}, got None"):
             method(name)
+    with pytest.raises(ValueError, match="data must be None: model-inversion uses no data"):
+        method("model-inversion", data=torch.rand(3, 1, 32, 32))
     with pytest.raises(ValueError, match="source must be a Parametrisation"):
         method("inverted-strokes", source="natural-fields")

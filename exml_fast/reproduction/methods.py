@@ -35,14 +35,21 @@ BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
 
 
 def plan_of(settings: Settings, strategy: str) -> Plan:
-    """A method with all its settings; ValueError for settings that do not fit together."""
-    random = _entry(strategy).is_random
-    inversion = dict(settings.inversion)
+    """A method with all its settings; ValueError for settings that do not fit together.
+
+    A study has one table for all methods: a method is given the settings of the images only if it inverts images.
+    """
+    entry = _entry(strategy)
+    random, pixels = entry.is_random, entry.recipe is not None and not entry.inverts_source
+    inversion = dict(settings.inversion) if strategy in INVERTING else {}
+    recipe = inversion.pop("recipe", None)
+    if strategy != "adaptive-inversion":
+        inversion.pop("compete", None)
     task_known = {"task_labels": True} if settings.scenario == "multi-task" else {}
     return plan(
         strategy,
-        variant=settings.variant,
-        recipe=inversion.pop("recipe", None),
+        variant=settings.variant if pixels and recipe is None else None,
+        recipe=recipe if pixels else None,
         inversion=inversion,
         calibration=settings.calibration,
         typicality=settings.typicality,

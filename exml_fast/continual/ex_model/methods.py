@@ -113,9 +113,10 @@ class Plan:
         Args:
             data: for "auxiliary-data" images (N, c, h, w), uint8 or float in [0, 1], or an :class:`AuxiliaryData`; for
                 "replay" an :class:`exml_fast.data.ImageData` or a :class:`Replay`.
-            options: ``model``, ``units``, ``spec``, ``seed``, ``device`` and ``buffer_dir`` of
-                :class:`ExModelDistillation`.
+            options: ``model``, ``units``, ``spec``, ``seed``, ``device`` and
+                ``buffer_dir`` of :class:`ExModelDistillation`.
         """
+        require(data is None or self.method.needs is not None, "data", f"None: {self.name} uses no data", data)
         strategy = self.method.make(self, data)
         return ExModelDistillation(
             strategy, self.config, calibration=self.calibration, background=self.background, **options
@@ -125,7 +126,7 @@ class Plan:
 def plan(
     name: str,
     *,
-    variant: str = "mnist",
+    variant: str | None = None,
     recipe: str | Recipe | None = None,
     inversion: Mapping[str, Any] | None = None,
     source: str | ImageSource | None = None,
@@ -138,9 +139,11 @@ def plan(
 
     Args:
         name: in :data:`METHODS`.
-        variant: data set of the published recipe: "mnist", "cifar10" or "core50".
-        recipe: a recipe in place of the variant's, for methods that invert pixels.
-        inversion: fields of the recipe to change.
+        variant: data set of the published recipe, for methods that invert pixels: "mnist" (the default), "cifar10" or
+            "core50".
+        recipe: a recipe in place of a variant's, for methods that invert pixels.
+        inversion: fields of the recipe to change, for methods that invert images. Only "adaptive-inversion" has
+            ``compete``.
         source: of random images, for methods that have them: a name of :data:`exml_fast.data.SOURCES`, or an object.
         calibration: source of the images on which the experts' logits are calibrated, "none" for no calibration; by
             default random images calibrate the experts on themselves.
@@ -150,7 +153,8 @@ def plan(
         settings: fields of :meth:`DistillationConfig.from_dict`, and ``background_share``.
 
     Raises:
-        ValueError: for a name or field that does not exist, and for settings that do not go together.
+        ValueError: for a name or field that does not exist, for an argument that the method does not use, and for
+            settings that do not go together.
     """
     entry = named("name", name, METHODS)
     values = {**entry.settings, **settings}
@@ -199,8 +203,9 @@ def method(
         settings: as of :func:`plan`.
     """
     return plan(name, **settings).build(
-        data, model=model, units=units, spec=spec, seed=seed, device=device, buffer_dir=buffer_dir
-    )
+        data, model=model, units=units, spec=spec, seed=seed,
+        device=device, buffer_dir=buffer_dir,
+    )  # fmt: skip
 
 
 def _source(what: str, given: str | ImageSource | None) -> ImageSource | None:
@@ -210,15 +215,30 @@ def _source(what: str, given: str | ImageSource | None) -> ImageSource | None:
 
 
 def _recipe(
-    name: str, entry: Method, variant: str, recipe: str | Recipe | None, changes: Mapping[str, Any]
+    name: str, entry: Method, variant: str | None, recipe: str | Recipe | None, changes: Mapping[str, Any]
 ) -> Recipe | None:
     if entry.recipe is None:
+        require(not changes, "inversion", f"None: {name} inverts no images", dict(changes))
+    if entry.recipe is None or entry.inverts_source:
+        require(variant is None, "variant", f"None: {name} has no variants", variant)
+        require(recipe is None, "recipe", f"None: {name} inverts no pixels", recipe)
+    if entry.recipe is None:
         return None
-    given = entry.recipe if entry.inverts_source else recipe or f"{entry.recipe}/{variant}"
-    found = recipes.get(given).replace(**changes)
-    if entry.make is not _adaptive:
-        return found.replace(compete=0.0)
-    require(changes.get("compete", 1) > 0, "compete", f"positive for {name}", changes.get("compete"))
+    if entry.inverts_source:
+        found = recipes.get(entry.recipe)
+    elif recipe is not None:
+        require(variant is None, "variant", "None with a recipe", variant)
+        found = recipes.get(recipe)
+    else:
+        of_method = [given for given in recipes.names() if given.startswith(f"{entry.recipe}/")]
+        published = {given.partition("/")[2]: given for given in of_method}
+        found = recipes.get(named("variant", variant or "mnist", published))
+    found = found.replace(**changes)
+    compete = found.competition.compete
+    if entry.make is _adaptive:
+        require(changes.get("compete", 1) > 0, "compete", f"positive for {name}", compete)
+    else:
+        require(compete == 0, "compete", f"0 for {name}: use adaptive-inversion", compete)
     return found
 
 
