@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.ex_model.losses import SquaredError, distillation_loss
+from exml_fast.continual.ex_model.strategies import AuxiliaryData, Replay
 from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
-from exml_fast.data import InputSpec, NaturalFields
+from exml_fast.data import InputSpec, NaturalFields, Split
 from exml_fast.training import forward
 
 change = QUICK.replace
@@ -327,15 +329,33 @@ def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(tmp_path: Path) -
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
-    config = change(steps=2)
+    config, data = change(steps=2), quadrants()
+    brighter = dataclasses.replace(data, train=Split(data.train.images + 1, data.train.labels))
     ExModelDistillation(real_images(), config).run(stream(), checkpoint_dir=tmp_path)
     for name, method, experts in (
         ("config", ExModelDistillation(real_images(), change(steps=3)), stream()),
         ("seed", ExModelDistillation(real_images(), config, seed=1), stream()),
         ("experts", ExModelDistillation(real_images(), config), ExpertStream(trained()[::-1])),
+        ("strategy", ExModelDistillation(Replay(brighter), config), stream()),
     ):
         with pytest.raises(ValueError, match=f"belongs to another run: {name} was"):
             method.run(experts, checkpoint_dir=tmp_path)
+    auxiliary = [AuxiliaryData(torch.full((2, 1, 4, 4), value)).describe() for value in (0.0, 1.0)]
+    assert auxiliary[0] != auxiliary[1]
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, width: int) -> None:
+    def run(width: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(1024, width), nn.Linear(width, 4))
+        method = ExModelDistillation(real_images(), change(steps=2, lr=0.001), model=model, units=[0, 1, 2, 3])
+        method.run(stream(), checkpoint_dir=tmp_path)
+
+    run(8, 0)
+    run(8, 0)
+    with pytest.raises(ValueError, match="belongs to another run: initial weights was"):
+        run(width, 1)
 
 
 def test_bfloat16_learns_the_same() -> None:

@@ -275,6 +275,8 @@ class Run:
             "input": self.memory.spec.to_dict(),
             "seed": method.seed,
             "architecture": self.student.architecture,
+            "arguments": self.student.arguments,
+            "initial weights": self.student.fingerprint(),
             "calibration": None if method.calibration is None else method.calibration.describe(),
             "background": None if method.background is None else method.background.describe(),
         }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from exml_fast.checkpoint import fingerprint
 from exml_fast.continual.expert import Expert
 from exml_fast.data import ImageData, ImageSource, InputSpec
 from exml_fast.data.buffer import balanced_indices
@@ -61,7 +63,7 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Name and settings as plain JSON values: they identify a run's checkpoint."""
+        """Name, settings and a fingerprint of given images, as plain JSON values: they identify a run's checkpoint."""
 
 
 def balanced_labels(classes: tuple[int, ...], count: int) -> Tensor:
@@ -302,8 +304,13 @@ class AuxiliaryData(Strategy):
         return expert.input_spec.prepare(self.images[pool[chosen]]), every[chosen]
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings."""
-        return {"strategy": "auxiliary", "name": self.name, "images": len(self.images), "pool": self.pool}
+        """Name, images and settings."""
+        images = {"images": len(self.images), "sha256": self._sha256}
+        return {"strategy": "auxiliary", "name": self.name, **images, "pool": self.pool}
+
+    @cached_property
+    def _sha256(self) -> str:
+        return _fingerprint(self.images)
 
 
 class Procedural(Strategy):
@@ -364,6 +371,15 @@ class Replay(Strategy):
         return expert.input_spec.prepare(chosen.images), chosen.labels
 
     def describe(self) -> dict[str, Any]:
-        """Name, data set, and how many experts have data of their own."""
+        """Name, data set and its images, and how many experts have data of their own."""
         data = {"data": self.data.name, "images": len(self.data.train), "parts": len(self.parts)}
-        return {"strategy": "replay", **data}
+        return {"strategy": "replay", **data, "sha256": self._sha256}
+
+    @cached_property
+    def _sha256(self) -> str:
+        splits = [self.data.train, *(part.train for _, part in sorted(self.parts.items()))]
+        return _fingerprint(*(tensor for split in splits for tensor in (split.images, split.labels)))
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    return fingerprint(tensors, [(str(tensor.dtype), list(tensor.shape)) for tensor in tensors])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast.checkpoint import fingerprint
 from exml_fast.continual.ex_model.batches import Batch
 from exml_fast.continual.expert import Expert
 from exml_fast.engine.substitution import twin
@@ -38,6 +39,11 @@ class Student:
         card = expert.card
         same = card.architecture == self.architecture and card.arguments == self.arguments
         return same and list(expert.units) == units
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names, shapes, types and values of the initial weights."""
+        shapes = [(name, str(value.dtype), list(value.shape)) for name, value in self.initial.items()]
+        return fingerprint(self.initial.values(), shapes)
 
     def begin(self, reset: bool, first: Expert | None) -> None:
         """Start to learn from an expert: from the initial weights (``reset``), or as a copy of the expert ``first``."""
