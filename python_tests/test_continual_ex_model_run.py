@@ -358,6 +358,14 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, width: int) 
         run(width, 1)
 
 
+def test_no_gradients_are_left_after_an_expert() -> None:
+    left: list[bool] = []
+    ExModelDistillation(real_images(), change(steps=2)).run(
+        stream(), evaluate=lambda expert: left.extend(p.grad is not None for p in expert.model.parameters())
+    )
+    assert left and not any(left)
+
+
 def test_bfloat16_learns_the_same() -> None:
     """Convolutions and linear layers round; weights and loss do not, and what is learned is as good."""
     runs = [

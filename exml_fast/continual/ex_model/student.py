@@ -63,6 +63,7 @@ class Student:
     def remember(self) -> None:
         """Keep the network as it is now, as ``previous``; the loop is over."""
         self.loop = None
+        self.model.zero_grad(set_to_none=True)  # gradients take as much memory as the weights
         self.previous = copy.deepcopy(twin(self.model)).eval().requires_grad_(False)
 
     def plain_previous(self) -> nn.Module | None:
