@@ -28,6 +28,7 @@ from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.continual.scenarios import MultiHead, experience_accuracies, stream_accuracy
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec, NaturalFields, Split
+from exml_fast.models import create
 from exml_fast.training import forward
 
 change = QUICK.replace
@@ -70,6 +71,30 @@ def test_the_result_is_an_expert_that_can_be_saved(tmp_path: Path) -> None:
     result = ExModelDistillation(real_images(), change(steps=2)).run(stream())
     result.expert.save(tmp_path)
     assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
+
+
+def test_a_given_model_is_named_by_its_architecture(tmp_path: Path) -> None:
+    config, first = change(steps=2, init_from_first=True), trained()[0]
+    model = create("lenet5", num_classes=4, in_channels=1)
+    given = {"architecture": "lenet5", "arguments": {"num_classes": 4}}
+    named = ExModelDistillation(real_images(), config, model=model, units=[0, 1, 2, 3], **given)
+    copies: list[str] = []
+    result = named.run(list(trained()), evaluate=lambda expert: copies.append(expert.fingerprint()))
+    assert copies[0] == first.fingerprint(), "init_from_first knows the architecture"
+    result.expert.save(tmp_path)
+    assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
+    same = ExModelDistillation(real_images(), config, model=Expert(model.eval(), first.card)).run(stream())
+    assert same.expert.fingerprint() == result.expert.fingerprint()
+    assert same.expert.card == dataclasses.replace(result.expert.card, sha256="")
+    for wrong, message in (
+        ({"architecture": "lenet5"}, "must be given with model"),
+        ({"model": model, "units": [0], "arguments": {}}, "architecture must be given with arguments"),
+        ({"model": first, "architecture": "lenet5"}, "architecture must be None with an Expert"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExModelDistillation(real_images(), config, **wrong)
+    with pytest.raises(ValueError, match="checkpoint_every must be a positive integer, got 0"):
+        named.run(stream(), checkpoint_every=0)
 
 
 def test_units_nobody_has_seen_are_left_alone() -> None:

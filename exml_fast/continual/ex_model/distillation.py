@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from exml_fast.continual.ex_model.result import ExModelResult
@@ -13,6 +13,7 @@ from exml_fast.continual.stream import ExpertStream
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training.loop import seeded
+from exml_fast.validation import require_count
 
 __all__ = ["ExModelDistillation"]
 
@@ -24,7 +25,10 @@ class ExModelDistillation(Setup):
         strategy: where images come from (:mod:`exml_fast.continual.ex_model.strategies`).
         config: the settings.
         model, units: the ex-model, of which a copy learns, and the global class id of each of its logits. By default
-            the architecture of the first expert, with a unit for every unit that occurs in the stream.
+            the architecture of the first expert, with a unit for every unit that occurs in the stream. An
+            :class:`Expert` as ``model`` brings its units, input, architecture and arguments.
+        architecture, arguments: how :func:`exml_fast.models.create` makes ``model``; they go to the ex-model's card.
+            Without them the card names the model's class, and ``init_from_first`` finds no equal expert.
         spec: the ex-model's input, the first expert's by default. Experts may differ from it in architecture and
             input: they see the images converted (:meth:`exml_fast.InputSpec.convert`).
         seed: of everything random in a run.
@@ -40,7 +44,7 @@ class ExModelDistillation(Setup):
 
     def run(
         self,
-        stream: ExpertStream,
+        stream: ExpertStream | PathLike | Sequence[PathLike] | Sequence[Expert],
         *,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
@@ -50,6 +54,7 @@ class ExModelDistillation(Setup):
         """Learn from the whole stream.
 
         Args:
+            stream: the experts, or what :class:`ExpertStream` makes them from: a folder, folders or experts.
             progress: called as ``progress(stage, step, total, terms)`` once a block of steps.
             checkpoint_dir: where the state is saved after each expert, after its images are there, at least every
                 ``checkpoint_every`` steps, and on Ctrl-C (which is raised on). A run that finds a checkpoint of
@@ -66,6 +71,8 @@ class ExModelDistillation(Setup):
                 and is kept; the same call continues from there once the expert is mended or replaced. Experts that were
                 not learned yet may change, and more may have come.
         """
+        require_count("checkpoint_every", checkpoint_every)
+        stream = stream if isinstance(stream, ExpertStream) else ExpertStream(stream)
         with seeded(self.seed, self.device):
             run = Run(self, stream, progress, checkpoint_dir, checkpoint_every)
             try:

@@ -113,7 +113,7 @@ class Plan:
         Args:
             data: for "auxiliary-data" images (N, c, h, w), uint8 or float in [0, 1], or an :class:`AuxiliaryData`; for
                 "replay" an :class:`exml_fast.data.ImageData` or a :class:`Replay`.
-            options: ``model``, ``units``, ``spec``, ``seed``, ``device`` and
+            options: ``model``, ``architecture``, ``arguments``, ``units``, ``spec``, ``seed``, ``device`` and
                 ``buffer_dir`` of :class:`ExModelDistillation`.
         """
         require(data is None or self.method.needs is not None, "data", f"None: {self.name} uses no data", data)
@@ -188,6 +188,8 @@ def method(
     *,
     data: Tensor | ImageData | AuxiliaryData | Replay | None = None,
     model: Any = None,
+    architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     units: Any = None,
     spec: Any = None,
     seed: int = 0,
@@ -199,11 +201,11 @@ def method(
 
     Args:
         data: images of another domain, or the experts' own data (:meth:`Plan.build`).
-        model, units, spec, seed, device, buffer_dir: as of :class:`ExModelDistillation`.
+        model, architecture, arguments, units, spec, seed, device, buffer_dir: as of :class:`ExModelDistillation`.
         settings: as of :func:`plan`.
     """
     return plan(name, **settings).build(
-        data, model=model, units=units, spec=spec, seed=seed,
+        data, model=model, architecture=architecture, arguments=arguments, units=units, spec=spec, seed=seed,
         device=device, buffer_dir=buffer_dir,
     )  # fmt: skip
 

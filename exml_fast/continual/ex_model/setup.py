@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from exml_fast.continual.ex_model.config import Background, DistillationConfig
 from exml_fast.continual.ex_model.memory import Memory
 from exml_fast.continual.ex_model.strategies import Strategy
 from exml_fast.continual.ex_model.student import Student
-from exml_fast.continual.expert import complete_arguments, require_fit
+from exml_fast.continual.expert import Expert, complete_arguments, require_fit
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
 from exml_fast.models import create
 from exml_fast.storage import PathLike
+from exml_fast.validation import require
 
 __all__ = ["Setup"]
 
@@ -31,7 +32,9 @@ class Setup:
         strategy: Strategy,
         config: DistillationConfig | None = None,
         *,
-        model: nn.Module | None = None,
+        model: nn.Module | Expert | None = None,
+        architecture: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         units: Sequence[int] | None = None,
         spec: InputSpec | None = None,
         seed: int = 0,
@@ -40,12 +43,23 @@ class Setup:
         background: Background | None = None,
         buffer_dir: PathLike | None = None,
     ) -> None:
+        named = architecture is not None or arguments is not None
+        if isinstance(model, Expert):
+            require(not named, "architecture", "None with an Expert, whose card names it", architecture)
+            card = model.card
+            model, architecture, arguments = model.model, card.architecture, card.arguments
+            units, spec = card.units if units is None else units, spec or card.input_spec
+        elif model is None and named:
+            raise ValueError("architecture and arguments must be given with model: they say how it is rebuilt")
         if model is not None and units is None:
             raise ValueError("units must be given with model: the global class id of each logit")
+        if arguments is not None and architecture is None:
+            raise ValueError("architecture must be given with arguments")
         self.strategy = strategy
         self.config = config or DistillationConfig()
         self.config.require_fit(background, strategy.once)
-        self.model, self.units, self.spec = model, units, spec
+        self.model, self.architecture, self.arguments = model, architecture, arguments
+        self.units, self.spec = units, spec
         self.seed = seed
         self.device = torch.device(device)
         self.calibration = calibration
@@ -56,7 +70,9 @@ class Setup:
         """The ex-model: a copy of the given model, or the first expert's architecture with new weights."""
         arguments: dict[str, Any] = {}
         if self.model is not None:
-            model, architecture = copy.deepcopy(self.model), type(self.model).__name__
+            model, architecture = copy.deepcopy(self.model), self.architecture or type(self.model).__name__
+            if self.architecture is not None:
+                arguments = complete_arguments(architecture, self.arguments, len(units), spec)
             require_fit(model.to(self.device), spec, len(units))
         else:
             first = stream.cards[0]
