@@ -35,7 +35,7 @@ class Stateful(Protocol):
     """A part of a run that can be saved: a module, an optimiser, a buffer."""
 
     def state_dict(self) -> Any:
-        """Tensors and plain values, which do not change when the run goes on (a module's and an optimiser's may)."""
+        """Return copies, except for a module or optimiser, which the checkpoint copies."""
         ...
 
     def load_state_dict(self, state: Any) -> Any:
@@ -108,11 +108,24 @@ class Checkpoint:
 
 
 def fingerprint(tensors: Iterable[Tensor], settings: Any) -> str:
-    """SHA-256 of tensors and JSON values: what a run computes."""
+    """SHA-256 of what a run computes: tensors, and settings of JSON values and tensors in lists, tuples and dicts.
+
+    TypeError for settings that hold anything else.
+    """
     digest = hashlib.sha256()
-    for tensor in tensors:
+
+    def add(tensor: Tensor) -> None:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps(settings, default=repr).encode())
+
+    def described(value: Any) -> list[Any]:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"settings must hold JSON values and tensors only, got {type(value).__name__}: {value!r}")
+        add(value)
+        return ["tensor", str(value.dtype), *value.shape]
+
+    for tensor in tensors:
+        add(tensor)
+    digest.update(json.dumps(settings, default=described).encode())
     return digest.hexdigest()
 
 
@@ -152,11 +165,16 @@ def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
-def _difference(was: Any, now: Any) -> str:
-    """In words what differs between two identities; empty if they are equal."""
+def _difference(was: Any, now: Any, name: str = "") -> str:
+    """In words what differs between two identities, down to the field of nested dicts; empty if they are equal."""
     if isinstance(was, dict) and isinstance(now, dict):
-        for name in now:
-            if was.get(name) != now[name]:
-                return f"{name} was {was.get(name)!r}, is {now[name]!r}"
+        for key in {**was, **now}:
+            path = f"{name}.{key}" if name else str(key)
+            if key not in now or key not in was:
+                return f"{path} was {was[key]!r}, is absent" if key in was else f"{path} was absent, is {now[key]!r}"
+            if found := _difference(was[key], now[key], path):
+                return found
         return ""
-    return "" if was == now else "networks, images, settings or seed differ"
+    if was == now:
+        return ""
+    return f"{name} was {was!r}, is {now!r}" if name else "networks, images, settings or seed differ"

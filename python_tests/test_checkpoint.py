@@ -80,3 +80,30 @@ def test_a_fingerprint_depends_on_tensors_and_settings() -> None:
     x = torch.arange(4.0)
     prints = {fingerprint([x], 1), fingerprint([x], 2), fingerprint([x + 1], 1), fingerprint([x, x], 1)}
     assert len(prints) == 4 and fingerprint([x.clone()], 1) in prints
+
+
+def test_a_fingerprint_reads_every_value_of_nested_tensors() -> None:
+    """A large tensor's repr leaves out its middle."""
+    x = torch.arange(4000.0)
+    y = x.clone()
+    y[2000] = -1
+    for nest in (lambda t: t, lambda t: ["a", (t, 1)], lambda t: {"a": {"b": [t]}}):
+        found, other = fingerprint([], nest(x)), fingerprint([], nest(y))
+        assert found != other and found == fingerprint([], nest(x.clone()))
+    assert fingerprint([], [x.view(2, 2000)]) != fingerprint([], [x]) != fingerprint([], [x.int()])
+    with pytest.raises(TypeError, match="settings must hold JSON values and tensors only, got dtype"):
+        fingerprint([x], {"kind": [torch.float32]})
+
+
+def test_the_field_that_differs_is_named(tmp_path: Path) -> None:
+    was = {"seed": 1, "config": {"lr": 0.1, "model": {"width": 8, "depth": 2}}}
+    Checkpoint(tmp_path / "run.pt", was).keep(lambda: 1, write=True)
+    for now, said in (
+        ({"seed": 1}, "run: config was .*, is absent;"),
+        ({**was, "data": "b"}, "run: data was absent, is 'b';"),
+        ({**was, "seed": None}, "run: seed was 1, is None;"),
+        ({"seed": 1, "config": {"lr": 0.1, "model": {"width": 4, "depth": 2}}}, "config.model.width was 8, is 4;"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Checkpoint(tmp_path / "run.pt", now).load()
+    assert Checkpoint(tmp_path / "run.pt", dict(reversed(was.items()))).load() == 1

@@ -291,5 +291,5 @@ def test_a_stopped_run_ends_bit_for_bit_the_same(tmp_path) -> None:
         method().run(ExpertStream(list(trained())), progress=stop, checkpoint_dir=tmp_path)
     resumed = method().run(ExpertStream(list(trained())), checkpoint_dir=tmp_path).expert
     assert resumed.fingerprint() == whole.fingerprint()
-    with pytest.raises(ValueError, match="belongs to another run: calibration was"):
+    with pytest.raises(ValueError, match=r"belongs to another run: calibration\S* was"):
         method(images=51).run(ExpertStream(list(trained())), checkpoint_dir=tmp_path)

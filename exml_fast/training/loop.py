@@ -230,7 +230,5 @@ def _checkpoint(
 ) -> Checkpoint:
     if folder is None:
         return Checkpoint(None, "")
-    given = identity if isinstance(identity, tuple | list) else [identity]
-    tensors = [*model.state_dict().values(), *(value for value in given if isinstance(value, Tensor))]
-    plain = [value for value in given if not isinstance(value, Tensor)]
-    return Checkpoint(Path(folder) / f"{stage}.pt", fingerprint(tensors, [*settings, plain]))
+    identity = fingerprint(model.state_dict().values(), [*settings, identity])
+    return Checkpoint(Path(folder) / f"{stage}.pt", identity)
