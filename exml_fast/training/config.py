@@ -11,7 +11,17 @@ from torch import nn
 
 from exml_fast.data import Augmentation
 from exml_fast.training.schedules import learning_rate
-from exml_fast.validation import Count, Natural, NonNegative, Positive, Precision, settings, to_dict, with_changes
+from exml_fast.validation import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Precision,
+    require,
+    settings,
+    to_dict,
+    with_changes,
+)
 
 __all__ = ["NO_AUGMENTATION", "Training"]
 
@@ -50,6 +60,10 @@ class Training:
     precision: Precision = "float32"
     augmentation: Augmentation = field(default_factory=lambda: NO_AUGMENTATION)
     mixup: NonNegative = 0.0
+    def check(self) -> None:
+        """ValueError for a warm-up of schedule "onecycle", which rises by itself."""
+        require(self.schedule != "onecycle" or self.warmup == 0, "warmup", "0 with schedule 'onecycle'", self.warmup)
+
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 … ``steps`` − 1."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from exml_fast.validation import nearest
+
 __all__ = ["SCHEDULES", "learning_rate", "one_cycle"]
 
 SCHEDULES = ("constant", "step", "cosine", "onecycle")
@@ -25,7 +27,14 @@ def learning_rate(
         schedule: "constant"; "step" (times ``decay`` every ``decay_every`` steps); "cosine" (to zero); "onecycle"
             (:func:`one_cycle`).
         warmup: steps over which the rate first rises linearly; not of "onecycle", which has a rise of its own.
+
+    Raises:
+        ValueError: for an unknown schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}{nearest(schedule, SCHEDULES)}"
+        )
     if schedule == "onecycle":
         return one_cycle(peak, step, steps)
     if step < warmup:
