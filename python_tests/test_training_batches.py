@@ -190,3 +190,9 @@ def test_network_input_names_what_does_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             network_input(given, spec_given, "targets")  # type: ignore[arg-type]
+
+
+def test_each_image_has_one_label() -> None:
+    for labels in (torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2), torch.tensor(1)):
+        with pytest.raises(ValueError, match=r"labels must be \(4,\), one for each image, got"):
+            ImageBatches(torch.zeros(4, *SMALL.shape), labels, Training(), SMALL, seeded(), CPU)

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
     """(N,) int64, logit positions; None for images without labels."""
     share: Tensor | None = None
-    """(N,) each image's own share where images are mixed, the rest being the row before; None otherwise."""
+    """(N,) or None. Where images are mixed, each image is mixed with the row before it; this is its own weight."""
     rows: Tensor | None = None
     """(N,) int64, rows of the source."""
     others: Tensor | None = None
@@ -41,7 +41,7 @@ class Batches(Protocol[B_co]):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the batches to come; they begin anew without it."""
+        """The state of the source; a source that is not given it starts again."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ class ImageBatches(PreparedBatches):
         prepare: of rows of images, as :meth:`exml_fast.InputSpec.prepare`.
 
     Raises:
-        ValueError: for no images, or values that are not finite.
+        ValueError: for no images, values that are not finite, or another number of labels.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class ImageBatches(PreparedBatches):
             raise ValueError("images must hold at least one image")
         if images.is_floating_point() and not images.isfinite().all():
             raise ValueError("images hold NaN or infinity")
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be ({len(images)},), one for each image, got {tuple(labels.shape)}")
         self.images = images.to(device)
         self.labels = None if labels is None else labels.to(device)
         self._prepare = prepare
