@@ -25,7 +25,7 @@ from small_training import (
 )
 from torch import Tensor, nn
 
-from exml_fast.data import Augmentation, ImageData, Split
+from exml_fast.data import Augmentation, ImageData, InputSpec, Split
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create
 from exml_fast.training import Batch, ImageBatches, Loop, Training, final_features, train, train_classifier
@@ -303,3 +303,89 @@ def test_what_cannot_be_trained_is_refused(split: Split) -> None:
         train_classifier(network(), Split(split.images[:0], split.labels[:0]), SMALL, config=config)
     with pytest.raises(ValueError, match="images hold NaN"):
         ImageBatches(torch.full((2, *SMALL.shape), torch.nan), None, config, SMALL, torch.Generator(), CPU)
+
+
+def test_parts_do_not_replace_those_of_the_training(split: Split) -> None:
+    config = Training(steps=2, batch_size=8)
+    for name in ("loop", "batches"):
+        with pytest.raises(ValueError, match=rf"parts must not be named 'loop' or 'batches', .*, got \['{name}'\]"):
+            train(network(), batches_of(split, config), cross_entropy, config, parts={name: network()})
+
+
+def test_a_loss_finds_the_layers_by_their_names(split: Split) -> None:
+    config, names = Training(steps=2, batch_size=8), set[str]()
+
+    def loss(learner: nn.Module, batch: Batch) -> Tensor:
+        names.update(name for name, _ in learner.model.named_modules())
+        return cross_entropy(learner, batch) + learner.model.get_submodule("0").weight.square().sum()
+
+    done = train(network(), batches_of(split, config), loss, config)
+    assert names == {name for name, _ in network().named_modules()}
+    assert not torch.equal(done.model[0].weight, network()[0].weight)
+
+
+def test_progress_may_draw_random_numbers(split: Split) -> None:
+    config = Training(steps=120, batch_size=8)
+    plain, drawing = (
+        train_classifier(network(), split, SMALL, config=config, progress=told)
+        for told in (None, lambda *_: torch.rand(3))
+    )
+    assert plain.history == drawing.history and same(plain.model.state_dict(), drawing.model.state_dict())
+
+
+@pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_memory_format_is_that_of_before(precision: Any, format: torch.memory_format) -> None:
+    spec = InputSpec(3, (8, 8), (0.5,) * 3, (0.25,) * 3)
+    images = torch.randint(0, 256, (16, *spec.shape), dtype=torch.uint8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).to(memory_format=format)
+    config = Training(steps=2, batch_size=8, precision=precision)
+    done = train_classifier(model, Split(images, torch.arange(16) % 4), spec, config=config)
+    assert done.model[0].weight.is_contiguous(memory_format=format)
+    assert model[0].weight.is_contiguous(memory_format=format)
+
+
+def test_a_loss_may_keep_layers_in_evaluation_mode(split: Split) -> None:
+    """All layers are in training mode otherwise, also those that were not before."""
+    config, model = Training(steps=3, batch_size=8), network().eval()
+
+    def keeping(learner: nn.Module, batch: Batch) -> Tensor:
+        for layer in learner.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+        return cross_entropy(learner, batch)
+
+    for loss, kept in ((cross_entropy, False), (keeping, True)):
+        done = train(model, batches_of(split, config), loss, config)
+        pairs = [
+            (a, b) for a, b in zip(model.modules(), done.model.modules(), strict=True) if hasattr(a, "running_mean")
+        ]
+        assert pairs and all(torch.equal(a.running_mean, b.running_mean) is kept for a, b in pairs)
+
+
+def test_terms_of_a_loss_have_their_names(split: Split) -> None:
+    config, taken = Training(steps=70, batch_size=8), []
+
+    def run(terms: Callable[[Tensor], Any]) -> None:
+        taken.clear()
+        train(network(), batches_of(split, config), lambda n, b: terms(cross_entropy(n, b)), config)
+
+    for wrong in (lambda ce: {"ce": ce}, lambda ce: {"loss": ce, "step": ce}):
+        with pytest.raises(ValueError, match="loss must return a scalar, or scalars named 'loss' and others, got"):
+            run(wrong)
+    for last in (20, 60):  # within a block of steps, and after one
+
+        def changing(ce: Tensor, last: int = last) -> dict[str, Tensor]:
+            taken.append(1)
+            return {"loss": ce} if len(taken) == last else {"loss": ce, "ce": ce}
+
+        with pytest.raises(ValueError, match=rf"the same terms at every step, got \['loss'\] at step {last} after"):
+            run(changing)
+    done = train(
+        network(), batches_of(split, config), lambda n, b: dict(loss=(ce := cross_entropy(n, b)), twice=2 * ce), config
+    )
+    swapped = train(
+        network(), batches_of(split, config),
+        lambda n, b: dict(sorted(dict(loss=(ce := cross_entropy(n, b)), twice=2 * ce).items(), reverse=True)), config,
+    )  # fmt: skip
+    assert done.history == swapped.history

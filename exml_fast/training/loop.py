@@ -34,10 +34,10 @@ from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training.batches import Batches
 from exml_fast.training.config import Training
-from exml_fast.training.precision import Rounded, arranged, resolved
+from exml_fast.training.precision import Rounded, arranged, format_of, resolved
 from exml_fast.training.result import TrainingResult
 
-__all__ = ["Loop", "Loss", "seeded", "train"]
+__all__ = ["Loop", "Loss", "forked", "seeded", "train"]
 
 B = TypeVar("B")
 
@@ -45,21 +45,29 @@ B = TypeVar("B")
 BLOCK_STEPS = 50
 
 Loss = Callable[[nn.Module, B], Tensor | Mapping[str, Tensor]]
-"""``loss(network, batch)``: a scalar, or named scalars whose "loss" is minimised and whose others are recorded."""
+"""``loss(network, batch)``: a scalar, or named scalars whose "loss" is minimised and whose others are recorded.
+
+The names are the same at every step. ``network`` gives the logits of ``batch`` in the settings' precision.
+``network.model`` has the layers of the model under their own names, as ``network.model.fc``.
+"""
 
 
 class Loop(Generic[B]):
     """Gradient steps on one model, in place.
 
-    ``network``, which the loss is given, is the model by our ops where they are faster, with the same parameters
-    (:func:`exml_fast.engine.substitution.twin`), in the settings' precision. It has no second derivatives.
+    ``network``, which the loss is given, is the model with faster layers that share its parameters
+    (:func:`exml_fast.engine.substitution.twin`), in the settings' precision. ``network.model`` has the model's layers
+    under their own names. The network has no second derivatives.
+
+    All layers are in training mode during the steps, as in the published methods, also those that were in evaluation
+    mode before. A loss that shall leave BatchNorm's running statistics alone calls ``eval()`` on these layers.
 
     Args:
         model: on its device; trained in place.
         loss: of a batch (:data:`Loss`).
         config: steps, optimiser, schedule, precision.
-        stage: of messages and progress.
-        progress: ``progress(stage, step, steps, terms)`` after each block of steps.
+        stage: name of this training in messages, progress and the checkpoint's file.
+        progress: ``progress(stage, step, steps, terms)`` after each block of steps; its random draws change nothing.
 
     Raises:
         ValueError: if no parameter requires a gradient.
@@ -74,8 +82,9 @@ class Loop(Generic[B]):
         stage: str = "train",
         progress: Progress | None = None,
     ) -> None:
-        device = device_of(model)
-        precision = resolved(config.precision, device)
+        self._device = device_of(model)
+        precision = resolved(config.precision, self._device)
+        self._format = format_of(model)
         self.model = arranged(model, precision)
         self.network = Rounded(twin(self.model), precision)
         self.loss, self.config, self.stage, self.progress = loss, config, stage, progress
@@ -119,9 +128,15 @@ class Loop(Generic[B]):
         names: list[str] = []
         first, begun = self.step, None
         for batch in batches.block(self.step, limit):
-            begun = begun or time.monotonic()  # what comes before the first batch is the source's
+            begun = begun or time.monotonic()  # the time until the first batch counts as the source's
             terms = self._take_step(batch)
-            names, values = list(terms), torch.stack([value.detach() for value in terms.values()])
+            names = names or (list(self.history)[1:] or list(terms))
+            if terms.keys() != set(names):
+                raise ValueError(
+                    f"loss must return the same terms at every step, got {list(terms)} at step {self.step} "
+                    f"after {names}"
+                )
+            values = torch.stack([terms[name].detach() for name in names])
             total = values if total is None else total + values
         assert total is not None and begun is not None, "a source gives at least one batch a block"
         means = dict(zip(names, (total / (self.step - first)).tolist(), strict=True))
@@ -133,13 +148,16 @@ class Loop(Generic[B]):
         for name, value in {"step": self.step, **means}.items():
             self.history.setdefault(name, []).append(value)
         if self.progress is not None:
-            self.progress(self.stage, self.step, self.config.steps, means)
+            with forked(self._device):
+                self.progress(self.stage, self.step, self.config.steps, means)
 
     def _take_step(self, batch: B) -> Mapping[str, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
         found = self.loss(self.network, batch)
         terms = {"loss": found} if isinstance(found, Tensor) else found
+        if "loss" not in terms or "step" in terms:
+            raise ValueError(f"loss must return a scalar, or scalars named 'loss' and others, got {list(terms)}")
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         self.optimizer.step()
@@ -149,7 +167,7 @@ class Loop(Generic[B]):
     def finished(self) -> nn.Module:
         """The model in evaluation mode, in the memory format of before, without gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        return arranged(self.model.eval(), self.network.precision, torch.contiguous_format)
+        return arranged(self.model.eval(), self.network.precision, self._format)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop stands: a copy."""
@@ -185,8 +203,9 @@ def train(
 
     Args:
         batches: source of the batches; part of a checkpoint.
-        loss: of a batch (:data:`Loss`).
-        parts: what else the loss changes or draws from, by name: other networks and their optimisers, generators.
+        loss: of a batch (:data:`Loss`); all layers are in training mode (:class:`Loop`).
+        parts: what else the loss changes or draws from, by name: other networks and their optimisers, generators. The
+            names "loop" and "batches" are taken.
         identity: tensors and plain values that decide the run beside ``model``, ``config`` and ``seed``, as teacher and
             images; a checkpoint of another run is refused. Only needed with ``checkpoint_dir``.
         seed: of torch's global generator, which dropout draws from; the caller's is left as it was.
@@ -202,7 +221,12 @@ def train(
         loop = Loop(copied(model), loss, config, stage=stage, progress=progress)
         if loop.model is model:
             raise ValueError(f"{type(model).__name__} cannot be copied, so it would be changed in place")
-        whole = {"loop": loop, "batches": batches, **(parts or {})}
+        whole: dict[str, Stateful | torch.Generator] = {"loop": loop, "batches": batches}
+        if taken := [name for name in parts or {} if name in whole]:
+            raise ValueError(
+                f"parts must not be named 'loop' or 'batches', which the training itself saves, got {taken}"
+            )
+        whole |= parts or {}
         checkpoint = _checkpoint(checkpoint_dir, stage, model, identity, [config.to_dict(), seed])
         if (state := checkpoint.load(device)) is not None:
             load_state(whole, state["parts"])
@@ -218,9 +242,16 @@ def train(
 
 
 @contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """torch's global generators, of the CPU and of ``device``, are restored after the block."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's global generators start from ``seed`` in the block and are restored after it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked(device):
         torch.manual_seed(seed)
         yield
 

@@ -7,7 +7,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Rounded", "arranged", "forward", "placed", "resolved"]
+__all__ = ["Rounded", "arranged", "format_of", "forward", "placed", "resolved"]
 
 
 def resolved(precision: str, device: torch.device) -> str:
@@ -41,6 +41,12 @@ class Rounded(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, K), at least float32."""
         return forward(self.model, inputs, self.precision)
+
+
+def format_of(model: nn.Module) -> torch.memory_format:
+    """Memory format of the convolution kernels: channels_last if one of them has it, else contiguous."""
+    contiguous = all(p.is_contiguous() for p in model.parameters() if p.dim() == 4)
+    return torch.contiguous_format if contiguous else torch.channels_last
 
 
 def arranged(model: nn.Module, precision: str, format: torch.memory_format = torch.channels_last) -> nn.Module:
