@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from exml_fast.continual import DistillationConfig
 from exml_fast.data import Augmentation
+from exml_fast.training import Training
 
 UNIT = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
 
@@ -169,3 +171,13 @@ def test_a_wrong_field_is_named(field: str, value: object, said: str) -> None:
 def test_lists_stand_for_tuples() -> None:
     """As JSON and TOML have them."""
     assert Augmentation(contrast=[1, 2], midpoint=[0, 1]) == Augmentation(contrast=(1.0, 2.0), midpoint=(0.0, 1.0))  # type: ignore[arg-type]
+
+
+def test_the_default_changes_nothing() -> None:
+    """Nor do fields that are not given, where a table stands for the augmentation."""
+    images = torch.rand(3, 1, 5, 5)
+    assert not Augmentation().active and torch.equal(Augmentation()(images, UNIT, seeded()), images)
+    config = Training(augmentation={"flip": 0.5})  # type: ignore[arg-type]
+    assert config.augmentation == Augmentation(0, flip=0.5)
+    assert config.replace(augmentation={"shift": 2}).augmentation == Augmentation(2)  # a table replaces the whole
+    assert DistillationConfig().training.augmentation == Augmentation(4)  # Carta 2022's code

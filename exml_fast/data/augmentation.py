@@ -23,7 +23,7 @@ ELASTIC_GRID = 4
 class Augmentation:
     """Random changes of training images. Each image draws its own; uncovered pixels get the lowest valid value.
 
-    The default only shifts. A change whose field is 0, or (0, 0), is left out.
+    A change whose field is 0, or (0, 0), is left out. The default changes nothing.
 
     Args:
         shift: greatest shift along each axis, in pixels. 4 equals a random 32×32 crop of an image padded by 4.
@@ -41,7 +41,7 @@ class Augmentation:
         ValueError: naming the field that is outside its range.
     """
 
-    shift: Natural = 4
+    shift: Natural = 0
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     flip: Share = 0.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -190,7 +190,7 @@ def _read(name: str, kind: type[T]) -> Callable[[Any], T]:
             return from_flat(kind, table, name)
         where, given = f"{name}.augmentation", table["augmentation"]
         _require_known(where, given, field_names(Augmentation))
-        augmentation = from_mapping(Augmentation, {"shift": 0, **given}, where)
+        augmentation = from_mapping(Augmentation, given, where)
         return from_flat(kind, {**table, "augmentation": augmentation}, name)
 
     return read

@@ -61,7 +61,7 @@ class ExpertSettings:
     def augmented(self) -> Augmentation:
         """The augmentation of the training images; ValueError for an unknown field."""
         require_fields("augmentation", Augmentation, self.augmentation)
-        return Augmentation(**{"shift": 0, **self.augmentation})
+        return Augmentation(**self.augmentation)
 
 
 @settings

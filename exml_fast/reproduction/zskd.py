@@ -72,7 +72,7 @@ def run(preset: Preset, context: Context) -> Outcome:
             sets["Class Impressions"] = classes.images
         sizes = [size for size in sweep.sizes if size <= min(len(images) for images in sets.values())]
         # Figures 3 and 4 are without augmentation.
-        plain = dataclasses.replace(learning, augmentation=Augmentation(shift=0), steps=sweep.steps)
+        plain = dataclasses.replace(learning, augmentation=Augmentation(), steps=sweep.steps)
         shuffled = torch.Generator().manual_seed(context.seed)
         sets["Data samples"] = real[torch.randperm(len(real), generator=shuffled)]
         with lab.stage("sweep"):

@@ -23,9 +23,7 @@ from exml_fast.validation import (
     with_changes,
 )
 
-__all__ = ["NO_AUGMENTATION", "Training"]
-
-NO_AUGMENTATION = Augmentation(shift=0)
+__all__ = ["Training"]
 
 
 @settings
@@ -39,7 +37,8 @@ class Training:
         schedule, warmup, decay, decay_every: of the learning rate (:func:`~exml_fast.training.learning_rate`).
         precision: of the network that learns, and of a teacher beside it. "bfloat16" is torch.autocast: weights,
             their updates, BatchNorm statistics and losses stay float32.
-        augmentation: of each image at each step.
+        augmentation: of each image at each step; a table of its fields too. A table in :meth:`replace` replaces the
+            whole augmentation: fields that are not in it are 0.
         mixup: a of the shares Beta(a, a) with which each augmented image is mixed with another (Zhang 2018); 0 for
             none.
 
@@ -58,12 +57,12 @@ class Training:
     decay: Positive = 0.1
     decay_every: Count = 19500
     precision: Precision = "float32"
-    augmentation: Augmentation = field(default_factory=lambda: NO_AUGMENTATION)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: NonNegative = 0.0
+
     def check(self) -> None:
         """ValueError for a warm-up of schedule "onecycle", which rises by itself."""
         require(self.schedule != "onecycle" or self.warmup == 0, "warmup", "0 with schedule 'onecycle'", self.warmup)
-
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0 … ``steps`` − 1."""

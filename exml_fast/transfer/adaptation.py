@@ -23,7 +23,6 @@ from exml_fast.inversion import Result
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, network_input, train
-from exml_fast.training.config import NO_AUGMENTATION
 from exml_fast.training.loop import seeded
 from exml_fast.validation import require
 
@@ -187,7 +186,7 @@ def adapt_by_rehearsal(
         averaged.update(network)
         return total
 
-    plain = dataclasses.replace(config, augmentation=NO_AUGMENTATION)
+    plain = dataclasses.replace(config, augmentation=Augmentation())
     return train(
         source, ImageBatches(target, None, plain, spec, torch.Generator().manual_seed(seed), device), loss, config,
         parts={"averaged": averaged, "draw": draw},

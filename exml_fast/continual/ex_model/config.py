@@ -40,7 +40,13 @@ OWN = ("buffer_size", "lambda_ce", "init_from_first", "reset")
 
 
 TRAINING = Training(
-    steps=30000, batch_size=32, optimizer="sgd", lr=0.01, momentum=0.0, schedule="constant", augmentation=Augmentation()
+    steps=30000,
+    batch_size=32,
+    optimizer="sgd",
+    lr=0.01,
+    momentum=0.0,
+    schedule="constant",
+    augmentation=Augmentation(shift=4),
 )
 """Carta 2022, App. B.1 (MNIST)."""
 
