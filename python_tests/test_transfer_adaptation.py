@@ -108,7 +108,7 @@ def test_rehearsal_reaches_smaller_and_fainter_images(data: ImageData, teacher: 
     unadapted, adapted = (
         float((logits(model, test).argmax(1) == data.test.labels).double().mean()) for model in (teacher, done.model)
     )
-    assert unchanged(before, teacher) and not done.model.training and told[-1] == ("adapt", 150, 150)
+    assert unchanged(before, teacher) and not done.model.training and told[-1] == ("adapt_by_rehearsal", 150, 150)
     assert unadapted < 0.8 and adapted > unadapted + 0.15, (unadapted, adapted)
     again = adapt_by_rehearsal(teacher, x, smaller(x), spec=SPEC, config=config)
     assert done.history == again.history and same(state(done.model), state(again.model))

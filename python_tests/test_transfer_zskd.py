@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from small_training import (
     assert_seed_decides,
     everything,
     network,
+    same,
     trained_lenet,
     unchanged,
 )
@@ -27,7 +31,21 @@ from exml_fast.data import Augmentation, ImageData
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create, final_linear
 from exml_fast.training import Loop, Training, softened_kl
-from exml_fast.transfer import Attack, adversarial_training, attack_accuracies, transfer_set_sweep, zskd
+from exml_fast.transfer import (
+    ADVERSARIAL,
+    PERTURBATIONS,
+    REHEARSAL,
+    ZSKD,
+    Attack,
+    adapt,
+    adapt_by_rehearsal,
+    adversarial_training,
+    attack_accuracies,
+    distill,
+    transfer_set_sweep,
+    universal_perturbations,
+    zskd,
+)
 
 
 @pytest.fixture(scope="module")
@@ -279,5 +297,34 @@ def test_nan_is_an_error_that_names_the_stage(images: Tensor) -> None:
     teacher, config = network(1), Training(steps=100, batch_size=8, lr=1e30)
     with torch.no_grad():
         teacher[5].weight.fill_(torch.inf)
-    with pytest.raises(RuntimeError, match=r"distill: the loss is nan at step 50; lower lr \(1e\+30\)"):
+    with pytest.raises(RuntimeError, match=r"zskd: the loss is nan at step 50; lower lr \(1e\+30\)"):
         zskd(teacher, network(), images, spec=SMALL, config=config)
+
+
+def test_methods_take_an_expert(images: Tensor) -> None:
+    """An object with a network as ``.model``, as distill and invert do."""
+    teacher, config = network(1), Training(steps=2, batch_size=8)
+    expert: Any = SimpleNamespace(model=teacher)
+    learn: Callable[[Any], Any]
+    for learn in (
+        lambda t: zskd(t, network(), images, spec=SMALL, config=config),
+        lambda t: adapt(t, images, images, spec=SMALL, config=config),
+        lambda t: adapt_by_rehearsal(t, images, images, spec=SMALL, config=config),
+        lambda t: universal_perturbations(t, images, spec=SMALL, config=config),
+    ):
+        assert same(learn(expert).model.state_dict(), learn(teacher).model.state_dict())
+
+
+def test_zskd_and_distill_keep_their_checkpoints_apart(images: Tensor, tmp_path: Path) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = Training(steps=60, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        zskd(network(1), network(), images, spec=SMALL, config=config, checkpoint_dir=tmp_path, progress=stop)
+    distill(network(1), network(), images, spec=SMALL, training=config, checkpoint_dir=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["zskd.pt"]
+    assert tuple(
+        inspect.signature(method).parameters["config"].default
+        for method in (zskd, adapt, adapt_by_rehearsal, universal_perturbations)
+    ) == (ZSKD, ADVERSARIAL, REHEARSAL, PERTURBATIONS)

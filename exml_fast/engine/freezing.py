@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,23 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 
-__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe"]
+__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe", "unpacked"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def unpacked(
+    given: Any, units: Sequence[int] | None = None, classes: Sequence[int] | None = None
+) -> tuple[Any, Sequence[int] | None, Sequence[int] | None]:
+    """The network of an object that has one as ``.model`` (an Expert), and the object's units and classes where None.
+
+    Anything else is returned as it is.
+    """
+    if isinstance(given, nn.Module) or not isinstance(getattr(given, "model", None), nn.Module):
+        return given, units, classes
+    units = getattr(given, "units", None) if units is None else units
+    classes = getattr(given, "classes", None) if classes is None else classes
+    return given.model, units, classes
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.engine.freezing import unpacked
 from exml_fast.engine.statistics import require_module
 from exml_fast.inversion import recipes
 from exml_fast.inversion.parametrisation import Parametrisation
@@ -73,10 +74,7 @@ def invert(
     """
     source = InputSpec.of(model if spec is None else spec)
     require_count("per_class", per_class)
-    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
-        units = getattr(model, "units", None) if units is None else units
-        classes = getattr(model, "classes", None) if classes is None else classes
-        model = model.model
+    model, units, classes = unpacked(model, units, classes)
     require_module(model)
     if recipe is None:
         recipe = recipes.suited_to(model, source, parametrisation=parametrisation)

@@ -1,10 +1,10 @@
 """The one loop of everything that learns; its settings, losses and batches."""
 
-from exml_fast.training.batches import Batch, Batches, ImageBatches, Mixture, network_input
+from exml_fast.training.batches import Batch, Batches, DrawnImages, ImageBatches, Mixture, network_input
 from exml_fast.training.classifier import train_classifier
 from exml_fast.training.config import Training
 from exml_fast.training.heads import final_features, grow_head
-from exml_fast.training.loop import Loop, train
+from exml_fast.training.loop import Loop, Loss, seeded, train
 from exml_fast.training.losses import mixed_cross_entropy, softened_kl
 from exml_fast.training.mixup import blended, mixup
 from exml_fast.training.precision import Rounded, arranged, forward, placed
@@ -14,8 +14,10 @@ from exml_fast.training.schedules import learning_rate, one_cycle
 __all__ = [
     "Batch",
     "Batches",
+    "DrawnImages",
     "ImageBatches",
     "Loop",
+    "Loss",
     "Mixture",
     "Rounded",
     "Training",
@@ -31,6 +33,7 @@ __all__ = [
     "network_input",
     "one_cycle",
     "placed",
+    "seeded",
     "softened_kl",
     "train",
     "train_classifier",

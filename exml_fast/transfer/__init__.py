@@ -3,9 +3,18 @@
 Distillation, robustness, adaptation and perturbations.
 """
 
-from exml_fast.transfer.adaptation import DomainDiscriminator, adapt, adapt_by_rehearsal, mutual_information, tsne
+from exml_fast.transfer.adaptation import (
+    ADVERSARIAL,
+    REHEARSAL,
+    DomainDiscriminator,
+    adapt,
+    adapt_by_rehearsal,
+    mutual_information,
+    tsne,
+)
 from exml_fast.transfer.distill import Distillation, DistillResult, distill
 from exml_fast.transfer.perturbation import (
+    PERTURBATIONS,
     PerturbationGenerator,
     diversity_loss,
     fooling_loss,
@@ -21,9 +30,13 @@ from exml_fast.transfer.robustness import (
     attack_accuracies,
     pgd,
 )
-from exml_fast.transfer.zskd import transfer_set_sweep, zskd
+from exml_fast.transfer.zskd import ZSKD, transfer_set_sweep, zskd
 
 __all__ = [
+    "ADVERSARIAL",
+    "PERTURBATIONS",
+    "REHEARSAL",
+    "ZSKD",
     "Attack",
     "DistillResult",
     "Distillation",

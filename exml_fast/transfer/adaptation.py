@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.engine.freezing import device_of, frozen
+from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
@@ -61,7 +61,7 @@ class DomainDiscriminator(nn.Module):
 
 
 def adapt(
-    source: nn.Module,
+    source: Any,
     impressions: Result | Tensor,
     target: Tensor,
     *,
@@ -78,7 +78,7 @@ def adapt(
     those of the frozen source network on impressions. The discriminator reads the logits, as the published ADDA code.
 
     Args:
-        source: returns logits (N, K).
+        source: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W).
         spec: of the network input; the impressions' own when None.
@@ -89,6 +89,7 @@ def adapt(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    source, _, _ = unpacked(source)
     impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")
     lr = config.lr if discriminator_lr is None else discriminator_lr
@@ -128,7 +129,7 @@ def adapt(
 
 
 def adapt_by_rehearsal(
-    source: nn.Module,
+    source: Any,
     impressions: Result | Tensor,
     target: Tensor,
     *,
@@ -150,7 +151,7 @@ def adapt_by_rehearsal(
     those of its moving average for the images as they are, where that is confident (Sohn 2020; Tarvainen 2017).
 
     Args:
-        source: returns logits (N, K).
+        source: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         impressions: of the source network: what :func:`exml_fast.invert` gives, or network input (N, C, H, W).
         target: unlabelled images as network input (M, C, H, W), of all classes about alike.
         spec: of the network input; the impressions' own when None.
@@ -162,6 +163,7 @@ def adapt_by_rehearsal(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    source, _, _ = unpacked(source)
     impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")
     for name, value in (("information", information), ("consistency", consistency)):
@@ -191,7 +193,7 @@ def adapt_by_rehearsal(
         source, ImageBatches(target, None, plain, spec, torch.Generator().manual_seed(seed), device), loss, config,
         parts={"averaged": averaged, "draw": draw},
         identity=(impressions, target, information, consistency, confidence, spec.to_dict()), seed=seed,
-        stage="adapt", progress=progress, checkpoint_dir=checkpoint_dir,
+        stage="adapt_by_rehearsal", progress=progress, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip
 
 

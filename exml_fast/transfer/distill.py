@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.engine.freezing import device_of, frozen, probe
+from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.substitution import twin
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
@@ -154,10 +154,7 @@ def distill(
     if spec is None:
         spec = images.spec if isinstance(images, Result) else teacher
     spec = InputSpec.of(spec)
-    if not isinstance(teacher, nn.Module) and isinstance(getattr(teacher, "model", None), nn.Module):
-        units = getattr(teacher, "units", None) if units is None else units
-        classes = getattr(teacher, "classes", None) if classes is None else classes
-        teacher = teacher.model
+    teacher, units, classes = unpacked(teacher, units, classes)
     for name, network in (("teacher", teacher), ("student", student)):
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec, Split
-from exml_fast.engine.freezing import device_of, frozen
+from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.models import final_linear
@@ -91,7 +92,7 @@ def diversity_loss(features: Tensor, others: Tensor) -> Tensor:
 
 
 def universal_perturbations(
-    model: nn.Module,
+    model: Any,
     impressions: Result | Tensor,
     *,
     spec: InputSpec | None = None,
@@ -108,7 +109,8 @@ def universal_perturbations(
     The result's ``model`` is a :class:`PerturbationGenerator`.
 
     Args:
-        model: returns logits (N, K) and has a final linear layer, whose input the diversity loss reads. Left as it was.
+        model: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert). The diversity loss
+            reads the input of its final linear layer. Left as it was.
         impressions: on which the generator is trained: what :func:`exml_fast.invert` gives, or network input
             (N, C, H, W).
         spec: of the network input; the impressions' own when None.
@@ -121,6 +123,7 @@ def universal_perturbations(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    model, _, _ = unpacked(model)
     impressions, spec = network_input(impressions, spec, "impressions")
     valid = isinstance(diversity, int | float) and 0 <= diversity < math.inf
     require(valid, "diversity", "a number of at least 0", diversity)

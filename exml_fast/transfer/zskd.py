@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.engine.freezing import device_of, frozen
+from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
@@ -29,12 +30,12 @@ ZSKD = Training(augmentation=Augmentation(shift=3, rotation=15.0, scale=0.15))
 
 
 def zskd(
-    teacher: nn.Module,
+    teacher: Any,
     student: nn.Module,
     images: Result | Tensor,
     *,
     spec: InputSpec | None = None,
-    config: Training | None = None,
+    config: Training = ZSKD,
     temperature: float = TEMPERATURE,
     attack: Attack | None = None,
     seed: int = 0,
@@ -47,11 +48,11 @@ def zskd(
     ordinary distillation (Student-KD in the paper's tables).
 
     Args:
-        teacher: returns logits (N, K).
+        teacher: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: the same; its device is where everything runs.
         images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W).
         spec: of the network input; the impressions' own when None.
-        config: how to train; :data:`ZSKD` when None. With ``mixup``, which is ours, teacher and student see mixtures.
+        config: how to train. With ``mixup``, which is ours, teacher and student see mixtures.
         temperature: τ of the loss.
         attack: ours, for a student that is to be as robust as its teacher (after adversarially robust distillation,
             Goldblum 2020, which also has labels and clean images). The student sees each image moved within the
@@ -67,7 +68,7 @@ def zskd(
     number = isinstance(temperature, int | float) and 0 < temperature < math.inf
     require(number, "temperature", "a positive number", temperature)
     require(isinstance(attack, Attack | None), "attack", "an Attack", attack)
-    config = config or ZSKD
+    teacher, _, _ = unpacked(teacher)
     images, spec = network_input(images, spec)
     device = device_of(student)
     student = copied(student)  # it may share parameters with the teacher, which is frozen below
@@ -89,7 +90,7 @@ def zskd(
         return train(
             student, batches, loss, config, parts={} if perturb is None else {"attack": perturb},
             identity=(images, *fixed.state_dict().values(), temperature, repr(attack), spec.to_dict()), seed=seed,
-            stage="distill", progress=progress, checkpoint_dir=checkpoint_dir,
+            stage="zskd", progress=progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
 
 
