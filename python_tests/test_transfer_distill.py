@@ -238,7 +238,7 @@ def test_a_checkpoint_of_a_pool_on_disk_holds_no_images_and_checks_the_file(tmp_
         file.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{file.name} {said}"):
             distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options)
-    with pytest.raises(ValueError, match="give ImageBuffer the folder of that file"):
+    with pytest.raises(ValueError, match="pool_dir must be given again"):
         distill(network(1), network(0), first, **options)
     file.write_bytes(whole)
     assert len(distill(network(1), network(0), first, pool_dir=tmp_path / "p", **options).images) == 218
@@ -318,7 +318,7 @@ def test_errors_name_the_argument() -> None:
         distill(teacher, network(outputs=3), images, spec=SPEC)
     with pytest.raises(ValueError, match=r"images must be \(N, 1, 8, 8\)"):
         distill(teacher, network(), images[:, :, :4], spec=SPEC)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="images hold NaN or infinity"):
         distill(teacher, network(), images * float("nan"), spec=SPEC)
     with pytest.raises(ValueError, match="unknown field 'step'"):
         distill(teacher, network(), images, spec=SPEC, step=3)
@@ -332,6 +332,11 @@ def test_errors_name_the_argument() -> None:
         distill(teacher, network(), spec=SPEC, recipe=RECIPE, pool_size=10, per_round=30)
     with pytest.raises(ValueError, match=r"a batch of 2 images \(1, 200000, 200000\) needs at least"):
         distill(teacher, network(), spec=InputSpec(1, (200_000, 200_000), (0.5,), (0.25,)), recipe=RECIPE)
+    for every in (0, 2.5, True):
+        with pytest.raises(ValueError, match="evaluate_every must be a positive integer"):
+            distill(teacher, network(), images, spec=SPEC, evaluate_every=every)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"images must be a tensor or the result of exml_fast\.invert, got list"):
+        distill(teacher, network(), [images], spec=SPEC)  # type: ignore[arg-type]
     for name, value in (("lr", "fast"), ("mixup", None), ("temperature", True), ("augmentation", 3), ("per_round", 0)):
         with pytest.raises(ValueError, match=name):
             Distillation().replace(**{name: value})
@@ -400,3 +405,20 @@ def test_many_steps_of_given_images_resume_in_any_block(tmp_path: Path) -> None:
     assert found.history == expected.history and found.history["step"] == [50, 100, 130]
     for key, value in expected.model.state_dict().items():
         assert torch.equal(value, found.model.state_dict()[key]), key
+
+
+def test_images_in_double_precision_are_those_in_single_precision() -> None:
+    images = torch.randn(12, *SPEC.shape)
+    found = [distill(network(1), network(), x, spec=SPEC, config=SHORT) for x in (images, images.double())]
+    assert found[0].history == found[1].history and torch.equal(found[0].images, found[1].images)
+
+
+def test_progress_and_evaluate_may_draw_random_numbers() -> None:
+    def run(**options: Any) -> Any:
+        return distill(
+            network(1), network(), spec=SPEC, recipe=RECIPE, config=SHORT, evaluate_every=7, seed=3, **options
+        )
+
+    plain = run()
+    drawing = run(evaluate=lambda _: torch.rand(3).sum().item(), progress=lambda *_: torch.rand(2))
+    assert plain.history == drawing.history and torch.equal(plain.images, drawing.images)

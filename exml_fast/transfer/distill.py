@@ -29,12 +29,13 @@ from exml_fast.training import (
     TrainingResult,
     arranged,
     mixed_cross_entropy,
+    network_input,
     softened_kl,
 )
-from exml_fast.training.loop import seeded
+from exml_fast.training.loop import forked, seeded
 from exml_fast.training.precision import resolved
 from exml_fast.transfer.pool import Generation, Pool, Rounds, require_room
-from exml_fast.validation import Flat, NonNegative, Positive, require, settings, to_dict, with_flat_changes
+from exml_fast.validation import Flat, NonNegative, Positive, require_count, settings, to_dict, with_flat_changes
 
 __all__ = ["DistillResult", "Distillation", "distill"]
 
@@ -88,7 +89,7 @@ class DistillResult(TrainingResult):
     """(N,) int64 class ids."""
     spec: InputSpec
     rounds: list[dict[str, float]]
-    """One entry a round of generation: "step", "images", "recipe" (the place of the one taken), "seconds", and the
+    """One entry a round of generation: "step", "images", "recipe" (index of the recipe used), "seconds", and the
     share of the new images that the teacher and the student, as it then was, assign to their class ("teacher",
     "student"; Yin 2020, Fig. 4 left)."""
     evaluations: list[tuple[int, Any]]
@@ -136,12 +137,13 @@ def distill(
         units, statistics, layers: as :class:`exml_fast.inversion.Synthesizer`.
         seed: decides everything random.
         device: where to run; where the teacher is when None.
-        evaluate: called with the student in evaluation mode every ``evaluate_every`` steps, and at the end.
+        evaluate: called with the student in evaluation mode every ``evaluate_every`` steps, and at the end. Its random
+            draws, and those of ``progress``, change nothing.
         progress: ``progress("learn", step, steps, terms)`` every block of steps, ``progress("invert", ...)`` between.
         checkpoint_dir: a folder where the state is saved once a minute and on Ctrl-C (which is raised on). A call with
             the same arguments continues from there and ends with the same bits; the file is removed at the end.
-        pool_dir: a folder that holds the pool in a file, mapped into memory, where memory has no room for it; results
-            do not change. The file stays: the returned images are in it.
+        pool_dir: a folder that holds the pool in a file, mapped into memory. Use it if the pool is larger than memory;
+            results do not change. The file stays: the returned images are in it.
 
     Raises:
         ValueError: naming the argument, before any step: neither images nor a recipe, images or a student that do not
@@ -150,7 +152,8 @@ def distill(
     """
     config = (config or Distillation()).replace(**overrides)
     training, generation, lambda_ce = config.training, config.generation, config.lambda_ce
-    require(evaluate_every is None or evaluate_every >= 1, "evaluate_every", "None or at least 1", evaluate_every)
+    if evaluate_every is not None:
+        require_count("evaluate_every", evaluate_every)
     if spec is None:
         spec = images.spec if isinstance(images, Result) else teacher
     spec = InputSpec.of(spec)
@@ -161,6 +164,12 @@ def distill(
     if images is None and recipe is None:
         raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
     device = device_of(teacher) if device is None else torch.device(device)
+
+    def report(stage: str, step: int, steps: int, terms: dict[str, float]) -> None:
+        if progress is not None:
+            with forked(device):
+                progress(stage, step, steps, terms)
+
     with seeded(seed, device), Meter(device) as meter:
         precision = resolved(training.precision, device)
         fixed = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), precision)
@@ -190,7 +199,12 @@ def distill(
                 )
                 for each in _several(recipe)
             ]  # fmt: skip
-            pool.rounds = Rounds(synthesizers, class_ids(units if classes is None else classes), loop.model, progress)
+            pool.rounds = Rounds(
+                synthesizers,
+                class_ids(units if classes is None else classes),
+                loop.model,
+                None if progress is None else report,
+            )
             pool.rounds.check_classes(units)
         count = 0 if given is None else len(given[1])
         require_room(training, generation, spec, count, recipe is not None, pool_dir)
@@ -211,7 +225,8 @@ def distill(
         def look() -> None:
             done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)
             if evaluate is not None and done and (not evaluations or evaluations[-1][0] != loop.step):
-                evaluations.append((loop.step, evaluate(loop.model.eval())))
+                with forked(device):
+                    evaluations.append((loop.step, evaluate(loop.model.eval())))
             checkpoint.keep(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )
@@ -252,19 +267,15 @@ def _labelled(
     given: Result | Tensor, teacher: nn.Module, units: Sequence[int], spec: InputSpec, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The images that were given, and their class ids: a Result's, or what the teacher says."""
-    images, labels = (given.images, given.labels) if isinstance(given, Result) else (given, None)
-    if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:
-        shape = ", ".join(map(str, spec.shape))
-        raise ValueError(f"images must be (N, {shape}) as {spec} says, got {tuple(images.shape)}")
-    if not images.is_floating_point() or not bool(images.isfinite().all()):
-        raise ValueError("images must be normalised, floating point and finite (InputSpec.prepare)")
+    images, _ = network_input(given, spec)
+    labels = given.labels if isinstance(given, Result) else None
     if labels is None:
         with torch.no_grad():
             named = [teacher(part.to(device)).argmax(1).cpu() for part in images.split(512)]
         labels = torch.tensor(units)[torch.cat(named)]
     if missing := sorted(set(labels.tolist()) - set(units)):
         raise ValueError(f"images: classes {missing[:8]} are not among the teacher's")
-    return images.float().cpu(), labels.cpu()
+    return images.cpu(), labels.cpu()
 
 
 def _several(recipe: str | Recipe | Sequence[str | Recipe]) -> list[str | Recipe]:

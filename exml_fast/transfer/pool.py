@@ -73,7 +73,7 @@ class Rounds:
             raise ValueError(f"classes {missing} are not among the teacher's {len(units)}")
 
     def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> tuple[Result, int]:
-        """``count`` images, equally many of each class as far as it goes, and the place of the recipe taken."""
+        """``count`` images, balanced over the classes; and the index of the recipe used."""
         which = 0
         if len(self.synthesizers) > 1:
             which = int(torch.randint(len(self.synthesizers), (), generator=generator))
@@ -142,6 +142,8 @@ class Pool(PreparedBatches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`exml_fast.training.Batches`."""
+        if "last" in state["buffer"] and self._in_memory:
+            raise ValueError("pool_dir must be given again: the checkpoint's images are in the file in that folder")
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
         if self.rounds is not None:
@@ -179,7 +181,7 @@ def require_room(
     generates: bool,
     pool_dir: PathLike | None = None,
 ) -> None:
-    """ValueError, before any step, if the pool has no room for what is ``given`` or made, or nothing to begin with."""
+    """ValueError, before any step, if the images do not fit, or if there are none."""
     if generation.pool_size is not None and given > generation.pool_size:
         raise ValueError(f"pool_size {generation.pool_size} is smaller than the {given} images given")
     if not generates:
