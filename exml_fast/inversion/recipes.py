@@ -77,7 +77,7 @@ def new(name: str, source: str = "", **values: Any) -> Recipe:
 
 
 def names() -> list[str]:
-    """The names for :func:`get`. A name without "/" is the family's first variant, or ours where its source says so."""
+    """The names for :func:`get`. A name without "/" is an alias; ``.source`` names its origin."""
     return sorted(_RECIPES)
 
 

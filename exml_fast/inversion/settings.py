@@ -64,10 +64,10 @@ class Pixels:
     init_scale: NonNegative = 1.0
     """Factor of the initial values."""
     spectrum: Annotated[float, Field(ge=0, le=4)] = 0.0
-    """γ in the amplitudes f^−γ of waves of frequency f, for Adam's steps and for "normal" noise
+    """γ in the amplitudes f^−γ of waves of frequency f, in Adam's steps and in the initial noise
     (:class:`exml_fast.inversion.spectrum.NaturalSpectrum`). 0 treats every pixel alone, as the papers do."""
     correlation: Below1 = 0.0
-    """Correlation of the channels of a pixel, for the same."""
+    """Correlation of the channels of a pixel, in Adam's steps and in the initial noise."""
     clip: str | float | None = None
     """After each step: None, "valid" (the range of pixels, Yin 2020, Eq. 16) or ± a number."""
 

@@ -45,8 +45,9 @@ def train_classifier(
         split: images and labels, which are logit positions.
         spec: of the network input.
         config: Adam at 0.001 for 5000 steps of 128 when None.
-        perturb: makes other images of each batch, as an attack does; ``parts`` is what of it belongs to a checkpoint,
-            ``identity`` (plain values) what decides it.
+        perturb: makes other images of each batch, as an attack does.
+        parts: objects whose state is saved in the checkpoint, as that of ``perturb``, by name.
+        identity: plain values that decide ``perturb``.
         seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
     """
     config = config or Training()

@@ -36,8 +36,8 @@ def mixed_cross_entropy(
 ) -> Tensor:
     """Cross-entropy with labels (N,), mean over the rows; of mixed images with both labels by their shares.
 
-    ``share`` (N,) is that of each row's own label; the rest is that of the label in ``others`` (N,), by default the
-    label of the row before (:func:`exml_fast.training.mixup.blended`).
+    ``share`` (N,) weighs a row's own label, 1 − ``share`` the label in ``others`` (N,), by default the label of the
+    row before (:func:`exml_fast.training.mixup.blended`).
     """
     if share is None:
         return ops.soft_cross_entropy(logits, labels)
