@@ -44,7 +44,7 @@ bench-inversion: $(VENV)/.installed
 # The new environment finds the torch of $(VENV) by a .pth file. Its own packages come first on the path.
 dist: $(VENV)/.torch
 	rm -rf dist $(DIST_ENV)
-	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+	$(BIN)/python setup.py -q sdist
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/exml_fast-*.tar.gz
 	$(BIN)/python -m venv $(DIST_ENV)
 	$(DIST_ENV)/bin/pip install --quiet --no-deps dist/exml_fast-*.whl

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
+from small_networks import Tiny
 from torch import nn
 
 from exml_fast.data import InputSpec, load
+from exml_fast.models import OWN, register
 
 # Hypothesis draws the same examples in every run, so that a failure is caused by a change. EXML_EXAMPLES=300 draws 300
 # new ones.
@@ -43,6 +46,14 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny() -> Iterator[type[Tiny]]:
+    """A network of a user, registered as "tiny" during the test."""
+    register("tiny", Tiny)
+    yield Tiny
+    OWN.pop("tiny", None)
 
 
 @pytest.fixture(scope="session")

@@ -215,6 +215,60 @@ def test_experts_of_other_architectures_and_inputs() -> None:
     assert wide.run(mixed).expert.input_spec == spec
 
 
+def tiny_experts(architecture: str | None) -> list[Expert]:
+    """Two experts whose networks are a user's own, of two classes each and four logits."""
+    experts = []
+    for classes in ([0, 1], [2, 3]):
+        network = train_expert(quadrants(), classes, epochs=4, lr=0.02, architecture="tiny").model
+        experts.append(Expert.wrap(network, quadrants().spec, classes, units=[0, 1, 2, 3], architecture=architecture))
+    return experts
+
+
+def test_an_ex_model_of_registered_networks(tiny: type[nn.Module], tmp_path: Path) -> None:
+    experts = tiny_experts("tiny")
+    result = ExModelDistillation(real_images(), change(init_from_first=True)).run(ExpertStream(experts))
+    assert isinstance(result.model, tiny) and stream_accuracy(result.expert, quadrants()) >= 0.9
+    result.expert.save(tmp_path)
+    assert Expert.load(tmp_path).fingerprint() == result.expert.fingerprint()
+    assert ParameterAverage(experts).expert.card.architecture == "tiny"
+    own = [train_expert(quadrants(), c, epochs=1, head="own", architecture="tiny").expert for c in ([0, 1], [2, 3])]
+    assert ExModelDistillation(real_images(), change(steps=2)).run(ExpertStream(own)).expert.units == (0, 1, 2, 3)
+
+
+def test_an_ex_model_of_networks_without_a_factory(tiny: type[nn.Module], tmp_path: Path) -> None:
+    experts = tiny_experts(None)
+    method = ExModelDistillation(real_images(), change(lr=0.02), seed=3)
+    result = method.run(ExpertStream(experts))
+    assert isinstance(result.model, tiny) and stream_accuracy(result.expert, quadrants()) >= 0.9
+    assert not torch.equal(result.model.body.weight, experts[0].model.body.weight)
+    again = method.run(ExpertStream(experts))
+    assert all(torch.equal(a, b) for a, b in zip(weights(result).values(), weights(again).values(), strict=True))
+    copied = ExModelDistillation(real_images(), change(steps=2, init_from_first=True)).run(ExpertStream(experts[:1]))
+    assert torch.equal(copied.model.body.weight, experts[0].model.body.weight)
+    with pytest.raises(ValueError, match=r"cannot be saved.*models\.register"):
+        result.expert.save(tmp_path)
+    assert ParameterAverage(experts).expert.card.architecture == "Tiny"
+    wider = Expert.wrap(tiny(4, width=9), quadrants().spec, [2, 3], units=[0, 1, 2, 3])
+    with pytest.raises(ValueError, match="the weights of experts 1 and 2 differ in names or shapes"):
+        ParameterAverage([experts[0], wider])
+
+
+def test_a_network_without_a_factory_that_cannot_be_made_anew(tiny: type[nn.Module]) -> None:
+    spec = quadrants().spec
+    own_heads = [Expert.wrap(tiny(2), spec, [0, 1]), Expert.wrap(tiny(2), spec, [2, 3])]
+    with pytest.raises(ValueError, match=r"needs logits for the classes \[0, 1, 2, 3\].*register\('Tiny', factory\)"):
+        ExModelDistillation(real_images(), QUICK).run(ExpertStream(own_heads))
+
+    class Scaled(tiny):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    scaled = Expert.wrap(Scaled(), spec, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"Scaled has no reset_parameters.*register\('Scaled', factory\)"):
+        ExModelDistillation(real_images(), QUICK).run(ExpertStream([scaled]))
+
+
 def test_other_unit_orders_own_models_and_heads() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 6))
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_experts import quadrants, trained
+from torch import nn
 
 from exml_fast.continual import Card, Expert, train_expert
 from exml_fast.data import Augmentation, InputSpec
-from exml_fast.models import create
+from exml_fast.models import OWN, create, register
 from exml_fast.storage import sha256
 
 
@@ -234,3 +235,69 @@ def test_pickles_beside_or_instead_of_the_weights_are_not_read(folder: Path) -> 
     edit_card(folder, lambda card: card.update(sha256=sha256(folder / "model.safetensors")))
     with pytest.raises(ValueError, match="not a valid safetensors file"):
         Expert.load(folder)
+
+
+SPEC = InputSpec(1, (32, 32), (0.3,), (0.3,))
+
+
+def test_a_registered_network_is_trained_saved_and_loaded(tiny: type[nn.Module], tmp_path: Path) -> None:
+    expert = train_expert(quadrants(), [1, 3], head="own", epochs=1, architecture="tiny").expert
+    assert isinstance(expert.model, tiny) and expert.card.arguments == {"num_classes": 2}
+    expert.save(tmp_path)
+    assert Expert.load(tmp_path).fingerprint() == expert.fingerprint()
+    del OWN["tiny"]
+    with pytest.raises(ValueError, match=r"unknown architecture 'tiny'.*models\.register"):
+        Expert.load(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be saved.*unknown architecture 'tiny'.*models\.register"):
+        expert.save(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_network_of_ones_own_becomes_an_expert(tiny: type[nn.Module], tmp_path: Path) -> None:
+    model = tiny(num_classes=3, width=7).train()
+    before = torch.get_rng_state()
+    options: dict[str, Any] = {"units": [4, 2, 9], "class_names": ["a", "b", "c"]}
+    expert = Expert.wrap(model, SPEC, [2, 9], architecture="tiny", arguments={"width": 7}, **options)
+    assert expert.card.arguments == {"num_classes": 3, "width": 7} and expert.card.class_names == ("a", "b", "c")
+    assert expert.units == (4, 2, 9) and expert.classes == (2, 9) and not expert.model.training
+    assert model.training and expert.model is not model
+    expert.save(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    x = torch.randn(3, 1, 32, 32)
+    assert torch.equal(Expert.load(tmp_path).logits(x), model.eval()(x))
+
+    wrong = Expert.wrap(model, SPEC, [2, 9], architecture="tiny", **options)  # of another width
+    with pytest.raises(ValueError, match=r"cannot be saved.*weight 'body\.weight' has shape \(7.*models\.register"):
+        wrong.save(tmp_path)
+    nameless = Expert.wrap(model, SPEC, [4, 2, 9])
+    assert nameless.card.architecture == "Tiny" and nameless.card.class_names == ("4", "2", "9")
+    with pytest.raises(ValueError, match=r"unknown architecture 'Tiny' \(did you mean 'tiny'.*models\.register"):
+        nameless.save(tmp_path)
+    assert Expert.load(tmp_path).fingerprint() == expert.fingerprint(), "a refused expert overwrites nothing"
+
+
+def test_networks_that_are_no_experts(tiny: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match="has 3 outputs, the card lists 2 units"):
+        Expert.wrap(tiny(num_classes=3), SPEC, [0, 1])
+    with pytest.raises(ValueError, match="does not take the images"):
+        Expert.wrap(tiny(num_classes=2), InputSpec(3, (32, 32), (0.0,) * 3, (1.0,) * 3), [0, 1])
+    with pytest.raises(ValueError, match="class_names must name the 2 units, got 1"):
+        Expert.wrap(tiny(num_classes=2), SPEC, [0, 1], class_names=["a"])
+
+    class Named(tiny):  # type: ignore[misc, valid-type]
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(ValueError, match="must return its logits as a tensor, got dict"):
+        Expert.wrap(Named(num_classes=2), SPEC, [0, 1])
+
+
+def test_a_factory_that_needs_real_tensors(tiny: type[nn.Module], tmp_path: Path) -> None:
+    def factory(num_classes: int) -> nn.Module:
+        return tiny(num_classes, width=2 + int(torch.zeros(1).item()))
+
+    register("tiny", factory, replace=True)
+    Expert.wrap(tiny(num_classes=2, width=2), SPEC, [0, 1], architecture="tiny").save(tmp_path)
+    Expert.load(tmp_path)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        Expert.wrap(tiny(num_classes=2, width=3), SPEC, [0, 1], architecture="tiny").save(tmp_path)

@@ -28,7 +28,7 @@ from exml_fast.continual import (
     stream_accuracy,
 )
 from exml_fast.data import InputSpec
-from exml_fast.storage import load_json
+from exml_fast.storage import load_json, save_json
 
 QUICK = small_experts.QUICK.replace(steps=60)
 
@@ -36,8 +36,9 @@ QUICK = small_experts.QUICK.replace(steps=60)
 def save_stream(parent: Path, **changes: Any) -> Path:
     """The two trained experts as folders; ``changes`` of the second's card."""
     for number, expert in enumerate(trained()):
-        card = dataclasses.replace(expert.card, **(changes if number else {}))
-        Expert(expert.model, card).save(parent / f"expert_{number + 1}")
+        folder = parent / f"expert_{number + 1}"
+        card = Expert(expert.model, expert.card).save(folder)
+        save_json(folder / "card.json", dataclasses.replace(card, **(changes if number else {})).to_dict())
     return parent
 
 

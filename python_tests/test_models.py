@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from exml_fast.models import AlexNetCifar, AlexNetCifarHalf, LeNet5, LeNet5Half, create, final_linear, takes
+from exml_fast.models import (
+    AlexNetCifar,
+    AlexNetCifarHalf,
+    LeNet5,
+    LeNet5Half,
+    create,
+    final_linear,
+    is_known,
+    register,
+    takes,
+)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +154,37 @@ def test_final_linear_with_and_without_example() -> None:
         final_linear(nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match=r"no nn\.Linear"):
         final_linear(nn.Conv2d(1, 1, 1), torch.zeros(1, 1, 4, 4))
+
+
+def test_a_registered_network_is_created_by_its_name(tiny: type[nn.Module]) -> None:
+    model = create("tiny", num_classes=3, width=5)
+    assert isinstance(model, tiny) and model.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    assert takes("tiny", "width") and not takes("tiny", "depth") and is_known("tiny") and not is_known("tin")
+    with pytest.raises(ValueError, match=r"'widht' is unknown to 'tiny' \(did you mean 'width'"):
+        create("tiny", widht=5)
+    with pytest.raises(ValueError, match=r"unknown architecture 'tinny' \(did you mean 'tiny'.*models\.register"):
+        create("tinny")
+    with pytest.raises(ValueError, match="weights"):
+        create("tiny", weights="file")
+    with pytest.raises(ValueError, match="must be a plain JSON value"):
+        create("tiny", width=nn.ReLU)
+    register("tiny", lambda **arguments: tiny(**{"width": 2, **arguments}), replace=True)
+    assert final_linear(create("tiny", num_classes=3)).in_features == 8
+    register("tiny", lambda: 3, replace=True)
+    with pytest.raises(ValueError, match=r"the factory of 'tiny' must return a torch\.nn\.Module, got int"):
+        create("tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "factory", "message"),
+    [
+        ("tiny", LeNet5, "name 'tiny' is taken by Tiny"),
+        ("lenet5", LeNet5, "name 'lenet5' is taken by LeNet5"),
+        ("mine/net", LeNet5, 'name must consist of letters, digits, "_", "." and "-", got \'mine/net\''),
+        ("", LeNet5, "name must consist of"),
+        ("mine", "package.module:factory", "factory must be a class or a function"),
+    ],
+)
+def test_names_that_cannot_be_registered(tiny: type[nn.Module], name: str, factory: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        register(name, factory, replace=name != "tiny")

@@ -5,14 +5,14 @@ All predict global class ids from normalised images; all but ParameterAverage ke
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exml_fast.continual.expert import Card, Expert
 from exml_fast.data import InputSpec
-from exml_fast.models import create
 
 __all__ = ["DifferentNetworks", "EnsembleAverage", "MinEntropy", "Oracle", "ParameterAverage"]
 
@@ -102,22 +102,24 @@ class ParameterAverage:
     def __init__(self, experts: Iterable[Expert]) -> None:
         count, total = 0, {}
         first: Card | None = None
+        model: nn.Module
         classes: set[int] = set()
         for expert in experts:
             card, count = expert.card, count + 1
             state = {k: v.detach().cpu() for k, v in expert.model.state_dict().items()}
             if first is None:
+                model = copy.deepcopy(expert.model).cpu()
                 first, total = card, {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
             else:
                 _require_same(first, card, count)
+                if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in total.items()}:
+                    raise DifferentNetworks(f"the weights of experts 1 and {count} differ in names or shapes")
                 for key, value in state.items():
                     floating = value.is_floating_point()
                     total[key] = total[key] + value.double() if floating else torch.maximum(total[key], value)
             classes |= set(card.classes)
         if first is None:
             raise ValueError("experts must hold at least one expert")
-        with torch.random.fork_rng(devices=[]):
-            model = create(first.architecture, **first.arguments)
         like = model.state_dict()
         mean = {k: (v / count if v.is_floating_point() else v).to(like[k].dtype) for k, v in total.items()}
         model.load_state_dict(mean)

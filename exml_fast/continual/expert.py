@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
-from exml_fast.models import create, takes
+from exml_fast.models import OWN, create, is_known, takes
 from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256
 from exml_fast.validation import Natural, field_names, from_mapping, require, settings, to_dict
 
@@ -91,6 +92,43 @@ class Expert:
         self.model = model.eval()
         self.card = card
 
+    @classmethod
+    def wrap(
+        cls,
+        model: nn.Module,
+        spec: InputSpec,
+        classes: Sequence[int],
+        *,
+        units: Sequence[int] | None = None,
+        architecture: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Expert:
+        """An expert of a copy of your own network.
+
+        Args:
+            model: takes normalised images (N, C, H, W) and returns logits (N, len(units)).
+            spec: the input the network expects.
+            classes: global ids of the classes it was trained on.
+            units: global class id of each logit; ``classes`` by default.
+            architecture: the name given to :func:`exml_fast.models.register`, without which the expert cannot be
+                saved; the name of the network's class by default.
+            arguments: with which :func:`exml_fast.models.create` makes the network. ``num_classes`` and
+                ``in_channels`` may be left out.
+            class_names: the name of each unit; the ids by default.
+
+        Raises:
+            ValueError: if the network does not take the input, or has another number of logits than units.
+        """
+        units = tuple(classes if units is None else units)
+        names = tuple(class_names or map(str, units))
+        name = architecture or type(model).__name__
+        complete = complete_arguments(name, arguments, len(units), spec)
+        card = Card(name, complete, units, tuple(classes), names, spec)
+        model = copy.deepcopy(model)
+        require_fit(model, spec, len(units))
+        return cls(model, card)
+
     @property
     def input_spec(self) -> InputSpec:
         """The input the network expects."""
@@ -136,12 +174,31 @@ class Expert:
         return hashlib.sha256(tensors_to_bytes(state)).hexdigest()
 
     def save(self, folder: PathLike) -> Card:
-        """Write ``model.safetensors`` and then ``card.json`` into ``folder``; returns the card with the hash."""
+        """Write ``model.safetensors`` and then ``card.json`` into ``folder``; returns the card with the hash.
+
+        ValueError for an expert that :meth:`load` could not rebuild; nothing is written then.
+        """
         path = Path(folder)
+        self._require_loadable()
         save_tensors(path / MODEL_FILE, self.model.state_dict())
         self.card = dataclasses.replace(self.card, sha256=sha256(path / MODEL_FILE))
         save_json(path / CARD_FILE, self.card.to_dict())
         return self.card
+
+    def _require_loadable(self) -> None:
+        card = self.card
+        try:
+            with torch.random.fork_rng(devices=[]):
+                skeleton = _skeleton(card)
+                like = create(card.architecture, **card.arguments) if skeleton is None else skeleton
+            _require_same_weights(self.model.state_dict(), like)
+            require_fit(self.model, card.input_spec, len(card.units))
+        except ValueError as error:
+            raise ValueError(
+                f"the expert cannot be saved, because Expert.load could not rebuild it: {error}. For a network of your "
+                "own, call exml_fast.models.register(name, factory), and give its name and arguments in the card: "
+                "Expert.wrap(model, spec, classes, architecture=name, arguments=…)"
+            ) from error
 
     @classmethod
     def load(cls, folder: PathLike, device: str | torch.device = "cpu") -> Expert:
@@ -156,17 +213,12 @@ class Expert:
         if (found := sha256(path / MODEL_FILE)) != card.sha256:
             raise ValueError(f"{path / MODEL_FILE}: sha256 is {found}, the card says {card.sha256!r}")
         tensors = load_tensors(path / MODEL_FILE)
-        try:
-            # On "meta" nothing is allocated, whatever sizes the card asks for.
-            with torch.device("meta"):
-                skeleton = create(card.architecture, **card.arguments)
-        except (ValueError, NotImplementedError):
-            pass  # wrong arguments, or a constructor that needs real tensors: shown below
-        else:
-            _check_tensors(path, tensors, skeleton)
+        file = f"{path / MODEL_FILE}: "
+        if (skeleton := _skeleton(card)) is not None:
+            _require_same_weights(tensors, skeleton, file)
         with torch.random.fork_rng(devices=[]):
             model = create(card.architecture, **card.arguments)
-        _check_tensors(path, tensors, model)
+        _require_same_weights(tensors, model, file)
         model.load_state_dict(tensors)
         try:
             require_fit(model, card.input_spec, len(card.units))
@@ -186,6 +238,8 @@ def require_fit(model: nn.Module, spec: InputSpec, units: int) -> None:
         raise ValueError(f"the network does not take the images {spec.shape} of its specification: {reason}") from error
     finally:
         model.train(training)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the network must return its logits as a tensor, got {type(outputs).__name__}")
     if tuple(outputs.shape) != (1, units):
         raise ValueError(f"the model has {outputs.shape[-1]} outputs, the card lists {units} units")
 
@@ -204,8 +258,13 @@ def read_card(folder: PathLike) -> Card:
 def complete_arguments(
     architecture: str, arguments: Mapping[str, Any] | None, outputs: int, spec: InputSpec
 ) -> dict[str, Any]:
-    """``arguments`` with the number of classes and channels filled in where they are not given."""
-    complete: dict[str, Any] = {"num_classes": outputs}
+    """``arguments`` with the number of classes and channels filled in where they are not given.
+
+    Those of an unknown architecture stay as they are.
+    """
+    complete: dict[str, Any] = {}
+    if takes(architecture, "num_classes") or (is_known(architecture) and architecture not in OWN):
+        complete["num_classes"] = outputs
     if takes(architecture, "in_channels"):
         complete["in_channels"] = spec.channels
     elif architecture.startswith("timm/"):
@@ -213,18 +272,29 @@ def complete_arguments(
     return complete | dict(arguments or {})
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+def _skeleton(card: Card) -> nn.Module | None:
+    """The card's network on "meta", where nothing is allocated, whatever sizes the card asks for.
+
+    None for wrong arguments, and for a constructor that needs real tensors.
+    """
+    try:
+        with torch.device("meta"):
+            return create(card.architecture, **card.arguments)
+    except (ValueError, NotImplementedError):
+        return None
+
+
+def _require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str = "") -> None:
     expected = model.state_dict()
-    file = path / MODEL_FILE
     if missing := sorted(set(expected) - set(tensors)):
-        raise ValueError(f"{file}: weight {missing[0]!r} is missing")
+        raise ValueError(f"{where}weight {missing[0]!r} is missing")
     if unexpected := sorted(set(tensors) - set(expected)):
-        raise ValueError(f"{file}: unexpected weight {unexpected[0]!r}")
+        raise ValueError(f"{where}unexpected weight {unexpected[0]!r}")
     for name, want in expected.items():
         have = tensors[name]
         if have.shape != want.shape:
-            raise ValueError(f"{file}: weight {name!r} has shape {tuple(have.shape)}, expected {tuple(want.shape)}")
+            raise ValueError(f"{where}weight {name!r} has shape {tuple(have.shape)}, expected {tuple(want.shape)}")
         if have.dtype != want.dtype:
-            raise ValueError(f"{file}: weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
+            raise ValueError(f"{where}weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
         if have.is_floating_point() and not bool(torch.isfinite(have).all()):
-            raise ValueError(f"{file}: weight {name!r} is not finite everywhere")
+            raise ValueError(f"{where}weight {name!r} is not finite everywhere")

@@ -1,13 +1,14 @@
 """Creates networks by name.
 
 An expert's card holds the name and the arguments of its network and may come from a stranger. Therefore :func:`create`
-runs only the constructors in ``OWN`` and those of torchvision and timm.
+runs only the constructors in ``OWN`` and those of torchvision and timm. :func:`register` adds a user's to ``OWN``.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 from exml_fast.validation import nearest
 
-__all__ = ["create", "final_linear", "takes"]
+__all__ = ["create", "final_linear", "is_known", "register", "takes"]
 
-OWN: dict[str, type[nn.Module]] = {
+OWN: dict[str, Callable[..., nn.Module]] = {
     "alexnet_cifar": AlexNetCifar,
     "alexnet_cifar_half": AlexNetCifarHalf,
     "caffe_lenet": CaffeLeNet,
@@ -34,16 +35,47 @@ OWN: dict[str, type[nn.Module]] = {
     "slim_resnet18": SlimResNet18,
     "vgg11_bn_cifar": Vgg11BnCifar,
 }
+BUILT_IN = frozenset(OWN)
 # Arguments that make torchvision or timm read files, download files, or return something other than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")
+
+
+def register(name: str, factory: Callable[..., nn.Module], *, replace: bool = False) -> None:
+    """Add a network of your own, so that :func:`create` and experts' cards can name it.
+
+    Register the network in every process that loads its experts, before it does: a card names an architecture, and
+    nothing is ever imported because a card names it.
+
+    Args:
+        name: letters, digits, "_", "." and "-". It must not be taken.
+        factory: the class of the network or a function, called as ``factory(**arguments)`` with JSON values. It returns
+            the network with random weights. Arguments named ``num_classes`` and ``in_channels`` are filled in where a
+            network is made for a stream or a data set. The arguments may come from a stranger's card.
+        replace: replace a factory that was registered before (in a notebook), but none of this package.
+
+    Raises:
+        ValueError: for a name that is taken or has other characters, or a factory that cannot be called.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError(f'name must consist of letters, digits, "_", "." and "-", got {name!r}')
+    if not callable(factory):
+        raise ValueError(f"factory must be a class or a function that returns a network, got {factory!r}")
+    if name in BUILT_IN or (name in OWN and not replace):
+        raise ValueError(f"name {name!r} is taken by {getattr(OWN[name], '__name__', OWN[name])}; give another name")
+    OWN[name] = factory
+
+
+def is_known(architecture: str) -> bool:
+    """True for a name in ``OWN``, and for names that :func:`create` looks up in torchvision or timm."""
+    return architecture in OWN or architecture.startswith(("torchvision/", "timm/"))
 
 
 def create(architecture: str, /, **arguments: Any) -> nn.Module:
     """Create a network with random weights.
 
     Args:
-        architecture: a name in ``OWN`` ("lenet5", "cifar_resnet", …), "torchvision/<name>" for a classification model
-            of torchvision, or "timm/<name>".
+        architecture: a name in ``OWN`` ("lenet5", "cifar_resnet", …, and those of :func:`register`),
+            "torchvision/<name>" for a classification model of torchvision, or "timm/<name>".
         arguments: keyword arguments of the network's constructor, as JSON values. Arguments that load weights or read
             files are rejected.
 
@@ -60,9 +92,10 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
             raise ValueError(f"argument {name!r} of {architecture!r} must be a plain JSON value, got {value!r}")
     if architecture in OWN:
         constructor = OWN[architecture]
-        known = list(inspect.signature(constructor).parameters)
+        parameters = inspect.signature(constructor).parameters
+        known, takes_any = list(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in arguments:
-            if name not in known:
+            if name not in known and not takes_any:
                 raise ValueError(
                     f"argument {name!r} is unknown to {architecture!r}{nearest(name, known)}; "
                     f"expected one of {', '.join(known)}"
@@ -91,12 +124,13 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
         return _build(architecture, lambda: timm.create_model(name, pretrained=False, **arguments))
     raise ValueError(
         f"unknown architecture {architecture!r}{nearest(architecture, OWN)}; "
-        f"expected one of {', '.join(OWN)}, torchvision/<name> or timm/<name>"
+        f"expected one of {', '.join(OWN)}, torchvision/<name>, timm/<name>, or the name of a network of your own that "
+        "you gave to exml_fast.models.register"
     )
 
 
 def takes(architecture: str, argument: str) -> bool:
-    """True if ``architecture`` is a name in ``OWN`` and its constructor has this argument."""
+    """True if ``architecture`` is a name in ``OWN`` and its constructor names this argument."""
     return architecture in OWN and argument in inspect.signature(OWN[architecture]).parameters
 
 
@@ -145,7 +179,8 @@ def _build(architecture: str, make: Any) -> nn.Module:
         model = make()
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError, AssertionError) as error:
         raise ValueError(f"{architecture!r} does not accept these arguments: {error}") from error
-    assert isinstance(model, nn.Module)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the factory of {architecture!r} must return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 

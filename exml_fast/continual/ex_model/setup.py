@@ -17,7 +17,7 @@ from exml_fast.continual.ex_model.student import Student
 from exml_fast.continual.expert import Expert, complete_arguments, require_fit
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
-from exml_fast.models import create
+from exml_fast.models import create, is_known
 from exml_fast.storage import PathLike
 from exml_fast.validation import require
 
@@ -67,19 +67,28 @@ class Setup:
         self.buffer_dir = buffer_dir
 
     def new_student(self, stream: ExpertStream, units: list[int], spec: InputSpec) -> Student:
-        """The ex-model: a copy of the given model, or the first expert's architecture with new weights."""
+        """The ex-model: a copy of the given model, or the first expert's network with new weights."""
         arguments: dict[str, Any] = {}
         if self.model is not None:
             model, architecture = copy.deepcopy(self.model), self.architecture or type(self.model).__name__
             if self.architecture is not None:
                 arguments = complete_arguments(architecture, self.arguments, len(units), spec)
-            require_fit(model.to(self.device), spec, len(units))
+        elif not is_known(stream.cards[0].architecture):
+            first = stream[0]
+            model, architecture, arguments = _anew(first), first.card.architecture, dict(first.card.arguments)
+            if units != list(first.units):
+                raise ValueError(
+                    f"the ex-model needs logits for the classes {units}, and the first expert's network has logits for "
+                    f"{list(first.units)}. Give model and units, or call exml_fast.models.register({architecture!r}, "
+                    "factory) with a factory that takes num_classes"
+                )
         else:
-            first = stream.cards[0]
-            architecture = first.architecture
-            given = {k: v for k, v in first.arguments.items() if k != "num_classes"}
+            card = stream.cards[0]
+            architecture = card.architecture
+            given = {k: v for k, v in card.arguments.items() if k != "num_classes"}
             arguments = complete_arguments(architecture, given, len(units), spec)
             model = create(architecture, **arguments)
+        require_fit(model.to(self.device), spec, len(units))
         return Student(model, architecture, arguments, self.device)
 
     def new_memory(self, spec: InputSpec, experts: int) -> Memory:
@@ -98,3 +107,19 @@ class Setup:
             size - fixed, spec, background=drawn, views=self.config.targets.views, seed=self.seed,
             device=self.device, folder=self.buffer_dir,
         )  # fmt: skip
+
+
+def _anew(expert: Expert) -> nn.Module:
+    """A copy of the expert's network with new random weights, for a network that has no factory."""
+    model = copy.deepcopy(expert.model).train().requires_grad_(True)
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            name = expert.card.architecture
+            raise ValueError(
+                f"a new {name} cannot be made from the first expert's, because {type(module).__name__} has no "
+                f"reset_parameters: give model and units, or call exml_fast.models.register({name!r}, factory)"
+            )
+    return model

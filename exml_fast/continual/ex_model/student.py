@@ -38,7 +38,8 @@ class Student:
         """Whether an expert has the same architecture, arguments and units."""
         card = expert.card
         same = card.architecture == self.architecture and card.arguments == self.arguments
-        return same and list(expert.units) == units
+        shapes, own = ({n: v.shape for n, v in m.state_dict().items()} for m in (expert.model, self.model))
+        return same and shapes == own and list(expert.units) == units
 
     def fingerprint(self) -> str:
         """SHA-256 of the names, shapes, types and values of the initial weights."""
