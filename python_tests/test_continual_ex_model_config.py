@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 from small_experts import QUICK
+from torch import Tensor, nn
 
 from exml_fast.continual import DistillationConfig, Divergence
+from exml_fast.continual.ex_model.losses import Loss
+from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise, Situation, Step
 
 
 def test_defaults_are_the_papers() -> None:
@@ -52,7 +55,7 @@ def test_onecycle_rises_and_falls() -> None:
         ({"views": 0, "targets": "stored"}, "views must be at least 1, got 0"),
         ({"align": True, "task_labels": True}, "align must be False with task_labels"),
         ({"align": 1}, "align must be true or false, got 1"),
-        ({"debias": 2.0}, r"debias must be a number in \[0, 1\], got 2.0"),
+        ({"debias": 2.0}, "debias: share must be at most 1, got 2.0"),
         ({"step": 3}, "unknown field 'step'.*did you mean 'steps'"),
         ({"augmentation": {"shift": -1}}, "shift must be at least 0"),
         ({"augmentation": {"rotation": 200}}, "rotation must be at most 180"),
@@ -71,6 +74,36 @@ def test_another_kind_of_targets_drops_the_fields_of_the_first() -> None:
     assert live.training.lr == 0.5 and live.targets.views == 1
     with pytest.raises(ValueError, match="views needs targets"):
         kept.replace(targets="live", views=2)
+
+
+def test_replace_keeps_parts_that_a_flat_table_cannot_hold() -> None:
+    class Absolute(Loss):
+        name = "absolute"
+
+        def __call__(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+            return ((logits - target) * mask).abs().mean()
+
+    class Nothing(Step):
+        def __call__(self, model: nn.Module, situation: Situation) -> None:
+            """Change nothing."""
+
+    loss, nothing = Absolute(), Nothing()
+    config = DistillationConfig(loss=loss, postprocessing=(Debias(0.5), nothing, Align()))
+    other = config.replace(steps=3, normalize="mean", debias=0.25)
+    assert other.loss is loss and other.postprocessing == (Debias(0.25), nothing, Align())
+    assert (other.training.steps, other.targets.normalize) == (3, "mean")
+    assert other.replace(align=False).postprocessing == (Debias(0.25), nothing)
+    assert config.replace(postprocessing=[Align()]).replace(renormalise=True).postprocessing == (Renormalise(), Align())
+    assert config.replace(training=other.training, loss="kl").loss == Divergence()
+    assert json.loads(json.dumps(config.identity())) == config.identity() != other.identity()
+    with pytest.raises(ValueError, match="loss must be one of mse, kl in a flat table, got 'Absolute'"):
+        config.to_dict()
+    with pytest.raises(ValueError, match=r"postprocessing must be renormalise, align, debias, in this order, .*Debias"):
+        DistillationConfig(postprocessing=(Debias(0.5), Align())).to_dict()
+    with pytest.raises(ValueError, match="unknown field 'postprocessing'"):
+        DistillationConfig.from_dict({"postprocessing": []})
+    with pytest.raises(ValueError, match="temperature needs loss 'kl', got 'absolute'"):
+        config.replace(temperature=2.0)
 
 
 def test_only_what_differs_from_the_defaults_identifies_a_run() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SkipValidation
 
 from exml_fast.continual.ex_model.losses import Divergence, Loss, SquaredError
 from exml_fast.continual.ex_model.postprocessing import Align, Debias, Renormalise, Step
@@ -23,10 +25,12 @@ from exml_fast.validation import (
     NonNegative,
     field_names,
     from_mapping,
+    named,
     nearest,
     require,
     settings,
     to_dict,
+    with_changes,
 )
 
 __all__ = ["Background", "DistillationConfig"]
@@ -36,6 +40,8 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     "loss": {kind.name: kind for kind in (SquaredError, Divergence)},
 }
 """Parts of a configuration of which there are several kinds, by name."""
+STEPS: dict[str, type[Step]] = {"renormalise": Renormalise, "align": Align, "debias": Debias}
+"""Steps of post-processing by their flat names, in their usual order."""
 OWN = ("buffer_size", "lambda_ce", "init_from_first", "reset")
 
 
@@ -51,7 +57,7 @@ TRAINING = Training(
 """Carta 2022, App. B.1 (MNIST)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Background:
     """Random images that fill a share of the buffer at the first expert; every expert sees all of them.
 
@@ -62,12 +68,8 @@ class Background:
         share: of the buffer, more than 0 and less than 1.
     """
 
-    source: ImageSource
-    share: float
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        require(number and 0 < self.share < 1, "background_share", "more than 0 and less than 1", self.share)
+    source: Annotated[ImageSource, SkipValidation]
+    share: Annotated[float, Field(gt=0, lt=1)]
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -127,8 +129,19 @@ class DistillationConfig:
             raise ValueError("renormalise needs images of experts, not random ones alone")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, all in one table; "targets" and "loss" are names."""
+        """Plain JSON values, all in one table; "targets" and "loss" are names.
+
+        ValueError for what such a table cannot hold: targets, a loss or a step of one's own, or steps in another order
+        than that of :meth:`from_dict`.
+        """
+        for part, kinds in KINDS.items():
+            kind = type(getattr(self, part))
+            require(kind in kinds.values(), part, f"one of {', '.join(kinds)} in a flat table", kind.__name__)
         steps = {type(step): step for step in self.postprocessing}
+        order = [kind for kind in STEPS.values() if kind in steps]
+        if [type(step) for step in self.postprocessing] != order:
+            names = [type(step).__name__ for step in self.postprocessing]
+            raise ValueError(f"postprocessing must be {', '.join(STEPS)}, in this order, in a flat table, got {names}")
         debias = steps.get(Debias)
         return {
             **{name: value for name, value in to_dict(self.training).items() if name != "mixup"},
@@ -153,41 +166,57 @@ class DistillationConfig:
         ``postprocessing``, in this order. ValueError naming a field that does not exist, or that the kind of targets
         or of loss does not have.
         """
-        rest = dict(fields)
-        parts: dict[str, Any] = {}
-        for part, kinds in KINDS.items():
-            name = rest.pop(part, next(iter(kinds)))
-            require(isinstance(name, str) and name in kinds, part, f"one of {list(kinds)}", name)
-            own = {field: rest.pop(field) for field in field_names(kinds[name]) if field in rest}
-            parts[part] = from_mapping(kinds[name], own)
-            _refuse_other_kinds(part, name, rest)
-        parts["training"] = TRAINING.replace(**{name: rest.pop(name) for name in field_names(Training) if name in rest})
-        parts["postprocessing"] = _steps(rest)
-        for field in OWN:
-            if field in rest:
-                parts[field] = rest.pop(field)
-        for field in rest:
-            known = flat_fields()
-            raise ValueError(f"unknown field {field!r}{nearest(field, known)}; expected one of {', '.join(known)}")
-        return cls(**parts)
+        _require_known(fields, flat_fields())
+        return cls().replace(**fields)
 
     def replace(self, **fields: Any) -> Self:
-        """A copy with some fields changed, of any part (:meth:`from_dict`).
+        """A copy with some fields changed: fields of this class, or fields of a part by the names of :meth:`from_dict`.
 
-        With another kind of targets or loss, fields that only the earlier kind has are dropped.
+        ``targets`` and ``loss`` are objects or names. With the name of another kind, fields that both kinds have are
+        kept. ``align``, ``renormalise`` and ``debias`` change, add or remove one step and keep the others.
         """
-        values = self.to_dict()
+        _require_known(fields, [*field_names(type(self)), *flat_fields()])
+        rest, changed = dict(fields), dict[str, Any]()
         for part, kinds in KINDS.items():
-            name = fields.get(part, values[part])
-            if name != values[part] and name in kinds:
-                for field in set(field_names(kinds[values[part]])) - set(field_names(kinds[name])):
-                    del values[field]
-        return self.from_dict(values | fields)
+            made = self._of_kind(part, rest.pop(part)) if part in rest else getattr(self, part)
+            own = {name: rest.pop(name) for name in _fields_of(made) if name in rest}
+            changed[part] = with_changes(made, own) if own else made
+            for field in rest:
+                if having := [name for name, kind in kinds.items() if field in field_names(kind)]:
+                    expected = " or ".join(map(repr, having))
+                    raise ValueError(f"{field} needs {part} {expected}, got {changed[part].name!r}")
+        training = rest.pop("training", self.training)
+        of_training = {name: rest.pop(name) for name in field_names(Training) if name in rest}
+        changed["training"] = training.replace(**of_training) if of_training else training
+        steps = rest.pop("postprocessing", self.postprocessing)
+        for field in STEPS:
+            if field in rest:
+                steps = _with_step(steps, field, rest.pop(field))
+        return with_changes(self, {**changed, "postprocessing": steps, **rest})
+
+    def _of_kind(self, part: str, given: object) -> Any:
+        """The targets or the loss of this name, with the values of the fields that the present ones have too."""
+        if isinstance(given, Targets | Loss):
+            return given
+        current, kind = getattr(self, part), named(part, given, KINDS[part])
+        shared = [field for field in _fields_of(current) if field in field_names(kind)]
+        return kind(**{field: getattr(current, field) for field in shared})
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values for people: :meth:`to_dict` where it can hold them, otherwise a table for each part."""
+        try:
+            return self.to_dict()
+        except ValueError:
+            parts = {name: getattr(self, name) for name in field_names(type(self))}
+            parts["postprocessing"] = [_described(step) for step in self.postprocessing]
+            return {name: _described(part) for name, part in parts.items()}
 
     def identity(self) -> dict[str, Any]:
         """The kinds, and the fields that differ from their defaults: the same in a version with more settings."""
-        values = self.to_dict()
+        values = self.describe()
         kinds = {part: values[part] for part in KINDS}
+        if not all(isinstance(kind, str) for kind in kinds.values()):
+            return values
         usual = self.from_dict(kinds | ({"lambda_ce": 0.0} if self.targets.mixup else {})).to_dict()
         return kinds | {name: value for name, value in values.items() if value != usual[name]}
 
@@ -197,24 +226,37 @@ def flat_fields() -> list[str]:
     kinds = [kind for table in KINDS.values() for kind in table.values()]
     parts: list[type[Any]] = [Training, *kinds]
     every = [field for kind in parts for field in field_names(kind)]
-    return list(dict.fromkeys([*every, *KINDS, *OWN, "renormalise", "align", "debias"]))
+    return list(dict.fromkeys([*every, *KINDS, *OWN, *STEPS]))
 
 
-def _refuse_other_kinds(part: str, name: str, rest: Mapping[str, Any]) -> None:
-    """ValueError for a field that other kinds have and this one has not."""
-    for field in rest:
-        if having := [kind for kind, cls in KINDS[part].items() if field in field_names(cls)]:
-            raise ValueError(f"{field} needs {part} {' or '.join(map(repr, having))}, got {name!r}")
+def _require_known(fields: Mapping[str, Any], known: Sequence[str]) -> None:
+    for field in fields:
+        if field not in known:
+            known = list(dict.fromkeys(known))
+            raise ValueError(f"unknown field {field!r}{nearest(field, known)}; expected one of {', '.join(known)}")
 
 
-def _steps(rest: dict[str, Any]) -> tuple[Step, ...]:
-    """The steps of post-processing that a flat table asks for; its fields are taken out."""
-    steps: list[Step] = []
-    for field, kind in (("renormalise", Renormalise), ("align", Align)):
-        wanted = rest.pop(field, False)
-        require(isinstance(wanted, bool), field, "true or false", wanted)
-        steps += [kind()] if wanted else []
-    share = rest.pop("debias", 0.0)
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    require(number and 0 <= share <= 1, "debias", "a number in [0, 1]", share)
-    return (*steps, Debias(share)) if share else tuple(steps)
+def _with_step(steps: Sequence[Step], field: str, value: object) -> tuple[Step, ...]:
+    """``steps`` with the step that a flat field asks for in its place, or without it."""
+    kind, kinds = STEPS[field], list(STEPS.values())
+    wanted: list[Step] = []
+    if kind is not Debias:
+        require(isinstance(value, bool), field, "true or false", value)
+        wanted = [kind()] if value else []
+    elif isinstance(value, bool) or value != 0:
+        wanted = [from_mapping(Debias, {"share": value}, field)]
+    later = kinds[kinds.index(kind) :]  # in place of one of its kind, or before the first step that usually follows
+    at = next((i for i, step in enumerate(steps) if type(step) is kind), None)
+    if at is None:
+        at = next((i for i, step in enumerate(steps) if type(step) in later), len(steps))
+    return (*steps[:at], *wanted, *(step for step in steps[at:] if type(step) is not kind))
+
+
+def _fields_of(part: object) -> list[str]:
+    return field_names(type(part)) if dataclasses.is_dataclass(part) else []
+
+
+def _described(part: Any) -> Any:
+    if dataclasses.is_dataclass(part):
+        return {"kind": type(part).__name__, **to_dict(part)}
+    return part if isinstance(part, int | float | list) else {"kind": type(part).__name__}

@@ -30,7 +30,7 @@ from exml_fast.continual.ex_model.strategies import (
 )
 from exml_fast.data import SOURCES, ImageData, ImageSource
 from exml_fast.inversion import Recipe, recipes
-from exml_fast.validation import named, require
+from exml_fast.validation import from_mapping, named, require
 
 __all__ = ["METHODS", "PAPER", "Method", "Plan", "method", "plan"]
 
@@ -177,7 +177,7 @@ def plan(
         _recipe(name, entry, variant, recipe, inversion or {}),
         drawn,
         None if scale is None else ResponseCalibration(scale, typicality=typicality),
-        None if behind is None else Background(behind, share),
+        None if behind is None else from_mapping(Background, {"source": behind, "share": share}, "background"),
     )
     config.require_fit(made.background, entry.is_random and not entry.inverts_source)
     return made

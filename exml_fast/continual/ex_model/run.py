@@ -260,7 +260,7 @@ class Run:
             training={
                 "method": "ex-model distillation",
                 "strategy": self.method.strategy.describe(),
-                "config": self.config.to_dict(),
+                "config": self.config.describe(),
                 "experts": self.place.expert,
                 "seed": self.method.seed,
             },
