@@ -13,8 +13,16 @@ from small_training import SMALL, assert_resumes, network
 from torch import Tensor, nn
 
 from exml_fast.data import Augmentation
-from exml_fast.training import Batch, ImageBatches, Mixture, Training, mixed_cross_entropy, network_input, train
-from exml_fast.training.batches import DrawnImages
+from exml_fast.training import (
+    Batch,
+    DrawnImages,
+    ImageBatches,
+    Mixture,
+    Training,
+    mixed_cross_entropy,
+    network_input,
+    train,
+)
 
 CPU = torch.device("cpu")
 

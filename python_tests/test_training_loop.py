@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from exml_fast.data import Augmentation, ImageData, InputSpec, Split
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create
-from exml_fast.training import Batch, ImageBatches, Loop, Training, final_features, train, train_classifier
+from exml_fast.training import Batch, ImageBatches, Loop, Training, final_features, seeded, train, train_classifier
 
 CPU = torch.device("cpu")
 
@@ -389,3 +389,12 @@ def test_terms_of_a_loss_have_their_names(split: Split) -> None:
         lambda n, b: dict(sorted(dict(loss=(ce := cross_entropy(n, b)), twice=2 * ce).items(), reverse=True)), config,
     )  # fmt: skip
     assert done.history == swapped.history
+
+
+def test_a_seeded_block_leaves_the_random_state_of_the_caller() -> None:
+    before, draws = torch.get_rng_state(), []
+    for seed in (3, 3, 4):
+        with seeded(seed, CPU):
+            draws.append(torch.rand(4))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), before)

@@ -22,8 +22,7 @@ from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
-from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, network_input, train
-from exml_fast.training.loop import seeded
+from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, network_input, seeded, train
 from exml_fast.validation import require
 
 __all__ = [
