@@ -115,6 +115,16 @@ def test_diverging_training_is_an_error() -> None:
         train_expert(quadrants(), epochs=2, lr=1e38)
 
 
+def test_an_expert_leaves_the_mode_of_the_callers_network_alone() -> None:
+    card = trained()[0].card
+    model = create(card.architecture, **card.arguments)
+    expert = Expert(model, card)
+    expert.logits(torch.zeros(1, 1, 32, 32))
+    assert all(module.training for module in model.modules())
+    assert expert.model is not model and not any(module.training for module in expert.model.modules())
+    assert Expert(model.eval(), card).model is model
+
+
 def test_save_and_load(folder: Path) -> None:
     first, _ = trained()
     before = torch.get_rng_state()

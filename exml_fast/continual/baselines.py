@@ -127,7 +127,7 @@ class ParameterAverage:
             first.architecture, first.arguments, first.units, tuple(u for u in first.units if u in classes),
             first.class_names, first.input_spec, {"method": "parameter average", "experts": count},
         )  # fmt: skip
-        self.expert = Expert(model, card)
+        self.expert = Expert(model.eval(), card)
 
     @property
     def input_spec(self) -> InputSpec:

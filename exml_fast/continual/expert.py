@@ -16,6 +16,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.engine.substitution import copied
 from exml_fast.models import OWN, create, is_known, takes
 from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256
 from exml_fast.validation import Natural, field_names, from_mapping, require, settings, to_dict
@@ -86,10 +87,16 @@ class Card:
 
 
 class Expert:
-    """A classifier in evaluation mode, and its card."""
+    """A classifier in evaluation mode, and its card.
+
+    Args:
+        model: kept as it is if it is in evaluation mode; otherwise a copy in evaluation mode is kept.
+        card: what it knows.
+    """
 
     def __init__(self, model: nn.Module, card: Card) -> None:
-        self.model = model.eval()
+        training = any(module.training for module in model.modules())
+        self.model = copied(model).eval() if training else model
         self.card = card
 
     @classmethod
@@ -127,7 +134,7 @@ class Expert:
         card = Card(name, complete, units, tuple(classes), names, spec)
         model = copy.deepcopy(model)
         require_fit(model, spec, len(units))
-        return cls(model, card)
+        return cls(model.eval(), card)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -224,7 +231,7 @@ class Expert:
             require_fit(model, card.input_spec, len(card.units))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cls(model.to(device), card)
+        return cls(model.eval().to(device), card)
 
 
 @torch.no_grad()
