@@ -62,6 +62,27 @@ def test_training_is_reproducible_and_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_interrupted_training_ends_bit_for_bit_as_if_it_had_not_been(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 3, "seed": 5, "momentum": 0.9, "augmentation": Augmentation(shift=2, flip=0.5)}
+
+    def stop(stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    straight = train_expert(quadrants(), [0, 1], **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_expert(quadrants(), [0, 1], progress=stop, checkpoint_dir=tmp_path, **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["expert.pt"]
+    with pytest.raises(ValueError, match="belongs to another run"):
+        train_expert(quadrants(), [0, 2], checkpoint_dir=tmp_path, **options)
+    epochs: list[int] = []
+    resumed = train_expert(
+        quadrants(), [0, 1], progress=lambda stage, step, *_: epochs.append(step), checkpoint_dir=tmp_path, **options
+    )
+    assert epochs == [2, 3] and not list(tmp_path.iterdir())
+    assert resumed.expert.fingerprint() == straight.expert.fingerprint() and resumed.history == straight.history
+
+
 def test_training_options_do_what_they_say() -> None:
     plain = train_expert(quadrants(), [0, 1], epochs=1, seed=5).expert.fingerprint()
     still = train_expert(quadrants(), [0, 1], epochs=1, seed=5, augmentation=Augmentation(shift=0)).expert

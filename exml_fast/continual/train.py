@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.continual.expert import Card, Expert, complete_arguments
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import ImageData, InputSpec
@@ -29,6 +30,7 @@ DEFAULTS = Training(optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, b
 """Carta 2022, App. A."""
 # Training images that take no more than this as float32 are normalised once, others batch by batch.
 PREPARED_BYTES = 2**28
+CHECKPOINT_FILE = "expert.pt"
 
 
 @dataclass
@@ -56,6 +58,7 @@ def train_expert(
     device: str | torch.device = "cpu",
     licence: str | None = None,
     progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
     **training: Any,
 ) -> TrainedExpert:
     """Train an expert on the images of ``classes`` (default: all) with cross-entropy over its whole head.
@@ -71,11 +74,13 @@ def train_expert(
         epochs: how often every image is seen.
         licence: of the weights, for the card.
         progress: called once an epoch with the mean loss.
+        checkpoint_dir: a folder where the state at the end of an epoch is saved, once a minute and on Ctrl-C (which is
+            raised on). The same call continues from there and ends with the same bits; the file is removed at the end.
         training: fields of :class:`exml_fast.training.Training`, as ``lr``, ``batch_size``, ``schedule``,
             ``augmentation`` and ``precision``.
 
     Raises:
-        ValueError: for classes that the data do not have, or a setting out of its range.
+        ValueError: for classes that the data do not have, a setting out of its range, or a checkpoint of another run.
         RuntimeError: if the loss is not finite.
     """
     classes = list(data.classes if classes is None else classes)
@@ -112,9 +117,14 @@ def train_expert(
         model = create(architecture, **arguments)
         if initial is not None:
             model.load_state_dict(dict(initial))
+        path = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT_FILE
+        identity = path and fingerprint(
+            [*model.state_dict().values(), split.images, split.labels],
+            [architecture, arguments, units, classes, spec.to_dict(), config.to_dict(), epochs, seed],
+        )
         loop = Loop(model.to(device), loss, config, progress=report)
         if epochs:
-            loop.run(batches, block_steps=an_epoch)
+            _run(loop, batches, Checkpoint(path, identity), an_epoch, device)
         names = tuple(data.class_names[unit] for unit in units)
         card = Card(architecture, arguments, tuple(units), tuple(classes), names, spec, licence=licence)
         expert = Expert(loop.finished(), card)
@@ -130,6 +140,22 @@ def train_expert(
     return TrainedExpert(expert.model, loop.history, {"train": meter.seconds}, meter.peak_mb, expert)
 
 
+def _run(loop: Loop[Batch], batches: ImageBatches, checkpoint: Checkpoint, an_epoch: int, device: torch.device) -> None:
+    """All epochs that are left. The network was drawn from the seed, so :func:`exml_fast.training.train`, which seeds
+    again, would draw other dropout."""
+    parts = {"loop": loop, "batches": batches}
+    if (state := checkpoint.load(device)) is not None:
+        load_state(parts, state["parts"])
+        set_random_state(state["random"], device)
+
+    def keep() -> None:
+        checkpoint.keep(lambda: {"parts": state_of(parts), "random": random_state(device)})
+
+    with checkpoint:
+        loop.run(batches, keep, block_steps=an_epoch)
+    checkpoint.remove()
+
+
 def train_stream(
     data: ImageData | Sequence[ImageData],
     experiences: Sequence[Sequence[int]],
@@ -138,6 +164,7 @@ def train_stream(
     common_initialisation: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
     **options: Any,
 ) -> ExpertStream:
     """Train one expert an experience with :func:`train_expert`, which takes ``options``, and save each when it is done.
@@ -148,6 +175,8 @@ def train_stream(
             them in memory. Folders of an earlier run are overwritten.
         common_initialisation: all experts start from the same weights (needs ``head="all"``).
         seed: of the initialisation; expert i shuffles with seed + i.
+        checkpoint_dir: expert i keeps its checkpoint in the subfolder ``expert_01`` and so on. The same call continues
+            the expert that was interrupted; experts that were finished are trained again.
     """
     parts = [data] * len(experiences) if isinstance(data, ImageData) else list(data)
     if len(parts) != len(experiences):
@@ -170,7 +199,8 @@ def train_stream(
             if progress is not None:
                 progress(f"expert {i + 1}/{len(experiences)}: {stage}", step, total, terms)
 
-        expert = train_expert(parts[i], classes, seed=seed + i, progress=report, **options).expert
+        kept = None if checkpoint_dir is None else Path(checkpoint_dir) / f"expert_{i + 1:02d}"
+        expert = train_expert(parts[i], classes, seed=seed + i, progress=report, checkpoint_dir=kept, **options).expert
         expert.card.training["common_initialisation"] = common_initialisation
         if folder is None:
             items.append(expert)
