@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
+from exml_fast.checkpoint import Checkpoint, Stateful, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.continual.expert import Card, Expert, complete_arguments
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import ImageData, InputSpec
@@ -143,7 +143,7 @@ def train_expert(
 def _run(loop: Loop[Batch], batches: ImageBatches, checkpoint: Checkpoint, an_epoch: int, device: torch.device) -> None:
     """All epochs that are left. The network was drawn from the seed, so :func:`exml_fast.training.train`, which seeds
     again, would draw other dropout."""
-    parts = {"loop": loop, "batches": batches}
+    parts: dict[str, Stateful | torch.Generator] = {"loop": loop, "batches": batches}
     if (state := checkpoint.load(device)) is not None:
         load_state(parts, state["parts"])
         set_random_state(state["random"], device)
