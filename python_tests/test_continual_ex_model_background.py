@@ -242,7 +242,7 @@ def test_an_interrupted_run_with_a_background_ends_bit_for_bit(typicality: float
     assert again.history == expected.history
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
-    with pytest.raises(ValueError, match="another run: background was"):
+    with pytest.raises(ValueError, match=r"another run: background\.source was"):
         run(PenStrokes(), checkpoint_dir=tmp_path)
 
 
