@@ -77,6 +77,15 @@ def networks() -> Iterator[torch.nn.Module]:
         yield timm.create_model("any")
 
 
+def test_a_loss_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/training.md", "python")
+    teacher, student = create("lenet5"), create("lenet5_half")
+    found = run(code, {"teacher": teacher.eval(), "student": student})
+    result = found["result"]
+    assert set(result.history) == {"step", "loss", "kl", "overconfidence"} and result.model is not student
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/deep_inversion.md"])
 def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
