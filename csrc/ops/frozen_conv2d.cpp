@@ -160,8 +160,9 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
   if (how == Adjoint::library) {
     // The gradient does not depend on the input's values, so that memory without values stands in for it.
     const Tensor input = at::empty(sizes, weight.options().memory_format(format));
-    return std::get<0>(at::convolution_backward(g, input, weight, std::nullopt, stride, padding, dilation, false,
-                                                {0, 0}, groups, {true, false, false}));
+    const Tensor gradient = std::get<0>(at::convolution_backward(
+        g, input, weight, std::nullopt, stride, padding, dilation, false, {0, 0}, groups, {true, false, false}));
+    return gradient.contiguous(format);  // newer versions of torch choose the format by the weight's
   }
   if (how == Adjoint::lanes) return lane_input(g, weight, sizes, padding);
   const WeightLayout layout = weight_layout_from("adjoint_layout", adjoint_layout);
@@ -181,13 +182,13 @@ Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, boo
   }
   const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
   if (how == Adjoint::convolution)
-    return convolve_prepared(g, *adjoint_weight, layout, weight, width, flipped, dilation, groups);
+    return convolve_prepared(g, *adjoint_weight, layout, weight, width, flipped, dilation, groups).contiguous(format);
   TORCH_CHECK_VALUE(layout == WeightLayout::plain || layout == WeightLayout::packed,
                     "frozen_conv2d: adjoint_layout must be 'plain' or 'packed' for adjoint 'zero_stuffed', got '",
                     adjoint_layout, "'");
   const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
                                          sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
-  return convolve(wide, *adjoint_weight, std::nullopt, {1, 1}, flipped, dilation, groups);
+  return convolve(wide, *adjoint_weight, std::nullopt, {1, 1}, flipped, dilation, groups).contiguous(format);
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {
