@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import ClassVar, Literal
 
 import torch
@@ -17,14 +18,14 @@ UNLABELLED = -1
 """Label of an image of no class."""
 
 
-class Loss:
+class Loss(abc.ABC):
     """A distance between the ex-model's logits and their targets. Units outside the mask count for nothing."""
 
     name: ClassVar[str]
 
+    @abc.abstractmethod
     def __call__(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Mean over the batch; ``logits`` and ``target`` (N, K), ``mask`` (N, K) bool."""
-        raise NotImplementedError
 
 
 @settings

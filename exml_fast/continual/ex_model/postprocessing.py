@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Situation:
         return model.get_submodule(self.classifier)
 
 
-class Step:
+class Step(abc.ABC):
     """Changes an ex-model in place, after each expert.
 
     ``returned_only``: it changes the copy that is returned and evaluated; the ex-model goes on learning without it.
@@ -47,9 +48,9 @@ class Step:
     needs_classifier: ClassVar[bool] = True
     needs_bias: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def __call__(self, model: nn.Module, situation: Situation) -> None:
         """Change ``model``, which is in evaluation mode if it is a copy."""
-        raise NotImplementedError
 
 
 @settings

@@ -119,7 +119,7 @@ class Targets:
         Targets (N · views, K), and the units for which an expert gave a logit, bool of the same shape or None for all
         known ones.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"targets {self.name!r} keep no targets, so none are asked of new images")
 
     def spoken(self, mask: Tensor) -> Tensor | None:
         """For kinds that keep targets: what to keep of the mask (N · views, K) of the targets."""
