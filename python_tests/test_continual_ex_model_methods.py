@@ -53,6 +53,7 @@ def test_every_name_makes_a_method_that_runs(name: str, kind: type, data: Any, m
 
 
 def test_every_method_is_tested() -> None:
+    # pytest adds the attribute, which mypy does not see.
     marks = test_every_name_makes_a_method_that_runs.pytestmark  # type: ignore[attr-defined]
     assert {case[0] for case in marks[0].args[1]} == set(METHODS)
 

@@ -259,6 +259,7 @@ def test_a_network_without_a_factory_that_cannot_be_made_anew(tiny: type[nn.Modu
     with pytest.raises(ValueError, match=r"needs logits for the classes \[0, 1, 2, 3\].*register\('Tiny', factory\)"):
         ExModelDistillation(real_images(), QUICK).run(ExpertStream(own_heads))
 
+    # A fixture gives the base class, which mypy does not see.
     class Scaled(tiny):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             super().__init__(4)

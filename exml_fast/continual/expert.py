@@ -282,7 +282,8 @@ def complete_arguments(
 def _skeleton(card: Card) -> nn.Module | None:
     """The card's network on "meta", where nothing is allocated, whatever sizes the card asks for.
 
-    None for wrong arguments, and for a constructor that needs real tensors.
+    None for wrong arguments (ValueError), and for a constructor that needs real tensors: torch raises
+    NotImplementedError for an operation that "meta" lacks.
     """
     try:
         with torch.device("meta"):

@@ -25,4 +25,5 @@ def is_channels_last(x: Tensor) -> bool:
 def empty_like(x: Tensor, sizes: object, channels_last: bool) -> Tensor:
     """An empty tensor of these sizes in x's dtype, on x's device."""
     form = torch.channels_last if channels_last else torch.contiguous_format
+    # torch's annotations of empty know no sizes of an unknown kind; here they may be symbolic.
     return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=form)  # type: ignore[call-overload]
