@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from small_experts import quadrants
 from small_networks import Tiny
-from torch import nn
+from small_training import SMALL, trained_lenet
+from torch import Tensor, nn
 
-from exml_fast.data import InputSpec, load
+from exml_fast.data import ImageData, InputSpec, load
 from exml_fast.models import OWN, register
 
 # Hypothesis draws the same examples in every run, so that a failure is caused by a change. EXML_EXAMPLES=300 draws 300
@@ -54,6 +56,24 @@ def tiny() -> Iterator[type[Tiny]]:
     register("tiny", Tiny)
     yield Tiny
     OWN.pop("tiny", None)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    """The quadrants: four classes, each a bright quarter of the image."""
+    return quadrants()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    """LeNet-5 that recognises the quadrants."""
+    return trained_lenet()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    """Random network input (24, 1, 8, 8) for the small networks of small_training.py."""
+    return torch.randn(24, *SMALL.shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_experts import quadrants
 from small_training import (
     SMALL,
     SPEC,
@@ -18,7 +17,6 @@ from small_training import (
     network,
     same,
     state,
-    trained_lenet,
     unchanged,
 )
 from torch import Tensor, nn
@@ -36,21 +34,6 @@ from exml_fast.transfer import (
     tsne,
     universal_perturbations,
 )
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return quadrants()
-
-
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    return trained_lenet()
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(24, *SMALL.shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_result_brings_its_own_input(data: ImageData, teacher: nn.Module) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_experts import quadrants
 from small_training import (
     SMALL,
     SPEC,
@@ -15,7 +14,6 @@ from small_training import (
     assert_seed_decides,
     everything,
     network,
-    trained_lenet,
     unchanged,
 )
 from torch import Tensor, nn
@@ -29,21 +27,6 @@ from exml_fast.transfer import (
     fooling_rate,
     universal_perturbations,
 )
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return quadrants()
-
-
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    return trained_lenet()
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(24, *SMALL.shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_generator_stays_within_its_bound() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_experts import quadrants
 from small_training import (
     SMALL,
     SPEC,
@@ -16,7 +15,6 @@ from small_training import (
     assert_seed_decides,
     everything,
     network,
-    trained_lenet,
     unchanged,
 )
 from torch import nn
@@ -26,16 +24,6 @@ from exml_fast.evaluation import accuracy
 from exml_fast.models import create
 from exml_fast.training import Training, train_classifier
 from exml_fast.transfer import Attack, RampedAttack, adversarial_training, attack_accuracies, pgd
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return quadrants()
-
-
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    return trained_lenet()
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from small_training import (
     everything,
     network,
     same,
-    trained_lenet,
     unchanged,
 )
 from torch import Tensor, nn
@@ -46,21 +45,6 @@ from exml_fast.transfer import (
     universal_perturbations,
     zskd,
 )
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return quadrants()
-
-
-@pytest.fixture(scope="module")
-def teacher() -> nn.Module:
-    return trained_lenet()
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randn(24, *SMALL.shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_loss_of_distillation_is_the_scaled_divergence() -> None:
