@@ -7,7 +7,19 @@ Makes synthetic images from a trained classifier, and trains other models on the
     taught = exml_fast.distill(model, student, result).model
 """
 
-from exml_fast import compat, continual, data, engine, evaluation, inversion, models, ops, training, transfer
+from exml_fast import (
+    compat,
+    continual,
+    data,
+    engine,
+    evaluation,
+    generators,
+    inversion,
+    models,
+    ops,
+    training,
+    transfer,
+)
 from exml_fast._native import build_info
 from exml_fast.continual import (
     AuxiliaryData,
@@ -23,6 +35,7 @@ from exml_fast.continual import (
 )
 from exml_fast.data import InputSpec
 from exml_fast.engine import BNStatistics, FrozenTeacher
+from exml_fast.generators import Generator
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
 from exml_fast.progress import TensorBoard
 from exml_fast.training import Training, TrainingResult
@@ -41,6 +54,7 @@ __all__ = [
     "Expert",
     "ExpertStream",
     "FrozenTeacher",
+    "Generator",
     "ImageBuffer",
     "InputSpec",
     "ModelInversion",
@@ -58,6 +72,7 @@ __all__ = [
     "distill",
     "engine",
     "evaluation",
+    "generators",
     "inversion",
     "invert",
     "invert_many",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.substitution import copied
 from exml_fast.models import OWN, create, is_known, takes
+from exml_fast.models.weights import require_same_weights
 from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256
 from exml_fast.validation import Natural, field_names, from_mapping, require, settings, to_dict
 
@@ -198,7 +199,7 @@ class Expert:
             with torch.random.fork_rng(devices=[]):
                 skeleton = _skeleton(card)
                 like = create(card.architecture, **card.arguments) if skeleton is None else skeleton
-            _require_same_weights(self.model.state_dict(), like)
+            require_same_weights(self.model.state_dict(), like)
             require_fit(self.model, card.input_spec, len(card.units))
         except ValueError as error:
             raise ValueError(
@@ -222,10 +223,10 @@ class Expert:
         tensors = load_tensors(path / MODEL_FILE)
         file = f"{path / MODEL_FILE}: "
         if (skeleton := _skeleton(card)) is not None:
-            _require_same_weights(tensors, skeleton, file)
+            require_same_weights(tensors, skeleton, file)
         with torch.random.fork_rng(devices=[]):
             model = create(card.architecture, **card.arguments)
-        _require_same_weights(tensors, model, file)
+        require_same_weights(tensors, model, file)
         model.load_state_dict(tensors)
         try:
             require_fit(model, card.input_spec, len(card.units))
@@ -290,19 +291,3 @@ def _skeleton(card: Card) -> nn.Module | None:
             return create(card.architecture, **card.arguments)
     except (ValueError, NotImplementedError):
         return None
-
-
-def _require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str = "") -> None:
-    expected = model.state_dict()
-    if missing := sorted(set(expected) - set(tensors)):
-        raise ValueError(f"{where}weight {missing[0]!r} is missing")
-    if unexpected := sorted(set(tensors) - set(expected)):
-        raise ValueError(f"{where}unexpected weight {unexpected[0]!r}")
-    for name, want in expected.items():
-        have = tensors[name]
-        if have.shape != want.shape:
-            raise ValueError(f"{where}weight {name!r} has shape {tuple(have.shape)}, expected {tuple(want.shape)}")
-        if have.dtype != want.dtype:
-            raise ValueError(f"{where}weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
-        if have.is_floating_point() and not bool(torch.isfinite(have).all()):
-            raise ValueError(f"{where}weight {name!r} is not finite everywhere")

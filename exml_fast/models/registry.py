@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 from exml_fast.validation import nearest
 
-__all__ = ["create", "final_linear", "is_known", "register", "takes"]
+__all__ = ["construct", "create", "final_linear", "is_known", "register", "require_plain", "takes"]
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "alexnet_cifar": AlexNetCifar,
@@ -85,22 +85,9 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     """
     if not isinstance(architecture, str):
         raise ValueError(f"architecture must be a string, got {architecture!r}")
-    for name, value in arguments.items():
-        if FORBIDDEN.match(name) or not name.isidentifier():
-            raise ValueError(f"argument {name!r} of {architecture!r} is not accepted: it does not shape the network")
-        if not _is_plain(value):
-            raise ValueError(f"argument {name!r} of {architecture!r} must be a plain JSON value, got {value!r}")
+    require_plain(architecture, arguments)
     if architecture in OWN:
-        constructor = OWN[architecture]
-        parameters = inspect.signature(constructor).parameters
-        known, takes_any = list(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name in arguments:
-            if name not in known and not takes_any:
-                raise ValueError(
-                    f"argument {name!r} is unknown to {architecture!r}{nearest(name, known)}; "
-                    f"expected one of {', '.join(known)}"
-                )
-        return _build(architecture, lambda: constructor(**arguments))
+        return construct(architecture, OWN[architecture], arguments)
     library, _, name = architecture.partition("/")
     if library == "torchvision":
         import torchvision
@@ -127,6 +114,28 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
         f"expected one of {', '.join(OWN)}, torchvision/<name>, timm/<name>, or the name of a network of your own that "
         "you gave to exml_fast.models.register"
     )
+
+
+def require_plain(architecture: str, arguments: Mapping[str, Any]) -> None:
+    """ValueError for an argument that does not shape the network, or is no JSON value."""
+    for name, value in arguments.items():
+        if FORBIDDEN.match(name) or not name.isidentifier():
+            raise ValueError(f"argument {name!r} of {architecture!r} is not accepted: it does not shape the network")
+        if not _is_plain(value):
+            raise ValueError(f"argument {name!r} of {architecture!r} must be a plain JSON value, got {value!r}")
+
+
+def construct(architecture: str, constructor: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """``constructor(**arguments)``; ValueError naming an argument that it does not take or rejects."""
+    parameters = inspect.signature(constructor).parameters
+    known, takes_any = list(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in arguments:
+        if name not in known and not takes_any:
+            raise ValueError(
+                f"argument {name!r} is unknown to {architecture!r}{nearest(name, known)}; "
+                f"expected one of {', '.join(known)}"
+            )
+    return _build(architecture, lambda: constructor(**arguments))
 
 
 def takes(architecture: str, argument: str) -> bool:

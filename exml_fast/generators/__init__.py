@@ -1,0 +1,6 @@
+"""Generator networks that hold a classifier's knowledge, trained without data."""
+
+from exml_fast.generators.generator import Generator, GeneratorCard
+from exml_fast.generators.networks import DeconvolutionGenerator, UpsamplingGenerator, create, register
+
+__all__ = ["DeconvolutionGenerator", "Generator", "GeneratorCard", "UpsamplingGenerator", "create", "register"]

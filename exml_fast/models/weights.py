@@ -1,0 +1,30 @@
+"""Do saved weights belong to a network?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["require_same_weights"]
+
+
+def require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str = "") -> None:
+    """ValueError naming the first weight of ``model`` that ``tensors`` lack, have of another shape or dtype, or as NaN.
+
+    ``where`` begins the message. ``model`` may be on "meta".
+    """
+    expected = model.state_dict()
+    if missing := sorted(set(expected) - set(tensors)):
+        raise ValueError(f"{where}weight {missing[0]!r} is missing")
+    if unexpected := sorted(set(tensors) - set(expected)):
+        raise ValueError(f"{where}unexpected weight {unexpected[0]!r}")
+    for name, want in expected.items():
+        have = tensors[name]
+        if have.shape != want.shape:
+            raise ValueError(f"{where}weight {name!r} has shape {tuple(have.shape)}, expected {tuple(want.shape)}")
+        if have.dtype != want.dtype:
+            raise ValueError(f"{where}weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
+        if have.is_floating_point() and not bool(torch.isfinite(have).all()):
+            raise ValueError(f"{where}weight {name!r} is not finite everywhere")
