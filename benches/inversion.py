@@ -220,8 +220,9 @@ class Published:
             loss = loss + recipe.priors.l2 * torch.norm(x) + recipe.matching.bn * sum(self.distances)
         loss.backward()
         self.optimizer.step()
-        for channel, (low, high) in enumerate(zip(*self.bounds, strict=True)):
-            self.x.data[:, channel] = torch.clamp(self.x.data[:, channel], low, high)
+        if recipe.pixels.clip == "valid":
+            for channel, (low, high) in enumerate(zip(*self.bounds, strict=True)):
+                self.x.data[:, channel] = torch.clamp(self.x.data[:, channel], low, high)
         return loss.item()
 
 

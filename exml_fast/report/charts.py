@@ -38,7 +38,7 @@ __all__ = [
 # Matplotlib draws in these colours. In the SVG they are replaced by CSS variables of the page.
 INK, FAINT, PAPER = "#010203", "#010204", "#010205"
 VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", PAPER: "var(--paper)"}
-SERIES = ("#3b7dd8", "#d9822b", "#3a9d78", "#b0579f", "#8a7a2f", "#6b6bd6")
+SERIES = ("#3b7dd8", "#d9822b", "#3a9d78", "#b0579f", "#8a7a2f", "#6b6bd6", "#c0453f", "#5b8c9a")
 ACCENT = SERIES[0]
 # A matrix with more rows is drawn without numbers in its cells.
 WRITTEN_ROWS = 12
@@ -144,6 +144,8 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
     if logarithmic:
         axes.set_xscale("log")
         places = sorted({x for points in lines.values() for x, _ in points})
+        if len(places) > MAX_TICKS:
+            places = [10.0**k * d for k in range(-3, 7) for d in (1, 2, 5) if places[0] <= 10.0**k * d <= places[-1]]
         axes.set_xticks(places, [f"{x:g}" for x in places])
         axes.set_xticks([], minor=True)
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
