@@ -266,6 +266,24 @@ def test_distill_teaches_a_student_and_goes_on(npz: Path, experts: Path, tmp_pat
         assert message in refused.output and not (tmp_path / "wrong").exists()
 
 
+def test_distill_draws_random_images(npz: Path, experts: Path, tmp_path: Path) -> None:
+    short = ("--student", "lenet5", "--steps", 6, "--distillation", "generate_every=3", "--distillation", "per_round=8")
+    given = ("distill", experts / "expert_01", "--images", "dead-leaves", *short, "--distillation", "batch_size=4")
+    summary = as_json(*given, "--report", "--out", tmp_path / "out")
+    assert [(r["step"], r["images"]) for r in summary["rounds"]] == [(0, 32), (3, 8)] and summary["images"] == 32
+    stored = load_json(tmp_path / "out" / "results.json")
+    assert stored["settings"]["images"] == "dead-leaves"
+    card = Expert.load(tmp_path / "out" / "student").card
+    assert card.training["source"]["source"] == "DeadLeaves" and card.training["recipes"] == []
+    assert "DeadLeaves" in (tmp_path / "out" / "report" / "index.html").read_text()
+    for wrong, message in (
+        (("--recipe", "deep_dream"), "--images dead-leaves draws all images"),
+        (("--classes", "0,1"), "--classes: --images dead-leaves draws images of no class"),
+    ):
+        refused = call(*given, *wrong, "--out", tmp_path / "wrong", code=2)
+        assert message in refused.output and not (tmp_path / "wrong").exists()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 

@@ -114,7 +114,7 @@ def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("page", ["README.md", "docs/transfer.md"])
 def test_impressions(page: str, short: None) -> None:
     pytest.importorskip("art", reason="needs the extra attacks")
-    (code,) = (code for code in blocks(page, "python") if "zskd" in code)
+    code, *others = (code for code in blocks(page, "python") if "zskd" in code)
     spec = xf.InputSpec(1, (32, 32), (0.0,), (1.0,))
     data = xf.data.load("digits")
     few = dataclasses.replace(data, test=xf.data.Split(data.test.images[:4], data.test.labels[:4]))
@@ -122,7 +122,10 @@ def test_impressions(page: str, short: None) -> None:
         "teacher": create("lenet5", activation="relu"), "student": create("lenet5_half", activation="relu"),
         "spec": spec, "target_images": torch.rand(8, 1, 32, 32), "data": few,
     }  # fmt: skip
-    assert isinstance(run(code.replace("epsilon=0.3", "epsilon=0.3, steps=1"), names)["student"], torch.nn.Module)
+    found = run(code.replace("epsilon=0.3", "epsilon=0.3, steps=1"), names)
+    assert isinstance(found["student"], torch.nn.Module)
+    for code in others:
+        assert isinstance(run(code, {**names, "transfer": xf.transfer})["student"], torch.nn.Module)
 
 
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

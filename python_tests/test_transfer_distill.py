@@ -11,7 +11,7 @@ from small_training import assert_seed_decides, network
 from torch import Tensor, nn
 
 from exml_fast import Distillation, InputSpec, distill, invert, recipes
-from exml_fast.data import Augmentation, load
+from exml_fast.data import Augmentation, NaturalFields, load
 from exml_fast.progress import TensorBoard
 from exml_fast.storage import load_checkpoint
 from exml_fast.training import Batch, Loop, Training, softened_kl
@@ -132,6 +132,82 @@ def test_rounds_join_the_pool_and_are_learned_at_once(monkeypatch: pytest.Monkey
     # Early images are drawn again later.
     assert any(torch.equal(x, y) for batch in steps[15:] for x in batch for y in first)
     assert result.history["step"] == [5, 10, 15, 20] and set(result.rounds[0]) >= {"teacher", "student", "seconds"}
+
+
+class Squares:
+    """A source of the test: images of a random grey each."""
+
+    domain = "grey images"
+
+    def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator).expand(count, *spec.shape).clone()
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "Squares"}
+
+
+def test_a_source_fills_the_pool_and_refreshes_it() -> None:
+    given = {"steps": 20, "batch_size": 4, "generate_every": 5, "lr": 0.01, "augmentation": STILL}
+    result = distill(network(1), network(0), Squares(), spec=SPEC, **given)
+    # Steps see five batches of four a round: a quarter are new, at least a batch; the pool holds those of four rounds.
+    assert [(r["step"], r["images"]) for r in result.rounds] == [(0, 20), (5, 5), (10, 5), (15, 5)]
+    assert len(result.images) == 20 and set(result.rounds[0]) == {"step", "images", "seconds", "student"}
+    with torch.no_grad():
+        assert torch.equal(result.labels, network(1).eval()(result.images).argmax(1))
+    given |= {"per_round": 7, "pool_size": 12, "rounds": 2}
+    result = distill(network(1), network(0), Squares(), spec=SPEC, units=[7, 5, 3, 1], **given)
+    assert [(r["step"], r["images"]) for r in result.rounds] == [(0, 12), (5, 7)] and len(result.images) == 12
+    assert set(result.labels.tolist()) <= {7, 5, 3, 1}
+
+
+def test_defaults_of_rounds() -> None:
+    usual = Generation()
+    assert usual.resolved(128, cheap=False) == Generation(per_round=256)
+    assert usual.resolved(128, cheap=True) == Generation(per_round=1600, pool_size=6400)
+    assert Generation(generate_every=1).resolved(32, cheap=True).per_round == 32
+    assert Generation(per_round=9, pool_size=50).resolved(8, cheap=True) == Generation(per_round=9, pool_size=50)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupted_transfer_from_a_source_continues(tmp_path: Path, at: int) -> None:
+    def run(**options: Any) -> Any:
+        return distill(network(1), network(0), Squares(), spec=SPEC, config=SHORT, pool_size=9, **options)
+
+    def interrupt(_stage: str, step: int, *_: object) -> None:
+        if step == 5 * at:
+            raise KeyboardInterrupt
+
+    expected = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint_dir=tmp_path, progress=interrupt)
+    with pytest.raises(ValueError, match="another run"):
+        distill(network(1), network(0), NaturalFields(), spec=SPEC, config=SHORT, pool_size=9, checkpoint_dir=tmp_path)
+    found = run(checkpoint_dir=tmp_path)
+    assert found.history == expected.history and torch.equal(found.images, expected.images)
+    assert [r["student"] for r in found.rounds] == [r["student"] for r in expected.rounds]
+
+
+def test_sources_that_do_not_fit_are_named() -> None:
+    class Wrong(Squares):
+        def __init__(self, *shape: int) -> None:
+            self.shape = shape
+
+        def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+            return torch.zeros(self.shape)
+
+    def run(source: Any = None, **options: Any) -> None:
+        distill(network(1), network(), source or Squares(), spec=SPEC, config=SHORT, **options)
+
+    with pytest.raises(ValueError, match=r"images drawn by Wrong must be \(N, 1, 8, 8\), got \(24, 3, 8, 8\)"):
+        run(Wrong(24, 3, 8, 8))
+    with pytest.raises(ValueError, match="images drawn by Wrong must be 24, got 5"):
+        run(Wrong(5, 1, 8, 8))
+    with pytest.raises(ValueError, match="recipe must be None with images drawn by Squares, got 'deep_dream'"):
+        run(recipe="deep_dream")
+    with pytest.raises(ValueError, match=r"classes must be None with images drawn by Squares, got \[0, 1\]"):
+        run(classes=[0, 1])
+    with pytest.raises(ValueError, match="rounds is 0 and there are no images"):
+        run(rounds=0)
 
 
 def test_each_round_takes_one_of_several_recipes() -> None:

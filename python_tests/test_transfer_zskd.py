@@ -26,7 +26,7 @@ from small_training import (
 from torch import Tensor, nn
 
 from exml_fast import invert
-from exml_fast.data import Augmentation, ImageData
+from exml_fast.data import Augmentation, ImageData, NaturalFields
 from exml_fast.evaluation import accuracy
 from exml_fast.models import create, final_linear
 from exml_fast.training import Loop, Training, softened_kl
@@ -312,3 +312,22 @@ def test_zskd_and_distill_keep_their_checkpoints_apart(images: Tensor, tmp_path:
         inspect.signature(method).parameters["config"].default
         for method in (zskd, adapt, adapt_by_rehearsal, universal_perturbations)
     ) == (ZSKD, ADVERSARIAL, REHEARSAL, PERTURBATIONS)
+
+
+def test_a_source_draws_the_images_of_every_step(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Seen(NaturalFields):
+        def draw(self, count: int, spec: Any, generator: torch.Generator) -> Tensor:
+            seen.append(super().draw(count, spec, generator))
+            return seen[-1]
+
+    def run(**options: Any) -> Any:
+        return zskd(network(1), network(), Seen(), spec=SMALL, config=Training(steps=120, batch_size=4), **options)
+
+    run()
+    assert [len(images) for images in seen] == [1] + 120 * [4]
+    assert not torch.equal(seen[1], seen[2])
+    assert_resumes(run, tmp_path, 50)
+    with pytest.raises(ValueError, match="spec must be given where images are drawn, got None"):
+        zskd(network(1), network(), NaturalFields())

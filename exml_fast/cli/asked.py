@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from exml_fast.cli.parsing import source_name
 from exml_fast.validation import Count, Precision, settings, to_dict
 
 __all__ = [
@@ -102,10 +103,15 @@ class DistillRun:
 
 
 def public(run: InvertRun | DistillRun) -> dict[str, Any]:
-    """Settings for files of results: all options in one table, networks by name, without folders of this machine."""
+    """Settings for files of results: all options in one table, networks by name, without folders of this machine.
+
+    "images" is the kind of random images, if they are drawn.
+    """
     flat: dict[str, Any] = {}
     for name, value in to_dict(run).items():
         flat |= value if dataclasses.is_dataclass(getattr(run, name)) else {name: value}
     shown = {name: value for name, value in flat.items() if name not in HIDDEN and value not in (None, [], {}, "")}
+    if (source := source_name(flat.get("images"))) is not None:
+        shown["images"] = source
     networks = {name: str(shown[name]).partition("=")[0] for name in ("model", "student") if name in shown}
     return shown | {name: Path(source).name if Path(source).exists() else source for name, source in networks.items()}

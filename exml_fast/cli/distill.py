@@ -52,6 +52,7 @@ from exml_fast.cli.preparation import prepared_distillation
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
+from exml_fast.data import SOURCES
 from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
@@ -87,9 +88,11 @@ def distill(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Argument of the student's architecture; repeatable.")
     ] = None,
     images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Folder that `exml-fast invert` wrote; the student learns from its images.", show_default=False
+            help="Folder that `exml-fast invert` wrote; the student learns from its images. Or random images, drawn "
+            f"while the student learns: {', '.join(SOURCES)}.",
+            show_default=False,
         ),
     ] = None,
     recipe: Annotated[
@@ -166,7 +169,7 @@ def distill(
                 distillation=given_options(steps=steps, rounds=rounds) | parse_pairs("--distillation", distillation),
                 data=data, data_root=data_root,
             ),
-            images=None if images is None else str(images), recipes=tuple(recipe or ()),
+            images=images, recipes=tuple(recipe or ()),
             inversion=parse_pairs("--set", inversion), pool_dir=None if pool_dir is None else str(pool_dir),
             tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
         )  # fmt: skip
@@ -193,19 +196,21 @@ def distill(
             if run.tensorboard:
                 progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
-                teacher.model, fresh, ready.images, recipe=ready.recipes or None, config=config, spec=teacher.spec,
-                classes=wanted, units=teacher.units, statistics=ready.statistics, layers=run.matching.layers,
-                seed=run.machine.seed, device=run.machine.device,
-                evaluate=accuracy if test is not None else None, progress=progress, checkpoint_dir=out / "checkpoints",
-                pool_dir=run.pool_dir,
+                teacher.model, fresh, ready.source or ready.images, recipe=ready.recipes or None, config=config,
+                spec=teacher.spec, classes=None if ready.source is not None else wanted, units=teacher.units,
+                statistics=ready.statistics, layers=run.matching.layers, seed=run.machine.seed,
+                device=run.machine.device, evaluate=accuracy if test is not None else None, progress=progress,
+                checkpoint_dir=out / "checkpoints", pool_dir=run.pool_dir,
             )  # fmt: skip
         known = tuple(wanted or units)
         origin = provenance(run.machine.device)
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
         made_by = [recipe.to_dict() for recipe in ready.recipes]
+        drawn_by = None if ready.source is None else ready.source.describe()
         training = {
-            "method": "distillation", "teacher": run.teacher.model, "recipes": made_by, "config": config.to_dict(),
-            "images": len(taught.images), "seed": run.machine.seed, "accuracy": test_accuracy,
+            "method": "distillation", "teacher": run.teacher.model, "recipes": made_by, "source": drawn_by,
+            "config": config.to_dict(), "images": len(taught.images), "seed": run.machine.seed,
+            "accuracy": test_accuracy,
         }  # fmt: skip
         names = tuple(teacher.class_names.get(u, str(u)) for u in units)
         card = Card(run.learning.student, ready.arguments, units, known, names, teacher.spec, training=training)
@@ -218,7 +223,7 @@ def distill(
         }  # fmt: skip
         pool = Result(
             taught.images, taught.labels, None, teacher.spec, {}, taught.seconds["generate"],
-            {"recipes": made_by, "distillation": learned}, logits_of(teacher.model, taught.images),
+            {"recipes": made_by, "source": drawn_by, "distillation": learned}, logits_of(teacher.model, taught.images),
         )  # fmt: skip
         save_images(pool, out / "images", None, run.png)
         found = ready.panel.ask(pool, **{f"{run.learning.student} (student)": taught.model.to(run.machine.device)})

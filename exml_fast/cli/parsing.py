@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from exml_fast.data import InputSpec
+from exml_fast.data import SOURCES, ImageSource, InputSpec
 from exml_fast.validation import Precision
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "parse_pairs",
     "parse_precision",
     "parse_sizes",
+    "parse_source",
     "require_report",
+    "source_name",
     "use_threads",
 ]
 
@@ -70,6 +72,17 @@ def parse_sizes(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ValueError(f"--classes-per-step must be whole numbers with commas between, got {text!r}") from None
+
+
+def source_name(text: str | None) -> str | None:
+    """The kind of random images that a value of ``--images`` names, as "dead-leaves"; None for a folder of images."""
+    return text if text in SOURCES else None
+
+
+def parse_source(text: str | None) -> ImageSource | None:
+    """The source of random images that a value of ``--images`` names; None for a folder of images."""
+    name = source_name(text)
+    return None if name is None else SOURCES[name]()
 
 
 def given_options(**options: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from exml_fast.cli.asked import DistillRun, InvertRun
-from exml_fast.cli.parsing import parse_pairs
+from exml_fast.cli.parsing import parse_pairs, parse_source
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
-from exml_fast.data import InputSpec, PenStrokes, Split, load, some_images
+from exml_fast.data import ImageSource, InputSpec, PenStrokes, Split, load, some_images
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
@@ -174,6 +174,7 @@ class PreparedDistillation:
     student: torch.nn.Module
     arguments: dict[str, Any]
     images: Result | None
+    source: ImageSource | None
     recipes: list[recipes.Recipe]
     statistics: str | Tensor
     config: Distillation
@@ -187,19 +188,27 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
     config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.distillation)
-    first = None if run.images is None else Result.load(run.images)
+    source = parse_source(run.images)
+    first = None if run.images is None or source is not None else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
     named: list[str | recipes.Recipe] = list(run.recipes)
-    if not named and first is None:
+    if named and source is not None:
+        raise ValueError(f"--recipe {run.recipes[0]}: --images {run.images} draws all images, so none are optimised")
+    if run.teacher.classes and source is not None:
+        raise ValueError(f"--classes: --images {run.images} draws images of no class, which the teacher labels")
+    if not named and first is None and source is None:
         matched = _has_statistics(run, teacher)
         named = [recipes.suited_to(teacher.model, teacher.spec, statistics=matched, adaptive=True)]
     if not named and run.inversion:
         raise ValueError("--set changes a recipe: give --recipe too")
     in_turn = [_changed(name, run.inversion) for name in named]
     statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
+    cheap = source is not None
+    generation = config.generation.resolved(config.training.batch_size, cheap)
     for recipe in in_turn:
-        _check_synthesis(run, teacher, recipe, statistics, config.generation.per_round)
+        assert generation.per_round is not None
+        _check_synthesis(run, teacher, recipe, statistics, generation.per_round)
     outputs = teacher.outputs()
     arguments = complete_arguments(run.learning.student, run.learning.student_arguments, outputs, teacher.spec)
     with torch.random.fork_rng(devices=[]):
@@ -217,17 +226,15 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
             raise ValueError(
                 f"--data: {run.learning.data} has no test image of the teacher's classes {list(units)[:8]}"
             )
+    given = 0 if first is None else len(first)
     require_room(
-        config.training,
-        config.generation,
-        teacher.spec,
-        0 if first is None else len(first),
-        bool(in_turn),
-        run.pool_dir,
-    )
+        config.training, generation, teacher.spec, given, cheap or bool(in_turn), run.pool_dir, cheap=cheap
+    )  # fmt: skip
     if run.tensorboard:
         require_tensorboard()
-    return PreparedDistillation(teacher, wanted, student, arguments, first, in_turn, statistics, config, test, asked)
+    return PreparedDistillation(
+        teacher, wanted, student, arguments, first, source, in_turn, statistics, config, test, asked
+    )
 
 
 def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) -> Teacher:

@@ -6,7 +6,7 @@ import abc
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,10 +25,14 @@ USUAL_MEAN, USUAL_STD = 0.45, 0.25
 STROKES = 2
 
 
+@runtime_checkable
 class ImageSource(Protocol):
-    """Anything that draws random images. ``domain`` names the images whose properties it imitates, for reports."""
+    """Anything that draws random images."""
 
-    domain: ClassVar[str]
+    @property
+    def domain(self) -> str:
+        """The images whose properties it imitates, for reports."""
+        ...
 
     def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
         """Draw ``count`` images normalised for ``spec``: float32 (count, C, H, W), on the CPU."""

@@ -126,7 +126,8 @@ def write_images_page(
         result.summary.get("recipe", {})
     ]  # no recipe if the images were given to distill
     names_of = ", ".join(recipe["name"] for recipe in made_by if recipe)
-    shown = settings | {"Recipe": names_of or None, "Images": len(result)}
+    drawn_by = (result.summary.get("source") or {}).get("source")
+    shown = settings | {"Recipe": names_of or None, "Drawn by": drawn_by, "Images": len(result)}
     report = Report(
         title=f"Images from {teacher.name}",
         summary=f"{len(result)} images of {len(names)} classes in {result.seconds:.1f} s.",

@@ -13,6 +13,7 @@ from exml_fast.transfer.adaptation import (
     tsne,
 )
 from exml_fast.transfer.distill import Distillation, DistillResult, distill
+from exml_fast.transfer.makers import Drawn, Inverted, Made, Maker
 from exml_fast.transfer.perturbation import (
     PERTURBATIONS,
     PerturbationGenerator,
@@ -41,7 +42,11 @@ __all__ = [
     "DistillResult",
     "Distillation",
     "DomainDiscriminator",
+    "Drawn",
     "Generation",
+    "Inverted",
+    "Made",
+    "Maker",
     "PerturbationGenerator",
     "RampedAttack",
     "Robustness",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
-from exml_fast.data import Augmentation, InputSpec
+from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.substitution import twin
@@ -34,7 +34,8 @@ from exml_fast.training import (
 )
 from exml_fast.training.loop import forked, seeded
 from exml_fast.training.precision import resolved
-from exml_fast.transfer.pool import Generation, Pool, Rounds, require_room
+from exml_fast.transfer.makers import Drawn, Inverted, Maker
+from exml_fast.transfer.pool import Generation, Pool, require_room
 from exml_fast.validation import Flat, NonNegative, Positive, require_count, settings, to_dict, with_flat_changes
 
 __all__ = ["DistillResult", "Distillation", "distill"]
@@ -89,9 +90,10 @@ class DistillResult(TrainingResult):
     """(N,) int64 class ids."""
     spec: InputSpec
     rounds: list[dict[str, float]]
-    """One entry a round of generation: "step", "images", "recipe" (index of the recipe used), "seconds", and the
-    share of the new images that the teacher and the student, as it then was, assign to their class ("teacher",
-    "student"; Yin 2020, Fig. 4 left)."""
+    """One entry a round of new images: "step", "images", "seconds", and the share of (at most 1024 of) the new images
+    that the student, as it then was, assigns to their class ("student"; Yin 2020, Fig. 4 left). With a recipe also
+    "recipe" (index of the recipe used) and the teacher's share ("teacher"). A source's images are of the class that
+    the teacher names."""
     evaluations: list[tuple[int, Any]]
     """Step and what ``evaluate`` returned."""
 
@@ -99,7 +101,7 @@ class DistillResult(TrainingResult):
 def distill(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor | None = None,
+    images: Result | Tensor | ImageSource | None = None,
     *,
     recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     config: Distillation | None = None,
@@ -119,15 +121,16 @@ def distill(
 ) -> DistillResult:
     """Teach a copy of ``student`` what ``teacher`` knows, on synthetic images alone.
 
-    With ``recipe``, images are made while the student learns: every ``generate_every`` steps ``per_round`` new ones,
-    from which the next step learns at once, and which join the pool of all earlier ones (Yin 2020, A.1). With an
-    adaptive recipe they compete with the student as it then is (sec. 3.3).
+    With ``recipe`` or a source of images, images are made while the student learns: every ``generate_every`` steps
+    ``per_round`` new ones, from which the next step learns at once, and which join the pool of all earlier ones (Yin
+    2020, A.1). With an adaptive recipe they compete with the student as it then is (sec. 3.3). The images of a source
+    are drawn, not optimised: they fill the pool before the first step, and later ones replace some of them.
 
     Args:
         teacher: a classifier that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: a classifier of the same input with K logits.
         images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
-            first of the pool.
+            first of the pool. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn.
         recipe: of the images that are made, a name or a Recipe; of several each round takes one, all equally probable
             (App. D mixes multi-resolution and full resolution so).
         config: how the student is taught; :class:`Distillation`'s defaults when None. ``overrides`` are fields of it,
@@ -146,12 +149,12 @@ def distill(
             results do not change. The file stays: the returned images are in it.
 
     Raises:
-        ValueError: naming the argument, before any step: neither images nor a recipe, images or a student that do not
-            fit the teacher, an unknown setting, a checkpoint of another run.
+        ValueError: naming the argument, before any step: neither images nor a recipe, a recipe beside a source, images
+            or a student that do not fit the teacher, an unknown setting, a checkpoint of another run.
         RuntimeError: if the loss is not finite.
     """
     config = (config or Distillation()).replace(**overrides)
-    training, generation, lambda_ce = config.training, config.generation, config.lambda_ce
+    training, lambda_ce = config.training, config.lambda_ce
     if evaluate_every is not None:
         require_count("evaluate_every", evaluate_every)
     if spec is None:
@@ -163,6 +166,12 @@ def distill(
             raise ValueError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")
     if images is None and recipe is None:
         raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
+    source = images if isinstance(images, ImageSource) else None
+    if source is not None and recipe is not None:
+        raise ValueError(f"recipe must be None with images drawn by {type(source).__name__}, got {recipe!r}")
+    if source is not None and classes is not None:
+        raise ValueError(f"classes must be None with images drawn by {type(source).__name__}, got {classes!r}")
+    generation = config.generation.resolved(training.batch_size, cheap=source is not None)
     device = device_of(teacher) if device is None else torch.device(device)
 
     def report(stage: str, step: int, steps: int, terms: dict[str, float]) -> None:
@@ -189,9 +198,13 @@ def distill(
             return {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
 
         loop = Loop(taught, loss, training, stage="learn", progress=progress)
-        given = None if images is None else _labelled(images, fixed, units, spec, device)
-        pool = Pool(training, generation, spec, units, device, torch.Generator().manual_seed(seed), pool_dir)
-        if recipe is not None:
+        given = None
+        if source is None and images is not None:
+            given = _labelled(images, fixed, units, spec, device)
+        maker: Maker | None = None
+        if source is not None:
+            maker = Drawn(source, spec, answers, units, device)
+        elif recipe is not None:
             synthesizers = [
                 Synthesizer(
                     fixed, spec, _sized(each, generation), units=units, device=device,
@@ -199,15 +212,15 @@ def distill(
                 )
                 for each in _several(recipe)
             ]  # fmt: skip
-            pool.rounds = Rounds(
-                synthesizers,
-                class_ids(units if classes is None else classes),
-                loop.model,
-                None if progress is None else report,
-            )
-            pool.rounds.check_classes(units)
+            wanted = class_ids(units if classes is None else classes)
+            maker = Inverted(synthesizers, wanted, units, loop.model, None if progress is None else report)
+        pool = Pool(
+            training, generation, spec, units, device, torch.Generator().manual_seed(seed), loop.model, maker, pool_dir
+        )
         count = 0 if given is None else len(given[1])
-        require_room(training, generation, spec, count, recipe is not None, pool_dir)
+        require_room(
+            training, generation, spec, count, maker is not None, pool_dir, cheap=maker is not None and maker.cheap
+        )
         checkpoint = Checkpoint(None, "")
         if checkpoint_dir is not None:
             identity = _identity(fixed, taught, given, pool, spec, config, seed)
@@ -236,9 +249,9 @@ def distill(
             look()
         checkpoint.remove()
     seconds = {"generate": pool.seconds, "learn": loop.seconds}
-    kept, rounds = pool.buffer, [] if pool.rounds is None else pool.rounds.record
+    kept = pool.buffer
     return DistillResult(
-        loop.finished(), loop.history, seconds, meter.peak_mb, kept.images, kept.labels, spec, rounds, evaluations
+        loop.finished(), loop.history, seconds, meter.peak_mb, kept.images, kept.labels, spec, pool.record, evaluations
     )
 
 
@@ -264,7 +277,7 @@ def _distinct_units(units: Sequence[int] | None, outputs: int) -> tuple[int, ...
 
 
 def _labelled(
-    given: Result | Tensor, teacher: nn.Module, units: Sequence[int], spec: InputSpec, device: torch.device
+    given: Any, teacher: nn.Module, units: Sequence[int], spec: InputSpec, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The images that were given, and their class ids: a Result's, or what the teacher says."""
     images, _ = network_input(given, spec)
@@ -288,6 +301,7 @@ def _several(recipe: str | Recipe | Sequence[str | Recipe]) -> list[str | Recipe
 def _sized(recipe: str | Recipe, generation: Generation) -> Recipe:
     """The recipe with batches no larger than a round."""
     chosen = recipes.get(recipe)
+    assert generation.per_round is not None
     return chosen.replace(batch_size=min(chosen.optimisation.batch_size, generation.per_round))
 
 
@@ -301,9 +315,8 @@ def _identity(
     seed: int,
 ) -> str:
     tensors = [*teacher.state_dict().values(), *student.state_dict().values(), pool.place, *(given or ())]
-    made: list[Any] = []
-    if pool.rounds is not None:
-        tensors.append(pool.rounds.classes)
-        made = [[s.recipe.to_dict(), s.networks.layers, s.networks.precision] for s in pool.rounds.synthesizers]
-        tensors += [t for s in pool.rounds.synthesizers[:1] if isinstance(t := s.networks.statistics, Tensor)]
+    made: Any = []
+    if pool.maker is not None:
+        of_maker, made = pool.maker.identity()
+        tensors += of_maker
     return fingerprint(tensors, [spec.to_dict(), config.to_dict(), made, seed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import shutil
 import time
@@ -17,16 +18,21 @@ from exml_fast.data import InputSpec
 from exml_fast.data.buffer import ImageBuffer
 from exml_fast.engine.freezing import frozen
 from exml_fast.engine.memory import available_bytes
-from exml_fast.inversion import Result, Synthesizer
-from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, Training
 from exml_fast.training.batches import PreparedBatches
+from exml_fast.transfer.makers import Maker
 from exml_fast.validation import Count, Natural, Precision, settings, to_dict
 
-__all__ = ["Generation", "Pool", "Rounds", "require_room"]
+__all__ = ["Generation", "Pool", "require_room"]
 
 UNBOUNDED = 2**62
+# Images of a round that the student is asked about, for the record.
+ASKED_IMAGES = 1024
+# Defaults of a round: Yin 2020's for images that are optimised. Images that are drawn are seen four times on average,
+# and the pool holds those of four rounds.
+INVERTED_PER_ROUND = 256
+DRAWN_SEEN, DRAWN_ROUNDS = 4, 4
 
 
 @settings
@@ -36,14 +42,16 @@ class Generation:
     Attributes:
         generate_every: steps between two rounds.
         per_round: images of a round. The next step learns from them alone; they join the pool, from which all other
-            steps draw.
-        rounds: how many at most; without end when None.
-        pool_size: images kept, balanced over the classes, of all rounds and those given; all when None.
+            steps draw. When None, 256 images that are optimised, or as many drawn by a source that steps see an image
+            four times on average.
+        rounds: how many at most; without end when None. The first round of images drawn by a source fills the pool.
+        pool_size: images kept, balanced over the classes, of all rounds and those given. When None, all images, but
+            with a source those of four rounds.
         engine_precision: of the teacher during the inversion (:class:`exml_fast.FrozenTeacher`).
     """
 
     generate_every: Count = 50
-    per_round: Count = 256
+    per_round: Count | None = None
     rounds: Natural | None = None
     pool_size: Count | None = None
     engine_precision: Precision = "auto"
@@ -52,44 +60,25 @@ class Generation:
         """Plain JSON values; ``Generation(**value)`` is the inverse."""
         return to_dict(self)
 
-
-class Rounds:
-    """Rounds of new images, in which the student as it then is may compete."""
-
-    def __init__(
-        self,
-        synthesizers: Sequence[Synthesizer],
-        classes: Sequence[int],
-        student: nn.Module,
-        progress: Progress | None,
-    ) -> None:
-        self.synthesizers, self.classes = synthesizers, torch.tensor(classes)
-        self.student, self.progress = student, progress
-        self.record: list[dict[str, float]] = []
-
-    def check_classes(self, units: Sequence[int]) -> None:
-        """ValueError now for classes that the first round would complain about."""
-        if missing := sorted(set(self.classes.tolist()) - set(units)):
-            raise ValueError(f"classes {missing} are not among the teacher's {len(units)}")
-
-    def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> tuple[Result, int]:
-        """``count`` images, balanced over the classes; and the index of the recipe used."""
-        which = 0
-        if len(self.synthesizers) > 1:
-            which = int(torch.randint(len(self.synthesizers), (), generator=generator))
-        seed = int(torch.randint(2**62, (), generator=generator))
-        turns = -(-count // len(self.classes))
-        orders = [torch.randperm(len(self.classes), generator=generator) for _ in range(turns)]
-        labels = self.classes[torch.cat(orders)[:count]]
-        result = self.synthesizers[which].run(
-            labels, seed=seed, classes=self.classes.tolist(), student=self.student, progress=self.progress,
-            checkpoint_dir=checkpoint_dir,
-        )  # fmt: skip
-        return result, which
+    def resolved(self, batch_size: int, cheap: bool) -> Generation:
+        """These settings with the numbers that None stands for; ``cheap`` as :class:`exml_fast.transfer.Maker`."""
+        if not cheap:
+            return dataclasses.replace(self, per_round=self.per_round or INVERTED_PER_ROUND)
+        per_round = self.per_round or max(batch_size, self.generate_every * batch_size // DRAWN_SEEN)
+        return dataclasses.replace(self, per_round=per_round, pool_size=self.pool_size or DRAWN_ROUNDS * per_round)
 
 
 class Pool(PreparedBatches):
-    """Images to learn from: those given, and all rounds of new ones; a source of batches."""
+    """Images to learn from: those given, and all rounds of new ones; a source of batches.
+
+    Args:
+        config, spec, device, generator: as :class:`exml_fast.training.PreparedBatches`.
+        generation: without None (:meth:`Generation.resolved`).
+        units: class id of each logit.
+        student: is asked to classify new images, for the record.
+        maker: of new images; None for the images alone that are given.
+        folder: for the images' file.
+    """
 
     def __init__(
         self,
@@ -99,12 +88,14 @@ class Pool(PreparedBatches):
         units: Sequence[int],
         device: torch.device,
         generator: torch.Generator,
+        student: nn.Module,
+        maker: Maker | None,
         folder: PathLike | None,
     ) -> None:
         super().__init__(config, spec, device, generator)
-        self.generation = generation
+        self.generation, self.student, self.maker = generation, student, maker
         self.buffer = ImageBuffer(generation.pool_size or UNBOUNDED, folder)
-        self.rounds: Rounds | None = None
+        self.record: list[dict[str, float]] = []
         self.checkpoint_dir: PathLike | None = None
         self.seconds = 0.0
         self._in_memory = folder is None
@@ -114,9 +105,9 @@ class Pool(PreparedBatches):
     def block(self, step: int, limit: int) -> Iterator[Batch]:
         """Batches drawn from the pool; the first after a round is of its images alone."""
         fresh = None
-        if self.rounds is not None:
+        if self.maker is not None:
             every = self.generation.generate_every
-            fresh = self._generate(self.rounds, step) if self._due(step) else None
+            fresh = self._generate(self.maker, step) if self._due(step) else None
             limit = min(limit, every - step % every)
         for _ in range(limit):
             images, labels = fresh or self.buffer.sample(self.config.batch_size, self.generator)
@@ -136,7 +127,8 @@ class Pool(PreparedBatches):
         return {
             "buffer": self.buffer.state_dict(images=self._in_memory or self.generation.pool_size is not None),
             "generator": self.generator.get_state(),
-            "rounds": [] if self.rounds is None else copy.deepcopy(self.rounds.record),
+            "rounds": copy.deepcopy(self.record),
+            "maker": None if self.maker is None else self.maker.state_dict(),
             "seconds": self.seconds,
         }
 
@@ -146,31 +138,37 @@ class Pool(PreparedBatches):
             raise ValueError("pool_dir must be given again: the checkpoint's images are in the file in that folder")
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
-        if self.rounds is not None:
-            self.rounds.record = state["rounds"]
+        self.record = state["rounds"]
+        if self.maker is not None:
+            self.maker.load_state_dict(state["maker"])
         self.seconds = state["seconds"]
 
     def _due(self, step: int) -> bool:
-        if self.rounds is None or step % self.generation.generate_every:
+        if step % self.generation.generate_every:
             return False
-        return self.generation.rounds is None or len(self.rounds.record) < self.generation.rounds
+        return self.generation.rounds is None or len(self.record) < self.generation.rounds
 
-    def _generate(self, rounds: Rounds, step: int) -> tuple[Tensor, Tensor]:
+    def _generate(self, maker: Maker, step: int) -> tuple[Tensor, Tensor]:
         """A round of new images, which join the pool; at most a batch of them to learn from at once."""
         begun = time.monotonic()
-        result, which = rounds.make(self.generation.per_round, self.generator, self.checkpoint_dir)
-        with frozen(rounds.student) as student, torch.no_grad():
-            named = [student(part.to(self.device)).argmax(1).cpu() for part in result.images.split(512)]
-        right = (torch.cat(named) == self.place[result.labels]).double().mean()
-        self.add(result.images, result.labels)
+        generation = self.generation
+        assert generation.per_round is not None
+        count = generation.per_round
+        if maker.cheap and not self.record and generation.pool_size is not None:
+            count = max(count, generation.pool_size - len(self.buffer))
+        made = maker.make(count, self.generator, self.checkpoint_dir)
+        asked = made.images[:ASKED_IMAGES]
+        with frozen(self.student) as student, torch.no_grad():
+            named = [student(part.to(self.device)).argmax(1).cpu() for part in asked.split(512)]
+        right = (torch.cat(named) == self.place[made.labels[:ASKED_IMAGES]]).double().mean()
+        self.add(made.images, made.labels)
         seconds = time.monotonic() - begun
         self.seconds += seconds
-        rounds.record.append(
-            {"step": step, "images": len(result), "recipe": which, "seconds": seconds, "student": float(right),
-             "teacher": result.summary["teacher_accuracy"]}
-        )  # fmt: skip
-        chosen = torch.randperm(len(result), generator=self.generator)[: self.config.batch_size]
-        return result.images[chosen], result.labels[chosen]
+        self.record.append(
+            {"step": step, "images": len(made.images), "seconds": seconds, "student": float(right), **made.record}
+        )
+        chosen = torch.randperm(len(made.images), generator=self.generator)[: self.config.batch_size]
+        return made.images[chosen], made.labels[chosen]
 
 
 def require_room(
@@ -180,18 +178,33 @@ def require_room(
     given: int,
     generates: bool,
     pool_dir: PathLike | None = None,
+    *,
+    cheap: bool = False,
 ) -> None:
-    """ValueError, before any step, if the images do not fit, or if there are none."""
+    """ValueError, before any step, if the images do not fit, or if there are none.
+
+    Args:
+        config: steps and batches of the student.
+        generation: without None (:meth:`Generation.resolved`) if new images are made.
+        spec: of the images.
+        given: number of images given.
+        generates: whether new images are made.
+        pool_dir: folder for the images' file; None for memory.
+        cheap: of the maker of the images, as :class:`exml_fast.transfer.Maker`.
+    """
     if generation.pool_size is not None and given > generation.pool_size:
         raise ValueError(f"pool_size {generation.pool_size} is smaller than the {given} images given")
     if not generates:
         return
     if generation.rounds == 0 and given == 0:
         raise ValueError("rounds is 0 and there are no images: there is nothing to learn from")
-    if generation.pool_size is not None and generation.pool_size < generation.per_round and generation.rounds != 0:
-        raise ValueError(f"pool_size must hold a round, per_round = {generation.per_round}, got {generation.pool_size}")
+    per_round = generation.per_round
+    assert per_round is not None
+    if generation.pool_size is not None and generation.pool_size < per_round and generation.rounds != 0:
+        raise ValueError(f"pool_size must hold a round, per_round = {per_round}, got {generation.pool_size}")
     rounds = -(-config.steps // generation.generate_every)
-    made = given + generation.per_round * min(rounds, rounds if generation.rounds is None else generation.rounds)
+    made = given + per_round * min(rounds, rounds if generation.rounds is None else generation.rounds)
+    made = max(made, generation.pool_size or 0) if cheap else made
     kept = min(made, generation.pool_size or made)
     needed = 4 * math.prod(spec.shape) * kept
     if pool_dir is None:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import Augmentation, InputSpec, Split
+from exml_fast.data import Augmentation, ImageSource, InputSpec, Split
 from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
-from exml_fast.training import Batch, ImageBatches, Rounded, Training, TrainingResult, network_input, softened_kl, train
+from exml_fast.training import (
+    Batch,
+    Batches,
+    DrawnImages,
+    ImageBatches,
+    Rounded,
+    Training,
+    TrainingResult,
+    network_input,
+    softened_kl,
+    train,
+)
 from exml_fast.training.precision import resolved
 from exml_fast.transfer.robustness import Attack, RampedAttack
 from exml_fast.validation import require
@@ -32,7 +43,7 @@ ZSKD = Training(augmentation=Augmentation(shift=3, rotation=15.0, scale=0.15))
 def zskd(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor,
+    images: Result | Tensor | ImageSource,
     *,
     spec: InputSpec | None = None,
     config: Training = ZSKD,
@@ -50,8 +61,9 @@ def zskd(
     Args:
         teacher: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: the same; its device is where everything runs.
-        images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W).
-        spec: of the network input; the impressions' own when None.
+        images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W); or an
+            :class:`exml_fast.data.ImageSource`, which draws the images of every step anew.
+        spec: of the network input; the impressions' own when None. A source needs it.
         config: how to train. With ``mixup``, which is ours, teacher and student see mixtures.
         temperature: τ of the loss.
         attack: ours, for a student that is to be as robust as its teacher (after adversarially robust distillation,
@@ -69,8 +81,12 @@ def zskd(
     require(number, "temperature", "a positive number", temperature)
     require(isinstance(attack, Attack | None), "attack", "an Attack", attack)
     teacher, _, _ = unpacked(teacher)
+    source = images if isinstance(images, ImageSource) else None
+    if isinstance(images, ImageSource):
+        require(spec is not None, "spec", "given where images are drawn", spec)
+        images = images.draw(1, cast(InputSpec, spec), torch.Generator().manual_seed(seed))  # shows what it draws
     images, spec = network_input(images, spec)
-    device = device_of(student)
+    device, generator = device_of(student), torch.Generator().manual_seed(seed)
     student = copied(student)  # it may share parameters with the teacher, which is frozen below
     with frozen(teacher, device) as fixed:
         outputs = [_outputs(network, images[:1].to(device)) for network in (fixed, student)]
@@ -86,11 +102,18 @@ def zskd(
                 x = perturb(network, x, target.softmax(1))
             return softened_kl(target, network(x), temperature)
 
-        batches = ImageBatches(images, None, config, spec, torch.Generator().manual_seed(seed), device)
+        batches: Batches[Batch]
+        if source is None:
+            batches = ImageBatches(images, None, config, spec, generator, device)
+        else:
+            batches = DrawnImages(lambda n, own: (source.draw(n, spec, own), None), config, spec, generator, device)
         return train(
             student, batches, loss, config, parts={} if perturb is None else {"attack": perturb},
-            identity=(images, *fixed.state_dict().values(), temperature, repr(attack), spec.to_dict()), seed=seed,
-            stage="zskd", progress=progress, checkpoint_dir=checkpoint_dir,
+            identity=(
+                images, *fixed.state_dict().values(), temperature, repr(attack), spec.to_dict(),
+                None if source is None else source.describe(),
+            ),
+            seed=seed, stage="zskd", progress=progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
 
 
