@@ -202,7 +202,9 @@ class Published:
         x = args[0]
         mean = x.mean((0, 2, 3))
         var = x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)
-        self.distances.append(torch.norm(layer.running_var - var, 2) + torch.norm(layer.running_mean - mean, 2))
+        weight = 1.0 if self.distances else self.problem.recipe.matching.bn_first
+        distance = torch.norm(layer.running_var - var, 2) + torch.norm(layer.running_mean - mean, 2)
+        self.distances.append(weight * distance)
 
     def rest(self) -> None:
         """Free the memory held between two steps, so that a measured peak is that of a whole step."""

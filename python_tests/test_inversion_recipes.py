@@ -38,6 +38,16 @@ def test_papers_numbers() -> None:
     says("noise", bn=0, tv_l2=0)
 
 
+def test_quick_recipes_differ_in_steps_and_learning_rate_alone() -> None:
+    for data in ("cifar10", "imagenet"):
+        quick, full = (recipes.get(f"deep_inversion/{data}-{kind}") for kind in ("quick", "transferable"))
+        assert quick.optimisation.steps < full.optimisation.steps
+        changed = dataclasses.replace(quick.optimisation, steps=1, coarse_steps=(), lr=1.0)
+        assert changed == dataclasses.replace(full.optimisation, steps=1, coarse_steps=(), lr=1.0)
+        for group in ("pixels", "classification", "priors", "matching", "competition", "augmentation"):
+            assert getattr(quick, group) == getattr(full, group)
+
+
 def test_every_recipe_has_its_name_and_source_and_survives_json() -> None:
     for name in recipes.names():
         recipe = recipes.get(name)
