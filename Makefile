@@ -12,7 +12,7 @@ DIST_ENV    := $(BUILD_DIR)/dist-env
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
-.PHONY: demo test bench bench-inversion dist gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: demo test bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,16 @@ bench: $(VENV)/.installed
 # Whole steps of inversion against the published style, torch.compile and the bare network; about half an hour.
 bench-inversion: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench-inversion" $(BIN)/python benches/inversion.py
+
+# Accuracy against time on CIFAR-10, all methods. Cells that are done are skipped; an interrupted cell continues.
+DATA ?= cifar10.npz
+WEIGHTS ?= weights
+PHOTOGRAPHS ?= photographs
+MINUTES ?= 40 150 360
+SEEDS ?= 0 1 2
+time-to-accuracy: $(VENV)/.installed
+	$(BIN)/python benches/time_to_accuracy.py cifar10 --data $(DATA) --weights $(WEIGHTS) \
+	  --photographs $(PHOTOGRAPHS) --minutes $(MINUTES) --seeds $(SEEDS)
 
 # Builds dist/*.tar.gz, and dist/*.whl from it. Installs the wheel in a new environment, and runs the quick start there.
 # The new environment finds the torch of $(VENV) by a .pth file. Its own packages come first on the path.

@@ -619,7 +619,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "strategies": [("carta2022-table2-mnist-nc-replay.json", strategies)],
     "time-to-accuracy": [
         (f"time-to-accuracy-{name}.json", time_to_accuracy)
-        for name in ("cifar10", "cifar10-vgg11_bn", "cifar10-resnet34-resnet18_cifar", "tiny-imagenet100")
+        for name in ("cifar10", *(f"cifar10-{pair}" for pair in PAIRS), "tiny-imagenet100")
     ],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],

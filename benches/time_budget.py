@@ -119,6 +119,29 @@ def fitted(
     return {"steps": steps, "rounds": rounds, "generate_every": max(1, int(until * steps / rounds))}
 
 
+def scheduled(
+    settings: Mapping[str, Any], minutes: float, costs: Callable[[], tuple[float, float]]
+) -> dict[str, float]:
+    """ "steps", "rounds" and "generate_every": as the settings give them, otherwise from the budget.
+
+    ``costs()`` measures the seconds of a step and of a round, which the result then names; it is not called where the
+    settings decide everything.
+    """
+    given: dict[str, Any] = {name: settings[name] for name in ("steps", "rounds", "generate_every") if name in settings}
+    if "steps" in given and "rounds" in given:
+        given.setdefault("generate_every", max(1, int(settings["until"] * given["steps"] / max(1, given["rounds"]))))
+    if "steps" in given and "generate_every" in given:
+        return {"rounds": -(-given["steps"] // given["generate_every"])} | given
+    step, a_round = costs()
+    budget: dict[str, Any] = {name: settings[name] for name in ("share", "until") if name in settings}
+    if "generate_every" in given:
+        budget = {"generate_every": given["generate_every"]}
+    elif "rounds" in given:
+        budget["share"] = given["rounds"] * a_round / (60 * minutes)
+    measured = {"step_seconds": round(step, 4), "round_seconds": round(a_round, 3)}
+    return fitted(60 * minutes, step, a_round, **budget) | given | measured
+
+
 def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
     """Mean over the seeds at each step that all of them have evaluated."""
     by_step = [{point[0]: point for point in curve} for curve in curves]

@@ -30,14 +30,14 @@ STUDENT: dict[str, Any] = {
 }  # fmt: skip
 OURS = "deep_inversion/cifar10-transferable"
 INVERSION: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "image_steps": 60, "per_round": 256}
-SOURCE: dict[str, Any] = {**STUDENT, "images": 20_000}
+SOURCE: dict[str, Any] = {**STUDENT, "generate_every": 50}
 # Yin 2020, A.1; weight decay and augmentation are those of exml_fast.Distillation.
 PUBLISHED: dict[str, Any] = {
     "recipe": "deep_inversion/cifar10", "steps": 48750, "generate_every": 50, "rounds": 975, "image_steps": 2000,
-    "per_round": 256, "evaluate_every": 50,
+    "per_round": 256, "evaluate_every": 50, "until": 1.0,
 }  # fmt: skip
 # Settings that are no fields of exml_fast.Distillation.
-SCHEDULE = ("share", "until", "image_steps", "images", "warmup", "evaluate_every", "recipe")
+SCHEDULE = ("share", "until", "image_steps", "warmup", "evaluate_every", "recipe")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Domain:
     images: Tensor
     labels: Tensor
     device: str
+    photographs: tuple[Path, ...] = ()
+    """Files or folders, for the method of that name."""
 
     def new_student(self, seed: int) -> nn.Module:
         """The student at the start of every cell of this seed."""
@@ -109,9 +111,9 @@ class Cell:
 class Method:
     """How students learn: what was known beside the teacher, default settings, seconds of a step and a round."""
 
-    known: str
+    known: Callable[[Domain], str]
     settings: dict[str, Any]
-    costs: Callable[[Domain, dict[str, Any]], tuple[float, float]] | None
+    costs: Callable[[Domain, dict[str, Any]], tuple[float, float]]
     run: Callable[[Cell], None]
 
 
@@ -130,7 +132,7 @@ def recipe_of(settings: Mapping[str, Any]) -> xf.Recipe:
     return recipes.get(settings["recipe"]).replace(**(size | changes))
 
 
-def seconds_of_steps(domain: Domain, settings: Mapping[str, Any], **options: Any) -> list[float]:
+def seconds_of_steps(domain: Domain, **options: Any) -> list[float]:
     """Time at each evaluation of a short run of xf.distill, in seconds."""
     stamps: list[float] = []
     column = int(domain.device == "cuda")
@@ -144,7 +146,7 @@ def seconds_of_steps(domain: Domain, settings: Mapping[str, Any], **options: Any
 def step_seconds(domain: Domain, settings: Mapping[str, Any]) -> float:
     config = config_of(settings, steps=3 * TIMED_STEPS)
     images = torch.randn(config.training.batch_size, *domain.spec.shape)
-    stamps = seconds_of_steps(domain, settings, images=images, config=config, evaluate_every=TIMED_STEPS)
+    stamps = seconds_of_steps(domain, images=images, config=config, evaluate_every=TIMED_STEPS)
     return (stamps[2] - stamps[0]) / (2 * TIMED_STEPS)
 
 
@@ -152,7 +154,7 @@ def costs_of_inversion(domain: Domain, settings: dict[str, Any]) -> tuple[float,
     """Seconds of a step of the student, and of a round of images."""
     step = step_seconds(domain, settings)
     config = config_of(settings, steps=2, rounds=2, generate_every=1)
-    stamps = seconds_of_steps(domain, settings, recipe=recipe_of(settings), config=config, evaluate_every=1)
+    stamps = seconds_of_steps(domain, recipe=recipe_of(settings), config=config, evaluate_every=1)
     return step, max(stamps[1] - stamps[0] - step, 1e-3)
 
 
@@ -160,23 +162,27 @@ def by_inversion(cell: Cell) -> None:
     _distill(cell, recipe=recipe_of(cell.settings))
 
 
-def by_source(source: ImageSource) -> Method:
+def by_source(source_of: Callable[[Domain], ImageSource]) -> Method:
+    """Images that a source draws while the student learns."""
+
     def costs(domain: Domain, settings: dict[str, Any]) -> tuple[float, float]:
-        generator, column = torch.Generator().manual_seed(0), int(domain.device == "cuda")
-        source.draw(1, domain.spec, generator)  # computes what later draws reuse
-        begun = now()[column]
-        source.draw(1000, domain.spec, generator)
-        return step_seconds(domain, settings), (now()[column] - begun) * settings["images"] / 1000
+        every = settings["generate_every"]
+        per_round = settings.get("per_round")
+        drawn = None if per_round is None else max(1, round(per_round * TIMED_STEPS / every))
+        schedule = {"steps": 3 * TIMED_STEPS, "generate_every": TIMED_STEPS, "per_round": drawn}
+        options = {"config": config_of(settings, **schedule), "evaluate_every": TIMED_STEPS}
+        stamps = seconds_of_steps(domain, images=source_of(domain), **options)
+        # Each step with the images that are drawn for it.
+        return (stamps[2] - stamps[0]) / (2 * TIMED_STEPS), 0.0
 
     def run(cell: Cell) -> None:
-        generator = torch.Generator().manual_seed(cell.seed)
-        _distill(cell, images=source.draw(cell.settings["images"], cell.domain.spec, generator))
+        _distill(cell, images=source_of(cell.domain))
 
-    return Method(source.domain, SOURCE, costs, run)
+    return Method(lambda domain: source_of(domain).domain, SOURCE, costs, run)
 
 
 def _distill(cell: Cell, **images: Any) -> None:
-    schedule = {name: cell.schedule[name] for name in ("steps", "rounds", "generate_every")}
+    schedule = {name: cell.schedule[name] for name in ("steps", "rounds", "generate_every") if name in cell.schedule}
     xf.distill(
         cell.domain.teacher, cell.domain.new_student(cell.seed), **images, config=config_of(cell.settings, **schedule),
         spec=cell.domain.spec, seed=cell.seed, device=cell.domain.device, evaluate=cell.evaluate,
@@ -185,19 +191,39 @@ def _distill(cell: Cell, **images: Any) -> None:
     )  # fmt: skip
 
 
-def by_published_loop(cell: Cell) -> None:
-    settings, domain = cell.settings, cell.domain
-    config = config_of(settings, **{name: cell.schedule[name] for name in ("steps", "rounds", "generate_every")})
-    recipe = recipe_of(settings)
-    loop = PublishedDistillation(
-        domain.teacher, domain.new_student(cell.seed), domain.spec, domain.classes, config.training,
-        temperature=config.temperature, recipe=recipe, image_steps=settings["image_steps"],
-        per_round=settings["per_round"], generate_every=config.generation.generate_every,
-        rounds=config.generation.rounds or 0, seed=cell.seed, device=domain.device, checkpoint_dir=cell.folder,
+def published_loop(
+    domain: Domain, settings: dict[str, Any], schedule: dict[str, Any], seed: int, **options: Any
+) -> PublishedDistillation:
+    config = config_of(settings, **{name: schedule[name] for name in ("steps", "rounds", "generate_every")})
+    return PublishedDistillation(
+        domain.teacher, domain.new_student(seed), domain.spec, domain.classes, config.training,
+        temperature=config.temperature, recipe=recipe_of(settings), per_round=settings["per_round"],
+        generate_every=config.generation.generate_every, rounds=config.generation.rounds or 0, seed=seed,
+        device=domain.device, **({"image_steps": settings["image_steps"]} | options),
     )  # fmt: skip
 
+
+def costs_of_published_loop(domain: Domain, settings: dict[str, Any]) -> tuple[float, float]:
+    """Needed only where settings are changed: the published ones decide the steps."""
+    column, stamps = int(domain.device == "cuda"), [now()[int(domain.device == "cuda")]]
+    schedule = {"steps": 4, "rounds": 1, "generate_every": 4}
+    loop = published_loop(domain, settings, schedule, 0, image_steps=TIMED_STEPS)
+
     def between(step: int) -> bool:
-        over = cell.spent() >= cell.minutes or step == config.training.steps
+        stamps.append(now()[column])
+        return True
+
+    loop.run(lambda *_: None, between)
+    step = (stamps[4] - stamps[1]) / 3
+    return step, (stamps[1] - stamps[0] - step) * settings["image_steps"] / TIMED_STEPS
+
+
+def by_published_loop(cell: Cell) -> None:
+    settings, domain = cell.settings, cell.domain
+    loop = published_loop(domain, settings, cell.schedule, cell.seed, checkpoint_dir=cell.folder)
+
+    def between(step: int) -> bool:
+        over = cell.spent() >= cell.minutes or step == cell.schedule["steps"]
         if over or step % cell.schedule["evaluate_every"] == 0:
             cell.evaluate(loop.student)
         return not over
@@ -205,10 +231,23 @@ def by_published_loop(cell: Cell) -> None:
     loop.run(lambda stage, step: cell.progress(stage, step, 0, {}), between)
 
 
+def photographs_of(domain: Domain) -> ImageSource:
+    """ValueError where there are none."""
+    if not domain.photographs:
+        raise ValueError("--photographs must be given for the method photographs")
+    return xf.data.Photographs(domain.photographs)
+
+
+def nothing(domain: Domain) -> str:
+    """Known of a domain where all images come out of the teacher."""
+    return "nothing"
+
+
 METHODS: dict[str, Method] = {
-    "published": Method("nothing", PUBLISHED, None, by_published_loop),
-    "deep-inversion": Method("nothing", {**INVERSION, "recipe": OURS}, costs_of_inversion, by_inversion),
-    "adaptive": Method("nothing", {**INVERSION, "recipe": f"adaptive_{OURS}"}, costs_of_inversion, by_inversion),
-    "natural-fields": by_source(NaturalFields()),
-    "dead-leaves": by_source(DeadLeaves()),
+    "published": Method(nothing, PUBLISHED, costs_of_published_loop, by_published_loop),
+    "deep-inversion": Method(nothing, {**INVERSION, "recipe": OURS}, costs_of_inversion, by_inversion),
+    "adaptive": Method(nothing, {**INVERSION, "recipe": f"adaptive_{OURS}"}, costs_of_inversion, by_inversion),
+    "photographs": by_source(photographs_of),
+    "natural-fields": by_source(lambda domain: NaturalFields()),
+    "dead-leaves": by_source(lambda domain: DeadLeaves()),
 }

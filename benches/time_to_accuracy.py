@@ -1,6 +1,6 @@
 """Accuracy against time: students of one teacher that learn without its data, each method with the same budget.
 
-    python benches/time_to_accuracy.py cifar10 --data cifar10.npz --weights FOLDER --minutes 40 150 --seeds 0 1 2
+    python benches/time_to_accuracy.py cifar10 --data cifar10.npz --weights FOLDER --photographs FOLDER --minutes 40
     python benches/time_to_accuracy.py tiny-imagenet100 --data tiny_imagenet100.npz --teacher FOLDER --minutes 40
     python benches/time_to_accuracy.py cifar10 --data cifar10.npz --weights FOLDER --collect    # only writes the rows
 
@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from deep_inversion import SPEC, network
 from measure import RESULTS, write_results
-from time_budget import Clock, fitted, row_of
+from time_budget import Clock, row_of, scheduled
 from time_methods import METHODS, Cell, Domain, Method
 
 import exml_fast as xf
@@ -83,19 +83,10 @@ def planned(
             if plan["settings"] != json.loads(json.dumps(settings)):
                 raise ValueError(f"{path} has the settings {plan['settings']}, not {settings}; give another --folder")
             return dict(plan["schedule"])
-        schedule = {name: settings[name] for name in ("steps", "rounds", "generate_every") if name in settings}
-        if len(schedule) < 3:
-            assert method.costs is not None
-            step, a_round = method.costs(domain, settings)
-            if "share" in settings:
-                wanted = {name: settings[name] for name in ("share", "until")}
-                schedule = fitted(60 * minutes, step, a_round, **wanted) | schedule
-            else:
-                steps = fitted(60 * minutes - a_round, step, 0.0, generate_every=1)["steps"]
-                schedule = {"steps": steps, "rounds": 0, "generate_every": 1} | schedule
-            schedule |= {"step_seconds": round(step, 4), "round_seconds": round(a_round, 3)}
+        schedule = scheduled(settings, minutes, lambda: method.costs(domain, settings))
         schedule["evaluate_every"] = settings.get("evaluate_every") or max(1, schedule["steps"] // evaluations)
-        save_json(path, {"settings": settings, "minutes": minutes, "schedule": schedule})
+        plan = {"known": method.known(domain), "settings": settings, "minutes": minutes, "schedule": schedule}
+        save_json(path, plan)
         return schedule
 
 
@@ -109,19 +100,17 @@ def step_in(folder: Path) -> int:
 
 
 def collected(name: str, folder: Path, device: str, head: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of all cells in a folder."""
+    """The rows of all cells in a folder: one for each method and number of threads."""
     rows = []
     for method in METHODS:
         runs: dict[str, dict[float, list[Any]]] = {}
+        known = ""
         for path in sorted((folder / method).glob("*/seed*/cell.json")):
-            plan, cell = load_json(path.parents[1] / "schedule.json"), load_json(path)
-            threads = path.parents[1].name.partition("-threads-")[2]
-            of_threads = runs.setdefault(threads, {})
-            of_threads.setdefault(plan["minutes"], []).append(
-                {**cell, "schedule": plan["schedule"], "settings": plan["settings"]}
-            )
+            plan, threads = load_json(path.parents[1] / "schedule.json"), path.parents[1].name.partition("-threads-")[2]
+            cell, known = load_json(path) | {name: plan[name] for name in ("schedule", "settings")}, plan["known"]
+            runs.setdefault(threads, {}).setdefault(plan["minutes"], []).append(cell)
         for threads, found in sorted(runs.items()):
-            row = row_of(method, METHODS[method].known, found, MARKS[name], device == "cuda")
+            row = row_of(method, known, found, MARKS[name], device == "cuda")
             rows += [row | head | {"threads": int(threads or 1)}] if row else []
     return rows
 
@@ -134,6 +123,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder of the file of the published ResNet-20")
     parser.add_argument("--teacher", type=Path, help="folder of the expert that is the teacher, instead of --weights")
     parser.add_argument("--student", help="architecture of the student; default: the teacher's")
+    parser.add_argument("--photographs", type=Path, nargs="+", default=[], help="files or folders")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument(
         "--minutes", nargs="+", type=float, default=[40.0], help="budgets, in core minutes; GPU minutes on CUDA"
@@ -162,9 +152,17 @@ def main() -> None:
 
 
 def cells_of(args: argparse.Namespace) -> list[tuple[str, float, int]]:
-    """Methods, budgets and seeds; all first seeds come first."""
+    """Methods, budgets and seeds; all first seeds come first. A method whose steps are given has one curve for all."""
     if args.cells is None:
-        return [(name, m, seed) for seed in args.seeds for m in args.minutes for name in args.methods]
+        budgets = {name: args.minutes for name in args.methods}
+        budgets |= {name: [max(args.minutes)] for name in args.methods if "steps" in METHODS[name].settings}
+        return [
+            (name, minutes, seed)
+            for seed in args.seeds
+            for minutes in args.minutes
+            for name in args.methods
+            if minutes in budgets[name]
+        ]
     found = [cell.split(":") for cell in args.cells]
     return [(name, float(minutes), int(seed)) for name, minutes, seed in found]
 
@@ -203,7 +201,7 @@ def domain_of(args: argparse.Namespace, data: xf.data.ImageData) -> Domain:
     chosen = torch.linspace(0, len(labels) - 1, count).long()
     return Domain(
         args.domain, teacher.to(args.device).eval(), spec, len(data.classes), student, images[chosen], labels[chosen],
-        args.device,
+        args.device, tuple(args.photographs),
     )  # fmt: skip
 
 
@@ -219,9 +217,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun, commit = time.monotonic(), str(provenance()["commit"])
     domain = domain_of(args, xf.data.load(str(args.data)))
-    suffix = "".join(
-        f"-{part}" for part in (args.teacher and args.domain == "cifar10" and args.teacher.name, args.student) if part
-    )
+    suffix = ""
+    if args.teacher is not None and args.domain == "cifar10":
+        pair = (load_json(args.teacher / "card.json")["architecture"], domain.student[0])
+        suffix = "".join(f"-{name.removesuffix('_cifar')}" for name in pair)
     folder = args.folder / (args.domain + suffix + ("-validation" if args.validation else ""))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "domain.json").is_file():
