@@ -122,16 +122,16 @@ def fitted(
 def scheduled(
     settings: Mapping[str, Any], minutes: float, costs: Callable[[], tuple[float, float]]
 ) -> dict[str, float]:
-    """ "steps", "rounds" and "generate_every": as the settings give them, otherwise from the budget.
+    """The schedule ("steps", "rounds", "generate_every") that the settings give, or that fills the budget.
 
-    ``costs()`` measures the seconds of a step and of a round, which the result then names; it is not called where the
+    ``costs()`` measures the seconds of a step and of a round, which the result then names. It is not called where the
     settings decide everything.
     """
     given: dict[str, Any] = {name: settings[name] for name in ("steps", "rounds", "generate_every") if name in settings}
-    if "steps" in given and "rounds" in given:
-        given.setdefault("generate_every", max(1, int(settings["until"] * given["steps"] / max(1, given["rounds"]))))
     if "steps" in given and "generate_every" in given:
         return {"rounds": -(-given["steps"] // given["generate_every"])} | given
+    if "steps" in given and "rounds" in given:
+        return given | {"generate_every": max(1, int(settings["until"] * given["steps"] / max(1, given["rounds"])))}
     step, a_round = costs()
     budget: dict[str, Any] = {name: settings[name] for name in ("share", "until") if name in settings}
     if "generate_every" in given:
