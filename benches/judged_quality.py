@@ -18,8 +18,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -54,10 +55,14 @@ class Contest:
     published: Recipe
     ours: Recipe
     precision: str
-    judges: dict[str, Any]
-    """Networks that no choice of settings has seen."""
+    load_judges: Callable[[], dict[str, Any]]
+    """Networks that no choice of settings has seen. They are loaded, or trained, when all images are there."""
     seen: dict[str, Any]
     """Networks that choices of settings have seen: the teacher, and a relative of it."""
+
+    @cached_property
+    def judges(self) -> dict[str, Any]:
+        return self.load_judges()
 
     @property
     def labels(self) -> Tensor:
@@ -110,8 +115,8 @@ class PublishedRun:
         self.contest, self.seed = contest, seed
         self.stages = stages_of(contest.published)
         self.total = sum(stage.optimisation.steps for stage in self.stages)
-        self.spent, self.pieces = Spent(), 0
-        self.stage, self.step = 0, 0
+        self.spent, self.stage, self.step = Spent(), 0, 0
+        self.ours: list[Spent] = []
         weights = [value for value in contest.teacher.state_dict().values() if value.is_floating_point()]
         identity = fingerprint([*weights, contest.labels], [contest.published.to_dict(), seed])
         path = None if folder is None else folder / f"{contest.name}-{seed}.published.pt"
@@ -122,8 +127,8 @@ class PublishedRun:
         if state is None:
             self._begin(start)
         else:
-            self.stage, self.step, self.pieces = state["stage"], state["step"], state["pieces"]
-            self.spent = Spent(*state["spent"])
+            self.stage, self.step, self.spent = state["stage"], state["step"], Spent(*state["spent"])
+            self.ours = [Spent(*spent) for spent in state["ours"]]
             self._begin(state["x"])
             self.loop.optimizer.load_state_dict(state["optimizer"])
 
@@ -157,14 +162,15 @@ class PublishedRun:
         self.loop.step()
         self.step += 1
 
-    def save(self, pieces: int) -> None:
-        """Write the state, after so many pieces."""
-        self.pieces = pieces
+    def timed(self, spent: Spent) -> None:
+        """Add the time of our images at the end of a piece, and write the state."""
+        self.ours.append(spent)
         self.checkpoint.keep(self._state, write=True)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "stage": self.stage, "step": self.step, "pieces": self.pieces, "spent": (self.spent.cpu, self.spent.wall),
+            "stage": self.stage, "step": self.step, "spent": astuple(self.spent),
+            "ours": [astuple(spent) for spent in self.ours],
             "x": self.loop.x.detach().clone(), "optimizer": self.loop.optimizer.state_dict(),
         }  # fmt: skip
 
@@ -182,7 +188,7 @@ class SampledRun:
     def __init__(self, contest: Contest, seed: int, folder: Path | None, sample: int) -> None:
         self.contest, self.seed, self.sample = contest, seed, sample
         self.folder = None if folder is None else folder / f"{contest.name}-{seed}.published"
-        self.pieces, self.spent = 0, Spent()
+        self.spent, self.ours = Spent(), list[Spent]()
         self.stages = stages_of(contest.published)
 
     def run(self) -> None:
@@ -199,6 +205,10 @@ class SampledRun:
     def _spec(self, stage: int) -> xf.InputSpec:
         height, width = (size >> (len(self.stages) - 1 - stage) for size in self.contest.spec.size)
         return replace(self.contest.spec, size=(height, width))
+
+    def timed(self, spent: Spent) -> None:
+        """Add the time of our images at the end of a piece."""
+        self.ours.append(spent)
 
     @property
     def result(self) -> xf.Result:
@@ -226,17 +236,16 @@ def race(
 ) -> tuple[xf.Result, xf.Result, dict[str, Any]]:
     """Images of both, and the row of this seed without the judgement."""
     published = PublishedRun(contest, seed, folder) if sample is None else SampledRun(contest, seed, folder, sample)
-    times: list[Spent] = []
-    for piece in range(published.pieces, ROUNDS):
+    while len(published.ours) < ROUNDS:
         if isinstance(published, PublishedRun):
-            published.run(published.total * (piece + 1) // ROUNDS)
-            published.save(piece + 1)
+            published.run(published.total * (len(published.ours) + 1) // ROUNDS)
         else:
             published.run()
-        times.append(ours(contest, seed)[1])
-        print(f"seed {seed}, {piece + 1} of {ROUNDS}: published {published.spent}; ours {times[-1]}", flush=True)
+        published.timed(ours(contest, seed)[1])
+        count, last = len(published.ours), published.ours[-1]
+        print(f"seed {seed}, {count} of {ROUNDS}: published {published.spent}; ours {last}", flush=True)
     images, spent = ours(contest, seed)
-    times.append(spent)
+    times = [*published.ours, spent]
     cpu, wall = statistics.median(t.cpu for t in times), statistics.median(t.wall for t in times)
     row = {
         "seed": seed, "published_seconds": published.spent.cpu, "ours_seconds": cpu,
@@ -294,11 +303,14 @@ def picture(path: Path, sides: list[xf.Result], each: int, scale: int) -> None:
 
 def cifar10(args: argparse.Namespace) -> Contest:
     """100 images of the published ResNet-20."""
-    data = None if args.cifar10 is None else xf.data.load(str(args.cifar10))
     teacher = network(20, args.weights)
+
+    def unseen() -> dict[str, Any]:
+        return dict(judges(args.judges, None if args.cifar10 is None else xf.data.load(str(args.cifar10))))
+
     return Contest(
         "cifar10", teacher, SPEC, list(range(10)), 10, recipes.get("deep_inversion/cifar10"),
-        recipes.get("deep_inversion/cifar10-quick"), "bfloat16", dict(judges(args.judges, data)),
+        recipes.get("deep_inversion/cifar10-quick"), "bfloat16", unseen,
         {"ResNet-56": network(56, args.weights), "ResNet-20 (teacher)": teacher},
     )  # fmt: skip
 
@@ -317,7 +329,7 @@ def efficientnet_lite0(args: argparse.Namespace) -> Contest:
     )
     return Contest(
         "efficientnet-lite0", teacher, spec, LITE0, 1, published, recipes.get("deep_inversion/imagenet-quick"),
-        "bfloat16", {"EfficientNet-Lite2": (efficientnet_lite(2), own[2])},
+        "bfloat16", lambda: {"EfficientNet-Lite2": (efficientnet_lite(2), own[2])},
         {"EfficientNet-Lite1": (efficientnet_lite(1), own[1]), "EfficientNet-Lite0 (teacher)": teacher},
     )  # fmt: skip
 

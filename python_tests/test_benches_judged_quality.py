@@ -37,7 +37,7 @@ def contest(bench: Any) -> Any:
                             prior_augmented=True)  # fmt: skip
     ours = recipes.get("deep_inversion/cifar10-quick").replace(steps=3)
     return bench.Contest(
-        "tiny", teacher, spec, [0, 3], 2, published, ours, "float32", {"judge": teacher}, {"teacher": teacher}
+        "tiny", teacher, spec, [0, 3], 2, published, ours, "float32", lambda: {"judge": teacher}, {"teacher": teacher}
     )
 
 
@@ -79,7 +79,7 @@ def test_images_are_clipped_only_where_the_recipe_says_so(bench: Any, contest: A
     for name, each in (("clipped", contest), ("free", free)):
         run = bench.PublishedRun(each, seed=0)
         run.run(run.total)
-        beyond[name] = float(run.loop.x.abs().max()) > 1
+        beyond[name] = run.loop.x.abs().max().item() > 1
         assert run.result.images.abs().max() <= 1.0001
     assert beyond == {"clipped": False, "free": True}
 
@@ -91,9 +91,9 @@ def test_an_interrupted_loop_ends_with_the_same_bits(bench: Any, contest: Any, t
         folder = tmp_path / str(stop)
         first = bench.PublishedRun(contest, 0, folder)
         first.run(stop)
-        first.save(1)
+        first.timed(bench.Spent(1.0, 2.0))
         again = bench.PublishedRun(contest, 0, folder)
-        assert (again.steps, again.pieces, again.spent) == (stop, 1, first.spent)
+        assert (again.steps, again.ours, again.spent) == (stop, [bench.Spent(1.0, 2.0)], first.spent)
         again.run(again.total)
         assert torch.equal(again.loop.x, whole.loop.x)
     with pytest.raises(ValueError, match="another run"):
