@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from small_experts import save_npz
+from torchvision.utils import save_image
 from typer.testing import CliRunner, Result
 
 from exml_fast.cli.app import app
@@ -276,7 +277,13 @@ def test_distill_draws_random_images(npz: Path, experts: Path, tmp_path: Path) -
     card = Expert.load(tmp_path / "out" / "student").card
     assert card.training["source"]["source"] == "DeadLeaves" and card.training["recipes"] == []
     assert "DeadLeaves" in (tmp_path / "out" / "report" / "index.html").read_text()
+    (tmp_path / "photos").mkdir()
+    save_image(torch.rand(3, 40, 50), tmp_path / "photos" / "a.png")
+    crops = ("--images", f"photographs={tmp_path / 'photos'}")
+    summary = as_json("distill", experts / "expert_01", *crops, *short, "--out", tmp_path / "crops")
+    assert load_json(tmp_path / "crops" / "results.json")["settings"]["images"] == "photographs"
     for wrong, message in (
+        (("--images", f"photographs={tmp_path / 'nowhere'}"), "photographs: there is no file"),
         (("--recipe", "deep_dream"), "--images dead-leaves draws all images"),
         (("--classes", "0,1"), "--classes: --images dead-leaves draws images of no class"),
     ):

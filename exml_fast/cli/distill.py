@@ -40,6 +40,7 @@ from exml_fast.cli.options import (
     Weights,
 )
 from exml_fast.cli.parsing import (
+    SOURCE_NAMES,
     given_options,
     parse_device,
     parse_input,
@@ -52,7 +53,6 @@ from exml_fast.cli.preparation import prepared_distillation
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
-from exml_fast.data import SOURCES
 from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
@@ -91,7 +91,7 @@ def distill(
         str | None,
         typer.Option(
             help="Folder that `exml-fast invert` wrote; the student learns from its images. Or random images, drawn "
-            f"while the student learns: {', '.join(SOURCES)}.",
+            f"while the student learns: {', '.join(SOURCE_NAMES)} (crops of one or a few).",
             show_default=False,
         ),
     ] = None,

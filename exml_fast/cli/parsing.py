@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, cast, get_args
 
 import torch
 
-from exml_fast.data import SOURCES, ImageSource, InputSpec
+from exml_fast.data import SOURCES, ImageSource, InputSpec, Photographs
 from exml_fast.validation import Precision
 
 __all__ = [
+    "SOURCE_NAMES",
     "given_options",
     "parse_device",
     "parse_input",
@@ -22,6 +24,11 @@ __all__ = [
     "source_name",
     "use_threads",
 ]
+
+
+# Sources that are made of files, written as NAME=FOLDER.
+OF_FOLDERS: dict[str, Callable[[str], ImageSource]] = {"photographs": Photographs}
+SOURCE_NAMES = [*SOURCES, *(f"{name}=FOLDER" for name in OF_FOLDERS)]
 
 
 def parse_pairs(option: str, pairs: list[str] | None) -> dict[str, Any]:
@@ -76,13 +83,16 @@ def parse_sizes(text: str) -> list[int]:
 
 def source_name(text: str | None) -> str | None:
     """The kind of random images that a value of ``--images`` names, as "dead-leaves"; None for a folder of images."""
-    return text if text in SOURCES else None
+    name, equals, _ = (text or "").partition("=")
+    return name if name in (OF_FOLDERS if equals else SOURCES) else None
 
 
 def parse_source(text: str | None) -> ImageSource | None:
     """The source of random images that a value of ``--images`` names; None for a folder of images."""
     name = source_name(text)
-    return None if name is None else SOURCES[name]()
+    if text is None or name is None:
+        return None
+    return OF_FOLDERS[name](text.partition("=")[2]) if name in OF_FOLDERS else SOURCES[name]()
 
 
 def given_options(**options: Any) -> dict[str, Any]:

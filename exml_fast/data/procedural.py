@@ -48,7 +48,7 @@ def images_at_once(spec: InputSpec) -> int:
     return max(1, min(BLOCK_IMAGES, BLOCK_VALUES // math.prod(spec.shape)))
 
 
-class _Blocks(abc.ABC):
+class Blocks(abc.ABC):
     """Base class that draws block by block; a subclass draws the pixels of one block."""
 
     def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
@@ -71,7 +71,7 @@ class _Blocks(abc.ABC):
 
 
 @dataclass(frozen=True)
-class NaturalFields(_Blocks):
+class NaturalFields(Blocks):
     """Gaussian random fields with the amplitude spectrum 1/f^γ of natural images (Field 1987: γ near 1).
 
     Each image draws its own γ. The fields are scaled, shifted and clipped to [0, 1] so that each channel has the mean
@@ -149,7 +149,7 @@ def _clipping(mean: float, std: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class DeadLeaves(_Blocks):
+class DeadLeaves(Blocks):
     """Opaque disks that cover one another, with radii distributed as r⁻³ as in scale-invariant images (Lee 2001).
 
     Each disk has one colour whose channels are similar.
@@ -194,7 +194,7 @@ class DeadLeaves(_Blocks):
 
 
 @dataclass(frozen=True)
-class PenStrokes(_Blocks):
+class PenStrokes(Blocks):
     """One or two pen strokes: cubic B-splines whose control points follow a random walk.
 
     A drawing fills a centred box, as the digits of MNIST do. The strokes are bright on a dark background. The source

@@ -6,7 +6,7 @@ from exml_fast.training.config import Training
 from exml_fast.training.heads import final_features, grow_head
 from exml_fast.training.loop import Loop, Loss, seeded, train
 from exml_fast.training.losses import mixed_cross_entropy, softened_kl
-from exml_fast.training.mixup import blended, mixup
+from exml_fast.training.mixup import blended, mixed, mixup
 from exml_fast.training.precision import Rounded, arranged, forward, placed
 from exml_fast.training.result import TrainingResult
 from exml_fast.training.schedules import learning_rate, one_cycle
@@ -28,6 +28,7 @@ __all__ = [
     "forward",
     "grow_head",
     "learning_rate",
+    "mixed",
     "mixed_cross_entropy",
     "mixup",
     "network_input",

@@ -11,7 +11,7 @@ from torch import Tensor
 from exml_fast.data import InputSpec
 from exml_fast.inversion import Result
 from exml_fast.training.config import Training
-from exml_fast.training.mixup import blended
+from exml_fast.training.mixup import mixed
 
 __all__ = ["Batch", "Batches", "DrawnImages", "ImageBatches", "Mixture", "PreparedBatches", "network_input"]
 
@@ -26,7 +26,8 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
     """(N,) int64, logit positions; None for images without labels."""
     share: Tensor | None = None
-    """(N,) or None. Where images are mixed, each image is mixed with the row before it; this is its own weight."""
+    """(N,) or None. Where images are mixed, each image is mixed with the row before it; this is its own weight, with
+    CutMix its share of the pixels."""
     rows: Tensor | None = None
     """(N,) int64, rows of the source."""
     others: Tensor | None = None
@@ -50,7 +51,7 @@ class Batches(Protocol[B_co]):
 
 
 class PreparedBatches:
-    """Augmentation and mixup as ``config`` says, drawn from ``generator``."""
+    """Augmentation, mixup and CutMix as ``config`` says, drawn from ``generator``."""
 
     def __init__(self, config: Training, spec: InputSpec, device: torch.device, generator: torch.Generator) -> None:
         self.config, self.generator, self.device = config, generator, device
@@ -60,8 +61,8 @@ class PreparedBatches:
         """The batch as teacher and student shall see it."""
         if self.config.augmentation.active:
             batch = batch._replace(images=self.config.augmentation(batch.images, self._bounds, self.generator))
-        if self.config.mixup:
-            images, share = blended(batch.images, self.config.mixup, self.generator)
+        if self.config.mixup or self.config.cutmix:
+            images, share = mixed(batch.images, self.config.mixup, self.config.cutmix, self.generator)
             others = None if batch.labels is None else batch.labels.roll(1)
             batch = batch._replace(images=images, share=share, others=others)
         return batch

@@ -41,6 +41,8 @@ class Training:
             whole augmentation: fields that are not in it are 0.
         mixup: a of the shares Beta(a, a) with which each augmented image is mixed with another (Zhang 2018); 0 for
             none.
+        cutmix: the same with rectangles: a box of another image covers a part of each image (Yun 2019), on average the
+            part that mixup would give to the other image. With both, each image takes one of the two at random.
 
     Raises:
         ValueError: naming the field that leaves its range.
@@ -59,6 +61,7 @@ class Training:
     precision: Precision = "float32"
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
 
     def check(self) -> None:
         """ValueError for a warm-up of schedule "onecycle", which rises by itself."""

@@ -64,7 +64,7 @@ def zskd(
         images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W); or an
             :class:`exml_fast.data.ImageSource`, which draws the images of every step anew.
         spec: of the network input; the impressions' own when None. A source needs it.
-        config: how to train. With ``mixup``, which is ours, teacher and student see mixtures.
+        config: how to train. With ``mixup`` or ``cutmix``, which are ours, teacher and student see mixtures.
         temperature: τ of the loss.
         attack: ours, for a student that is to be as robust as its teacher (after adversarially robust distillation,
             Goldblum 2020, which also has labels and clean images). The student sees each image moved within the

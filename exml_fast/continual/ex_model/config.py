@@ -42,6 +42,8 @@ KINDS: dict[str, dict[str, type[Any]]] = {
 """Parts of a configuration of which there are several kinds, by name."""
 STEPS: dict[str, type[Step]] = {"renormalise": Renormalise, "align": Align, "debias": Debias}
 """Steps of post-processing by their flat names, in their usual order."""
+MIXTURES = ("mixup", "cutmix")
+"""Fields of the training that an ex-model does not have; ``mixup`` is one of its targets."""
 OWN = ("buffer_size", "lambda_ce", "init_from_first", "reset")
 
 
@@ -104,6 +106,7 @@ class DistillationConfig:
     def check(self) -> None:
         """Rules between the parts."""
         require(self.training.mixup == 0, "training.mixup", "0: use BlendedTargets", self.training.mixup)
+        require(self.training.cutmix == 0, "training.cutmix", "0 for an ex-model", self.training.cutmix)
         if self.targets.mixup:
             require(
                 self.lambda_ce == 0, "lambda_ce", "0 with blended targets, for a blend has no label", self.lambda_ce
@@ -144,7 +147,7 @@ class DistillationConfig:
             raise ValueError(f"postprocessing must be {', '.join(STEPS)}, in this order, in a flat table, got {names}")
         debias = steps.get(Debias)
         return {
-            **{name: value for name, value in to_dict(self.training).items() if name != "mixup"},
+            **{name: value for name, value in to_dict(self.training).items() if name not in MIXTURES},
             "targets": self.targets.name,
             **to_dict(self.targets),
             "loss": self.loss.name,
@@ -224,8 +227,8 @@ class DistillationConfig:
 def flat_fields() -> list[str]:
     """Names of all fields that :meth:`DistillationConfig.from_dict` knows."""
     kinds = [kind for table in KINDS.values() for kind in table.values()]
-    parts: list[type[Any]] = [Training, *kinds]
-    every = [field for kind in parts for field in field_names(kind)]
+    training = [field for field in field_names(Training) if field not in MIXTURES]
+    every = [*training, *(field for kind in kinds for field in field_names(kind))]
     return list(dict.fromkeys([*every, *KINDS, *OWN, *STEPS]))
 
 
