@@ -35,7 +35,7 @@ from exml_fast.continual import (
 )
 from exml_fast.data import InputSpec
 from exml_fast.engine import BNStatistics, FrozenTeacher
-from exml_fast.generators import Generator
+from exml_fast.generators import Delegator, Generator, delegate
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
 from exml_fast.progress import TensorBoard
 from exml_fast.training import Training, TrainingResult
@@ -48,6 +48,7 @@ __all__ = [
     "BNStatistics",
     "Catalogue",
     "DataImpression",
+    "Delegator",
     "Distillation",
     "DistillationConfig",
     "ExModelDistillation",
@@ -69,6 +70,7 @@ __all__ = [
     "compat",
     "continual",
     "data",
+    "delegate",
     "distill",
     "engine",
     "evaluation",

@@ -194,6 +194,13 @@ class Generator:
         """A copy on ``device``."""
         return Generator(copy.deepcopy(self.network).to(device), self.latent_size, self.spec, self.card)
 
+    def noted(self, network: nn.Module, classes: tuple[int, ...], training: Mapping[str, Any]) -> Generator:
+        """A generator of ``network``, a trained copy of this one's, whose card says what it was trained on and how."""
+        card = self.card
+        if card is not None:
+            card = dataclasses.replace(card, classes=classes, training=dict(training), sha256="")
+        return Generator(network, self.latent_size, self.spec, card)
+
     def save(self, folder: PathLike) -> GeneratorCard:
         """Write ``generator.safetensors`` and then ``card.json`` into ``folder``; returns the card with the hash.
 

@@ -11,15 +11,39 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.models.registry import construct, require_plain
 from exml_fast.validation import named, require, require_count
 
-__all__ = ["NETWORKS", "DeconvolutionGenerator", "UpsamplingGenerator", "create", "register"]
+__all__ = ["NETWORKS", "DeconvolutionGenerator", "UpsampledConv2d", "UpsamplingGenerator", "create", "register"]
 
 # Slope of LeakyReLU and size of the latents in the generator of Fang 2019 (DFAD), which Ye 2022 uses.
 SLOPE, LATENT_SIZE = 0.2, 256
+
+
+class UpsampledConv2d(nn.Conv2d):
+    """A 3×3 convolution of the image enlarged to twice its size (nearest neighbour), at less than half of the work.
+
+    Four pixels of the enlarged image are equal, so taps that fall on equal pixels are added first. What remains is a
+    transposed convolution of stride 2 with 4×4 taps: 4 products for each pixel, channel and feature instead of 9.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, 2H, 2W)."""
+        kernel = _added_taps(_added_taps(self.weight, 2), 3).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+
+
+def _added_taps(weight: Tensor, dim: int) -> Tensor:
+    """Three taps of an enlarged row to the four of the transposed convolution of the row itself."""
+    first, second, third = weight.unbind(dim)
+    return torch.stack([third, second + third, first + second, first], dim)
 
 
 class _Stem(nn.Module):
@@ -85,8 +109,7 @@ class UpsamplingGenerator(_ImageGenerator):
         require_count("width", width)
 
         def block(inputs: int, outputs: int) -> nn.Sequential:
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            return nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE))
+            return nn.Sequential(UpsampledConv2d(inputs, outputs), nn.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE))
 
         blocks = [block(2 * width, 2 * width), block(2 * width, width)]
         super().__init__(blocks, width, 2 * width, 4, latent_size, channels, size, helper_bn)
