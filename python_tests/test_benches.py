@@ -400,3 +400,48 @@ def test_ex_model_writes_rows(ex_model: Any, monkeypatch: pytest.MonkeyPatch, tm
     assert row["inversion_steps"] == 3000 * (5 + 3 + 2 + 2 + 1) and row["distillation_steps"] == 50
     assert row["times_faster"] == pytest.approx(row["published_hours"] / row["ours_hours"], rel=0.2)
     assert len(row["step_cpu_ms"]) == 6 and row["weights"] == "random"
+
+
+@pytest.fixture
+def student(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHES)
+    module = importlib.import_module("student")
+    monkeypatch.setitem(module.NETWORKS, "ResNet-20", lambda: module.CifarResNet(8))
+    monkeypatch.setattr(module, "POOL", 64)
+    return module
+
+
+def test_students_contenders_take_the_same_steps(student: Any) -> None:
+    case = student.Case("ResNet-20", 16, 1, "float32", 2, 2, False)
+    parts = student.problem(case)
+    plain, compiled = student.Plain(case, *parts), student.Compiled(case, *parts, backend="eager")
+    ours = student.Ours(case, *parts)
+    for contender in (plain, compiled):
+        contender.run(5)  # beyond an epoch
+    for _ in range(5):
+        ours.run(1)
+    torch.testing.assert_close(torch.tensor(plain.losses), torch.tensor(ours.losses), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(plain.losses), torch.tensor(compiled.losses), rtol=1e-3, atol=1e-6)
+    assert len(set(plain.losses)) == 5
+
+
+def test_student_writes_rows(student: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    small = student.Case("ResNet-20", 8, 1, "bfloat16", 3, 2, False)
+    monkeypatch.setattr(student, "cases", lambda: [small])
+    monkeypatch.setattr(student, "side_by_side", lambda case, processes, _: 8.0 / case.threads * processes)
+    argv = ["student.py", "--networks", "ResNet-20", "--json", str(tmp_path / "student-cpu.json")]
+    monkeypatch.setattr(sys, "argv", argv)
+    threads = torch.get_num_threads()
+    student.main()
+    torch.set_num_threads(threads)
+    row, scaling = load_json(tmp_path / "student-cpu.json")["rows"]
+    assert (row["network"], row["batch"], row["dtype"]) == ("ResNet-20", 8, "bfloat16") and "alternative" not in row
+    for name in ("plain", "ours"):
+        assert set(row[name]) == {*student.PARTS, "step"}
+        for times in row[name].values():
+            assert 0 <= times["low"] <= times["median"] <= times["high"]
+    assert scaling["scaling"] == {
+        "network": "ResNet-20", "batch": 128, "dtype": "bfloat16", "one_thread_ms": 8.0, "two_threads_ms": 4.0,
+        "two_processes_ms": 16.0,
+    }  # fmt: skip
+    assert "ResNet-20 b8 t1 bfloat16" in capsys.readouterr().out
