@@ -128,6 +128,18 @@ def test_impressions(page: str, short: None) -> None:
         assert isinstance(run(code, {**names, "transfer": xf.transfer})["student"], torch.nn.Module)
 
 
+def test_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("docs/generators.md", "python")
+    tiny = "steps=2, batch_size=4, width=2, precision='float32'"
+    names = {
+        "teacher": create("slim_resnet18", width=2).eval(),
+        "spec": xf.InputSpec(3, (8, 8), (0.5,) * 3, (0.2,) * 3),
+    }
+    found = run(re.sub(r"(?<!\w)steps=\d+", tiny, code), names)
+    assert found["images"].shape == (64, 3, 8, 8) and found["taught"] is not names["teacher"]
+
+
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks("docs/ex_model.md", "python") + [c for c in blocks("README.md", "python") if "continual" in c]

@@ -88,6 +88,7 @@ def test_a_student_learns_digits(
 @pytest.mark.parametrize(
     ("name", "least"),
     [
+        ("knowledge_delegator", 80),
         ("zero_shot_distillation", 80),
         ("universal_perturbation", 40),
         ("source_free_adaptation", 65),
