@@ -14,7 +14,7 @@ from time_budget import Clock, Times, now
 from torch import Tensor, nn
 
 import exml_fast as xf
-from exml_fast.data import DeadLeaves, NaturalFields
+from exml_fast.data import DeadLeaves, NaturalFields, Photographs
 from exml_fast.data.procedural import ImageSource
 from exml_fast.inversion import recipes
 from exml_fast.models import create
@@ -231,11 +231,11 @@ def by_published_loop(cell: Cell) -> None:
     loop.run(lambda stage, step: cell.progress(stage, step, 0, {}), between)
 
 
-def photographs_of(domain: Domain) -> ImageSource:
+def photographs_of(domain: Domain) -> Photographs:
     """ValueError where there are none."""
     if not domain.photographs:
         raise ValueError("--photographs must be given for the method photographs")
-    return xf.data.Photographs(domain.photographs)
+    return Photographs(domain.photographs)
 
 
 def nothing(domain: Domain) -> str:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from exml_fast.data import InputSpec
@@ -223,6 +224,12 @@ def test_published_loop_stops_when_told(published: Any) -> None:
     assert loop.step == 3
 
 
+def photograph(folder: Path) -> Path:
+    pixels = torch.randint(256, (40, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    Image.fromarray(pixels.numpy()).save(folder / "photograph.png")
+    return folder / "photograph.png"
+
+
 SMALL = [
     "steps=6", "rounds=2", "generate_every=2", "batch_size=8", "precision=float32", "evaluate_every=2",
     "per_round=8", "image_steps=12",
@@ -235,7 +242,7 @@ def command(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     images = torch.randint(256, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(30) % 10
     student = ("cifar_resnet", {"depth": 8})
-    domain = bench.Domain("cifar10", small(), SPEC, 10, student, images, labels, "cpu")
+    domain = bench.Domain("cifar10", small(), SPEC, 10, student, images, labels, "cpu", (photograph(tmp_path),))
     monkeypatch.setattr(bench, "domain_of", lambda args, data: domain)
     monkeypatch.setattr(bench.xf.data, "load", lambda name: None)
     monkeypatch.setattr(bench.signal, "signal", lambda *_: None)
@@ -254,11 +261,12 @@ def command(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("method", ["published", "adaptive", "natural-fields"])
+@pytest.mark.parametrize("method", ["published", "adaptive", "photographs"])
 def test_killed_cells_continue_with_the_same_curve(
     bench: Any, command: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = command("whole", method)
+    assert whole["known"] == ("one photograph" if method == "photographs" else "nothing")
     assert [len(whole["curves"]["3"]), whole["seeds"], whole["method"]] == [3, 1, method]
     assert whole["runs"][0]["finished"] and whole["runs"][0]["schedule"]["steps"] == 6
 
@@ -310,6 +318,12 @@ def test_settings_are_changed_by_name(bench: Any) -> None:
     assert found == {"lr": 0.2, "recipe": "deep_inversion", "recipe.bn": 3, "augmentation": {"shift": 2}}
     with pytest.raises(ValueError, match="--set must be NAME=VALUE"):
         bench.changed({}, ["lr"])
+
+
+def test_photographs_must_be_given(bench: Any) -> None:
+    domain = bench.Domain("cifar10", small(), SPEC, 10, ("cifar_resnet", {"depth": 8}), None, None, "cpu")
+    with pytest.raises(ValueError, match="--photographs must be given"):
+        bench.METHODS["photographs"].known(domain)
 
 
 def test_unknown_settings_are_named(command: Any) -> None:
