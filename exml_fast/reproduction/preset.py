@@ -1,7 +1,8 @@
 """Presets: TOML files with the settings of an experiment, the paper's figures, and the published lengths.
 
 A preset names its task, which reads all other tables. ``[paper]`` holds the paper's figures by cell. ``[published]``
-holds the published lengths, as ``"impressions.count" = 24000``; a shorter run is labelled reduced.
+holds the published lengths, as ``"impressions.count" = 24000``; a shorter run is labelled reduced. ``note`` says what
+else differs from the paper, as the data.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Preset = dict[str, Any]
 # Endings of settings that make a run shorter when they are smaller.
 LENGTHS = ("steps", "count", "_images")
 # Tables that describe the paper or the preset itself, not the experiment.
-NOTES = ("paper", "published", "usual")
+NOTES = ("paper", "published", "usual", "note")
 
 
 def names() -> list[str]:

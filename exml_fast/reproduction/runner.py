@@ -91,6 +91,7 @@ def seed_folders(out: PathLike, seeds: Sequence[int]) -> list[Path]:
 def rows_of(preset: Preset, found: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """A row for each cell: the paper's figure, our mean and deviation, and whether lengths were reduced."""
     paper, shorter = preset.get("paper", {}), shortened(preset)
+    note = "; ".join([*shorter, *filter(None, [preset.get("note")])])
     rows = []
     for cell in found[0]:
         values = [run[cell] for run in found]
@@ -98,7 +99,7 @@ def rows_of(preset: Preset, found: Sequence[Mapping[str, float]]) -> list[dict[s
             {
                 "cell": cell, "paper": paper.get(cell), "ours": round(statistics.mean(values), 3),
                 "std": round(statistics.stdev(values), 3) if len(values) > 1 else None, "seeds": len(values),
-                "values": [round(value, 3) for value in values], "reduced": bool(shorter), "note": "; ".join(shorter),
+                "values": [round(value, 3) for value in values], "reduced": bool(shorter), "note": note,
             }
         )  # fmt: skip
     return rows

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exml_fast.reproduction import adapt, perturb, robustness, stream, zskd
+from exml_fast.reproduction import adapt, delegator, perturb, robustness, stream, zskd
 from exml_fast.reproduction.lab import Lab
 from exml_fast.reproduction.outcome import Context, Outcome, StreamContext
 from exml_fast.reproduction.preset import Preset
 
-__all__ = ["STREAM_TASKS", "TASKS", "StreamTask", "Task"]
+__all__ = ["STREAM_TASKS", "TASKS", "OtherTask", "StreamTask", "Task"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,20 @@ class Task:
 
 
 @dataclass(frozen=True)
+class OtherTask:
+    """As :class:`Task`, without the impressions that the lab makes."""
+
+    run: Callable[[Preset, Context], Outcome]
+    require: Callable[[Preset, Context], None]
+    """Raises ValueError or ImportError for a preset that cannot be run."""
+
+    def check(self, preset: Preset, data_root: str | None = None, device: str = "cpu") -> None:
+        """ValueError or ImportError for a preset that cannot be run; nothing is computed."""
+        with tempfile.TemporaryDirectory() as nothing:
+            self.require(preset, Context(Path(nothing), 0, data_root, device, None))
+
+
+@dataclass(frozen=True)
 class StreamTask:
     """An experiment that runs all seeds itself and returns its rows."""
 
@@ -43,7 +57,8 @@ class StreamTask:
     """ValueError for a preset that cannot be run, given the data folder and the device; nothing is computed."""
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Task | OtherTask] = {
+    "delegator": OtherTask(delegator.run, delegator.check),
     "zskd": Task(zskd.Zskd, zskd.run, zskd.require_sizes),
     "robustness": Task(robustness.Robustness, robustness.run),
     "adapt": Task(adapt.Adapt, adapt.run, adapt.open_target),
