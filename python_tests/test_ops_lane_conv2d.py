@@ -15,9 +15,9 @@ from op_checks import assert_compiles, run_python
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from exml_fast.engine import conv_tuning, lanes
+from exml_fast.engine import conv_tuning, learned_conv
 from exml_fast.engine.conv_plan import ConvShape
-from exml_fast.engine.lanes import LaneConv2d
+from exml_fast.engine.learned_conv import LearnedConv2d
 from exml_fast.engine.substitution import twin
 from exml_fast.ops import lane_conv2d, reference
 
@@ -169,14 +169,14 @@ def test_errors_name_the_argument() -> None:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "lanes_are_faster", lambda *_: True)
+    monkeypatch.setattr(learned_conv, "lanes_are_faster", lambda *_: True)
 
 
 def test_module_shares_its_parameters_and_learns(always: None) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.Tanh(), nn.Conv2d(4, 6, 3, bias=False), nn.Flatten())
     other, reference = twin(model), copy.deepcopy(model)
-    assert isinstance(other[0], LaneConv2d) and other[0].weight is model[0].weight and other[2].bias is None
+    assert isinstance(other[0], LearnedConv2d) and other[0].weight is model[0].weight and other[2].bias is None
     assert [name for name, _ in other.named_parameters()] == [name for name, _ in model.named_parameters()]
     x = torch.randn(16, 1, 8, 8)
     for network in (other, reference):
@@ -190,7 +190,7 @@ def test_module_shares_its_parameters_and_learns(always: None) -> None:
 
 
 def lane(conv: nn.Conv2d) -> nn.Conv2d:
-    assert LaneConv2d.adopt(conv)
+    assert LearnedConv2d.adopt(conv)
     return conv
 
 
@@ -211,10 +211,10 @@ def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> Non
     assert not runs(nn.Conv2d(2, 3, 3, dilation=2), images)
     assert not runs(nn.Conv2d(2, 3, 3, padding=3), images)
     for conv in (nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")):
-        assert not LaneConv2d.adopt(conv)
+        assert not LearnedConv2d.adopt(conv)
     hooked = nn.Conv2d(2, 3, 3)
     hooked.register_full_backward_hook(lambda *_: None)
-    assert not LaneConv2d.adopt(nn.Linear(2, 3)) and not LaneConv2d.adopt(hooked)
+    assert not LearnedConv2d.adopt(nn.Linear(2, 3)) and not LearnedConv2d.adopt(hooked)
     with torch.autocast("cpu", torch.bfloat16):
         assert lane(nn.Conv2d(2, 3, 3))(images).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="to have 2 channels"):
@@ -240,7 +240,7 @@ def test_twins_of_networks_that_cannot_be_shared_are_they_themselves() -> None:
     kept = nn.Conv2d(2, 3, 3)
     kept.gain = 2.0
     made = twin(nn.Sequential(kept))[0]
-    assert type(kept) is nn.Conv2d and isinstance(made, LaneConv2d) and made.gain == 2.0
+    assert type(kept) is nn.Conv2d and isinstance(made, LearnedConv2d) and made.gain == 2.0
 
 
 def test_choice_is_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "fastest_plan",
     "lanes_are_faster",
     "only_plan",
+    "winograd_is_faster",
     "without_winograd",
 ]
 
@@ -55,6 +56,8 @@ CLEAR_GAIN, HOPELESS = 0.9, 1.5
 FEW_CHANNELS, FEW_OUTPUTS = 4, 16
 # Side of a tile of Winograd's algorithm in pixels, and tiles a thread that are enough to time it.
 TILE, TILES = 4, 28
+# Images with which Winograd's algorithm is timed for training: its weights are transformed once a step.
+TRAINED_BATCH = 32
 # Number of the list of candidates below. A change of that list increases it, and older measurements are forgotten.
 CHOICES = 4
 
@@ -167,6 +170,25 @@ def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_we
     return plan.forward == "lanes"
 
 
+def winograd_is_faster(shape: ConvShape, dtype: torch.dtype) -> bool:
+    """Whether Winograd's kernel, which transforms its weights anew, is faster for a layer that learns.
+
+    Timed are the output and the gradient of the input, for a layer that ``ConvShape.by_winograd`` allows. The result is
+    kept as that of :func:`fastest_plan`.
+
+    Args:
+        shape: the layer.
+        dtype: float32 or bfloat16.
+    """
+    small = dataclasses.replace(shape, input=(min(shape.input[0], TRAINED_BATCH), *shape.input[1:]))
+    plan, _ = _once_a_machine(
+        f"{dataclasses.astuple(small)} {dtype}, learned",
+        lambda: _measure_learned(small, dtype),
+        lambda plan: plan in (Plan(), Plan("winograd")),
+    )
+    return plan.forward == "winograd"
+
+
 def _few_images(shape: ConvShape) -> ConvShape:
     products = math.prod(shape.weight) * math.prod(shape.output_size)
     images = 1 if products > MANY_PRODUCTS else MEASURED_BATCH
@@ -273,6 +295,20 @@ def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weig
             torch.autograd.grad(y, wanted, g)
 
     chosen, seconds = _fastest({name: partial(pass_through, way) for name, way in ways.items()})
+    return Plan(chosen), seconds / shape.input[0]
+
+
+@torch.enable_grad()
+def _measure_learned(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]:
+    x = torch.zeros(shape.input, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.empty(shape.weight, dtype=dtype, memory_format=torch.channels_last).fill_(0.01)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: nn.functional.conv2d(x, weight, padding=shape.padding),
+        "winograd": lambda: ops.winograd_conv2d(x, weight, padding=shape.padding),
+    }
+    g = torch.zeros_like(ways["plain"]().detach())
+    passes = {name: lambda way=way: torch.autograd.grad(way(), x, g) for name, way in ways.items()}
+    chosen, seconds = _fastest(passes)
     return Plan(chosen), seconds / shape.input[0]
 
 

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from exml_fast.engine.activation import FrozenTanh
-from exml_fast.engine.lanes import LaneConv2d
+from exml_fast.engine.batch_norm import FusedBatchNorm2d, FusedSequential
+from exml_fast.engine.learned_conv import LearnedConv2d
 from exml_fast.engine.pooling import AveragePool2d
 
 __all__ = ["copied", "substitute", "twin"]
 
 
 def substitute(model: nn.Module) -> None:
-    """Replace convolutions of few channels, average poolings and hyperbolic tangents inside ``model``."""
+    """Replace convolutions, BatchNorms, average poolings and hyperbolic tangents inside ``model``."""
     for name, module in list(model.named_modules()):
-        LaneConv2d.adopt(module)
+        LearnedConv2d.adopt(module)
+        FusedBatchNorm2d.adopt(module)
+        FusedSequential.adopt(module)
         same = AveragePool2d.of(module) or FrozenTanh.of(module)
         if same is not None and name:
             model.set_submodule(name, same)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exml_fast.models.rectified import rectified
+
 __all__ = ["BasicBlock", "CifarResNet"]
 
 
@@ -24,8 +26,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
+        y = rectified(self.bn1, self.conv1(x))
+        return rectified(self.bn2, self.conv2(y), self.shortcut(x))
 
 
 class _Padding(nn.Module):
@@ -67,6 +69,6 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, 3, 32, 32)."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = rectified(self.bn1, self.conv1(x))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.models.cifar_resnet import BasicBlock
+from exml_fast.models.rectified import rectified
 
 __all__ = ["ResNet18Cifar", "ResNet34Cifar", "SlimResNet18"]
 
@@ -37,7 +37,7 @@ class _WideCifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of images (N, in_channels, H, W) of at least 8×8 pixels."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = rectified(self.bn1, self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(x.mean((2, 3)))
 

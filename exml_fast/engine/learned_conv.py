@@ -1,0 +1,124 @@
+"""A convolution of networks that learn: on a CPU by the fastest of three kernels, two of them ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from exml_fast import ops
+from exml_fast.engine.conv_plan import ConvShape
+from exml_fast.engine.conv_tuning import lanes_are_faster, winograd_is_faster
+from exml_fast.engine.freezing import is_untouched
+
+__all__ = ["LearnedConv2d"]
+
+LANE_DTYPES = (torch.float32, torch.float64)
+WINOGRAD_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class LearnedConv2d(nn.Conv2d):
+    """``nn.Conv2d`` that computes a layer by the kernel that is fastest on this machine.
+
+    The kernels are PyTorch's, :func:`exml_fast.ops.lane_conv2d` and :func:`exml_fast.ops.winograd_conv2d`. Each shape
+    is timed once (:mod:`exml_fast.engine.conv_tuning`). Under autocast to bfloat16 Winograd's kernel transforms the
+    float32 weight. Our kernels have no second derivatives.
+    """
+
+    _chosen: dict[tuple[object, ...], str]
+
+    @classmethod
+    def adopt(cls, conv: nn.Module) -> bool:
+        """Turn ``conv`` into this class, with its parameters and attributes; False for other than a plain nn.Conv2d."""
+        if type(conv) is not nn.Conv2d or not is_untouched(conv):
+            return False
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return False
+        conv.__class__ = cls
+        vars(conv)["_chosen"] = {}
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H', W')."""
+        weight = self.weight
+        if x.dim() == 4 and x.device == weight.device and x.device.type == "cpu" and x.is_floating_point():
+            half = torch.is_autocast_enabled("cpu")
+            dtype = torch.get_autocast_dtype("cpu") if half and weight.dtype == torch.float32 else x.dtype
+            if half or x.dtype == weight.dtype:
+                way = self._way(x, dtype, half)
+                if way == "lanes":
+                    # A pair by the check of adopt, which mypy does not see.
+                    return ops.lane_conv2d(x, weight, self.bias, self.padding)  # type: ignore[arg-type]
+                if way == "winograd":
+                    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+                    y: Tensor = _Winograd.apply(x, weight, self.bias, self.padding)
+                    return y
+        return super().forward(x)
+
+    def _way(self, x: Tensor, dtype: torch.dtype, half: bool) -> str:
+        weight = self.weight
+        pulled = torch.is_grad_enabled() and x.requires_grad, torch.is_grad_enabled() and weight.requires_grad
+        # The library decides the format of a single channel by the strides.
+        last = not x.is_contiguous() or weight.stride(1) == 1
+        key = (x.shape, dtype, half, last, torch.get_num_threads(), *pulled)
+        if key not in self._chosen:
+            self._chosen[key] = "plain"
+            if x.shape[1] == self.in_channels:  # otherwise the library raises the error
+                shape = ConvShape.of(self, x.shape, last)
+                lanes = shape.by_lanes and not half and dtype in LANE_DTYPES
+                if lanes and lanes_are_faster(shape, dtype, *pulled):
+                    self._chosen[key] = "lanes"
+                elif shape.by_winograd and dtype in WINOGRAD_DTYPES and winograd_is_faster(shape, dtype):
+                    self._chosen[key] = "winograd"
+        return self._chosen[key]
+
+
+class _Winograd(torch.autograd.Function):
+    """A 3×3 convolution with all gradients; that of the weight is PyTorch's.
+
+    ``x`` is channels_last, in float32 or bfloat16; ``weight`` and ``bias`` may be in float32 beside bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.bias = padding, None if bias is None else bias.dtype
+        panels = _transformed(weight.detach())
+        y: Tensor = torch.ops.exml._frozen_conv2d_forward(
+            x, _shape_of(weight, x), None if bias is None else bias.detach().to(x.dtype), (1, 1), padding, (1, 1), 1,
+            panels, "winograd", False,
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            panels = _transformed(weight.transpose(0, 1).flip(2, 3))
+            of_x = torch.ops.exml._frozen_conv2d_backward(
+                grad, _shape_of(weight, x), x.shape, True, (1, 1), ctx.padding, (1, 1), 1, panels, "winograd",
+                "convolution",
+            )  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            same = weight.to(x.dtype)
+            of_weight = torch.ops.aten.convolution_backward(
+                grad, x, same, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), 1, (False, True, False)
+            )[1].to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias)
+        return of_x, of_weight, of_bias, None
+
+
+def _transformed(weight: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # it would round the matrix products of the transform
+        return ops.winograd_weights(weight)
+
+
+def _shape_of(weight: Tensor, x: Tensor) -> Tensor:
+    """The shape of ``weight`` in the dtype of ``x``, without memory: the kernel reads transformed weights alone."""
+    return x.new_empty(()).expand(weight.shape)
