@@ -583,6 +583,58 @@ def judged_quality(path: Path) -> str:
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
+def student(path: Path) -> str:
+    """A step of distillation; the same command at an earlier commit gives the column "before"."""
+    results = load_json(path)
+    cases = [row for row in results["rows"] if "ours" in row]
+    earlier = path.with_name(f"{path.stem}-before.json")
+    before = load_json(earlier) if earlier.exists() else {"rows": []}
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("network", "batch", "threads", "dtype"))
+
+    def over(row: dict[str, Any] | None, name: str) -> float | None:
+        return row[name]["step"]["median"] / row["ours"]["step"]["median"] if row and name in row else None
+
+    old = {key(row): row for row in before["rows"] if "ours" in row}
+    rows, parts = [], []
+    names = list(cases[0]["ours"])
+    for row in cases:
+        what = f"{row['network']}, {row['batch']} images, {row['dtype']}"
+        what += ", two threads" if row["threads"] == 2 else ""
+        plain, ours = row["plain"]["step"], row["ours"]["step"]
+        spread = f"{ours['median']:.0f} ({ours['low']:.0f} to {ours['high']:.0f})"
+        ratios = [over(old.get(key(row)), "plain"), over(row, "plain"), over(row, "alternative")]
+        rows.append([what, number(plain["median"], 0), spread, *(number(ratio, 2, "×") for ratio in ratios)])
+        if row["threads"] == 1 and row["batch"] == 128:
+            for name in ("plain", "ours"):
+                parts.append([f"{what}: {name}", *(number(row[name][part]["median"], 1) for part in names)])
+    header = [
+        "a step of distillation",
+        "plain, ms",
+        "ours, ms",
+        "over plain, before",
+        "over plain",
+        "over torch.compile",
+    ]
+    note = "Medians, of ours with quartiles. With one thread, times are CPU time of the process, with two wall time."
+    if before["rows"]:
+        note += f" *Before* is the same command at commit {before['commit']}."
+    shares = [sum(r["ours"][n]["median"] for n in names[:2]) / r["ours"]["step"]["median"] for r in cases]
+    low, high = 100 * min(shares), 100 * max(shares)
+    note += f" Rows and augmentation take {low:.1f} to {high:.1f} % of our steps: the most that a thread could gain"
+    note += " which prepares them in the background."
+    texts = [table(header, rows), note, table(["parts of a step, ms", *names], parts)]
+    for row in results["rows"]:
+        if found := row.get("scaling"):
+            one, two, both = (found[f"{name}_ms"] for name in ("one_thread", "two_threads", "two_processes"))
+            text = f"{found['network']}, {found['batch']} images, {found['dtype']}: "
+            text += f"two threads take {one / two:.2f} times as many steps a second as one; "
+            text += f"two processes of one thread side by side take {2 * one / both:.2f} "
+            texts.append(text + "times as many.")
+    return "\n\n".join([*texts, source(path, results)])
+
+
 TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "headlines": [("", headlines)],
     "speed": [("inversion-cuda.json", fastest), ("inversion-cpu.json", fastest)],
@@ -616,6 +668,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "all-ops": [("ops-cuda.json", all_ops), ("ops-cpu.json", all_ops)],
     "ex-model": [("ex-model-cpu.json", ex_model)],
     "impressions": [("impressions-cpu.json", impressions)],
+    "student": [("student-cpu.json", student)],
     "strategies": [("carta2022-table2-mnist-nc-replay.json", strategies)],
     "time-to-accuracy": [
         (f"time-to-accuracy-{name}.json", time_to_accuracy)
@@ -647,6 +700,7 @@ FILES = {
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
     "docs/ex_model.md": ["strategies", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
+    "docs/training.md": ["student"],
     "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],
 }
 

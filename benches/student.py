@@ -34,9 +34,8 @@ from torch import Tensor, nn
 
 from exml_fast.data import Augmentation, InputSpec
 from exml_fast.engine.statistics import bn_layers
-from exml_fast.engine.substitution import twin
 from exml_fast.models import CifarResNet, ResNet18Cifar
-from exml_fast.training import Batch, ImageBatches, Loop, Rounded, Training, arranged, softened_kl
+from exml_fast.training import Answers, Batch, ImageBatches, Loop, Training, softened_kl
 from exml_fast.training.mixup import mixup_shares
 
 SPEC = InputSpec(3, (32, 32), (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
@@ -242,11 +241,10 @@ class Ours:
                 return super().prepared(batch)
 
         config = CONFIG.replace(batch_size=case.batch, precision=case.dtype)
-        answers = Rounded(twin(arranged(copy.deepcopy(teacher), case.dtype)), case.dtype)
+        answers = Answers(teacher, SPEC, config)
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
-            with torch.no_grad():
-                wanted = answers(batch.images)
+            wanted = answers.of(batch)
             clock.lap("teacher")
             found = softened_kl(wanted, network(batch.images), TEMPERATURE)
             clock.lap("forward")

@@ -445,3 +445,14 @@ def test_student_writes_rows(student: Any, monkeypatch: pytest.MonkeyPatch, tmp_
         "two_processes_ms": 16.0,
     }  # fmt: skip
     assert "ResNet-20 b8 t1 bfloat16" in capsys.readouterr().out
+    for name in ("plain", "ours"):
+        for part, times in row[name].items():
+            times["median"] = {"plain": 30.0, "ours": 10.0}[name] if part == "step" else 1.0
+    path = tmp_path / "student-cpu.json"
+    write = importlib.import_module("measure").write_results
+    write(path, [row, scaling])
+    row["ours"]["step"]["median"] = 15.0
+    write(path.with_name("student-cpu-before.json"), [row])
+    text = importlib.import_module("readme").student(path)
+    assert "| 2.00× | 3.00× | – |" in text and "two threads take 2.00 times as many steps a second as one" in text
+    assert "side by side take 1.00 times as many" in text and "20.0 to 20.0 % of our steps" in text

@@ -151,9 +151,13 @@ class ImageBuffer:
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw images with replacement: (batch_size, C, H, W), labels (batch_size,). ValueError if there are none."""
+        index = self.draw_rows(batch_size, generator)
+        return self.images[index], self._labels[index]
+
+    def draw_rows(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Positions of images, drawn with replacement: int64 (count,). ValueError if there are none."""
         images = self.images
-        index = torch.randint(len(self), (batch_size,), generator=generator).to(images.device)
-        return images[index], self._labels[index]
+        return torch.randint(len(self), (count,), generator=generator).to(images.device)
 
     def state_dict(self, images: bool = True) -> dict[str, Any]:
         """The contents, for a checkpoint.

@@ -1,5 +1,6 @@
 """The one loop of everything that learns; its settings, losses and batches."""
 
+from exml_fast.training.answers import Answers
 from exml_fast.training.batches import Batch, Batches, DrawnImages, ImageBatches, Mixture, network_input
 from exml_fast.training.classifier import train_classifier
 from exml_fast.training.config import Training
@@ -12,6 +13,7 @@ from exml_fast.training.result import TrainingResult
 from exml_fast.training.schedules import learning_rate, one_cycle
 
 __all__ = [
+    "Answers",
     "Batch",
     "Batches",
     "DrawnImages",

@@ -15,16 +15,15 @@ from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_sta
 from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
-from exml_fast.engine.substitution import twin
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
+    Answers,
     Batch,
     Loop,
-    Rounded,
     Training,
     TrainingResult,
     arranged,
@@ -185,11 +184,10 @@ def distill(
         taught = copy.deepcopy(student).to(device)
         outputs = _matching_outputs(fixed, taught, spec, training.batch_size, device)
         units = _distinct_units(units, outputs)
-        answers = Rounded(twin(fixed), precision)
+        answers = Answers(fixed, spec, training)
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            with torch.no_grad():
-                wanted = answers(batch.images)
+            wanted = answers.of(batch)
             logits = network(batch.images)
             kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
             if lambda_ce and batch.labels is not None:
@@ -234,6 +232,8 @@ def distill(
         elif given is not None:
             pool.add(*given)
         pool.checkpoint_dir = checkpoint_dir
+        if maker is None:
+            answers.remember(pool.buffer.images)
 
         def look() -> None:
             done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)

@@ -110,9 +110,14 @@ class Pool(PreparedBatches):
             fresh = self._generate(self.maker, step) if self._due(step) else None
             limit = min(limit, every - step % every)
         for _ in range(limit):
-            images, labels = fresh or self.buffer.sample(self.config.batch_size, self.generator)
-            fresh = None
-            yield self.prepared(Batch(images.to(self.device), self.place[labels].to(self.device)))
+            rows = None
+            if fresh is None:
+                rows = self.buffer.draw_rows(self.config.batch_size, self.generator)
+                images, labels = self.buffer.images[rows], self.buffer.labels[rows]
+                rows = rows.to(self.device)
+            else:
+                (images, labels), fresh = fresh, None
+            yield self.prepared(Batch(images.to(self.device), self.place[labels].to(self.device), rows=rows))
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """The pool keeps at most its size, old and new, balanced over the classes."""

@@ -11,24 +11,23 @@ from torch import Tensor, nn
 
 from exml_fast.data import Augmentation, ImageSource, InputSpec, Split
 from exml_fast.engine.freezing import device_of, frozen, unpacked
-from exml_fast.engine.substitution import copied, twin
+from exml_fast.engine.substitution import copied
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
+    Answers,
     Batch,
     Batches,
     DrawnImages,
     ImageBatches,
-    Rounded,
     Training,
     TrainingResult,
     network_input,
     softened_kl,
     train,
 )
-from exml_fast.training.precision import resolved
 from exml_fast.transfer.robustness import Attack, RampedAttack
 from exml_fast.validation import require
 
@@ -91,13 +90,12 @@ def zskd(
     with frozen(teacher, device) as fixed:
         outputs = [_outputs(network, images[:1].to(device)) for network in (fixed, student)]
         require(outputs[0] == outputs[1], "student", f"a network of the teacher's {outputs[0]} outputs", outputs[1])
-        answers = Rounded(twin(fixed), resolved(config.precision, device))
+        answers = Answers(fixed, spec, config)
         perturb = None if attack is None else RampedAttack(attack, spec, config.steps, seed=seed)
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             x = batch.images
-            with torch.no_grad():
-                target = answers(x)
+            target = answers.of(batch)
             if perturb is not None:
                 x = perturb(network, x, target.softmax(1))
             return softened_kl(target, network(x), temperature)
@@ -105,6 +103,7 @@ def zskd(
         batches: Batches[Batch]
         if source is None:
             batches = ImageBatches(images, None, config, spec, generator, device)
+            answers.remember(images)
         else:
             batches = DrawnImages(lambda n, own: (source.draw(n, spec, own), None), config, spec, generator, device)
         return train(
