@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exml_fast.continual.ex_model.memory import Memory
 from exml_fast.continual.ex_model.targets import BLOCK_IMAGES, outputs
 from exml_fast.models import final_linear
+from exml_fast.training.running_statistics import reset_batch_norms
 from exml_fast.validation import Share, require, settings
 
 __all__ = ["Align", "Debias", "Postprocessing", "Renormalise", "Situation", "Step"]
@@ -66,21 +67,11 @@ class Renormalise(Step):
 
     def __call__(self, model: nn.Module, situation: Situation) -> None:
         """See :class:`Step`."""
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            return
         memory = situation.memory
-        images, momenta = memory.buffer.images, [norm.momentum for norm in norms]
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # averages
-            norm.train()
+        images = memory.buffer.images
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(memory.seed))
-        for rows in order.tensor_split(max(1, len(images) // BLOCK_IMAGES)):
-            model(images[rows.to(images.device)].to(memory.device))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        blocks = order.tensor_split(max(1, len(images) // BLOCK_IMAGES))
+        reset_batch_norms(model, (images[rows.to(images.device)].to(memory.device) for rows in blocks))
 
 
 @settings
