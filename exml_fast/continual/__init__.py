@@ -27,6 +27,7 @@ from exml_fast.continual.ex_model.targets import (
     StoredTargets,
 )
 from exml_fast.continual.expert import Card, Expert
+from exml_fast.continual.merging import ReBasin, RegMean, ZipIt
 from exml_fast.continual.metrics import average_accuracy, forgetting
 from exml_fast.continual.scenarios import (
     MultiHead,
@@ -76,6 +77,8 @@ __all__ = [
     "ParameterAverage",
     "Plan",
     "Procedural",
+    "ReBasin",
+    "RegMean",
     "Renormalise",
     "Replay",
     "ResponseCalibration",
@@ -83,6 +86,7 @@ __all__ = [
     "StoredTargets",
     "Strategy",
     "TrainedExpert",
+    "ZipIt",
     "average_accuracy",
     "confusion_matrix",
     "experience_accuracies",

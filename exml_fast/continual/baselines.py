@@ -6,7 +6,8 @@ All predict global class ids from normalised images; all but ParameterAverage ke
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,16 @@ from torch import Tensor, nn
 from exml_fast.continual.expert import Card, Expert
 from exml_fast.data import InputSpec
 
-__all__ = ["DifferentNetworks", "EnsembleAverage", "MinEntropy", "Oracle", "ParameterAverage"]
+__all__ = [
+    "CannotMerge", "DifferentNetworks", "EnsembleAverage", "MinEntropy", "Oracle", "ParameterAverage", "require_same",
+]  # fmt: skip
 
 
-class DifferentNetworks(ValueError):
+class CannotMerge(ValueError):
+    """The parameters of these networks cannot be merged into one network."""
+
+
+class DifferentNetworks(CannotMerge):
     """The parameters of different networks cannot be averaged."""
 
 
@@ -111,7 +118,7 @@ class ParameterAverage:
                 model = copy.deepcopy(expert.model).cpu()
                 first, total = card, {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
             else:
-                _require_same(first, card, count)
+                require_same(_shared(first), _shared(card), count)
                 if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in total.items()}:
                     raise DifferentNetworks(f"the weights of experts 1 and {count} differ in names or shapes")
                 for key, value in state.items():
@@ -139,11 +146,15 @@ class ParameterAverage:
         return self.expert.predict(images)
 
 
-def _require_same(first: Card, other: Card, number: int) -> None:
-    for name in ("architecture", "arguments", "units", "input_spec"):
-        mine, theirs = getattr(first, name), getattr(other, name)
-        if mine != theirs:
+def require_same(first: Mapping[str, Any], other: Mapping[str, Any], number: int) -> None:
+    """DifferentNetworks naming the first of these values in which expert ``number`` differs from expert 1."""
+    for name, mine in first.items():
+        if mine != other[name]:
             raise DifferentNetworks(
                 f"parameters of different networks cannot be averaged: {name} of expert 1 is {mine}, "
-                f"of expert {number} {theirs}"
+                f"of expert {number} {other[name]}"
             )
+
+
+def _shared(card: Card) -> dict[str, Any]:
+    return {name: getattr(card, name) for name in ("architecture", "arguments", "units", "input_spec")}
