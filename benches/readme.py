@@ -266,6 +266,26 @@ def buffer_sizes(path: Path) -> str:
     return table(header, rows) + f"\n\n{seeds} seed{'s' if seeds > 1 else ''}; {note}. " + source(path, results)
 
 
+def merging(path: Path) -> str:
+    """Baselines that merge weights: accuracy on all classes, and among those of the task, by source of images."""
+    results = load_json(path)
+    found = {(row["name"], row["images"]): row for row in results["rows"]}
+    sources = [source for source in dict.fromkeys(images for _, images in found) if source]
+
+    def cell(row: dict[str, Any] | None) -> str:
+        return "–" if row is None else f"{number(row['accuracy'])} / {number(row.get('task_accuracy'))}"
+
+    rows = [
+        [name, *([cell(found[name, ""])] * len(sources) if (name, "") in found else
+                 [cell(found.get((name, source))) for source in sources])]
+        for name in dict.fromkeys(name for name, _ in found)
+    ]  # fmt: skip
+    network = path.stem.removeprefix("merging-").replace("-batch-norm", ", LeNet-5 with BatchNorm")
+    header = [f"{network}: class- / task-incremental accuracy in %", *(f"images: {source}" for source in sources)]
+    note = f"{results['rows'][0]['seeds']} seeds; five experts of two classes each, which start from common weights."
+    return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
+
+
 def calibration(path: Path) -> str:
     """Ensembles by source; ex-models below."""
     results = load_json(path)
@@ -676,6 +696,9 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     ],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
+    "merging": [
+        (f"merging-{name}.json", merging) for name in ("digits", "digits-batch-norm", "mnist", "mnist-batch-norm")
+    ],
     "cifar10": [(f"calibrated-cifar10-{scenario}.json", cifar10) for scenario in ("joint", "nc", "mt-joint")],
     "calibration": [(f"calibration-{name}.json", calibration) for name in ("mnist-held-out", "usps", "fashion-mnist")],
     "nayak": [
@@ -698,7 +721,7 @@ FILES = {
     "README.md": ["headlines", "speed", "ops"],
     "docs/results.md": ["results", "images", "inversion"],
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
-    "docs/ex_model.md": ["strategies", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
+    "docs/ex_model.md": ["strategies", "merging", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
     "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],

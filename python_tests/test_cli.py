@@ -78,8 +78,11 @@ def learned(npz: Path, experts: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.parametrize(
     ("scenario", "rows"),
     [
-        ("multi-task", ["Replay", "Oracle", "Param. Avg."]),
-        ("new-instances", ["Replay", "Ensemble Avg.", "Min. Entropy", "Param. Avg."]),
+        ("multi-task", ["Replay", "Oracle", "Param. Avg.", "Re-Basin", "RegMean", "ZipIt"]),
+        (
+            "new-instances",
+            ["Replay", "Ensemble Avg.", "Min. Entropy", "Param. Avg.", "Re-Basin", "RegMean", "ZipIt"],
+        ),
     ],
 )
 def test_learn_with_tasks_and_with_new_instances(npz: Path, tmp_path: Path, scenario: str, rows: list[str]) -> None:
@@ -466,6 +469,9 @@ def test_learn_writes_rows_as_designed(learned: tuple[Path, dict[str, Any]]) -> 
             "Ensemble Avg.",
             "Min. Entropy",
             "Param. Avg.",
+            "Re-Basin",
+            "RegMean",
+            "ZipIt",
         )
     ]
     ours = rows["quadrants/NC/Model Inversion ED"]
@@ -585,7 +591,8 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     names = [row["name"] for row in summary["rows"]]
     assert names == [
         "Model Inversion", "Data Impression", "Natural Fields", "Oracle", "Ensemble Avg.", "Min. Entropy",
-        "Param. Avg.", "Model Inversion, joint expert", "Data Impression, joint expert", "Joint training",
+        "Param. Avg.", "Re-Basin", "RegMean", "ZipIt", "Model Inversion, joint expert",
+            "Data Impression, joint expert", "Joint training",
     ]  # fmt: skip
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("results", "samples", "accuracy", "confusion", "similarity", "time", "settings"):

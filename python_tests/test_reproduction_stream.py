@@ -32,7 +32,7 @@ def test_a_table_by_rows_beside_the_paper(npz: Path, tmp_path: Path, monkeypatch
     printed = call("reproduce", "carta2022/table2", *arguments).output
     stored = load_json(results)
     rows = {row["cell"]: row for row in stored["rows"]}
-    assert len(rows) == 9 and {row["seeds"] for row in rows.values()} == {2}
+    assert len(rows) == 12 and {row["seeds"] for row in rows.values()} == {2}
     ours = rows["MNIST/NC/Model Inversion ED"]
     assert ours["paper"] == 43.23 and ours["reduced"] and "20 of 30000 distillation steps" in ours["note"]
     assert rows["MNIST/Joint/Oracle"]["paper"] == 93.71 and "2 of 100 epochs" in rows["MNIST/Joint/Oracle"]["note"]
@@ -61,7 +61,9 @@ def test_the_sweep_draws_a_line_a_strategy(npz: Path, tmp_path: Path) -> None:
     arguments = ("--strategies", "replay", "--seeds", 1, "--out", tmp_path, "--report", "--json", *options(changes))
     rows = json.loads(call("reproduce", "carta2022/figure3", *arguments).stdout)["rows"]
     assert [row.get("buffer_size") for row in rows if row["kind"] == "strategy"] == [10, 20]
-    assert [row["name"] for row in rows if row["kind"] == "baseline"] == ["Oracle", "Param. Avg."]
+    assert [row["name"] for row in rows if row["kind"] == "baseline"] == [
+        "Oracle", "Param. Avg.", "Re-Basin", "RegMean", "ZipIt",
+    ]  # fmt: skip
     assert not any("images" in row["note"] for row in rows if row["kind"] == "strategy")
     assert (tmp_path / "buffer_sizes.png").stat().st_size > 1000
     assert "Test accuracy by buffer size" in (tmp_path / "report" / "index.html").read_text()

@@ -12,7 +12,9 @@ import torch
 from small_experts import quadrants, save_npz
 from small_presets import call, published_for_quadrants
 
-from exml_fast.continual import METHODS, train_stream
+from exml_fast.continual import METHODS, ModelInversion, train_stream
+from exml_fast.continual.baselines import CannotMerge
+from exml_fast.data import NaturalFields, PenStrokes
 from exml_fast.reproduction import methods
 from exml_fast.reproduction.methods import check_methods, plan_of
 from exml_fast.reproduction.stream import learn_preset, settings_of
@@ -107,8 +109,33 @@ def test_a_baseline_that_fails_is_tried_again(npz: Path, tmp_path: Path, monkeyp
         patched.setitem(methods.BASELINES, "Ensemble Avg.", damaged)
         assert "expert 2 cannot be read" in call(*common, "--out", tmp_path, code=2).output
     rows = json.loads(call("learn", "--out", tmp_path, "--resume", "--json").stdout)["rows"]
-    assert [row["name"] for row in rows] == ["Replay", *methods.BASELINES]
+    assert [row["name"] for row in rows] == ["Replay", *methods.BASELINES, *methods.MERGES]
     assert "Time and memory by stage" in (tmp_path / "report" / "index.html").read_text(), "asked for before"
+
+
+def test_merges_that_cannot_run_leave_their_row_out(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_scipy(*_: Any, **__: Any) -> Any:
+        raise ImportError("Re-Basin needs scipy")
+
+    def attention(*_: Any, **__: Any) -> Any:
+        raise CannotMerge("the operation permute of the network cannot be merged")
+
+    monkeypatch.setitem(methods.MERGES, "Re-Basin", without_scipy)
+    monkeypatch.setitem(methods.MERGES, "ZipIt", attention)
+    common = ("learn", "--data", npz, "--strategy", "replay", "--epochs", 1, "--steps", 2, "--json")
+    rows = json.loads(call(*common, "--out", tmp_path).stdout)["rows"]
+    assert [row["name"] for row in rows] == ["Replay", *methods.BASELINES, "RegMean"]
+    assert rows[-1]["seconds"] > 0 and rows[-1]["peak_mb"] > 0
+    assert rows[-1]["note"].startswith("one model, each layer fitted to those of the experts; images: natural-fields")
+
+
+def test_the_images_of_merges() -> None:
+    assert isinstance(methods.merge_images(Settings()), NaturalFields)
+    assert isinstance(methods.merge_images(Settings(merging="pen-strokes")), PenStrokes)
+    inverted = methods.merge_images(Settings(merging="model-inversion", inversion={"steps": 7}))
+    assert isinstance(inverted, ModelInversion) and inverted.recipe.optimisation.steps == 7
+    with pytest.raises(ValueError, match=r"merging must be one of .*natural-fields.*, got 'photographs'"):
+        check_methods(Settings(merging="photographs"))
 
 
 def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None:

@@ -14,14 +14,20 @@ from exml_fast.continual import (
     Oracle,
     ParameterAverage,
     Plan,
+    ReBasin,
+    RegMean,
+    ZipIt,
     plan,
 )
+from exml_fast.continual.merging import Images, Merged
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import SOURCES
 from exml_fast.reproduction.study_settings import Settings
 from exml_fast.validation import named
 
-__all__ = ["BASELINES", "INVERTING", "STRATEGIES", "check_methods", "note_of", "plan_of"]
+__all__ = [
+    "BASELINES", "INVERTING", "MERGES", "STRATEGIES", "check_methods", "merge_images", "note_of", "plan_of",
+]  # fmt: skip
 
 STRATEGIES = {name: entry.title for name, entry in METHODS.items() if name != "random-images"}
 """Titles of the methods by name; every source of random images has a name of its own here."""
@@ -32,6 +38,9 @@ BASELINES: dict[str, Callable[[Iterable[Expert]], Predictor]] = {
     "Min. Entropy": MinEntropy,
     "Param. Avg.": ParameterAverage,
 }
+"""The paper's baselines."""
+MERGES: dict[str, Callable[..., Merged]] = {"Re-Basin": ReBasin, "RegMean": RegMean, "ZipIt": ZipIt}
+"""Baselines that merge the experts' weights by means of images."""
 
 
 def plan_of(settings: Settings, strategy: str) -> Plan:
@@ -68,8 +77,16 @@ def note_of(settings: Settings, name: str) -> str:
     return plan_of(settings, name).describe_images(Path(settings.auxiliary).name)
 
 
+def merge_images(settings: Settings) -> Images:
+    """Where the baselines that merge weights take images from: a source of random images, or inverted ones."""
+    known = {**SOURCES, **{name: None for name in INVERTING if METHODS[name].source is None}}
+    source = named("merging", settings.merging, known)
+    return plan_of(settings, settings.merging).build().strategy if source is None else source()
+
+
 def check_methods(settings: Settings) -> None:
     """ValueError for settings that do not fit together, before anything is computed."""
+    merge_images(settings)
     if settings.calibration not in (None, "none", *SOURCES):
         raise ValueError(f"calibration must be one of {['none', *SOURCES]}, got {settings.calibration!r}")
     if settings.background is not None:

@@ -35,8 +35,9 @@ from exml_fast.continual import (
     confusion_matrix,
     experience_accuracies,
 )
-from exml_fast.continual.baselines import DifferentNetworks
+from exml_fast.continual.baselines import CannotMerge
 from exml_fast.continual.ex_model.result import STAGES
+from exml_fast.continual.merging import Merged
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import ImageData, load, some_images
 from exml_fast.data.sets import NAMES
@@ -45,8 +46,10 @@ from exml_fast.progress import Progress
 from exml_fast.reproduction.experts import experiences_of, train_experts
 from exml_fast.reproduction.methods import (
     BASELINES,
+    MERGES,
     STRATEGIES,
     check_methods,
+    merge_images,
     note_of,
     plan_of,
 )
@@ -57,13 +60,13 @@ __all__ = ["SHOWN_BASELINES", "Study", "part_name"]
 
 log = logging.getLogger(__name__)
 
-# The baselines that the paper shows in a scenario. Where the task is given, no method has to guess it; with new
-# instances no expert is the right one for a test image, as all experts share the test set.
+# The baselines that the paper shows in a scenario, and those that merge weights. Where the task is given, no method has
+# to guess it; with new instances no expert is the right one for a test image, as all experts share the test set.
 SHOWN_BASELINES = {
     "joint": ["Oracle"],
-    "new-classes": ["Oracle", "Ensemble Avg.", "Min. Entropy", "Param. Avg."],
-    "multi-task": ["Oracle", "Param. Avg."],
-    "new-instances": ["Ensemble Avg.", "Min. Entropy", "Param. Avg."],
+    "new-classes": ["Oracle", "Ensemble Avg.", "Min. Entropy", "Param. Avg.", *MERGES],
+    "multi-task": ["Oracle", "Param. Avg.", *MERGES],
+    "new-instances": ["Ensemble Avg.", "Min. Entropy", "Param. Avg.", *MERGES],
 }
 SAMPLES_PER_CLASS = 8
 # Images that are read from a folder: as many as one expert labels.
@@ -214,6 +217,9 @@ class Study:
             "Ensemble Avg.": "all experts",
             "Min. Entropy": "all experts",
             "Param. Avg.": "one model of averaged weights",
+            "Re-Basin": "one model of averaged weights, after permutations",
+            "RegMean": "one model, each layer fitted to those of the experts",
+            "ZipIt": "one model of averaged features",
         }
         for name in self.shown_baselines():
             part = self.part_file(part_name(name), seed)
@@ -222,8 +228,8 @@ class Study:
             value: dict[str, Any]
             with Meter(self.options.device) as meter:
                 try:
-                    accuracies = self._accuracies(self._asked(BASELINES[name](stream)))
-                except DifferentNetworks as error:  # the other rows do not depend on this one
+                    accuracies = self._accuracies(self._asked(self._baseline(name, seed, stream)))
+                except (CannotMerge, ImportError) as error:  # the other rows do not depend on this one
                     log.info("%s left out: %s", name, error)
                     value = {"left_out": str(error)}
                 else:
@@ -231,8 +237,14 @@ class Study:
                         "accuracy": self._weighted(accuracies), "experiences": [_or_none(a) for a in accuracies],
                         "average_accuracy": _or_none(average_accuracy([accuracies])),
                     }  # fmt: skip
-            value |= {"seconds": {"predict": meter.seconds}, "peak_mb": meter.peak_mb, "note": notes[name]}
+            note = f"{notes[name]}; images: {self.settings.merging}" if name in MERGES else notes[name]
+            value |= {"seconds": {"predict": meter.seconds}, "peak_mb": meter.peak_mb, "note": note}
             save_json(part, value)
+
+    def _baseline(self, name: str, seed: int, stream: ExpertStream) -> Predictor:
+        if name in MERGES:
+            return MERGES[name](stream, merge_images(self.settings), seed=seed)
+        return BASELINES[name](stream)
 
     def shown_baselines(self) -> list[str]:
         """The baselines that the scenario has."""
@@ -246,7 +258,7 @@ class Study:
         """``predictor``, told the task where the scenario tells it."""
         if self.settings.scenario != "multi-task" or isinstance(predictor, Oracle):
             return predictor
-        expert = predictor.expert if isinstance(predictor, ParameterAverage) else predictor
+        expert = predictor.expert if isinstance(predictor, ParameterAverage | Merged) else predictor
         assert isinstance(expert, Expert)
         return MultiHead(expert, self.experiences)
 

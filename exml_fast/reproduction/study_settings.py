@@ -83,6 +83,8 @@ class Settings:
         calibration: source of random images on which the experts' logits are calibrated, or "none".
         typicality: see :class:`exml_fast.continual.ResponseCalibration`.
         background: source of random images for ``distillation.background_share``.
+        merging: where the baselines that merge weights take images from: a source of random images, or a strategy
+            that inverts pixels, as "model-inversion".
     """
 
     data: str = "digits"
@@ -100,6 +102,7 @@ class Settings:
     calibration: str | None = None
     typicality: NonNegative = 0.0
     background: str | None = None
+    merging: str = "natural-fields"
 
     def check(self) -> None:
         if not self.classes_per_step:
