@@ -100,9 +100,7 @@ class TaughtFeatures:
         self, teacher: nn.Module, spec: InputSpec, device: torch.device, precision: str, batch_size: int
     ) -> None:
         self._teacher, self._spec = teacher, spec
-        self._options: dict[str, Any] = {
-            "device": device, "precision": "float32" if precision == "float32" else "auto", "batch_size": batch_size,
-        }  # fmt: skip
+        self._options: dict[str, Any] = {"device": device, "precision": precision, "batch_size": batch_size}
         self._features: list[Tensor] = []
         self._freeze()
 
