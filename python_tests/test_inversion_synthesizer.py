@@ -102,7 +102,7 @@ def test_an_interrupted_run_continues_bit_for_bit(
         synthesizer = Synthesizer(model, SPEC, recipe, block=5)
         if during == "step":
             gradient = synthesizer._gradient
-            monkeypatch.setattr(synthesizer, "_gradient", lambda *a, g=gradient: (g(*a), interrupt())[0])
+            monkeypatch.setattr(synthesizer, "_gradient", lambda *a, g=gradient, **k: (g(*a, **k), interrupt())[0])
         try:
             result = synthesizer.run(
                 labels, seed=2, checkpoint_dir=tmp_path, progress=interrupt if during == "progress" else None

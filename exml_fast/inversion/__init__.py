@@ -5,6 +5,7 @@ from exml_fast.inversion.invert import invert, invert_many
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
+from exml_fast.inversion.set_statistics import SetStatistics
 from exml_fast.inversion.synthesizer import Synthesizer
 from exml_fast.inversion.targets import class_similarity
 
@@ -12,6 +13,7 @@ __all__ = [
     "Parametrisation",
     "Recipe",
     "Result",
+    "SetStatistics",
     "Synthesizer",
     "class_similarity",
     "invert",

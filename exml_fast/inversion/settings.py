@@ -135,6 +135,10 @@ class Matching:
     """Additional factor of the first BatchNorm layer."""
     bn_average: bool = False
     """Divide by the number of channels of all layers, so that one weight suits networks of any width."""
+    bn_memory: Below1 | Literal["set"] = 0.0
+    """Match the statistics of this batch and of earlier ones: a number is the weight of an exponential average of
+    finished batches (Fang 2022), "set" counts every image alike (Dikstein 2024), 0 matches each batch alone
+    (:class:`exml_fast.inversion.set_statistics.SetStatistics`)."""
     bn_optional: bool = False
     """Omit the BatchNorm term for a network without BatchNorm, instead of raising an error."""
 

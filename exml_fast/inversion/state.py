@@ -51,6 +51,8 @@ class State:
     """(steps, T) float64, CPU: the history, as means over images, of the smaller images from which these began."""
     soft: Tensor | None = None
     """(N, K) float32, CPU: the soft targets, drawn on the device where the run began."""
+    matched: dict[str, Any] | None = None
+    """State of the :class:`~exml_fast.inversion.set_statistics.SetStatistics` of the finished batches, if any."""
 
     @classmethod
     def begin(

@@ -29,6 +29,7 @@ from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
+from exml_fast.inversion.set_statistics import SetStatistics
 from exml_fast.inversion.state import State, generator_for, mixed_batches
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import hard_targets, soft_targets
@@ -131,6 +132,7 @@ class Synthesizer:
         classes: Sequence[int] | None = None,
         student: nn.Module | None = None,
         start: Tensor | None = None,
+        memory: SetStatistics | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
     ) -> Result:
@@ -146,6 +148,9 @@ class Synthesizer:
                 uses a copy. A recipe with ``compete`` needs a student; other recipes ignore it.
             start: initial normalised images (N, C, H, W) instead of noise; with a parametrisation, its initial
                 parameters (N, P).
+            memory: statistics of the images of earlier runs, with a recipe that has a ``bn_memory``. This run continues
+                them and adds its images at the end. None: of this run alone. Smaller images (``coarse_steps``) have
+                statistics of their own run.
             progress: called after each block as ``progress("invert", step, total, terms)``; the steps of all
                 batches count. Smaller images (``coarse_steps``) are a stage of their own, "invert at 112×112".
             checkpoint_dir: a folder in which "inversion.pt" is written every minute and on Ctrl-C (which is raised
@@ -153,8 +158,8 @@ class Synthesizer:
                 rounding. The file is removed at the end. Smaller images (``coarse_steps``) have a file of their own.
 
         Raises:
-            ValueError: for a class id without a logit, no labels, a student or a start that is missing or does not fit,
-                a batch that needs more memory than there is, or a checkpoint of another run.
+            ValueError: for a class id without a logit, no labels, a student, start or memory that is missing or does
+                not fit, a batch that needs more memory than there is, or a checkpoint of another run.
             RuntimeError: if a term or the pixels become NaN or infinite; it names term, recipe and step.
         """
         with torch.inference_mode(False), torch.enable_grad():
@@ -170,16 +175,19 @@ class Synthesizer:
             batch_size = min(optimisation.batch_size, len(asked))
             require_memory(self.networks.model, self.spec, batch_size, self.device, len(asked))
             start = self.canvas.checked_start(start, len(asked))
+            if memory is not None and memory.memory != self.recipe.matching.bn_memory:
+                expected = f"None or have the recipe's bn_memory={self.recipe.matching.bn_memory}"
+                raise ValueError(f"memory must be {expected}, got {memory.memory}")
             self.networks.compete_with(student)
             checkpoint = Checkpoint(None, "")
             if checkpoint_dir is not None:
-                identity = self._identity(positions, among, seed, student, start)
+                identity = self._identity(positions, among, seed, student, start, memory)
                 checkpoint = Checkpoint(Path(checkpoint_dir) / self._file, identity)
             state = self._resumed(checkpoint, student)
             if state is None:
                 terms = len(self.objective.names)
                 state = State.begin(len(asked), self.spec, optimisation.steps, terms, self.device, start)
-                state.soft = soft
+                state.soft, state.matched = soft, None if memory is None else memory.state_dict()
                 if self._coarse is not None:
                     options = {"seed": seed, "classes": distinct, "student": student, "progress": progress}
                     self._begin_coarse(state, torch.as_tensor(labels), checkpoint_dir, options)
@@ -197,6 +205,8 @@ class Synthesizer:
                 self._optimise(state, targets, wanted, batches, seed, progress, checkpoint)
             logits = self.networks.judge(state.images)
         checkpoint.remove()
+        if memory is not None and state.matched is not None:
+            memory.load_state_dict(state.matched)
         return self._result(state, asked, soft, seed, logits, wanted.cpu())
 
     def _optimise(
@@ -223,7 +233,7 @@ class Synthesizer:
                     state.enter(rows, self.canvas.begin(rows, seed, state.start))
                 if stepper is None or stepper.x is not state.x:
                     stepper = self._stepper(state, targets, draws)
-                values = self._advance(state, stepper, wanted, len(batches))
+                values = self._advance(state, stepper, wanted, len(batches), draws)
                 if progress is not None:
                     done = state.batch * steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
@@ -231,12 +241,15 @@ class Synthesizer:
 
     # One step and one block.
 
-    def _gradient(self, targets: Tensor, draws: Draws, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, targets: Tensor, draws: Draws, x: Tensor, index: Tensor, earlier: SetStatistics | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Gradient of the objective at ``x`` (R, …), and the values of its terms (T,)."""
         leaf = x.detach().requires_grad_()
         images = self.canvas.images(leaf)
         inputs = self.recipe.augmentation(images, draws, index)
         logits, layers = self.networks.teacher(inputs)
+        layers = layers if earlier is None else earlier.mixed(layers, len(x))
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
         student = None if self.networks.student is None else self.networks.student(inputs)[0].to(logits.dtype)
         total, values = self.objective(Step(images, inputs, logits, soft, layers, student))
@@ -244,7 +257,8 @@ class Synthesizer:
         return gradient, values
 
     def _stepper(self, state: State, targets: Tensor, draws: Draws) -> Stepper:
-        gradient = functools.partial(self._gradient, targets[state.rows.to(self.device)], draws)
+        rows = state.rows.to(self.device)
+        gradient = functools.partial(self._gradient, targets[rows], draws, earlier=self._earlier(state))
         active = None if self.recipe.optimisation.stop_confidence is None else state.active
         moments = (state.exp_avg, state.exp_avg_sq)
         return Stepper(
@@ -252,7 +266,26 @@ class Synthesizer:
             self.canvas.spectrum,
         )  # fmt: skip
 
-    def _advance(self, state: State, stepper: Stepper, wanted: Tensor, batches: int) -> Tensor:
+    def _earlier(self, state: State) -> SetStatistics | None:
+        """The statistics of the finished images, on the device; None if they are not matched."""
+        memory = self.recipe.matching.bn_memory
+        if memory == 0 or self.recipe.matching.bn == 0 or not self.networks.matches_statistics:
+            return None
+        earlier = SetStatistics(memory)
+        if state.matched is not None:
+            earlier.load_state_dict(state.matched)
+        return earlier.to(self.device)
+
+    @torch.no_grad()
+    def _remember(self, state: State, draws: Draws) -> None:
+        """Add the finished batch, augmented as in its last step, to the statistics of the finished images."""
+        if (earlier := self._earlier(state)) is not None:
+            last = torch.full((1,), state.step - 1, dtype=torch.int64, device=self.device)
+            inputs = self.recipe.augmentation(self.canvas.images(state.x), draws, last)
+            earlier.add(self.networks.teacher(inputs)[1], len(state.rows))
+            state.matched = earlier.state_dict()
+
+    def _advance(self, state: State, stepper: Stepper, wanted: Tensor, batches: int, draws: Draws) -> Tensor:
         """Take up to ``block`` steps of the current batch; retire it after the last. Values (T,) of the last step."""
         begun = time.monotonic()
         first, last = state.step, min(state.step + self.block, self.recipe.optimisation.steps)
@@ -264,6 +297,7 @@ class Synthesizer:
         if self.recipe.optimisation.stop_confidence is not None:
             self._stop_confident(state, wanted[state.rows.to(self.device)])
         if state.step == self.recipe.optimisation.steps or not state.active.any():
+            self._remember(state, draws)
             self._retire(state, torch.ones(len(state.rows), dtype=torch.bool))
             state.batch, state.step = state.batch + 1, 0
         state.seconds += time.monotonic() - begun
@@ -373,13 +407,15 @@ class Synthesizer:
         return Result(state.images, labels, soft, self.spec, named, state.seconds, summary, logits)
 
     def _identity(
-        self, labels: Tensor, among: Tensor, seed: int, student: nn.Module | None, start: Tensor | None
-    ) -> str:
+        self, labels: Tensor, among: Tensor, seed: int, student: nn.Module | None, start: Tensor | None,
+        memory: SetStatistics | None,
+    ) -> str:  # fmt: skip
         """A fingerprint of everything that decides the images, including the weights."""
         networks = self.networks
         settings = [self.recipe.to_dict(), self.spec.to_dict(), self.units, seed, self.block, self.compact]
         settings += [networks.precision, networks.engine, networks.layers, repr(networks.model), start is None]
         settings += [] if self.canvas.parametrisation is None else [self.canvas.parametrisation.describe()]
+        settings += [] if memory is None else [memory.state_dict()]
         given = [] if start is None else [start]
         return fingerprint([labels, among, *networks.tensors(student), *given], settings)
 
