@@ -2,6 +2,7 @@
 
 from exml_fast.generators.delegator import Delegation, Delegator, ExplorationLoss, GeneratorNetwork, delegate
 from exml_fast.generators.generator import Generator, GeneratorCard
+from exml_fast.generators.meta import Fast, FastSynthesis
 from exml_fast.generators.networks import DeconvolutionGenerator, UpsamplingGenerator, create, register
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "Delegation",
     "Delegator",
     "ExplorationLoss",
+    "Fast",
+    "FastSynthesis",
     "Generator",
     "GeneratorCard",
     "GeneratorNetwork",
