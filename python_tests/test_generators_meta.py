@@ -14,7 +14,7 @@ from exml_fast.generators.generator import draw_latents
 from exml_fast.generators.meta import Disagreement, Fast, FastSynthesis
 from exml_fast.inversion.objective import Step
 
-SMALL = Fast(steps=3, batch_size=8, width=4, latent_size=6, warmup=0, precision="float32")
+SMALL = Fast(steps=3, batch_size=8, width=4, latent_size=6, warmup=0)
 PLAIN = SMALL.replace(shift=0, flip=False)
 
 
@@ -36,7 +36,7 @@ def test_two_batches_by_hand(meta: str) -> None:
     """Algorithm 1 of Fang 2022 in plain PyTorch."""
     settings = PLAIN.replace(meta=meta, bn=2.0, bn_memory=0.75)
     teacher, student = network().eval(), network(1).eval()
-    synthesis = FastSynthesis(teacher, SPEC, settings, seed=3)
+    synthesis = FastSynthesis(teacher, SPEC, settings, precision="float32", seed=3)
     images, labels = synthesis.make(16, student, seeded(5))
 
     torch.manual_seed(3)
@@ -152,20 +152,18 @@ def test_the_first_layer_is_drawn_anew_once() -> None:
 
 
 @pytest.mark.parametrize("meta", ["fomaml", "reptile"])
-def test_later_batches_begin_with_a_lower_loss(meta: str, digits_teacher: tuple[nn.Module, InputSpec]) -> None:
-    """The point of the meta-generator: images of some steps are better after some batches."""
+def test_later_batches_begin_better(meta: str, digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    """The point of the meta-generator: two steps reach more after some batches."""
     teacher, spec = digits_teacher
-    settings = PLAIN.replace(steps=2, batch_size=32, width=8, adversarial=0.0, meta=meta, ce=1.0)
-    synthesis = FastSynthesis(teacher, spec, settings)
-    random = seeded()
-
-    def right(images: Tensor, labels: Tensor) -> float:
-        return float((teacher(images).argmax(1) == labels).float().mean())
-
-    first = right(*synthesis.make(64, None, random))
-    for _ in range(12):
-        last = right(*synthesis.make(64, None, random))
-    assert first < 0.7 and last > 0.85
+    settings = PLAIN.replace(
+        steps=2, batch_size=32, width=8, adversarial=0.0, bn=0.0, meta=meta, ce=1.0, lr_generator=2e-3
+    )
+    synthesis, random, losses = FastSynthesis(teacher, spec, settings), seeded(), list[float]()
+    for _ in range(16):
+        images, labels = synthesis.make(32, None, random)
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(teacher(images), labels).item())
+    assert sum(losses[-4:]) < 0.85 * sum(losses[:4])
 
 
 def test_on_a_gpu_too(device: str) -> None:

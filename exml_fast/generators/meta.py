@@ -37,7 +37,6 @@ from exml_fast.validation import (
     Natural,
     NonNegative,
     Positive,
-    Precision,
     flat_dict,
     require,
     require_count,
@@ -91,8 +90,6 @@ class Fast:
     """Largest random shift of each image in pixels, over black, before the networks see it; not of images kept."""
     flip: bool = True
     """Flip each image left to right with probability 1/2, likewise."""
-    precision: Precision = "auto"
-    """Of all networks."""
 
     def check(self) -> None:
         """The generator needs a term to learn from; ValueError."""
@@ -138,6 +135,8 @@ class FastSynthesis:
         units: ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
         classes: ids of the classes of which images are made, in equal numbers; all when None.
         device: where to run; the teacher's device when None.
+        precision: of all networks, "auto", "float32" or "bfloat16".
+        statistics, layers: as :class:`exml_fast.inversion.Synthesizer`.
         seed: of the meta-generator's first weights.
 
     Raises:
@@ -154,14 +153,17 @@ class FastSynthesis:
         units: Sequence[int] | None = None,
         classes: Sequence[int] | None = None,
         device: torch.device | str | None = None,
+        precision: str = "auto",
+        statistics: str | Tensor = "running",
+        layers: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         self.settings = settings = settings or Fast()
         self.spec, self.device = spec, device_of(teacher) if device is None else torch.device(device)
         self.networks = Networks(
             teacher, spec, settings.matching, StudentCompetition(compete=settings.adversarial),
-            batch_size=settings.batch_size, device=self.device, precision=settings.precision, engine=True,
-            statistics="running", layers=(),
+            batch_size=settings.batch_size, device=self.device, precision=precision, engine=True,
+            statistics=statistics, layers=layers,
         )  # fmt: skip
         require_memory(self.networks.model, spec, settings.batch_size, self.device)
         outputs = self.networks.num_classes
@@ -170,7 +172,7 @@ class FastSynthesis:
         require(len(set(self.units)) == outputs == len(self.units), "units", f"{outputs} distinct class ids", units)
         known = len(self.classes) > 0 and set(self.classes) <= set(self.units)
         require(known, "classes", f"at least one of the teacher's {outputs} classes", classes)
-        precision = resolved(settings.precision, self.device)
+        precision = resolved(precision, self.device)
         self.generator = arranged(self._new_generator(seed).to(self.device).train(), precision)
         """The meta-generator."""
         self._adapted = copy.deepcopy(self.generator)
@@ -181,6 +183,8 @@ class FastSynthesis:
         self._plans: dict[str, SavedPlans] | None = None  # how the networks of the first call compute
         self.batches = 0
         """Batches that the meta-generator has learned from."""
+        self.recognised = 0.0
+        """Share of the last call's images that the teacher assigns to their class, augmented as they were."""
 
     def make(self, count: int, student: nn.Module | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``count`` new images, balanced over the classes; the first call begins with the warm-up.
@@ -205,7 +209,8 @@ class FastSynthesis:
             labels = self._labels(count, generator)
             sizes = math.ceil(count / self.settings.batch_size)
             parts = [self._batch(part, generator, compete=True) for part in labels.tensor_split(sizes)]
-            return torch.cat(parts), labels
+            self.recognised = float(torch.cat([right for _, right in parts]).double().mean())
+            return torch.cat([images for images, _ in parts]), labels
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later batches depend on, but the random generator; copies."""
@@ -225,8 +230,11 @@ class FastSynthesis:
 
     # One batch.
 
-    def _batch(self, labels: Tensor, generator: torch.Generator, compete: bool) -> Tensor:
-        """Images of the classes ``labels`` (N,), on the CPU; the meta-generator learns from the batch."""
+    def _batch(self, labels: Tensor, generator: torch.Generator, compete: bool) -> tuple[Tensor, Tensor]:
+        """Images of the classes ``labels`` (N,), and which of them the teacher recognises; on the CPU.
+
+        The meta-generator learns from the batch.
+        """
         settings, device = self.settings, self.device
         targets = self._positions(labels).to(device)
         latents = draw_latents(len(labels), settings.latent_size, generator, device).requires_grad_()
@@ -237,7 +245,7 @@ class FastSynthesis:
         objective = self._objective(compete)
         statistics = self._statistics.to(device)
         sums = [torch.zeros_like(weight) for weight in weights]
-        best, lowest, layers = latents, math.inf, list[LayerStatistics]()
+        best, right, lowest, layers = latents, targets, math.inf, list[LayerStatistics]()
         for number in range(settings.steps):
             images = self._images(self._network(latents))
             inputs = self._augmented(images, generator)
@@ -247,7 +255,7 @@ class FastSynthesis:
             total, values = objective(Step(images, inputs, logits, targets, mixed, student))
             loss = self._require_finite(objective, values, number)
             if loss < lowest:
-                best, lowest = images.detach(), loss
+                best, right, lowest = images.detach(), logits.argmax(1) == targets, loss
             gradients = torch.autograd.grad(total / len(labels), [*weights, latents])
             for tensor, gradient in zip([*weights, latents], gradients, strict=True):
                 tensor.grad = gradient
@@ -257,7 +265,7 @@ class FastSynthesis:
             statistics.add(layers, len(labels))
             self._statistics = statistics
         self._learn(weights, sums)
-        return best.float().cpu()
+        return best.float().cpu(), right.cpu()
 
     def _learn(self, adapted: list[nn.Parameter], gradients: list[Tensor]) -> None:
         """One step of the meta-generator."""

@@ -13,7 +13,7 @@ from exml_fast.transfer.adaptation import (
     tsne,
 )
 from exml_fast.transfer.distill import Distillation, DistillResult, distill
-from exml_fast.transfer.makers import Drawn, Inverted, Made, Maker
+from exml_fast.transfer.makers import Adapted, Drawn, Inverted, Made, Maker
 from exml_fast.transfer.perturbation import (
     PERTURBATIONS,
     PerturbationGenerator,
@@ -38,6 +38,7 @@ __all__ = [
     "PERTURBATIONS",
     "REHEARSAL",
     "ZSKD",
+    "Adapted",
     "Attack",
     "DistillResult",
     "Distillation",

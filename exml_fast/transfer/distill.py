@@ -15,6 +15,7 @@ from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_sta
 from exml_fast.data import Augmentation, ImageSource, InputSpec
 from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
+from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.profiling import Meter
@@ -33,7 +34,7 @@ from exml_fast.training import (
 )
 from exml_fast.training.loop import forked, seeded
 from exml_fast.training.precision import resolved
-from exml_fast.transfer.makers import Drawn, Inverted, Maker
+from exml_fast.transfer.makers import Adapted, Drawn, Inverted, Maker
 from exml_fast.transfer.pool import Generation, Pool, require_room
 from exml_fast.validation import Flat, NonNegative, Positive, require_count, settings, to_dict, with_flat_changes
 
@@ -100,7 +101,7 @@ class DistillResult(TrainingResult):
 def distill(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor | ImageSource | None = None,
+    images: Result | Tensor | ImageSource | Fast | None = None,
     *,
     recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     config: Distillation | None = None,
@@ -129,7 +130,8 @@ def distill(
         teacher: a classifier that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: a classifier of the same input with K logits.
         images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
-            first of the pool. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn.
+            first of the pool. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn; or
+            :class:`exml_fast.generators.Fast`, with which a meta-generator makes all images (Fang 2022).
         recipe: of the images that are made, a name or a Recipe; of several each round takes one, all equally probable
             (App. D mixes multi-resolution and full resolution so).
         config: how the student is taught; :class:`Distillation`'s defaults when None. ``overrides`` are fields of it,
@@ -166,8 +168,8 @@ def distill(
     if images is None and recipe is None:
         raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
     source = images if isinstance(images, ImageSource) else None
-    if source is not None and recipe is not None:
-        raise ValueError(f"recipe must be None with images drawn by {type(source).__name__}, got {recipe!r}")
+    if recipe is not None and (source is not None or isinstance(images, Fast)):
+        raise ValueError(f"recipe must be None with images drawn by {type(images).__name__}, got {recipe!r}")
     if source is not None and classes is not None:
         raise ValueError(f"classes must be None with images drawn by {type(source).__name__}, got {classes!r}")
     generation = config.generation.resolved(training.batch_size, cheap=source is not None)
@@ -197,11 +199,19 @@ def distill(
 
         loop = Loop(taught, loss, training, stage="learn", progress=progress)
         given = None
-        if source is None and images is not None:
+        if source is None and images is not None and not isinstance(images, Fast):
             given = _labelled(images, fixed, units, spec, device)
         maker: Maker | None = None
         if source is not None:
             maker = Drawn(source, spec, answers, units, device)
+        elif isinstance(images, Fast):
+            batch_size = min(images.batch_size, generation.per_round or images.batch_size)
+            synthesis = FastSynthesis(
+                fixed, spec, images.replace(batch_size=batch_size), units=units,
+                classes=None if classes is None else class_ids(classes), device=device,
+                precision=generation.engine_precision, statistics=statistics, layers=layers, seed=seed,
+            )  # fmt: skip
+            maker = Adapted(synthesis, loop.model)
         elif recipe is not None:
             synthesizers = [
                 Synthesizer(

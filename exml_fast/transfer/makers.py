@@ -1,4 +1,7 @@
-"""Who makes the new images that join the pool of :func:`exml_fast.transfer.distill`: inversion, or a source."""
+"""Who makes the new images that join the pool of :func:`exml_fast.transfer.distill`.
+
+The inversion, a meta-generator, or a source.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import ImageSource, InputSpec
-from exml_fast.inversion import Synthesizer
+from exml_fast.generators import FastSynthesis
+from exml_fast.inversion import SetStatistics, Synthesizer
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 from exml_fast.training import network_input
 
-__all__ = ["Drawn", "Inverted", "Made", "Maker"]
+__all__ = ["Adapted", "Drawn", "Inverted", "Made", "Maker"]
 
 # Images that the teacher labels at once.
 LABELLED_IMAGES = 512
@@ -59,6 +63,8 @@ class Maker(Protocol):
 class Inverted:
     """Images optimised until the teacher recognises balanced classes (Yin 2020, A.1); the student may compete.
 
+    With a recipe's ``bn_memory``, the images of all its rounds are one set.
+
     Args:
         synthesizers: of the teacher; of several each round takes one, all equally probable.
         classes: ids of the classes.
@@ -84,6 +90,8 @@ class Inverted:
             raise ValueError(f"classes {missing} are not among the teacher's {len(units)}")
         self.synthesizers, self.classes = synthesizers, torch.tensor(classes)
         self.student, self.progress = student, progress
+        memories = [synthesizer.recipe.matching.bn_memory for synthesizer in synthesizers]
+        self.memories = [SetStatistics(memory) if memory else None for memory in memories]
 
     def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> Made:
         """See :class:`Maker`. "recipe" is the index of the synthesizer, "teacher" the share that it recognises."""
@@ -95,23 +103,60 @@ class Inverted:
         orders = [torch.randperm(len(self.classes), generator=generator) for _ in range(turns)]
         labels = self.classes[torch.cat(orders)[:count]]
         result = self.synthesizers[which].run(
-            labels, seed=seed, classes=self.classes.tolist(), student=self.student, progress=self.progress,
-            checkpoint_dir=checkpoint_dir,
+            labels, seed=seed, classes=self.classes.tolist(), student=self.student, memory=self.memories[which],
+            progress=self.progress, checkpoint_dir=checkpoint_dir,
         )  # fmt: skip
         return Made(result.images, result.labels, {"recipe": which, "teacher": result.summary["teacher_accuracy"]})
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing changes: the student is saved by the loop that trains it."""
-        return {}
+        """The statistics of the images so far; the student is saved by the loop that trains it."""
+        return {"memories": [memory and memory.state_dict() for memory in self.memories]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`Maker`."""
+        for memory, saved in zip(self.memories, state["memories"], strict=True):
+            if memory is not None:
+                memory.load_state_dict(saved)
 
     def identity(self) -> tuple[list[Tensor], Any]:
         """See :class:`Maker`."""
         given = [t for s in self.synthesizers[:1] if isinstance(t := s.networks.statistics, Tensor)]
         settings = [[s.recipe.to_dict(), s.networks.layers, s.networks.precision] for s in self.synthesizers]
         return [self.classes, *given], settings
+
+
+class Adapted:
+    """Images of a meta-generator that some steps adapt to each batch (Fang 2022); the student may compete.
+
+    Args:
+        synthesis: of the teacher.
+        student: the network that learns, as it is at the time of a round.
+    """
+
+    cheap: ClassVar[bool] = False
+
+    def __init__(self, synthesis: FastSynthesis, student: nn.Module) -> None:
+        self.synthesis, self.student = synthesis, student
+
+    def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> Made:
+        """See :class:`Maker`. "teacher" is the share that the teacher recognises."""
+        images, labels = self.synthesis.make(count, self.student, generator)
+        return Made(images, labels, {"teacher": self.synthesis.recognised})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The meta-generator and the statistics of the images so far."""
+        return self.synthesis.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Maker`."""
+        self.synthesis.load_state_dict(state)
+
+    def identity(self) -> tuple[list[Tensor], Any]:
+        """See :class:`Maker`."""
+        networks = self.synthesis.networks
+        given = [networks.statistics] if isinstance(networks.statistics, Tensor) else []
+        settings = [self.synthesis.settings.to_dict(), networks.layers, networks.precision]
+        return [torch.tensor(self.synthesis.classes), *given], settings
 
 
 class Drawn:
