@@ -10,6 +10,7 @@ from exml_fast import build_info
 from exml_fast.cli import catalogue
 from exml_fast.cli.distill import distill
 from exml_fast.cli.experts import evaluate, train_experts_command
+from exml_fast.cli.generator import generator
 from exml_fast.cli.invert import invert
 from exml_fast.cli.learn import demo, learn
 from exml_fast.cli.reproduce import reproduce_command, transfer
@@ -46,6 +47,7 @@ def _root(
 app.command("train-experts")(train_experts_command)
 app.command()(invert)
 app.command()(distill)
+app.command()(generator)
 app.command()(learn)
 app.command()(evaluate)
 app.command()(demo)

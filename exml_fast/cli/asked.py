@@ -1,4 +1,4 @@
-"""What `invert` and `distill` were asked for, as stored in `run.json`."""
+"""What `invert`, `distill` and `generator` were asked for, as stored in `run.json`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from exml_fast.cli.parsing import source_name
 from exml_fast.validation import Count, Precision, settings, to_dict
 
 __all__ = [
-    "DistillRun", "InvertRun", "JudgeOptions", "MachineOptions", "StatisticsOptions", "StudentOptions",
+    "DistillRun", "GeneratorRun", "InvertRun", "JudgeOptions", "MachineOptions", "StatisticsOptions", "StudentOptions",
     "TeacherOptions", "public",
 ]  # fmt: skip
 
 # Files and folders of this machine, which decide no result or are named elsewhere.
-HIDDEN = {"images", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
+HIDDEN = {"images", "start", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
 
 
 @settings
@@ -102,7 +102,26 @@ class DistillRun:
     report: bool
 
 
-def public(run: InvertRun | DistillRun) -> dict[str, Any]:
+@settings
+class GeneratorRun:
+    """Options of ``generator``."""
+
+    teacher: TeacherOptions
+    machine: MachineOptions
+    student: str | None
+    student_arguments: dict[str, Any]
+    start: str | None
+    delegator: dict[str, Any]
+    count: Count
+    data: str | None
+    data_root: str | None
+    real: str | None
+    tensorboard: str | None
+    png: bool
+    report: bool
+
+
+def public(run: InvertRun | DistillRun | GeneratorRun) -> dict[str, Any]:
     """Settings for files of results: all options in one table, networks by name, without folders of this machine.
 
     "images" is the kind of random images, if they are drawn.

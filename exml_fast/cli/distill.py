@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from exml_fast.cli.asked import (
@@ -54,6 +53,7 @@ from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
 from exml_fast.data.buffer import IMAGES_FILE
+from exml_fast.evaluation import accuracy
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
 from exml_fast.progress import TensorBoard
@@ -181,16 +181,6 @@ def distill(
 
         units = teacher.units or tuple(range(teacher.outputs()))
 
-        def accuracy(network: torch.nn.Module) -> float:
-            assert test is not None
-            ids = torch.tensor(units)
-            with torch.no_grad():
-                right = [
-                    (ids[network(x.to(run.machine.device)).argmax(1).cpu()] == y).sum()
-                    for x, y in test.batches(teacher.spec)
-                ]
-            return float(sum(right)) / len(test)
-
         with contextlib.ExitStack() as stack:
             progress: Any = stack.enter_context(Reporter())
             if run.tensorboard:
@@ -199,8 +189,9 @@ def distill(
                 teacher.model, fresh, ready.source or ready.images, recipe=ready.recipes or None, config=config,
                 spec=teacher.spec, classes=None if ready.source is not None else wanted, units=teacher.units,
                 statistics=ready.statistics, layers=run.matching.layers, seed=run.machine.seed,
-                device=run.machine.device, evaluate=accuracy if test is not None else None, progress=progress,
-                checkpoint_dir=out / "checkpoints", pool_dir=run.pool_dir,
+                device=run.machine.device,
+                evaluate=None if test is None else lambda network: accuracy(network, test, teacher.spec, units),
+                progress=progress, checkpoint_dir=out / "checkpoints", pool_dir=run.pool_dir,
             )  # fmt: skip
         known = tuple(wanted or units)
         origin = provenance(run.machine.device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exml_fast.cli.asked import DistillRun, InvertRun
+from exml_fast.cli.asked import DistillRun, GeneratorRun, InvertRun
 from exml_fast.cli.parsing import parse_pairs, parse_source
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
@@ -33,6 +33,8 @@ __all__ = [
     "panel",
     "prepared_inversion",
     "prepared_distillation",
+    "require_fit",
+    "teacher_of",
 ]
 
 PARAMETRISATIONS = {"pen-strokes": PenStrokes}
@@ -68,16 +70,16 @@ def panel(teacher: Teacher, judges: Sequence[str], real: str | None, classes: li
         units = found.units or range(found.outputs())
         if missing := [c for c in wanted if c not in units]:
             raise ValueError(f"--judge {judge} has no logit for the classes {missing[:8]} that images are made of")
-        _require_fit(f"--judge {judge}", torch.zeros(1, *teacher.spec.shape), found.spec)
+        require_fit(f"--judge {judge}", torch.zeros(1, *teacher.spec.shape), found.spec)
     pixels = None if real is None else some_images(real, teacher.spec.size, 10_000)
     if pixels is not None:
         if len(pixels) < 2:
             raise ValueError(f"--real must hold at least 2 images, {real} has {len(pixels)}")
-        _require_fit("--real", pixels[:1], teacher.spec)
+        require_fit("--real", pixels[:1], teacher.spec)
     return Panel(asked, pixels)
 
 
-def _require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
+def require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
     """ValueError naming the option if a network of that input cannot take such images."""
     try:
         spec.prepare(image)
@@ -85,7 +87,8 @@ def _require_fit(option: str, image: Tensor, spec: InputSpec) -> None:
         raise ValueError(f"{option}: {error}") from error
 
 
-def _teacher_of(run: InvertRun | DistillRun) -> Teacher:
+def teacher_of(run: InvertRun | DistillRun | GeneratorRun) -> Teacher:
+    """Open the teacher that the options name."""
     asked = run.teacher
     assert asked.model is not None
     return open_teacher(
@@ -133,7 +136,7 @@ def prepared_inversion(
     run: InvertRun,
 ) -> tuple[Teacher, list[int] | None, recipes.Recipe, dict[str, Any], Panel]:
     """Open and check everything for ``invert``: teacher, classes, recipe, options of the synthesizer, and judges."""
-    teacher = _teacher_of(run)
+    teacher = teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
     matched = _has_statistics(run, teacher)
@@ -184,7 +187,7 @@ class PreparedDistillation:
 
 def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     """Open and check everything for ``distill``."""
-    teacher = _teacher_of(run)
+    teacher = teacher_of(run)
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
     config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.distillation)
@@ -220,7 +223,7 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     require_memory(student, teacher.spec, config.training.batch_size, torch.device(run.machine.device))
     test = None if run.learning.data is None else load(run.learning.data, run.learning.data_root).test
     if test is not None:
-        _require_fit("--data", test.images[:1], teacher.spec)
+        require_fit("--data", test.images[:1], teacher.spec)
         units = teacher.units or range(outputs)
         if not any(label in units for label in test.labels.unique().tolist()):
             raise ValueError(

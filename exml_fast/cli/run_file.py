@@ -30,6 +30,7 @@ PRODUCTS = (
     "results.json",
     "report.json",
     "student",
+    "generator",
     "images",
     "png",
     RUN_FILE,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 
-__all__ = ["device_of", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe", "unpacked"]
+__all__ = ["device_of", "distinct_units", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe", "unpacked"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -30,6 +30,14 @@ def unpacked(
     units = getattr(given, "units", None) if units is None else units
     classes = getattr(given, "classes", None) if classes is None else classes
     return given.model, units, classes
+
+
+def distinct_units(units: Sequence[int] | None, outputs: int) -> tuple[int, ...]:
+    """The class id of each of the ``outputs`` logits; 0, 1, … when None. ValueError unless they are distinct."""
+    found = tuple(range(outputs)) if units is None else tuple(int(unit) for unit in units)
+    if len(found) != outputs or len(set(found)) != outputs:
+        raise ValueError(f"units must be {outputs} distinct class ids, one a logit, got {found}")
+    return found
 
 
 def frozen_copy(model: nn.Module, device: torch.device | str | None) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,15 @@ from exml_fast.evaluation.features import logits
 __all__ = ["accuracy", "class_accuracies"]
 
 
-def accuracy(model: nn.Module, split: Split, spec: InputSpec) -> float:
-    """Share of the images, in [0, 1], whose largest logit is that of their label."""
-    right = sum(int((logits(model, x, len(x)).argmax(1) == y).sum()) for x, y in split.batches(spec))
+def accuracy(model: nn.Module, split: Split, spec: InputSpec, units: Sequence[int] | None = None) -> float:
+    """Share of the images, in [0, 1], whose largest logit is that of their label.
+
+    ``units[j]`` is the class id of logit j; 0 to K − 1 when None.
+    """
+    right = 0
+    for images, labels in split.batches(spec):
+        found = logits(model, images, len(images)).argmax(1)
+        right += int(((found if units is None else torch.tensor(units)[found]) == labels).sum())
     return right / len(split)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
+from exml_fast.engine.freezing import device_of, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
 from exml_fast.engine.substitution import copied
@@ -153,6 +153,7 @@ def delegate(
     generator: Generator | None = None,
     config: Delegator | None = None,
     spec: Any = None,
+    units: Sequence[int] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -176,6 +177,7 @@ def delegate(
         generator: of the task before, which a copy of starts from (Alg. 1, line 4); a new one when None.
         config: :class:`Delegator`'s defaults when None. ``overrides`` are fields of it, as ``steps=2000``.
         spec: the input; read from the teacher or the generator when None.
+        units: ``units[j]`` is the class id of logit j; those of an Expert, or 0 to K − 1, when None.
         seed: decides everything random.
         device: where to run; where the teacher is when None.
         evaluate: called with the student in evaluation mode every ``evaluate_every`` rounds, and at the end. Its random
@@ -196,7 +198,7 @@ def delegate(
     if generator is not None:
         require(isinstance(generator, Generator), "generator", "a Generator", type(generator).__name__)
     spec = InputSpec.of(generator.spec if spec is None and not _has_spec(teacher) and generator else spec or teacher)
-    teacher, units, _ = unpacked(teacher)
+    teacher, units, _ = unpacked(teacher, units)
     require_module(teacher)
     device = device_of(teacher) if device is None else torch.device(device)
     training, turns = config.student_training(), config.round_steps
@@ -205,7 +207,7 @@ def delegate(
         outputs = _outputs(teacher, spec, device)
         taught = _student(teacher, student, example, device)
         require_memory(taught, spec, training.batch_size, device)
-        units = tuple(range(outputs)) if units is None else tuple(int(unit) for unit in units)
+        units = distinct_units(units, outputs)
         made = _generator(generator, config.network, spec, units, seed).to(device)
         precision = resolved(training.precision, device)
         knowledge = TaughtFeatures(teacher, spec, device, precision, training.batch_size)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from exml_fast._native import reused_memory
 from exml_fast.checkpoint import Checkpoint, fingerprint
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of, dtype_of
+from exml_fast.engine.freezing import device_of, distinct_units, dtype_of
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
 from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
@@ -108,10 +108,7 @@ class Synthesizer:
             batch_size=self.recipe.optimisation.batch_size, device=self.device, precision=precision, engine=engine,
             statistics=statistics, layers=layers,
         )  # fmt: skip
-        count = self.networks.num_classes
-        self.units = tuple(range(count)) if units is None else tuple(int(u) for u in units)
-        if len(self.units) != count or len(set(self.units)) != len(self.units):
-            raise ValueError(f"units must be {count} distinct class ids, one a logit, got {self.units}")
+        self.units = distinct_units(units, self.networks.num_classes)
         matching = self.recipe.matching if self.networks.matches_statistics else None
         self.objective = Objective.of(self.recipe.classification, self.recipe.priors, matching, self.recipe.competition)
         self.compact = compact and not self.objective.couples

@@ -124,6 +124,7 @@ class Report:
         confusions: counts (K, K), true class by predicted class, by name.
         similarities: class similarities (K, K) of experts, by name.
         seconds: for each run the seconds of each stage.
+        pictures: further pictures, SVG by heading.
     """
 
     title: str
@@ -140,6 +141,7 @@ class Report:
     confusions: Mapping[str, Tensor] = field(default_factory=dict)
     similarities: Mapping[str, Similarities] = field(default_factory=dict)
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(report: Report) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.data import Augmentation, ImageSource, InputSpec
-from exml_fast.engine.freezing import device_of, frozen, probe, unpacked
+from exml_fast.engine.freezing import device_of, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
@@ -185,7 +185,7 @@ def distill(
         fixed = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), precision)
         taught = copy.deepcopy(student).to(device)
         outputs = _matching_outputs(fixed, taught, spec, training.batch_size, device)
-        units = _distinct_units(units, outputs)
+        units = distinct_units(units, outputs)
         answers = Answers(fixed, spec, training)
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -277,13 +277,6 @@ def _matching_outputs(
     if outputs[0] != outputs[1]:
         raise ValueError(f"student must give the teacher's {outputs[0]} logits, it gives {outputs[1]}")
     return int(outputs[0])
-
-
-def _distinct_units(units: Sequence[int] | None, outputs: int) -> tuple[int, ...]:
-    found = tuple(range(outputs)) if units is None else tuple(int(u) for u in units)
-    if len(set(found)) != outputs or len(found) != outputs:
-        raise ValueError(f"units must be {outputs} distinct class ids, one a logit, got {found}")
-    return found
 
 
 def _labelled(
