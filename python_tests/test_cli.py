@@ -105,7 +105,7 @@ def test_version_prints_build_info() -> None:
     assert lines["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("command", ["train-experts", "invert", "distill", "learn", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["train-experts", "invert", "distill", "generator", "learn", "evaluate", "demo"])
 def test_help_names_the_common_options(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "160", "TERM": "dumb"}).output
     assert all(option in text for option in ("--seed", "--device", "--out", "--json"))
