@@ -560,6 +560,26 @@ def test_learn_from_random_images(
     assert (found and found.describe()["source"]["source"]) == source
 
 
+def test_learn_from_photographs(npz: Path, experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Measured(torch.ones(2), torch.empty(2, 0))
+    monkeypatch.setattr(ResponseCalibration, "measure", lambda self, expert, generator: one)
+    (tmp_path / "photos").mkdir()
+    save_image(torch.rand(3, 40, 50), tmp_path / "photos" / "a.png")
+    arguments = ("learn", "--data", npz, "--experts", experts, *QUICK_LEARN)
+    given = ("--strategy", f"photographs={tmp_path / 'photos'}")
+    row = as_json(*arguments, *given, "--out", tmp_path / "run")["rows"][0]
+    assert row["name"] == "Photographs" and row["note"].startswith("random crops, what is known: one photograph")
+    stored = load_json(tmp_path / "run" / "results.json")["settings"]
+    assert stored["strategies"] == ["photographs"] and stored["photographs"] == "photos"
+    for wrong, message in (
+        (("--strategy", "photographs"), "source must be files, folders or tensors of photographs"),
+        ((*given, *given), "--strategy photographs must be given once"),
+        (("--strategy", f"photographs={tmp_path / 'none'}"), "photographs: there is no file"),
+    ):
+        refused = call(*arguments, *wrong, "--out", tmp_path / "wrong", code=2)
+        assert message in " ".join(refused.output.split()) and not (tmp_path / "wrong").exists()
+
+
 def test_invert_drawings(experts: Path, tmp_path: Path) -> None:
     arguments = (experts / "expert_01", "--parametrisation", "pen-strokes", "--classes", "0,1", "--steps", 3)
     summary = as_json("invert", *arguments, "--out", tmp_path / "run")

@@ -21,8 +21,9 @@ from exml_fast.continual import (
     method,
     plan,
 )
-from exml_fast.data import DeadLeaves, PenStrokes
+from exml_fast.data import DeadLeaves, PenStrokes, Photographs
 
+PHOTOGRAPH = torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0))
 QUICK: dict[str, Any] = {"steps": 3, "batch_size": 4, "buffer_size": 20}
 
 
@@ -37,6 +38,7 @@ QUICK: dict[str, Any] = {"steps": 3, "batch_size": 4, "buffer_size": 20}
         ("natural-fields", Procedural, None),
         ("dead-leaves", Procedural, None),
         ("pen-strokes", Procedural, None),
+        ("photographs", Procedural, None),
         ("inverted-strokes", DrawnInversion, None),
         ("replay", Replay, quadrants()),
     ],
@@ -44,6 +46,7 @@ QUICK: dict[str, Any] = {"steps": 3, "batch_size": 4, "buffer_size": 20}
 def test_every_name_makes_a_method_that_runs(name: str, kind: type, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inverts = METHODS[name].recipe is not None
     changes: dict[str, Any] = {"inversion": {"steps": 2}} if inverts else {}
+    changes |= {"source": PHOTOGRAPH} if name == "photographs" else {}
     made = method(name, data=data, seed=3, **QUICK, **changes)
     assert type(made.strategy) is kind and made.seed == 3 and made.config.training.steps == 3
     one = xf.continual.Measured(torch.ones(2), torch.empty(2, 0))
@@ -77,6 +80,11 @@ def test_images_are_described() -> None:
     assert plan("pen-strokes").describe_images().startswith("random images, what is known: ")
     both = plan("model-inversion", background="natural-fields", background_share=0.5, targets="stored")
     assert both.describe_images() == "images inverted from the experts, and random ones, what is known: natural images"
+    crops = plan("photographs", source=PHOTOGRAPH)
+    assert crops.describe_images() == "random crops, what is known: one photograph"
+    two = plan("photographs", source=Photographs([PHOTOGRAPH, PHOTOGRAPH], rotation=0))
+    assert two.describe_images().endswith("2 photographs") and two.calibration is not None
+    assert two.calibration.source is two.source and two.config == plan("random-images").config
     assert plan("auxiliary-data").describe_images("photographs") == "images of photographs"
 
 
@@ -93,6 +101,8 @@ def test_images_are_described() -> None:
         ("model-inversion", {"background": "dead-leaves"}, "got 'dead-leaves' and 0.0 for model-inversion"),
         ("model-inversion", {"background_share": 0.5, "targets": "stored"}, "got None and 0.5 for model-inversion"),
         ("random-images", {"source": "leaves"}, "source must be one of"),
+        ("photographs", {}, "source must be files, folders or tensors of photographs for photographs, got None"),
+        ("photographs", {"source": "nowhere.jpg"}, "photographs: there is no file nowhere.jpg"),
         ("random-images", {"renormalise": True}, "renormalise needs images of experts"),
         ("random-images", {"targets": "live", "combine": "per_sample"}, "combine must be 'per_unit'"),
         ("model-inversion", {"inversion": {"compete": 2.0}}, "compete must be 0 for model-inversion: use adaptive-inv"),

@@ -112,9 +112,12 @@ def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/transfer.md"])
-def test_impressions(page: str, short: None) -> None:
+def test_impressions(page: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("art", reason="needs the extra attacks")
-    code, *others = (code for code in blocks(page, "python") if "zskd" in code)
+    monkeypatch.chdir(tmp_path)
+    for name in ("china", "flower"):
+        save_image(torch.rand(3, 40, 40), tmp_path / f"{name}.jpg")
+    code, *others = (code for code in blocks(page, "python") if "zskd" in code or "Photographs" in code)
     spec = xf.InputSpec(1, (32, 32), (0.0,), (1.0,))
     data = xf.data.load("digits")
     few = dataclasses.replace(data, test=xf.data.Split(data.test.images[:4], data.test.labels[:4]))
@@ -125,7 +128,9 @@ def test_impressions(page: str, short: None) -> None:
     found = run(code.replace("epsilon=0.3", "epsilon=0.3, steps=1"), names)
     assert isinstance(found["student"], torch.nn.Module)
     for code in others:
-        assert isinstance(run(code, {**names, "transfer": xf.transfer})["student"], torch.nn.Module)
+        assert isinstance(
+            run(code, {**names, "transfer": xf.transfer, "torch": torch})["taught"].model, torch.nn.Module
+        )
 
 
 def test_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +149,8 @@ def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     found = blocks("docs/ex_model.md", "python") + [c for c in blocks("README.md", "python") if "continual" in c]
     whole = found[0].replace('load("mnist", "data")', 'load("digits")').replace('"experts")', '"experts", epochs=1)', 1)
+    (tmp_path / "photos").mkdir()
+    save_image(torch.rand(3, 40, 40), tmp_path / "photos" / "a.png")
     method = 'method("model-inversion", variant="mnist", buffer_size=20'
     result = run(whole.replace('method("model-inversion", variant="mnist"', method), {})["result"]
     assert result.expert.classes == tuple(range(10))

@@ -92,9 +92,10 @@ def test_a_student_learns_digits(
         ("zero_shot_distillation", 80),
         ("universal_perturbation", 40),
         ("source_free_adaptation", 65),
+        ("one_photograph", 70),
     ],
 )
-def test_impressions_of_digits_are_enough(
+def test_students_learn_digits_without_digits(
     name: str, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -58,7 +58,11 @@ def learn(
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(STRATEGIES)}; all: those of the paper, the first three.", show_default=False),
+        typer.Option(
+            help=f"{', '.join(STRATEGIES)}; all: those of the paper, the first three. photographs=FOLDER names a file "
+            "or folder of one or a few photographs.",
+            show_default=False,
+        ),
     ] = None,
     data: Data = "digits",
     data_root: DataRoot = None,
@@ -110,7 +114,7 @@ def learn(
     """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
     with Guard(context) as guard:
         values = usual_settings(data) if preset is None else learn_preset(preset)
-        typed = {
+        typed: dict[str, Any] = {
             "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,
             "auxiliary": auxiliary, "variant": variant, "strategies": strategy or ["model-inversion"],
             "calibration": calibration,
@@ -122,6 +126,8 @@ def learn(
         if preset is not None:  # only options that were typed override the preset
             typed = _typed(context, typed, {"strategies": "strategy"})
             experts = _typed(context, experts, {"arguments": "argument", "lr": "expert_lr"})
+        if "strategies" in typed:
+            typed |= _with_photographs(typed["strategies"])
         values |= typed
         values["experts"] = values.get("experts", {}) | experts
         changes = given_options(steps=inversion_steps) | parse_pairs("--inversion", inversion)
@@ -231,6 +237,16 @@ def demo(
         else:
             print_rows(rows, f"{study.data.name}: {len(study.experiences)} experts, and one joint expert")
             typer.echo(f"page: {page}")
+
+
+def _with_photographs(strategies: list[str]) -> dict[str, Any]:
+    """``strategies`` and ``photographs`` of a study; "photographs=FOLDER" names the folder."""
+    prefix = "photographs="
+    folders = [strategy.removeprefix(prefix) for strategy in strategies if strategy.startswith(prefix)]
+    if len(folders) > 1:
+        raise ValueError(f"--strategy photographs must be given once, got the folders {', '.join(folders)}")
+    names = ["photographs" if strategy.startswith(prefix) else strategy for strategy in strategies]
+    return {"strategies": names} | ({"photographs": folders[0]} if folders else {})
 
 
 def _typed(context: typer.Context, values: dict[str, Any], options: dict[str, str]) -> dict[str, Any]:

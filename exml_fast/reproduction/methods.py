@@ -60,6 +60,7 @@ def plan_of(settings: Settings, strategy: str) -> Plan:
         variant=settings.variant if pixels and recipe is None else None,
         recipe=recipe if pixels else None,
         inversion=inversion,
+        source=settings.photographs if entry.photographs else None,
         calibration=settings.calibration,
         typicality=settings.typicality,
         background=None if random else settings.background,

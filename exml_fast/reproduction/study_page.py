@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exml_fast.data import SOURCES
 from exml_fast.inversion import class_similarity
 from exml_fast.report import Learning, Report, Row, Samples, Similarities, write_picture, write_report
 from exml_fast.reproduction.methods import STRATEGIES, plan_of
@@ -137,12 +136,14 @@ def settings_of_study(study: Study, threads: int | None) -> dict[str, Any]:
         elif recipe is not None:
             shown[STRATEGIES[strategy]] = {field: recipe.to_dict()[field] for field in shape}
     fields = (
-        "buffer_size", "steps", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "mixup",
-        "targets", "normalize", "combine",
+        "buffer_size", "steps", "batch_size", "optimizer", "lr", "loss", "temperature", "lambda_ce", "lambda_latent",
+        "mixup", "targets", "normalize", "combine",
     )  # fmt: skip
     for strategy in settings.strategies:
-        name = f"Distillation, {STRATEGIES[strategy]}" if strategy in SOURCES else "Distillation"
-        config = plan_of(settings, strategy).config.to_dict()
+        planned = plan_of(settings, strategy)
+        alone = planned.method.is_random and not planned.method.inverts_source
+        name = f"Distillation, {STRATEGIES[strategy]}" if alone else "Distillation"
+        config = planned.config.to_dict()
         shown[name] = {field: config[field] for field in fields if field in config}
     shown["Device"] = study.options.device + (f", {threads} threads" if threads and threads > 1 else "")
     return shown

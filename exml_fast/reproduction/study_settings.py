@@ -76,6 +76,7 @@ class Settings:
         parts: number of experts in new-instances.
         strategies: where images come from; see :mod:`exml_fast.reproduction.methods`.
         auxiliary: data set or folder of images for strategy "auxiliary-data".
+        photographs: file or folder of photographs for strategy "photographs".
         variant: published variant of the recipes: "mnist", "cifar10" or "core50".
         inversion: ``recipe``, a recipe's name in place of the variant's, and changed fields of the recipe.
         distillation: fields of the distillation's configuration.
@@ -95,6 +96,7 @@ class Settings:
     experts: ExpertSettings = field(default_factory=ExpertSettings)
     strategies: tuple[str, ...] = ("model-inversion",)
     auxiliary: str = "fashion-mnist"
+    photographs: str | None = None
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +120,8 @@ class Settings:
 
     def public(self) -> dict[str, Any]:
         """JSON values for files of results, without folders of this machine."""
-        return to_dict(dataclasses.replace(self, auxiliary=Path(self.auxiliary).name))
+        photographs = None if self.photographs is None else Path(self.photographs).name
+        return to_dict(dataclasses.replace(self, auxiliary=Path(self.auxiliary).name, photographs=photographs))
 
 
 @settings

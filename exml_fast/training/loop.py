@@ -68,6 +68,8 @@ class Loop(Generic[B]):
         config: steps, optimiser, schedule, precision.
         stage: name of this training in messages, progress and the checkpoint's file.
         progress: ``progress(stage, step, steps, terms)`` after each block of steps; its random draws change nothing.
+        beside: a module of the loss, as a projection of features, whose parameters are trained as the model's are. It
+            is part of the loop's state.
 
     Raises:
         ValueError: if no parameter requires a gradient.
@@ -81,6 +83,7 @@ class Loop(Generic[B]):
         *,
         stage: str = "train",
         progress: Progress | None = None,
+        beside: nn.Module | None = None,
     ) -> None:
         self._device = device_of(model)
         precision = resolved(config.precision, self._device)
@@ -88,7 +91,8 @@ class Loop(Generic[B]):
         self.model = arranged(model, precision)
         self.network = Rounded(twin(self.model), precision)
         self.loss, self.config, self.stage, self.progress = loss, config, stage, progress
-        self.optimizer = config.new_optimizer(model.parameters())
+        self.beside = nn.Module() if beside is None else beside
+        self.optimizer = config.new_optimizer([*model.parameters(), *self.beside.parameters()])
         self.step = 0
         self.history: dict[str, list[float]] = {"step": []}
         self.seconds = 0.0
@@ -174,6 +178,7 @@ class Loop(Generic[B]):
         return {
             "step": self.step,
             "model": copy.deepcopy(self.model.state_dict()),
+            "beside": copy.deepcopy(self.beside.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "history": copy.deepcopy(self.history),
             "seconds": self.seconds,
@@ -183,6 +188,7 @@ class Loop(Generic[B]):
         """Restore what :meth:`state_dict` gave."""
         self.step, self.history, self.seconds = state["step"], copy.deepcopy(state["history"]), state["seconds"]
         self.model.load_state_dict(state["model"])
+        self.beside.load_state_dict(state["beside"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exml_fast.continual.ex_model.config import DistillationConfig
 from exml_fast.continual.ex_model.head import Head
+from exml_fast.continual.ex_model.latents import LatentTeachers
 from exml_fast.continual.ex_model.memory import Memory
 from exml_fast.continual.ex_model.targets import Teachers
 from exml_fast.training import blended
@@ -32,6 +33,8 @@ class Batch(NamedTuple):
     """(N, K) bool: units that have a target."""
     labels: Tensor
     """(N,) positions among the units seen; -1 for an image of no class."""
+    latents: Tensor
+    """(N, D) features of the teachers; D is 0 without latent distillation."""
 
 
 class Batches:
@@ -44,6 +47,7 @@ class Batches:
         head: the ex-model's units.
         relabel: the images belong to no class: each is labelled with the class of its highest target.
         generator: decides the rows, augmentation and blends; on the CPU.
+        latents: who gives the features; None without latent distillation.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Batches:
         *,
         relabel: bool,
         generator: torch.Generator,
+        latents: LatentTeachers | None = None,
     ) -> None:
         self.memory, self.teachers, self.config, self.generator = memory, teachers, config, generator
         self.positions = memory.positions(head)
@@ -67,6 +72,10 @@ class Batches:
         self.labels = memory.without_background((torch.cumsum(teachers.seen_mask, 0) - 1)[self.positions])
         self.targets = None if live else targets
         """Targets and mask (rows, K) of all rows; None where every step needs its own."""
+        rows = len(self.positions)
+        none = torch.empty(rows, 0, device=memory.device)
+        self._live_latents = latents if live else None
+        self._latents = none if latents is None or live else latents.of_all(memory, rows)
         self._bounds = memory.spec.bounds(memory.device)
         self.block_steps = max(
             1, min(BLOCK_STEPS, BLOCK_BYTES // (config.training.batch_size * memory.bytes_per_image))
@@ -86,7 +95,8 @@ class Batches:
             target, mask = self.teachers(images, self.positions[index])
         else:
             target, mask = (tensor[index] for tensor in self.targets)
-        parts = (images, target, mask, self.labels[index])
+        latents = self._latents[index] if self._live_latents is None else self._live_latents(images)
+        parts = (images, target, mask, self.labels[index], latents)
         return map(Batch._make, zip(*(part.split(size) for part in parts), strict=True))
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ STEPS: dict[str, type[Step]] = {"renormalise": Renormalise, "align": Align, "deb
 """Steps of post-processing by their flat names, in their usual order."""
 MIXTURES = ("mixup", "cutmix")
 """Fields of the training that an ex-model does not have; ``mixup`` is one of its targets."""
-OWN = ("buffer_size", "lambda_ce", "init_from_first", "reset")
+OWN = ("buffer_size", "lambda_ce", "lambda_latent", "init_from_first", "reset")
 
 
 TRAINING = Training(
@@ -87,6 +87,8 @@ class DistillationConfig:
         targets: where targets come from (Eq. 6 to 8).
         loss: the distance to the targets (Eq. 9).
         lambda_ce: weight of the cross-entropy in Eq. 10.
+        lambda_latent: weight of projected latent distillation (:mod:`exml_fast.continual.ex_model.latents`); 0 for
+            none, as in Carta 2022.
         buffer_size: N of Alg. 1.
         postprocessing: corrections of the ex-model after each expert, in order.
         init_from_first: the ex-model becomes a copy of the first expert (and is not distilled from it) if both
@@ -98,6 +100,7 @@ class DistillationConfig:
     targets: Targets = dataclasses.field(default_factory=LiveTargets)
     loss: Loss = dataclasses.field(default_factory=SquaredError)
     lambda_ce: NonNegative = 1.0
+    lambda_latent: NonNegative = 0.0
     buffer_size: Count = 5000
     postprocessing: tuple[Step, ...] = ()
     init_from_first: bool = False
@@ -153,6 +156,7 @@ class DistillationConfig:
             "loss": self.loss.name,
             **to_dict(self.loss),
             "lambda_ce": self.lambda_ce,
+            "lambda_latent": self.lambda_latent,
             "buffer_size": self.buffer_size,
             "renormalise": Renormalise in steps,
             "align": Align in steps,

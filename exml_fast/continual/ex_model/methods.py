@@ -28,7 +28,7 @@ from exml_fast.continual.ex_model.strategies import (
     Replay,
     Strategy,
 )
-from exml_fast.data import SOURCES, ImageData, ImageSource
+from exml_fast.data import SOURCES, ImageData, ImageSource, Photographs
 from exml_fast.inversion import Recipe, recipes
 from exml_fast.validation import from_mapping, named, require
 
@@ -55,6 +55,7 @@ class Method:
         images: what the images are, in words; ``{domain}`` stands for what the source knows.
         recipe: the recipe that the images are inverted with; its variants are named after data sets.
         source: of random images, by name.
+        photographs: the source is made of photographs, which the user has to give.
         inverts_source: the images are inverted ones of the source, before a background of random ones.
         needs: data without which the strategy cannot be made: "images" of another domain, or "data" of the experts.
         settings: of the distillation, over the defaults (Carta 2022, App. B.1).
@@ -65,6 +66,7 @@ class Method:
     images: str
     recipe: str | None = None
     source: str | None = None
+    photographs: bool = False
     inverts_source: bool = False
     needs: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Method:
     @property
     def is_random(self) -> bool:
         """Whether the settings are those of random images instead of the paper's."""
-        return self.source is not None
+        return self.source is not None or self.photographs
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def plan(
     variant: str | None = None,
     recipe: str | Recipe | None = None,
     inversion: Mapping[str, Any] | None = None,
-    source: str | ImageSource | None = None,
+    source: Any = None,
     calibration: str | ImageSource | None = None,
     typicality: float = 0.0,
     background: str | ImageSource | None = None,
@@ -145,6 +147,7 @@ def plan(
         inversion: fields of the recipe to change, for methods that invert images. Only "adaptive-inversion" has
             ``compete``.
         source: of random images, for methods that have them: a name of :data:`exml_fast.data.SOURCES`, or an object.
+            For "photographs" an :class:`exml_fast.data.Photographs`, or what it is made of: files, folders, tensors.
         calibration: source of the images on which the experts' logits are calibrated, "none" for no calibration; by
             default random images calibrate the experts on themselves.
         typicality: see :class:`ResponseCalibration`.
@@ -160,7 +163,7 @@ def plan(
     values = {**entry.settings, **settings}
     share = values.pop("background_share", 0.0)
     config = DistillationConfig.from_dict(values)
-    drawn = _source("source", entry.source if source is None else source) if entry.is_random else None
+    drawn = _drawn(name, entry, source) if entry.is_random else None
     require(entry.is_random or source is None, "source", f"None: {name} draws no random images", source)
     behind = drawn if entry.inverts_source else _source("background", background)
     if (behind is not None) != (share != 0):
@@ -214,6 +217,14 @@ def _source(what: str, given: str | ImageSource | None) -> ImageSource | None:
     if given is None or given == "none":
         return None
     return named(what, given, SOURCES)() if isinstance(given, str) else given
+
+
+def _drawn(name: str, entry: Method, given: Any) -> ImageSource | None:
+    """The source of a method of random images."""
+    if not entry.photographs:
+        return _source("source", entry.source if given is None else given)
+    require(given is not None, "source", f"files, folders or tensors of photographs for {name}", given)
+    return given if isinstance(given, ImageSource) else Photographs(given)
 
 
 def _recipe(
@@ -295,6 +306,9 @@ METHODS: dict[str, Method] = {
     "natural-fields": _random_images("Natural Fields", "natural-fields"),
     "dead-leaves": _random_images("Dead Leaves", "dead-leaves"),
     "pen-strokes": _random_images("Pen Strokes", "pen-strokes"),
+    "photographs": Method(
+        "Photographs", _random, "random crops, what is known: {domain}", photographs=True, settings=RANDOM_IMAGES
+    ),
     "inverted-strokes": Method(
         "Inverted Strokes", _inverted_source, "random images and inverted ones of their kind, what is known: {domain}",
         recipe="drawn_inversion", source="pen-strokes", inverts_source=True, settings=BEFORE_BACKGROUND,

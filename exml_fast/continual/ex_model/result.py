@@ -23,7 +23,8 @@ class Learned:
     """What happened with one expert.
 
     Attributes:
-        history: lists "step", "loss", the name of the distance ("mse" or "kl") and "ce": means over blocks of steps.
+        history: lists "step", "loss", the name of the distance ("mse" or "kl"), "ce" and, with ``lambda_latent``,
+            "latent": means over blocks of steps.
         seconds: by stage, "generate", "distil" and "evaluate".
         peak_mb: the most memory held in each stage (:class:`exml_fast.profiling.Meter`).
         evaluation: what ``evaluate`` returned; None without it.

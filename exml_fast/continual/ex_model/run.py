@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from exml_fast.checkpoint import Checkpoint, random_state, set_random_state
 from exml_fast.continual.ex_model.batches import Batch, Batches
 from exml_fast.continual.ex_model.calibration import Measured
 from exml_fast.continual.ex_model.head import Head
+from exml_fast.continual.ex_model.latents import LatentTeachers, latent_width
 from exml_fast.continual.ex_model.losses import distillation_loss
 from exml_fast.continual.ex_model.postprocessing import Postprocessing
 from exml_fast.continual.ex_model.result import ExModelResult, Learned
@@ -29,7 +31,7 @@ from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
-from exml_fast.training import placed
+from exml_fast.training import final_features, placed
 
 __all__ = ["Run"]
 
@@ -77,8 +79,10 @@ class Run:
         self.head = Head(units, stream.experiences, method.device)
         self.student = method.new_student(stream, units, spec)
         # An ex-model that a step cannot correct is refused before anything is learned.
-        example = torch.zeros(1, *spec.shape, device=method.device)
-        self.postprocessing = Postprocessing(self.config.postprocessing, self.student.model, example)
+        self._example = torch.zeros(1, *spec.shape, device=method.device)
+        self.postprocessing = Postprocessing(self.config.postprocessing, self.student.model, self._example)
+        if self.config.lambda_latent:
+            latent_width(self.student.model, self._example, "the ex-model")
         self.memory = method.new_memory(spec, len(stream))
         self.generator = torch.Generator().manual_seed(method.seed)
         self.measured: Measured | None = None
@@ -155,7 +159,8 @@ class Run:
                 same = torch.Generator().manual_seed(self.method.seed)
                 self.measured = self.method.calibration.measure(_by_our_ops(expert), same)
         self.place.generated = True
-        terms = {name: list[float]() for name in ("step", "loss", self.config.loss.name, "ce")}
+        latent = ("latent",) if self.config.lambda_latent else ()
+        terms = {name: list[float]() for name in ("step", "loss", self.config.loss.name, "ce", *latent)}
         self.learned.append(Learned(terms))
         self.learned[-1].seconds["generate"], self.learned[-1].peak_mb["generate"] = meter.seconds, meter.peak_mb
         self.student.begin(self.config.reset, expert if self._copies(expert) else None)
@@ -175,14 +180,14 @@ class Run:
     def _distil(self, expert: Expert) -> None:
         """Lines 6 to 12: gradient steps on Eq. 10."""
         clock = _Clock(self.learned[-1].seconds)
-        teachers = self._teachers(expert)
+        teachers, latents = self._teachers(expert), self._latents(expert)
         with self.memory.shown():
             batches = Batches(
                 self.memory, teachers, self.config, self.head,
-                relabel=self.method.strategy.once, generator=self.generator,
+                relabel=self.method.strategy.once, generator=self.generator, latents=latents,
             )  # fmt: skip
             if not self._copies(expert):
-                self._descend(batches, teachers.seen, clock)
+                self._descend(batches, teachers.seen, latents, clock)
         if self.config.targets.keeps:
             assert batches.targets is not None
             target, mask = batches.targets
@@ -191,18 +196,25 @@ class Run:
             self.postprocessing.while_learning(self.student.model, self.memory)
         clock.tick()
 
-    def _descend(self, batches: Batches, seen: Tensor, clock: _Clock) -> None:
+    def _descend(self, batches: Batches, seen: Tensor, latents: LatentTeachers | None, clock: _Clock) -> None:
         """Lines 7 to 11; ``seen`` are the logits of the classes seen so far."""
         config, unlabelled = self.config, self.method.background is not None
+
+        features = list[Tensor]()
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
             term, ce = distillation_loss(
                 network(batch.images), batch.target, batch.mask, batch.labels, seen, config.loss,
                 task_labels=config.targets.task_labels, unlabelled=unlabelled,
             )  # fmt: skip
-            return {"loss": term + config.lambda_ce * ce, config.loss.name: term, "ce": ce}
+            found = {"loss": term + config.lambda_ce * ce, config.loss.name: term, "ce": ce}
+            if latents is None:
+                return found
+            latent = latents.loss(features.pop(), batch.latents)
+            return found | {"loss": found["loss"] + config.lambda_latent * latent, "latent": latent}
 
-        loop = self.student.new_loop(loss, config.training, self._stage("distil"), self.progress)
+        beside = None if latents is None else latents.projections
+        loop = self.student.new_loop(loss, config.training, self._stage("distil"), self.progress, beside)
         written = loop.step
 
         def between() -> None:
@@ -212,9 +224,13 @@ class Run:
             written = loop.step if due else written
             self.checkpoint.keep(self._state, write=due)
 
-        loop.run(batches, between, block_steps=batches.block_steps)
-        terms = zip(loop.history[config.loss.name], loop.history["ce"], strict=True)
-        self.learned[-1].history |= loop.history | {"loss": [term + config.lambda_ce * ce for term, ce in terms]}
+        with ExitStack() as watched:
+            if latents is not None:
+                features = watched.enter_context(final_features(loop.network.model, self._example))
+            loop.run(batches, between, block_steps=batches.block_steps)
+        weights = {config.loss.name: 1.0, "ce": config.lambda_ce, "latent": config.lambda_latent}
+        parts = [[weights[name] * value for value in loop.history[name]] for name in weights if name in loop.history]
+        self.learned[-1].history |= loop.history | {"loss": [sum(terms) for terms in zip(*parts, strict=True)]}
 
     def _teachers(self, expert: Expert) -> Teachers:
         """The previous ex-model and this expert, calibrated where that is asked for."""
@@ -229,6 +245,17 @@ class Run:
         return Teachers(
             expert, answers, self.student.previous, self.head, self.place.expert, self.memory.spec, self.config.targets
         )
+
+    def _latents(self, expert: Expert) -> LatentTeachers | None:
+        """This expert and the previous ex-model, whose features are predicted; None where that is not asked for."""
+        if not self.config.lambda_latent:
+            return None
+        networks = [(f"expert {self.place.expert + 1}", _by_our_ops(expert).model.eval(), expert.input_spec)]
+        if self.student.previous is not None:
+            networks.append(("the previous ex-model", self.student.previous, self.memory.spec))
+        # Experts have maps of their own, so each has a seed of its own.
+        seed = self.method.seed + self.place.expert
+        return LatentTeachers(networks, self.student.model, self.memory.spec, self.method.device, seed)
 
     def _rival(self) -> Expert | None:
         """The ex-model so far, for a strategy that competes with it."""

@@ -53,9 +53,16 @@ class Student:
         if first is not None:
             self.model.load_state_dict(first.model.state_dict())
 
-    def new_loop(self, loss: Loss[Batch], config: Training, stage: str, progress: Progress | None) -> Loop[Batch]:
+    def new_loop(
+        self,
+        loss: Loss[Batch],
+        config: Training,
+        stage: str,
+        progress: Progress | None,
+        beside: nn.Module | None = None,
+    ) -> Loop[Batch]:
         """The loop for the current expert; it continues where a checkpoint was taken."""
-        self.loop = Loop(self.model, loss, config, stage=stage, progress=progress)
+        self.loop = Loop(self.model, loss, config, stage=stage, progress=progress, beside=beside)
         if self._loop_state is not None:
             self.loop.load_state_dict(self._loop_state)
             self._loop_state = None
