@@ -34,6 +34,7 @@ from exml_fast.continual import (
     train_stream,
 )
 from exml_fast.data import Augmentation, InputSpec, load
+from exml_fast.generators import Generator
 from exml_fast.inversion import Result as Inverted
 from exml_fast.models import create
 from exml_fast.profiling import Meter
@@ -285,8 +286,14 @@ def test_distill_draws_random_images(npz: Path, experts: Path, tmp_path: Path) -
     crops = ("--images", f"photographs={tmp_path / 'photos'}")
     summary = as_json("distill", experts / "expert_01", *crops, *short, "--out", tmp_path / "crops")
     assert load_json(tmp_path / "crops" / "results.json")["settings"]["images"] == "photographs"
+    made = Generator.create("upsampling", Expert.load(experts / "expert_01").input_spec, latent_size=5, width=2)
+    made.save(tmp_path / "generator")
+    images = ("--images", f"generator={tmp_path / 'generator'}")
+    summary = as_json("distill", experts / "expert_01", *images, *short, "--out", tmp_path / "generated")
+    assert load_json(tmp_path / "generated" / "results.json")["settings"]["images"] == "generator"
     for wrong, message in (
         (("--images", f"photographs={tmp_path / 'nowhere'}"), "photographs: there is no file"),
+        (("--images", f"generator={tmp_path / 'photos'}"), "photos"),
         (("--recipe", "deep_dream"), "--images dead-leaves draws all images"),
         (("--classes", "0,1"), "--classes: --images dead-leaves draws images of no class"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from exml_fast.continual.ex_model.latents import LatentTeachers
 from exml_fast.continual.scenarios import stream_accuracy
 from exml_fast.data import InputSpec
 from exml_fast.models import create
+from exml_fast.training import Loop
 
 SPEC = InputSpec(1, (32, 32), (0.2,), (0.5,))
 CPU = torch.device("cpu")
@@ -72,23 +74,35 @@ def test_the_ex_model_learns_features_and_classes(targets: str) -> None:
     assert "latent" not in run(0.0).learned[0].history
 
 
-def test_the_gradient_of_a_step_is_that_of_the_weighted_sum() -> None:
-    """A step of gradient descent from known weights, with the first expert alone."""
-    expert = trained()[0]
-    torch.manual_seed(7)
-    student = create("lenet5", num_classes=4)
-    config = QUICK.replace(
-        lambda_latent=2.0, lambda_ce=0.0, steps=1, batch_size=60, optimizer="sgd", lr=0.1, momentum=0.0,
-        augmentation={"shift": 0}, schedule="constant",
-    )  # fmt: skip
-    method = ExModelDistillation(real_images(), config, model=student, units=[0, 1, 2, 3], seed=2)
-    made = method.run([expert])
-    latents = LatentTeachers([("a", expert.model.eval(), SPEC)], student, SPEC, CPU, seed=2)
-    assert made.history["latent"][0] > 0
-    assert made.history["loss"][0] == pytest.approx(made.history["mse"][0] + 2 * made.history["latent"][0], rel=1e-5)
-    assert latents.widths == [84] and not torch.equal(
-        made.model.state_dict()["features.0.weight"], student.features[0].weight
-    )
+def test_a_step_descends_the_weighted_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the maps; against the sum of the terms, written out."""
+    steps: list[Any] = []
+    take = Loop._take_step
+
+    def spy(loop: Any, batch: Any) -> Any:
+        before = copy.deepcopy(loop.model), copy.deepcopy(loop.beside)
+        terms = take(loop, batch)
+        steps.append((batch, *before, copy.deepcopy(loop.model), copy.deepcopy(loop.beside)))
+        return terms
+
+    monkeypatch.setattr(Loop, "_take_step", spy)
+    config = QUICK.replace(lambda_latent=2.0, lambda_ce=0.0, steps=1, batch_size=8, lr=0.1, momentum=0.0)
+    ExModelDistillation(real_images(), config, seed=2).run(stream())
+    (_, _, _, _, first), (batch, model, maps, learned, learned_maps) = steps
+    assert len(first) == 1 and len(maps) == 2  # the expert; the expert and the previous ex-model
+    hidden = model.classifier[:4](model.features(batch.images).flatten(1))
+    squares = ((model.classifier[4](hidden) - batch.target) * batch.mask).square().sum(1) / batch.mask.sum(1)
+    loss = squares.mean()
+    for project, wanted in zip(maps, batch.latents.split(84, 1), strict=True):
+        loss = loss + 2.0 * F.mse_loss(project(hidden), wanted)
+    loss.backward()
+    for before, after in ((model, learned), (maps, learned_maps)):
+        for old, new in zip(before.parameters(), after.parameters(), strict=True):
+            if old.grad is not None:
+                torch.testing.assert_close(new, old - 0.1 * old.grad, rtol=1e-3, atol=1e-5)
+    expert = trained()[1].model.eval()
+    own = expert.classifier[:4](expert.features(batch.images).flatten(1))
+    torch.testing.assert_close(batch.latents[:, :84], own.detach(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("targets", ["live", "stored"])

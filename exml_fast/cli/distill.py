@@ -91,7 +91,7 @@ def distill(
         str | None,
         typer.Option(
             help="Folder that `exml-fast invert` wrote; the student learns from its images. Or random images, drawn "
-            f"while the student learns: {', '.join(SOURCE_NAMES)} (crops of one or a few).",
+            f"while the student learns: {', '.join(SOURCE_NAMES)}.",
             show_default=False,
         ),
     ] = None,

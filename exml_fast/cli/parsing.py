@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import torch
 
 from exml_fast.data import SOURCES, ImageSource, InputSpec, Photographs
+from exml_fast.generators import Generator
 from exml_fast.validation import Precision
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
 
 
 # Sources that are made of files, written as NAME=FOLDER.
-OF_FOLDERS: dict[str, Callable[[str], ImageSource]] = {"photographs": Photographs}
+OF_FOLDERS: dict[str, Callable[[str], ImageSource]] = {"photographs": Photographs, "generator": Generator.load}
 SOURCE_NAMES = [*SOURCES, *(f"{name}=FOLDER" for name in OF_FOLDERS)]
 
 
