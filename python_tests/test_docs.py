@@ -152,11 +152,12 @@ def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "photos").mkdir()
     save_image(torch.rand(3, 40, 40), tmp_path / "photos" / "a.png")
     method = 'method("model-inversion", variant="mnist", buffer_size=20'
-    result = run(whole.replace('method("model-inversion", variant="mnist"', method), {})["result"]
+    names = run(whole.replace('method("model-inversion", variant="mnist"', method), {})
+    result = names["result"]
     assert result.expert.classes == tuple(range(10))
     for code in found[1:]:
         code = code.replace('variant="mnist", steps', 'variant="mnist", buffer_size=20, steps')
-        run(code, {"images": torch.rand(10, 1, 32, 32)})
+        run(code, {"images": torch.rand(10, 1, 32, 32), "stream": names["stream"]})
     assert (tmp_path / "ex-model" / "card.json").is_file()
 
 
