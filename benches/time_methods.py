@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from deep_inversion import accuracy
 from published_loop import PublishedDistillation
-from time_budget import Clock, Times, now
+from time_budget import LEARN, Clock, Times, now
 from torch import Tensor, nn
 
 import exml_fast as xf
@@ -31,6 +31,10 @@ STUDENT: dict[str, Any] = {
 OURS = "deep_inversion/cifar10-transferable"
 INVERSION: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "image_steps": 60, "per_round": 256}
 SOURCE: dict[str, Any] = {**STUDENT, "generate_every": 50}
+# A step is a round: five imitations and an exploration (Ye 2022). The learning rate falls to zero with the budget.
+DELEGATOR: dict[str, Any] = {
+    "batch_size": 256, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "precision": "bfloat16", "generate_every": 1,
+}  # fmt: skip
 # Yin 2020, A.1; weight decay and augmentation are those of exml_fast.Distillation.
 PUBLISHED: dict[str, Any] = {
     "recipe": "deep_inversion/cifar10", "steps": 48750, "generate_every": 50, "rounds": 975, "image_steps": 2000,
@@ -243,10 +247,37 @@ def nothing(domain: Domain) -> str:
     return "nothing"
 
 
+def delegator_of(settings: Mapping[str, Any], steps: int) -> xf.Delegator:
+    others = (*SCHEDULE, "generate_every", "rounds", "steps")
+    given = {name: value for name, value in settings.items() if name not in others}
+    return xf.Delegator().replace(**given, steps=steps, warmup=int(settings["warmup"] * steps))
+
+
+def costs_of_delegation(domain: Domain, settings: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a round, in which student and generator take their steps."""
+    stamps: list[float] = []
+    column, rounds = int(domain.device == "cuda"), 2
+    xf.delegate(
+        domain.teacher, domain.new_student(0), config=delegator_of(settings, 3 * rounds), spec=domain.spec,
+        device=domain.device, evaluate=lambda _: stamps.append(now()[column]), evaluate_every=rounds,
+    )  # fmt: skip
+    return (stamps[2] - stamps[0]) / (2 * rounds), 0.0
+
+
+def by_delegation(cell: Cell) -> None:
+    xf.delegate(
+        cell.domain.teacher, cell.domain.new_student(cell.seed),
+        config=delegator_of(cell.settings, cell.schedule["steps"]), spec=cell.domain.spec, seed=cell.seed,
+        device=cell.domain.device, evaluate=cell.evaluate, evaluate_every=cell.schedule["evaluate_every"],
+        progress=lambda _, step, total, terms: cell.progress(LEARN, step, total, terms), checkpoint_dir=cell.folder,
+    )  # fmt: skip
+
+
 METHODS: dict[str, Method] = {
     "published": Method(nothing, PUBLISHED, costs_of_published_loop, by_published_loop),
     "deep-inversion": Method(nothing, {**INVERSION, "recipe": OURS}, costs_of_inversion, by_inversion),
     "adaptive": Method(nothing, {**INVERSION, "recipe": f"adaptive_{OURS}"}, costs_of_inversion, by_inversion),
+    "delegator": Method(nothing, DELEGATOR, costs_of_delegation, by_delegation),
     "photographs": by_source(photographs_of),
     "natural-fields": by_source(lambda domain: NaturalFields()),
     "dead-leaves": by_source(lambda domain: DeadLeaves()),

@@ -37,7 +37,7 @@ import torch
 from deep_inversion import SPEC, network
 from measure import RESULTS, write_results
 from time_budget import Clock, row_of, scheduled
-from time_methods import METHODS, Cell, Domain, Method
+from time_methods import METHODS, Cell, Domain, Method, delegator_of
 
 import exml_fast as xf
 from exml_fast.continual import train_expert
@@ -90,8 +90,11 @@ def planned(
         return schedule
 
 
-def step_in(folder: Path) -> int:
-    """Step of the student in a cell's checkpoint; 0 where there is none."""
+def step_in(folder: Path, settings: Mapping[str, Any]) -> int:
+    """Step of the student in a cell's checkpoint, of the delegator the round; 0 where there is none."""
+    if (path := folder / "delegate.pt").is_file():
+        turns = delegator_of(settings, 1).round_steps
+        return int(load_checkpoint(path)["state"]["parts"]["loop"]["step"]) // turns
     if (path := folder / "distill.pt").is_file():
         return int(load_checkpoint(path)["state"]["parts"]["loop"]["step"])
     if (path := folder / "published.pt").is_file():
@@ -246,7 +249,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             if not free or (path.is_file() and load_json(path)["done"]):
                 continue
             (at / "pool").mkdir(exist_ok=True)
-            clock = Clock(at / "clock.jsonl", step_in(at))
+            clock = Clock(at / "clock.jsonl", step_in(at, settings))
             cell = Cell(domain, settings, minutes, seed, at, schedule, clock, commit, stop, write)
             method.run(cell)
             save_json(path, {**load_json(path), "done": True})

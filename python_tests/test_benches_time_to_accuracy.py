@@ -8,6 +8,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,15 @@ def photograph(folder: Path) -> Path:
     return folder / "photograph.png"
 
 
+OF_DELEGATOR = [
+    "steps=6",
+    "generate_every=1",
+    "batch_size=8",
+    "width=4",
+    "latent_size=8",
+    "precision=float32",
+    "evaluate_every=2",
+]
 SMALL = [
     "steps=6", "rounds=2", "generate_every=2", "batch_size=8", "precision=float32", "evaluate_every=2",
     "per_round=8", "image_steps=12",
@@ -265,6 +275,8 @@ def command(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 def test_killed_cells_continue_with_the_same_curve(
     bench: Any, command: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    settings = OF_DELEGATOR if method == "delegator" else SMALL
+    command = partial(command, settings=settings)
     whole = command("whole", method)
     assert whole["known"] == ("one photograph" if method == "photographs" else "nothing")
     assert [len(whole["curves"]["3"]), whole["seeds"], whole["method"]] == [3, 1, method]
