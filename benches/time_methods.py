@@ -31,6 +31,8 @@ STUDENT: dict[str, Any] = {
 OURS = "deep_inversion/cifar10-transferable"
 INVERSION: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "image_steps": 60, "per_round": 256}
 SOURCE: dict[str, Any] = {**STUDENT, "generate_every": 50}
+# A bounded pool: rounds are so short that there are thousands of them.
+FAST: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "per_round": 256, "pool_size": 40_000}
 # A step is a round: five imitations and an exploration (Ye 2022). The learning rate falls to zero with the budget.
 DELEGATOR: dict[str, Any] = {
     "batch_size": 256, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "precision": "bfloat16", "generate_every": 1,
@@ -123,15 +125,20 @@ class Method:
 
 def config_of(settings: Mapping[str, Any], **schedule: Any) -> xf.Distillation:
     """The student's settings; ValueError for a name that exml_fast.Distillation does not have."""
-    given = {name: value for name, value in settings.items() if name not in SCHEDULE and not name.startswith("recipe.")}
+    given = {name: value for name, value in settings.items() if name not in SCHEDULE and "." not in name}
     config = xf.Distillation().replace(**(given | schedule))
     if 0 < settings.get("warmup", 0) < 1:
         return config.replace(warmup=int(settings["warmup"] * config.training.steps))
     return config.replace(warmup=settings.get("warmup", 0))
 
 
+def prefixed(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Settings whose name begins so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+
+
 def recipe_of(settings: Mapping[str, Any]) -> xf.Recipe:
-    changes = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("recipe.")}
+    changes = prefixed(settings, "recipe.")
     size = {"steps": settings["image_steps"], "batch_size": settings["per_round"]}
     return recipes.get(settings["recipe"]).replace(**(size | changes))
 
@@ -156,10 +163,27 @@ def step_seconds(domain: Domain, settings: Mapping[str, Any]) -> float:
 
 def costs_of_inversion(domain: Domain, settings: dict[str, Any]) -> tuple[float, float]:
     """Seconds of a step of the student, and of a round of images."""
+    return _costs_of_rounds(domain, settings, recipe=recipe_of(settings))
+
+
+def costs_of_fast(domain: Domain, settings: dict[str, Any]) -> tuple[float, float]:
+    """As :func:`costs_of_inversion`."""
+    return _costs_of_rounds(domain, settings, images=fast_of(settings))
+
+
+def _costs_of_rounds(domain: Domain, settings: dict[str, Any], **images: Any) -> tuple[float, float]:
     step = step_seconds(domain, settings)
     config = config_of(settings, steps=2, rounds=2, generate_every=1)
-    stamps = seconds_of_steps(domain, recipe=recipe_of(settings), config=config, evaluate_every=1)
+    stamps = seconds_of_steps(domain, config=config, evaluate_every=1, **images)
     return step, max(stamps[1] - stamps[0] - step, 1e-3)
+
+
+def fast_of(settings: Mapping[str, Any]) -> xf.generators.Fast:
+    return xf.generators.Fast().replace(**prefixed(settings, "fast."))
+
+
+def by_fast(cell: Cell) -> None:
+    _distill(cell, images=fast_of(cell.settings))
 
 
 def by_inversion(cell: Cell) -> None:
@@ -277,6 +301,7 @@ METHODS: dict[str, Method] = {
     "published": Method(nothing, PUBLISHED, costs_of_published_loop, by_published_loop),
     "deep-inversion": Method(nothing, {**INVERSION, "recipe": OURS}, costs_of_inversion, by_inversion),
     "adaptive": Method(nothing, {**INVERSION, "recipe": f"adaptive_{OURS}"}, costs_of_inversion, by_inversion),
+    "fast": Method(nothing, FAST, costs_of_fast, by_fast),
     "delegator": Method(nothing, DELEGATOR, costs_of_delegation, by_delegation),
     "photographs": by_source(photographs_of),
     "natural-fields": by_source(lambda domain: NaturalFields()),

@@ -242,7 +242,7 @@ OF_DELEGATOR = [
 ]
 SMALL = [
     "steps=6", "rounds=2", "generate_every=2", "batch_size=8", "precision=float32", "evaluate_every=2",
-    "per_round=8", "image_steps=12",
+    "per_round=8", "image_steps=12", "fast.width=4", "fast.latent_size=8", "fast.warmup=1",
 ]  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def command(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("method", ["published", "adaptive", "photographs"])
+@pytest.mark.parametrize("method", ["published", "adaptive", "fast", "delegator", "photographs"])
 def test_killed_cells_continue_with_the_same_curve(
     bench: Any, command: Any, method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
