@@ -147,6 +147,46 @@ def test_the_weight_of_a_competition_is_for_the_strategy_that_competes() -> None
         check_methods(dataclasses.replace(settings, inversion={"compete": 0}))
 
 
+def test_sources_of_random_images_take_fields_by_name() -> None:
+    settings = Settings(
+        strategies=("pen-strokes", "natural-fields"), sources={"pen-strokes": {"box": 0.9, "pen": [0.04, 0.08]}}
+    )
+    check_methods(settings)
+    drawn, fields = (plan_of(settings, name) for name in settings.strategies)
+    wide = PenStrokes(box=0.9, pen=(0.04, 0.08))
+    assert drawn.source == wide and drawn.calibration is not None and drawn.calibration.source == wide
+    assert fields.source == NaturalFields()
+    behind = plan_of(
+        dataclasses.replace(
+            settings, background="pen-strokes", calibration="pen-strokes",
+            distillation={"targets": "experts", "background_share": 0.4},
+        ),
+        "model-inversion",
+    )  # fmt: skip
+    assert behind.background is not None and behind.background.source == wide
+    assert behind.calibration is not None and behind.calibration.source == wide
+    with pytest.raises(ValueError, match="sources must be one of"):
+        check_methods(dataclasses.replace(settings, sources={"noise": {}}))
+    with pytest.raises(ValueError, match=r"sources: pen-strokes: no field 'boxes'.*did you mean 'box'"):
+        check_methods(dataclasses.replace(settings, sources={"pen-strokes": {"boxes": 1}}))
+    with pytest.raises(ValueError, match="box must be more than 0"):
+        check_methods(dataclasses.replace(settings, sources={"pen-strokes": {"box": 0}}))
+
+
+def test_strokes_and_pixels_are_inverted_with_their_own_settings() -> None:
+    settings = Settings(
+        strategies=("inverted-strokes", "model-inversion"), typicality=0.5, inversion={"steps": 7, "lr": 0.03},
+        drawn_inversion={"steps": 9},
+    )  # fmt: skip
+    strokes, pixels = (plan_of(settings, name) for name in settings.strategies)
+    assert strokes.recipe is not None and pixels.recipe is not None
+    assert [plan.recipe.optimisation.steps for plan in (strokes, pixels) if plan.recipe] == [9, 7]
+    assert strokes.recipe.optimisation.lr == 0.02 and pixels.recipe.optimisation.lr == 0.03
+    assert strokes.calibration is not None and strokes.calibration.typicality == 0.5 and pixels.calibration is None
+    with pytest.raises(ValueError, match=r"typicality must be 0 where no method has a calibration, got 0\.5"):
+        check_methods(dataclasses.replace(settings, strategies=("model-inversion",)))
+
+
 def test_replay_of_new_instances_has_a_part_for_each_expert(npz: Path, tmp_path: Path) -> None:
     settings = Settings(
         data=str(npz), scenario="new-instances", parts=2, experts=ExpertSettings(epochs=1), strategies=("replay",)

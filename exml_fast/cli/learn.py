@@ -131,7 +131,8 @@ def learn(
         values |= typed
         values["experts"] = values.get("experts", {}) | experts
         changes = given_options(steps=inversion_steps) | parse_pairs("--inversion", inversion)
-        values["inversion"] = values.get("inversion", {}) | changes
+        for table in ("inversion", "drawn_inversion"):
+            values[table] = values.get(table, {}) | changes
         asked = given_options(buffer_size=buffer, steps=steps) | parse_pairs("--distillation", distillation)
         for table in ("distillation", "random_images"):
             values[table] = values.get(table, {}) | asked

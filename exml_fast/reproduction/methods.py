@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from exml_fast.continual import (
     METHODS,
@@ -21,8 +22,8 @@ from exml_fast.continual import (
 )
 from exml_fast.continual.merging import Images, Merged
 from exml_fast.continual.scenarios import Predictor
-from exml_fast.data import SOURCES
-from exml_fast.reproduction.study_settings import Settings
+from exml_fast.data import SOURCES, ImageSource
+from exml_fast.reproduction.study_settings import Settings, require_fields
 from exml_fast.validation import named
 
 __all__ = [
@@ -50,22 +51,34 @@ def plan_of(settings: Settings, strategy: str) -> Plan:
     """
     entry = _entry(strategy)
     random, pixels = entry.is_random, entry.recipe is not None and not entry.inverts_source
-    inversion = dict(settings.inversion) if strategy in INVERTING else {}
+    changes = settings.drawn_inversion if entry.inverts_source else settings.inversion
+    inversion = dict(changes) if strategy in INVERTING else {}
     recipe = inversion.pop("recipe", None)
     if strategy != "adaptive-inversion":
         inversion.pop("compete", None)
+    calibrated = settings.calibration != "none" and (random or settings.calibration is not None)
     task_known = {"task_labels": True} if settings.scenario == "multi-task" else {}
     return plan(
         strategy,
         variant=settings.variant if pixels and recipe is None else None,
         recipe=recipe if pixels else None,
         inversion=inversion,
-        source=settings.photographs if entry.photographs else None,
-        calibration=settings.calibration,
-        typicality=settings.typicality,
-        background=None if random else settings.background,
+        source=settings.photographs if entry.photographs else _source(settings, entry.source),
+        calibration=_source(settings, settings.calibration),
+        typicality=settings.typicality if calibrated else 0.0,
+        background=None if random else _source(settings, settings.background),
         **(settings.random_images if random else task_known | settings.distillation),
     )
+
+
+def _source(settings: Settings, name: str | None) -> str | ImageSource | None:
+    """A source of random images with the study's fields; its name where the study has none for it."""
+    if name is None or name not in settings.sources:
+        return name
+    kind: Any = named("sources", name, SOURCES)
+    fields = settings.sources[name]
+    require_fields(f"sources: {name}", kind, fields)
+    return kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()})
 
 
 def _entry(strategy: str) -> Method:
@@ -92,5 +105,8 @@ def check_methods(settings: Settings) -> None:
         raise ValueError(f"calibration must be one of {['none', *SOURCES]}, got {settings.calibration!r}")
     if settings.background is not None:
         named("background", settings.background, SOURCES)
-    for strategy in settings.strategies:
-        plan_of(settings, strategy)
+    for name in settings.sources:
+        named("sources", name, SOURCES)
+    plans = [plan_of(settings, strategy) for strategy in settings.strategies]
+    if settings.typicality and not any(plan.calibration for plan in plans):
+        raise ValueError(f"typicality must be 0 where no method has a calibration, got {settings.typicality}")

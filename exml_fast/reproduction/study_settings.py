@@ -78,11 +78,14 @@ class Settings:
         auxiliary: data set or folder of images for strategy "auxiliary-data".
         photographs: file or folder of photographs for strategy "photographs".
         variant: published variant of the recipes: "mnist", "cifar10" or "core50".
-        inversion: ``recipe``, a recipe's name in place of the variant's, and changed fields of the recipe.
+        inversion: ``recipe``, a recipe's name in place of the variant's, and changed fields of the recipe, for methods
+            that invert pixels.
+        drawn_inversion: changed fields of the recipe, for methods that invert the parameters of drawings.
         distillation: fields of the distillation's configuration.
         random_images: the same for strategies of random images, over their own defaults.
+        sources: fields of sources of random images by the source's name, as ``{"pen-strokes": {"box": 0.9}}``.
         calibration: source of random images on which the experts' logits are calibrated, or "none".
-        typicality: see :class:`exml_fast.continual.ResponseCalibration`.
+        typicality: see :class:`exml_fast.continual.ResponseCalibration`; for methods with a calibration.
         background: source of random images for ``distillation.background_share``.
         merging: where the baselines that merge weights take images from: a source of random images, or a strategy
             that inverts pixels, as "model-inversion".
@@ -99,8 +102,10 @@ class Settings:
     photographs: str | None = None
     variant: str = "mnist"
     inversion: dict[str, Any] = field(default_factory=dict)
+    drawn_inversion: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
     random_images: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: str | None = None
     typicality: NonNegative = 0.0
     background: str | None = None
