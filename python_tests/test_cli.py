@@ -617,9 +617,9 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     summary = as_json("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads)
     names = [row["name"] for row in summary["rows"]]
     assert names == [
-        "Model Inversion", "Data Impression", "Natural Fields", "Oracle", "Ensemble Avg.", "Min. Entropy",
+        "Inverted Strokes", "Model Inversion", "Data Impression", "Oracle", "Ensemble Avg.", "Min. Entropy",
         "Param. Avg.", "Re-Basin", "RegMean", "ZipIt", "Model Inversion, joint expert",
-            "Data Impression, joint expert", "Joint training",
+        "Data Impression, joint expert", "Joint training",
     ]  # fmt: skip
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("results", "samples", "accuracy", "confusion", "similarity", "time", "settings"):
