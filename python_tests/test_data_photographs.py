@@ -137,7 +137,7 @@ def test_files_folders_and_tensors(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a picture")
     of_tensor, of_file = Photographs(bytes_), Photographs(tmp_path / "a.png")
     assert torch.equal(of_tensor.draw(4, SPEC, seeded()), of_file.draw(4, SPEC, seeded()))
-    assert of_tensor.describe() == of_file.describe() and of_file.describe()["scale"] == [0.0005, 0.25]
+    assert of_tensor.describe() == of_file.describe() and of_file.describe()["scale"] == [0.002, 1.0]
     assert Photographs(tmp_path).domain == Photographs([tmp_path / "a.png", str(tmp_path / "b.png")]).domain
     assert Photographs(tmp_path / "b.png").describe()["sha256"] != of_file.describe()["sha256"]
     assert Photographs(bytes_, rotation=3).describe() == {**of_tensor.describe(), "rotation": 3}
