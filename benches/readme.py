@@ -591,14 +591,14 @@ def judged_quality(path: Path) -> str:
     header = [f"{summary['images']} images of {summary['size']}², {seeds}", "CPU time", "on the clock", "speed-up",
               "on the clock", *judges]  # fmt: skip
     real = ", ".join(f"{name} {share:.1f} %" for name, share in summary["accuracy_of_judges"].items())
-    sampled = [steps for steps in summary["sampled_steps"] if steps is not None]
     note = "ᵃ Seen when settings were chosen." + (
         f" Accuracy of the judges on real test images: {real}." if real else ""
     )
+    sampled = [steps for steps in summary["sampled_steps"] if steps is not None]
     if sampled:
         note += (
-            f" The published loop's time was measured over five times {sampled[0]} steps of each image size and"
-            f" multiplied, for {len(sampled)} of {seeds}; our engine made these images with the loop's loss."
+            f" The published loop was timed over five times {sampled[0]} steps of each image size, and the times were"
+            " multiplied by its number of steps. Our engine made its images, with the same loss in float32."
         )
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
