@@ -135,7 +135,7 @@ def test_impressions(page: str, short: None, tmp_path: Path, monkeypatch: pytest
 
 def test_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("docs/generators.md", "python")
+    code, fast = blocks("docs/generators.md", "python")
     tiny = "steps=2, batch_size=4, width=2, precision='float32'"
     names = {
         "teacher": create("slim_resnet18", width=2).eval(),
@@ -143,6 +143,9 @@ def test_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     found = run(re.sub(r"(?<!\w)steps=\d+", tiny, code), names)
     assert found["images"].shape == (64, 3, 8, 8) and found["taught"] is not names["teacher"]
+    names |= {"student": create("slim_resnet18", width=2), "torch": torch}
+    found = run(fast.replace("width=32", "width=2, warmup=1, batch_size=4").replace("make(256", "make(4"), names)
+    assert found["images"].shape == (4, 3, 8, 8)
 
 
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
