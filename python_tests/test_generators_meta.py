@@ -31,10 +31,10 @@ def statistics_of(model: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean((0, 2, 3)), features.var((0, 2, 3), correction=0)
 
 
-@pytest.mark.parametrize("meta", ["fomaml", "reptile"])
-def test_two_batches_by_hand(meta: str) -> None:
+@pytest.mark.parametrize(("meta", "code"), [("fomaml", 0.0), ("reptile", 0.0), ("fomaml", 2.0)])
+def test_two_batches_by_hand(meta: str, code: float) -> None:
     """Algorithm 1 of Fang 2022 in plain PyTorch."""
-    settings = PLAIN.replace(meta=meta, bn=2.0, bn_memory=0.75)
+    settings = PLAIN.replace(meta=meta, bn=2.0, bn_memory=0.75, class_code=code)
     teacher, student = network().eval(), network(1).eval()
     synthesis = FastSynthesis(teacher, SPEC, settings, precision="float32", seed=3)
     images, labels = synthesis.make(16, student, seeded(5))
@@ -47,7 +47,8 @@ def test_two_batches_by_hand(meta: str) -> None:
     assert torch.equal(labels, classes)
     for part in range(2):
         targets = classes[8 * part : 8 * part + 8]
-        z = draw_latents(8, 6, random, "cpu").requires_grad_()
+        z = draw_latents(8, 6, random, "cpu") + code * draw_latents(5, 6, seeded(3), "cpu")[targets]
+        z = (z / (1 + code**2) ** 0.5).requires_grad_()
         adapted = copy.deepcopy(theta)
         inner = torch.optim.Adam([{"params": adapted.parameters()}, {"params": [z], "lr": 0.01}], 3e-3, (0.5, 0.999))
         sums, found = [0.0] * len(list(theta.parameters())), []
@@ -117,7 +118,7 @@ def test_nothing_given_is_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"meta": "reptile", "bn_memory": "set", "reset_after": 2}, {"adversarial": 0.0}]
+    "changes", [{}, {"meta": "reptile", "bn_memory": "set", "reset_after": 2, "class_code": 1.0}, {"adversarial": 0.0}]
 )
 def test_a_resumed_synthesis_makes_the_same_images(changes: dict[str, Any]) -> None:
     settings = SMALL.replace(warmup=1, **changes)

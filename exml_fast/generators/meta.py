@@ -86,6 +86,10 @@ class Fast:
     width: Count = 64
     """Channels of the generator's last block. The time of a step falls by half to two thirds with half the width."""
     latent_size: Count = networks.LATENT_SIZE
+    class_code: NonNegative = 0.0
+    """Size c of a code of the drawn class in the latents: they begin as (noise + c · code) / √(1 + c²), with a fixed
+    random code of each class. The meta-generator can then learn what the classes look like. 0 is the paper's: a copy of
+    the generator learns the classes of its latents anew in each batch."""
     shift: Natural = 4
     """Largest random shift of each image in pixels, over black, before the networks see it; not of images kept."""
     flip: bool = True
@@ -175,6 +179,7 @@ class FastSynthesis:
         precision = resolved(precision, self.device)
         self.generator = arranged(self._new_generator(seed).to(self.device).train(), precision)
         """The meta-generator."""
+        self._codes = draw_latents(outputs, settings.latent_size, torch.Generator().manual_seed(seed), self.device)
         self._adapted = copy.deepcopy(self.generator)
         self._network = Rounded(twin(self._adapted), precision)
         rate = settings.lr_meta or settings.lr_generator * settings.steps
@@ -215,7 +220,7 @@ class FastSynthesis:
     def state_dict(self) -> dict[str, Any]:
         """Everything that later batches depend on, but the random generator; copies."""
         return {
-            "generator": copy.deepcopy(self.generator.state_dict()),
+            "generator": copy.deepcopy(self.generator.state_dict()), "codes": self._codes.cpu(),
             "optimiser": copy.deepcopy(self._optimiser.state_dict()),
             "statistics": self._statistics.state_dict(), "batches": self.batches, "plans": self._plans,
         }  # fmt: skip
@@ -223,6 +228,7 @@ class FastSynthesis:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.generator.load_state_dict(state["generator"])
+        self._codes = state["codes"].to(self.device)
         self._optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self._statistics.load_state_dict(state["statistics"])
         self.batches = state["batches"]
@@ -237,7 +243,7 @@ class FastSynthesis:
         """
         settings, device = self.settings, self.device
         targets = self._positions(labels).to(device)
-        latents = draw_latents(len(labels), settings.latent_size, generator, device).requires_grad_()
+        latents = self._latents(targets, generator).requires_grad_()
         self._adapted.load_state_dict(self.generator.state_dict())
         weights = list(self._adapted.parameters())
         groups: list[dict[str, Any]] = [{"params": weights}, {"params": [latents], "lr": settings.lr_latents}]
@@ -300,6 +306,14 @@ class FastSynthesis:
         flip = (torch.rand(count, generator=generator) < 0.5 * self.settings.flip).to(device)
         low = self.spec.bounds(device)[0]
         return ops.jitter_flip(images - low, shift, flip, border="zero") + low
+
+    def _latents(self, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Initial latents (N, latent_size) of images of the logits ``targets`` (N,)."""
+        size, share = self.settings.latent_size, self.settings.class_code
+        noise = draw_latents(len(targets), size, generator, self.device)
+        if share == 0:
+            return noise
+        return (noise + share * self._codes[targets]) / math.sqrt(1 + share**2)
 
     # Around a batch.
 
