@@ -50,7 +50,7 @@ def test_ones_own_preset_and_what_is_wrong_with_it(npz: Path, tmp_path: Path) ->
         ("background = 'noise'", "background must be one of"),
         ("background = 'natural-fields'", "got 'natural-fields' and 0.0 for model-inversion"),
         ("distillation = { background_share = 0.5, targets = 'stored' }", "got None and 0.5 for model-inversion"),
-        ("typicality = 0.5", "typicality must be 0 for model-inversion without a calibration, got 0.5"),
+        ("typicality = 0.5", "typicality must be 0 where no method has a calibration, got 0.5"),
         ("typicality = -1.0", "typicality must be at least 0, got -1.0"),
         ("inversion.recipe = 'magic'", "recipe must be one of"),
         ("distillation = { rate = 3 }", "unknown field 'rate'"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from exml_fast.engine.freezing import is_untouched
+from exml_fast.ops.training import batch_norm_act
 
 __all__ = ["FusedBatchNorm2d", "FusedSequential"]
 
@@ -59,7 +57,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         )
 
     def _fused(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        y, mean, var = _Normalised.apply(x, self.weight, self.bias, residual, self.eps, activation)
+        y, mean, var = batch_norm_act(x, self.weight, self.bias, residual, self.eps, activation)
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -96,46 +94,3 @@ class FusedSequential(nn.Sequential):
 
 def _is_relu(module: nn.Module) -> bool:
     return type(module) is nn.ReLU and is_untouched(module)
-
-
-class _Normalised(torch.autograd.Function):
-    """act(weight (x − mean) / √(var + eps) + bias + residual), mean and biased variance of ``x``.
-
-    Only ``x`` and the output are saved; the layers around save them too.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, activation: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        zeros = torch.zeros_like(weight)
-        # The gradient of Σ mean² + Σ var² has the slope 4 var / M in each of M values, so its pass gives both moments.
-        _, found = torch.ops.exml._bn_match_forward(x, zeros, zeros, "squared", "var")
-        mean, var = found[2], found[1] * (x.numel() // x.shape[1] / 4)
-        inverse = (var + eps).rsqrt()
-        scale = weight * inverse
-        y, _, _ = torch.ops.exml._frozen_bn_act_forward(x, scale, bias - scale * mean, residual, activation, 0.0)
-        ctx.save_for_backward(x, y if activation == "relu" else None, weight, mean, inverse)
-        ctx.eps, ctx.added = eps, residual is not None
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, mean, inverse = ctx.saved_tensors
-        d = grad.contiguous(memory_format=torch.channels_last)
-        if y is not None:
-            d = torch.ops.aten.threshold_backward(d, y, 0)
-        # Σ d (x − mean) / √(var + eps), and Σ d.
-        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            d, x, weight, None, None, mean, inverse, True, ctx.eps, [False, True, True]
-        )
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            scale = weight * inverse
-            # scale (d − of_bias / M − (x − mean) inverse of_weight / M), as gradients of mean and variance.
-            (of_x,) = torch.ops.exml._frozen_bn_act_backward(
-                d, -scale * of_bias, scale * inverse * of_weight / -2, x, scale, scale, None, mean, "none", 0.0, False
-            )
-        return of_x, of_weight, of_bias, d if ctx.added else None, None, None

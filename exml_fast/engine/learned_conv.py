@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from exml_fast import ops
 from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.conv_tuning import lanes_are_faster, winograd_is_faster
 from exml_fast.engine.freezing import is_untouched
+from exml_fast.ops.training import learned_winograd_conv2d
 
 __all__ = ["LearnedConv2d"]
 
@@ -53,8 +51,7 @@ class LearnedConv2d(nn.Conv2d):
                     return ops.lane_conv2d(x, weight, self.bias, self.padding)  # type: ignore[arg-type]
                 if way == "winograd":
                     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-                    y: Tensor = _Winograd.apply(x, weight, self.bias, self.padding)
-                    return y
+                    return learned_winograd_conv2d(x, weight, self.bias, self.padding)  # type: ignore[arg-type]
         return super().forward(x)
 
     def _way(self, x: Tensor, dtype: torch.dtype, half: bool) -> str:
@@ -73,52 +70,3 @@ class LearnedConv2d(nn.Conv2d):
                 elif shape.by_winograd and dtype in WINOGRAD_DTYPES and winograd_is_faster(shape, dtype):
                     self._chosen[key] = "winograd"
         return self._chosen[key]
-
-
-class _Winograd(torch.autograd.Function):
-    """A 3×3 convolution with all gradients; that of the weight is PyTorch's.
-
-    ``x`` is channels_last, in float32 or bfloat16; ``weight`` and ``bias`` may be in float32 beside bfloat16.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.bias = padding, None if bias is None else bias.dtype
-        panels = _transformed(weight.detach())
-        y: Tensor = torch.ops.exml._frozen_conv2d_forward(
-            x, _shape_of(weight, x), None if bias is None else bias.detach().to(x.dtype), (1, 1), padding, (1, 1), 1,
-            panels, "winograd", False,
-        )  # fmt: skip
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        of_x = of_weight = of_bias = None
-        if ctx.needs_input_grad[0]:
-            panels = _transformed(weight.transpose(0, 1).flip(2, 3))
-            of_x = torch.ops.exml._frozen_conv2d_backward(
-                grad, _shape_of(weight, x), x.shape, True, (1, 1), ctx.padding, (1, 1), 1, panels, "winograd",
-                "convolution",
-            )  # fmt: skip
-        if ctx.needs_input_grad[1]:
-            same = weight.to(x.dtype)
-            of_weight = torch.ops.aten.convolution_backward(
-                grad, x, same, None, (1, 1), ctx.padding, (1, 1), False, (0, 0), 1, (False, True, False)
-            )[1].to(weight.dtype)
-        if ctx.needs_input_grad[2]:
-            of_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias)
-        return of_x, of_weight, of_bias, None
-
-
-def _transformed(weight: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # it would round the matrix products of the transform
-        return ops.winograd_weights(weight)
-
-
-def _shape_of(weight: Tensor, x: Tensor) -> Tensor:
-    """The shape of ``weight`` in the dtype of ``x``, without memory: the kernel reads transformed weights alone."""
-    return x.new_empty(()).expand(weight.shape)
