@@ -111,11 +111,14 @@ def settings(cls: type[T]) -> type[T]:
     def from_instance_or_table(value: Any) -> Any:
         return value if isinstance(value, made) else from_mapping(made, value)
 
+    def schema(kind: type[Any], source: Any, handler: Any) -> Any:
+        if kind is not made:  # a subclass that is being made inherits this method
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(from_instance_or_table)
+
     made.__init__ = __init__
     # As the field of another settings class it may be given as a table of its fields.
-    made.__get_pydantic_core_schema__ = classmethod(
-        lambda _cls, _source, _handler: core_schema.no_info_plain_validator_function(from_instance_or_table)
-    )
+    made.__get_pydantic_core_schema__ = classmethod(schema)
     return typing.cast(type[T], made)
 
 

@@ -20,7 +20,7 @@ from exml_fast.engine.substitution import copied
 from exml_fast.generators.exploration import Exploration, Imitation, TaughtFeatures
 from exml_fast.generators.generator import Generator, recalibrate
 from exml_fast.generators.networks import LATENT_SIZE
-from exml_fast.models import final_linear
+from exml_fast.models import final_linear, redraw
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
@@ -285,7 +285,7 @@ def _student(teacher: nn.Module, student: nn.Module | None, example: torch.Tenso
         raise ValueError(f"{type(given).__name__} cannot be copied, so it would be changed in place")
     taught = taught.to(device).requires_grad_(True)
     if student is None:
-        _reinitialize(taught)
+        redraw(taught, "student must be given: ")
     source = copied(teacher).to(device)
     old, new = final_linear(source, example), final_linear(taught, example)
     for name in ("in_features", "out_features"):
@@ -299,20 +299,6 @@ def _student(teacher: nn.Module, student: nn.Module | None, example: torch.Tenso
     new.load_state_dict(old.state_dict())
     new.requires_grad_(False)
     return taught
-
-
-def _reinitialize(model: nn.Module) -> None:
-    """New weights from torch's global generator; ValueError for a layer that does not know how to draw its own."""
-    for name, module in model.named_modules():
-        own = next(module.parameters(recurse=False), None) is not None
-        reset: Any = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-        elif own:
-            raise ValueError(
-                f"student must be given: layer {name!r} ({type(module).__name__}) of the teacher has no "
-                "reset_parameters, so new weights cannot be drawn"
-            )
 
 
 def _generator(

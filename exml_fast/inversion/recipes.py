@@ -202,8 +202,12 @@ def _published() -> dict[str, Recipe]:
         "Nayak 2021, Alg. 1 and sec. 4.1.2; steps, learning rate, batch and uniform start as in its code",
         steps=1500, batch_size=100, lr=0.001, temperature=20.0, init="uniform", targets="dirichlet", betas=(1.0, 0.1),
     )  # fmt: skip
+    lardizzone = yin.replace(
+        name="deep_inversion/lardizzone", source="Lardizzone 2020, sec. 5.2.1, which gives no learning rate",
+        steps=300, l2=1e-8, bn=5.0, clip="valid",
+    )  # fmt: skip
     recipes = [
-        yin, yin_imagenet, carta, carta_cifar, carta_core50, nayak, drawn,
+        yin, yin_imagenet, lardizzone, carta, carta_cifar, carta_core50, nayak, drawn,
         yin.replace(
             name="deep_inversion", source="Yin 2020, sec. 4.1 as deep_inversion/cifar10, with the clip of sec. 4.4",
             clip="valid",
@@ -240,7 +244,7 @@ def _published() -> dict[str, Recipe]:
             )
             for recipe, section, weight in (
                 (yin, "sec. 4.1", 10.0), (yin_imagenet, "sec. 4.2", 0.2), (ours, "sec. 4.1", 10.0),
-                (ours_imagenet, "sec. 4.2", 0.2),
+                (ours_imagenet, "sec. 4.2", 0.2), (lardizzone, "as Lardizzone 2020, sec. 5.2.1", 10.0),
             )
         ),
         carta.replace(

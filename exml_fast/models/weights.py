@@ -1,13 +1,14 @@
-"""Do saved weights belong to a network?"""
+"""The weights of a network: do saved ones belong to it, and new ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["require_same_weights"]
+__all__ = ["redraw", "require_same_weights"]
 
 
 def require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str = "") -> None:
@@ -28,3 +29,21 @@ def require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where:
             raise ValueError(f"{where}weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
         if have.is_floating_point() and not bool(torch.isfinite(have).all()):
             raise ValueError(f"{where}weight {name!r} is not finite everywhere")
+
+
+def redraw(model: nn.Module, where: str = "") -> nn.Module:
+    """``model`` with new weights from torch's global generator, in place.
+
+    ValueError, which begins with ``where``, for a layer that does not know how to draw its own.
+    """
+    for name, module in model.named_modules():
+        own = next(module.parameters(recurse=False), None) is not None
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif own:
+            raise ValueError(
+                f"{where}layer {name!r} ({type(module).__name__}) has no reset_parameters, so new weights cannot be "
+                "drawn"
+            )
+    return model

@@ -34,6 +34,7 @@ class Training:
         steps, batch_size: gradient steps and images a step.
         optimizer: "adam" or "sgd".
         lr, momentum, weight_decay: of the optimiser; Adam has no ``momentum``.
+        clip: the largest l2 norm of the gradient of all parameters, which is scaled down to it; 0 for any norm.
         schedule, warmup, decay, decay_every: of the learning rate (:func:`~exml_fast.training.learning_rate`).
         precision: of the network that learns, and of a teacher beside it. "bfloat16" is torch.autocast: weights,
             their updates, BatchNorm statistics and losses stay float32.
@@ -54,6 +55,7 @@ class Training:
     lr: Positive = 1e-3
     momentum: NonNegative = 0.9
     weight_decay: NonNegative = 0.0
+    clip: NonNegative = 0.0
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "cosine"
     warmup: Natural = 0
     decay: Positive = 0.1

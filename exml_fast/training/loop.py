@@ -164,6 +164,9 @@ class Loop(Generic[B]):
             raise ValueError(f"loss must return a scalar, or scalars named 'loss' and others, got {list(terms)}")
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
+        if self.config.clip:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimizer.step()
         self.step += 1
         return terms
@@ -199,6 +202,7 @@ def train(
     config: Training,
     *,
     parts: Mapping[str, Stateful | torch.Generator] | None = None,
+    beside: nn.Module | None = None,
     identity: Any = (),
     seed: int = 0,
     stage: str = "train",
@@ -212,6 +216,7 @@ def train(
         loss: of a batch (:data:`Loss`); all layers are in training mode (:class:`Loop`).
         parts: what else the loss changes or draws from, by name: other networks and their optimisers, generators. The
             names "loop" and "batches" are taken.
+        beside: as :class:`Loop`; trained in place.
         identity: tensors and plain values that decide the run beside ``model``, ``config`` and ``seed``, as teacher and
             images; a checkpoint of another run is refused. Only needed with ``checkpoint_dir``.
         seed: of torch's global generator, which dropout draws from; the caller's is left as it was.
@@ -224,7 +229,7 @@ def train(
     """
     device = device_of(model)
     with seeded(seed, device), Meter(device) as meter:
-        loop = Loop(copied(model), loss, config, stage=stage, progress=progress)
+        loop = Loop(copied(model), loss, config, stage=stage, progress=progress, beside=beside)
         if loop.model is model:
             raise ValueError(f"{type(model).__name__} cannot be copied, so it would be changed in place")
         whole: dict[str, Stateful | torch.Generator] = {"loop": loop, "batches": batches}

@@ -1,0 +1,71 @@
+"""Old classes from Data Impressions, and a network for the new ones alone: dual distillation (Nayak 2021, sec. 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.continual.class_incremental.deep_inversion import with_synthetic
+from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, labelled, with_head
+from exml_fast.continual.class_incremental.lesson import Lesson, Previous
+from exml_fast.continual.class_incremental.losses import cross_entropy
+from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.data import Split
+from exml_fast.training import Batch
+from exml_fast.validation import Flat, Positive, settings
+
+__all__ = ["DualDistillation", "DualDistillationSettings", "double_distillation"]
+
+
+@settings
+class DualDistillationSettings(LearnerSettings):
+    """Settings of :class:`DualDistillation`.
+
+    Attributes:
+        synthesis: the paper has 2400 Data Impressions in all.
+        lr_new: learning rate of the network for the new classes alone; the paper has 0.1.
+        lr_combined: of the network that learns from both; the paper has 0.01, and 0.001 in the last task.
+    """
+
+    synthesis: Flat[Synthesis] = Synthesis(images=2400, recipe="data_impressions/nayak")
+    lr_new: Positive = 0.1
+    lr_combined: Positive = 0.01
+
+
+class DualDistillation(Learner[DualDistillationSettings]):
+    """Two teachers, of the old classes and of the new, teach one network on impressions and new images."""
+
+    settings = DualDistillationSettings
+
+    def teach(self, lesson: Lesson) -> nn.Module:
+        """A network for the new classes, then the combined one, which begins as the old network."""
+        old_teacher, old = lesson.before(), lesson.old
+        alone = Split(lesson.split.images, lesson.split.labels - old)
+        training = lesson.training.replace(lr=self.config.lr_new)
+        new_network = lesson.learn(
+            with_head(lesson.network, lesson.known - old), lesson.batches(alone, training), labelled(cross_entropy, 0),
+            training, stage="new classes",
+        )  # fmt: skip
+        new_teacher = Previous(new_network, training.precision)
+
+        def loss(network: nn.Module, batch: Batch, real: int) -> Tensor:
+            answers = old_teacher(batch.images).logits[:, :old], new_teacher(batch.images).logits
+            return double_distillation(network(batch.images)[:, : lesson.known], *answers)
+
+        impressions = self.config.synthesis.of_old_classes(lesson)
+        return with_synthetic(lesson, impressions, loss, lesson.training.replace(lr=self.config.lr_combined))
+
+    def working_bytes(self, lesson: Lesson) -> int:
+        """Size of the impressions."""
+        return self.config.synthesis.nbytes(lesson)
+
+
+def double_distillation(logits: Tensor, old_answers: Tensor, new_answers: Tensor) -> Tensor:
+    """Mean squared error with both teachers' logits, each without its mean over its own classes (Zhang 2020, Eq. 3).
+
+    Args:
+        logits: (N, old + new).
+        old_answers, new_answers: (N, old) and (N, new).
+    """
+    wanted = torch.cat([answers - answers.mean(1, keepdim=True) for answers in (old_answers, new_answers)], 1)
+    return (logits - wanted).square().mean()

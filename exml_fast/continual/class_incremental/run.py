@@ -1,0 +1,148 @@
+"""A learner on all tasks of a protocol, with the accuracies after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.checkpoint import Checkpoint, fingerprint
+from exml_fast.continual.class_incremental.learner import LearnedTask, Learner
+from exml_fast.continual.class_incremental.tasks import Task
+from exml_fast.data import Split
+from exml_fast.progress import Progress
+from exml_fast.storage import PathLike
+
+__all__ = ["IncrementalResult", "TaskResult", "incremental"]
+
+CHECKPOINT_FILE = "incremental.pt"
+
+
+@dataclass
+class TaskResult:
+    """What is known after a task.
+
+    Attributes:
+        accuracies: share of right predictions, in [0, 1], on the test images of each task so far.
+        accuracy: the same on all of them together.
+        confusion: int64 (K, K), true class by predicted class, in the order in which the K classes came.
+        learned: what the learner reports.
+    """
+
+    accuracies: list[float]
+    accuracy: float
+    confusion: Tensor
+    learned: LearnedTask
+
+
+@dataclass
+class IncrementalResult:
+    """What :func:`incremental` returns.
+
+    Attributes:
+        learner: after the last task.
+        tasks: one entry a task.
+    """
+
+    learner: Learner
+    tasks: list[TaskResult] = field(default_factory=list)
+
+    @property
+    def average(self) -> float:
+        """Average incremental accuracy: the mean over the tasks of the accuracy on all classes so far."""
+        return sum(task.accuracy for task in self.tasks) / len(self.tasks)
+
+    @property
+    def last(self) -> float:
+        """Accuracy on all classes after the last task."""
+        return self.tasks[-1].accuracy
+
+
+def incremental(
+    learner: Learner,
+    tasks: Sequence[Task],
+    test: Split,
+    *,
+    first: nn.Module | None = None,
+    progress: Progress | None = None,
+    checkpoint_dir: PathLike | None = None,
+) -> IncrementalResult:
+    """Teach ``learner`` the tasks one after the other, and test it after each.
+
+    Args:
+        learner: before its first task; it is taught in place.
+        tasks: of :func:`exml_fast.continual.class_incremental.tasks_of`.
+        test: test images of all classes; labels are class ids.
+        first: a network that knows the first task (:meth:`Learner.adopt`), which is then not learned.
+        progress: ``progress("task 2: learn", step, steps, terms)``.
+        checkpoint_dir: a folder from which the same call continues after an interruption, with the same bits at the
+            end. It keeps what finished stages made.
+
+    Raises:
+        ValueError: for no tasks, a learner that knows classes already, a class without test images, what
+            :meth:`Learner.learn` raises, or a checkpoint of another run.
+    """
+    if not tasks:
+        raise ValueError("tasks must hold at least one task")
+    if learner.classes:
+        raise ValueError(f"learner must be before its first task, but knows {len(learner.classes)} classes")
+    ids = [c for task in tasks for c in task.classes]
+    if missing := sorted(set(ids) - set(test.labels.tolist())):
+        raise ValueError(f"test has no images of the classes {missing[:8]}")
+    result = IncrementalResult(learner)
+    checkpoint = Checkpoint(None, "")
+    if checkpoint_dir is not None:
+        checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, _identity(learner, tasks, test, first))
+    if (state := checkpoint.load()) is not None:
+        learner.load_state_dict(state["learner"])
+        result.tasks = [_result(entry) for entry in state["tasks"]]
+    for number in range(len(result.tasks), len(tasks)):
+        task = tasks[number]
+        if number == 0 and first is not None:
+            learned = learner.adopt(task, first)
+        else:
+            learned = learner.learn(task, progress=progress, checkpoint_dir=checkpoint_dir)
+        result.tasks.append(_tested(learner, tasks[: number + 1], test, learned))
+        checkpoint.keep(
+            lambda: {"learner": learner.state_dict(), "tasks": [vars(entry) for entry in _plain(result.tasks)]},
+            write=True,
+        )
+    return result
+
+
+def _tested(learner: Learner, tasks: Sequence[Task], test: Split, learned: LearnedTask) -> TaskResult:
+    split, count = test.of_classes(learner.classes), len(learner.classes)
+    position = torch.full((max(learner.classes) + 1,), -1)
+    position[torch.tensor(learner.classes)] = torch.arange(count)
+    predicted = torch.cat([learner.predict(images) for images, _ in split.batches(learner.spec)])
+    truth, named = position[split.labels], position[predicted]
+    confusion = torch.zeros(count * count, dtype=torch.int64)
+    confusion = confusion.index_add_(0, truth * count + named, torch.ones_like(truth)).view(count, count)
+    accuracies, start = [], 0
+    for task in tasks:
+        rows = confusion[start : start + len(task.classes)]
+        accuracies.append(int(rows.diagonal(start).sum()) / int(rows.sum()))
+        start += len(task.classes)
+    return TaskResult(accuracies, int(confusion.diagonal().sum()) / len(split), confusion, learned)
+
+
+def _plain(entries: list[TaskResult]) -> list[TaskResult]:
+    return [TaskResult(e.accuracies, e.accuracy, e.confusion, vars(e.learned)) for e in entries]  # type: ignore[arg-type]
+
+
+def _result(entry: dict[str, Any]) -> TaskResult:
+    return TaskResult(**entry | {"learned": LearnedTask(**entry["learned"]), "confusion": entry["confusion"].cpu()})
+
+
+def _identity(learner: Learner, tasks: Sequence[Task], test: Split, first: nn.Module | None) -> str:
+    images = [tensor for task in tasks for tensor in (task.split.images, task.split.labels)]
+    weights = [] if first is None else list(first.state_dict().values())
+    settings = [type(learner).__name__, learner.config.to_dict(), learner.spec.to_dict(), learner.seed]
+    return fingerprint(
+        [*learner.network.state_dict().values(), *weights, *images, test.images, test.labels],
+        [settings, [list(task.classes) for task in tasks]],
+    )
