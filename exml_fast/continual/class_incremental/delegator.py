@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.continual.class_incremental.deep_inversion import with_synthetic
-from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings
+from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, as_bytes
 from exml_fast.continual.class_incremental.lesson import Lesson, observed
 from exml_fast.continual.class_incremental.losses import cross_entropy
 from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.data import Split
+from exml_fast.evaluation.features import logits
 from exml_fast.generators import Delegator, Generator, delegate
 from exml_fast.training import Batch, DrawnImages, Mixture
 from exml_fast.validation import Count, Flat, Positive, settings
 
 __all__ = ["DelegatedLearner", "DelegatedLearnerSettings", "consolidation"]
+
+# Images of the generator from which those of :attr:`Learner.samples` are taken.
+SHOWN = 256
 
 
 @settings
@@ -76,6 +81,7 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
         if self.config.source == "generator":
             self._trained = self._taught(lesson)
             sources.append(_drawn(self._trained, lesson))
+            lesson.show(self._sampled(self._trained, lesson))
         return lesson.learn(
             lesson.network, Mixture(sources), lambda network, batch: loss(network, batch, real), lesson.training
         )
@@ -127,6 +133,12 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
             return dict(delegation.generator.network.state_dict())
 
         return self._rebuilt(lesson.kept("generator", make))
+
+    def _sampled(self, generator: Generator, lesson: Lesson) -> Split:
+        """Some images of the generator as uint8, labelled by the old network."""
+        images = generator.sample(SHOWN, lesson.seed)
+        labels = logits(lesson.before().model, images)[:, : lesson.old].argmax(1)
+        return Split(as_bytes(images, lesson.spec), labels)
 
     def _rebuilt(self, weights: Mapping[str, Tensor]) -> Generator:
         made = Generator.create("upsampling", self.spec, width=self.config.generator_width)

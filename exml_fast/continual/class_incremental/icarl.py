@@ -87,7 +87,10 @@ class ICaRL(Learner[ICaRLSettings]):
         """Rebuffi 2017, Alg. 3: the network learns from new images and exemplars together."""
         self.exemplars.quota(lesson.known)
         pair, old = PAIRS[self.config.losses], lesson.old
-        previous, split = lesson.before(), joined(self.exemplars.split(), lesson.split)
+        previous, kept_images = lesson.before(), self.exemplars.split()
+        if kept_images is not None:
+            lesson.show(kept_images)
+        split = joined(kept_images, lesson.split)
         training = lesson.training_on(len(split))
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -121,6 +121,8 @@ class Learner(ABC, Generic[S]):
         """Class id of each logit that is in use."""
         self.number = 0
         """Tasks learned so far."""
+        self.samples: Split | None = None
+        """Some images of earlier classes that the last task learned from; labels are logit positions."""
 
     # What a method says.
 
@@ -175,7 +177,8 @@ class Learner(ABC, Generic[S]):
         lesson = self._lesson(task, progress, checkpoint_dir)
         with Meter(lesson.device) as meter, seeded(lesson.seed, lesson.device):
             network = self._first(lesson) if lesson.previous is None else self.teach(lesson)
-            return self._commit(task, lesson, network, meter)
+            learned = self._commit(task, lesson, network)
+        return _measured(learned, meter)
 
     def adopt(self, task: Task, network: nn.Module) -> LearnedTask:
         """Take a network that knows the task's classes as the outcome of the first task.
@@ -193,7 +196,8 @@ class Learner(ABC, Generic[S]):
         outputs, expected = final_linear(network).out_features, final_linear(lesson.network).out_features
         require(outputs == expected, "network", f"a classifier with {expected} logits", f"{outputs} logits")
         with Meter(lesson.device) as meter, seeded(lesson.seed, lesson.device):
-            return self._commit(task, lesson, placed(copied(network), lesson.device).eval(), meter)
+            learned = self._commit(task, lesson, placed(copied(network), lesson.device).eval())
+        return _measured(learned, meter)
 
     def predict(self, images: Tensor) -> Tensor:
         """Class ids (N,) for normalised images (N, C, H, W). ValueError before the first task."""
@@ -261,15 +265,21 @@ class Learner(ABC, Generic[S]):
             return copy.deepcopy(self.network)
         return grow_head(self.network, outputs) if self.classes else with_head(self.network, outputs)
 
-    def _commit(self, task: Task, lesson: Lesson, network: nn.Module, meter: Meter) -> LearnedTask:
+    def _commit(self, task: Task, lesson: Lesson, network: nn.Module) -> LearnedTask:
         working = self.working_bytes(lesson) if lesson.previous is not None else 0
         self.after(lesson, network)
-        self.network, self.number = network, self.number + 1
+        self.network, self.number, self.samples = network, self.number + 1, lesson.samples
         self.classes += task.classes
         if lesson.folder is not None:
             shutil.rmtree(lesson.folder)
-        seconds, peak = lesson.seconds | {"all": meter.seconds}, max(lesson.peak_mb, meter.peak_mb)
-        return LearnedTask(seconds, peak, self.nbytes, working, lesson.history)
+        return LearnedTask(lesson.seconds, lesson.peak_mb, self.nbytes, working, lesson.history)
+
+
+def _measured(learned: LearnedTask, meter: Meter) -> LearnedTask:
+    """With the time and memory of the whole task; an interrupted one took at least the time of its stages."""
+    learned.seconds["all"] = max(meter.seconds, sum(learned.seconds.values()))
+    learned.peak_mb = max(learned.peak_mb, meter.peak_mb)
+    return learned
 
 
 def labelled(classification: Classification, old: int = 0) -> Loss[Batch]:

@@ -23,6 +23,9 @@ from exml_fast.training.precision import arranged, resolved
 
 __all__ = ["Lesson", "Observed", "Previous", "observed"]
 
+# Images of each earlier class that are shown to the user.
+SAMPLES = 4
+
 
 class Observed(NamedTuple):
     """What a network computes for images."""
@@ -89,6 +92,8 @@ class Lesson:
     seconds: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
     peak_mb: float = 0.0
+    samples: Split | None = None
+    """See :meth:`show`."""
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +170,13 @@ class Lesson:
             self.seconds, self.history, self.peak_mb = state["seconds"], state["history"], state["peak_mb"]
         found: dict[str, Any] = state["made"]
         return found
+
+    def show(self, old: Split) -> None:
+        """Remember some of the images of earlier classes that the task learns from; labels are logit positions."""
+        order = old.labels.argsort(stable=True)
+        sizes = old.labels.bincount()
+        place = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[old.labels[order]]
+        self.samples = old.subset(order[place < SAMPLES])
 
     def report(self, stage: str) -> Progress | None:
         """The caller's progress, with the task's number in the stage's name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def incremental(
     test: Split,
     *,
     first: nn.Module | None = None,
+    after: Callable[[IncrementalResult], None] | None = None,
     progress: Progress | None = None,
     checkpoint_dir: PathLike | None = None,
 ) -> IncrementalResult:
@@ -78,6 +79,7 @@ def incremental(
         tasks: of :func:`exml_fast.continual.class_incremental.tasks_of`.
         test: test images of all classes; labels are class ids.
         first: a network that knows the first task (:meth:`Learner.adopt`), which is then not learned.
+        after: called with the result so far after each task. An interruption may repeat the last call.
         progress: ``progress("task 2: learn", step, steps, terms)``.
         checkpoint_dir: a folder from which the same call continues after an interruption, with the same bits at the
             end. It keeps what finished stages made.
@@ -107,6 +109,8 @@ def incremental(
         else:
             learned = learner.learn(task, progress=progress, checkpoint_dir=checkpoint_dir)
         result.tasks.append(_tested(learner, tasks[: number + 1], test, learned))
+        if after is not None:
+            after(result)
         checkpoint.keep(
             lambda: {"learner": learner.state_dict(), "tasks": [vars(entry) for entry in _plain(result.tasks)]},
             write=True,

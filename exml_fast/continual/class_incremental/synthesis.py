@@ -58,4 +58,6 @@ class Synthesis:
             return {"images": as_bytes(result.images, lesson.spec), "labels": result.labels}
 
         made = lesson.kept("synthesis", make)
-        return Split(made["images"].cpu(), made["labels"].cpu())
+        images = Split(made["images"].cpu(), made["labels"].cpu())
+        lesson.show(images)
+        return images
