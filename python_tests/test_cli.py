@@ -294,8 +294,27 @@ def test_distill_draws_random_images(npz: Path, experts: Path, tmp_path: Path) -
     for wrong, message in (
         (("--images", f"photographs={tmp_path / 'nowhere'}"), "photographs: there is no file"),
         (("--images", f"generator={tmp_path / 'photos'}"), "photos"),
-        (("--recipe", "deep_dream"), "--images dead-leaves draws all images"),
+        (("--recipe", "deep_dream"), "--images dead-leaves makes all images"),
         (("--classes", "0,1"), "--classes: --images dead-leaves draws images of no class"),
+        (("--set", "steps=3"), "--set changes a recipe or --images fast"),
+    ):
+        refused = call(*given, *wrong, "--out", tmp_path / "wrong", code=2)
+        assert message in refused.output and not (tmp_path / "wrong").exists()
+
+
+def test_distill_takes_images_of_a_meta_generator(experts: Path, tmp_path: Path) -> None:
+    short = ("--student", "lenet5", "--steps", 4, "--distillation", "generate_every=2", "--distillation", "per_round=8")
+    given = ("distill", experts / "expert_01", "--images", "fast", "--classes", "0,1", *short)
+    changes = ("--set", "steps=2", "--set", "width=2", "--set", "bn_optional=true", "--set", "warmup=1")
+    summary = as_json(*given, *changes, "--report", "--out", tmp_path / "out")
+    assert summary["images"] == 16 and "teacher" in summary["rounds"][0]
+    card = Expert.load(tmp_path / "out" / "student").card
+    assert card.training["source"]["kind"] == "fast" and card.training["source"]["width"] == 2
+    assert set(Inverted.load(tmp_path / "out" / "images").labels.tolist()) == {0, 1}
+    for wrong, message in (
+        (("--set", "width=0"), "width must be at least 1"),
+        (("--recipe", "deep_dream"), "--images fast makes all images"),
+        ((), "bn_optional"),
     ):
         refused = call(*given, *wrong, "--out", tmp_path / "wrong", code=2)
         assert message in refused.output and not (tmp_path / "wrong").exists()

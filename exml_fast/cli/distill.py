@@ -39,6 +39,7 @@ from exml_fast.cli.options import (
     Weights,
 )
 from exml_fast.cli.parsing import (
+    FAST,
     SOURCE_NAMES,
     given_options,
     parse_device,
@@ -91,7 +92,7 @@ def distill(
         str | None,
         typer.Option(
             help="Folder that `exml-fast invert` wrote; the student learns from its images. Or random images, drawn "
-            f"while the student learns: {', '.join(SOURCE_NAMES)}.",
+            f"while the student learns: {', '.join(SOURCE_NAMES)}. Or {FAST}: images of a meta-generator (Fang 2022).",
             show_default=False,
         ),
     ] = None,
@@ -111,7 +112,11 @@ def distill(
     ] = None,
     inversion: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change any field of the recipe; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help=f"Change any field of the recipe, or of --images {FAST}; repeatable.",
+        ),
     ] = None,
     distillation: Annotated[
         list[str] | None,
@@ -187,7 +192,7 @@ def distill(
                 progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
                 teacher.model, fresh, ready.source or ready.images, recipe=ready.recipes or None, config=config,
-                spec=teacher.spec, classes=None if ready.source is not None else wanted, units=teacher.units,
+                spec=teacher.spec, classes=None if ready.drawn else wanted, units=teacher.units,
                 statistics=ready.statistics, layers=run.matching.layers, seed=run.machine.seed,
                 device=run.machine.device,
                 evaluate=None if test is None else lambda network: accuracy(network, test, teacher.spec, units),
@@ -197,7 +202,7 @@ def distill(
         origin = provenance(run.machine.device)
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
         made_by = [recipe.to_dict() for recipe in ready.recipes]
-        drawn_by = None if ready.source is None else ready.source.describe()
+        drawn_by = ready.described()
         training = {
             "method": "distillation", "teacher": run.teacher.model, "recipes": made_by, "source": drawn_by,
             "config": config.to_dict(), "images": len(taught.images), "seed": run.machine.seed,

@@ -13,6 +13,7 @@ from exml_fast.generators import Generator
 from exml_fast.validation import Precision
 
 __all__ = [
+    "FAST",
     "SOURCE_NAMES",
     "given_options",
     "parse_device",
@@ -29,6 +30,8 @@ __all__ = [
 
 # Sources that are made of files, written as NAME=FOLDER.
 OF_FOLDERS: dict[str, Callable[[str], ImageSource]] = {"photographs": Photographs, "generator": Generator.load}
+# The meta-generator (exml_fast.generators.Fast) as a value of --images.
+FAST = "fast"
 SOURCE_NAMES = [*SOURCES, *(f"{name}=FOLDER" for name in OF_FOLDERS)]
 
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from exml_fast.cli.asked import DistillRun, GeneratorRun, InvertRun
-from exml_fast.cli.parsing import parse_pairs, parse_source
+from exml_fast.cli.parsing import FAST, parse_pairs, parse_source
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
 from exml_fast.data import ImageSource, InputSpec, PenStrokes, Split, load, some_images
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
+from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
 from exml_fast.models import OWN, create
 from exml_fast.progress import require_tensorboard
@@ -177,12 +178,23 @@ class PreparedDistillation:
     student: torch.nn.Module
     arguments: dict[str, Any]
     images: Result | None
-    source: ImageSource | None
+    source: ImageSource | Fast | None
     recipes: list[recipes.Recipe]
     statistics: str | Tensor
     config: Distillation
     test: Split | None
     panel: Panel
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a source draws the images, which have no class before the teacher names one."""
+        return self.source is not None and not isinstance(self.source, Fast)
+
+    def described(self) -> dict[str, Any] | None:
+        """Settings of the source of images, by JSON values."""
+        if isinstance(self.source, Fast):
+            return {"kind": FAST, **self.source.to_dict()}
+        return None if self.source is None else self.source.describe()
 
 
 def prepared_distillation(run: DistillRun) -> PreparedDistillation:
@@ -191,27 +203,32 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     wanted = _classes_of(teacher, run.teacher.classes)
     asked = panel(teacher, run.judging.judges, run.judging.real, wanted, run.machine.device)
     config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.distillation)
-    source = parse_source(run.images)
+    source = Fast().replace(**run.inversion) if run.images == FAST else parse_source(run.images)
+    drawn = source is not None and not isinstance(source, Fast)
     first = None if run.images is None or source is not None else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
     named: list[str | recipes.Recipe] = list(run.recipes)
     if named and source is not None:
-        raise ValueError(f"--recipe {run.recipes[0]}: --images {run.images} draws all images, so none are optimised")
-    if run.teacher.classes and source is not None:
+        raise ValueError(f"--recipe {run.recipes[0]}: --images {run.images} makes all images, so a recipe makes none")
+    if run.teacher.classes and drawn:
         raise ValueError(f"--classes: --images {run.images} draws images of no class, which the teacher labels")
     if not named and first is None and source is None:
         matched = _has_statistics(run, teacher)
         named = [recipes.suited_to(teacher.model, teacher.spec, statistics=matched, adaptive=True)]
-    if not named and run.inversion:
-        raise ValueError("--set changes a recipe: give --recipe too")
+    if run.inversion and not named and not isinstance(source, Fast):
+        raise ValueError(f"--set changes a recipe or --images {FAST}: give one of them too")
     in_turn = [_changed(name, run.inversion) for name in named]
     statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
-    cheap = source is not None
-    generation = config.generation.resolved(config.training.batch_size, cheap)
+    generation = config.generation.resolved(config.training.batch_size, drawn)
     for recipe in in_turn:
         assert generation.per_round is not None
         _check_synthesis(run, teacher, recipe, statistics, generation.per_round)
+    if isinstance(source, Fast):
+        FastSynthesis(
+            teacher.model, teacher.spec, source, units=teacher.units, classes=wanted, statistics=statistics,
+            layers=run.matching.layers, device=run.machine.device,
+        )  # fmt: skip
     outputs = teacher.outputs()
     arguments = complete_arguments(run.learning.student, run.learning.student_arguments, outputs, teacher.spec)
     with torch.random.fork_rng(devices=[]):
@@ -231,7 +248,8 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
             )
     given = 0 if first is None else len(first)
     require_room(
-        config.training, generation, teacher.spec, given, cheap or bool(in_turn), run.pool_dir, cheap=cheap
+        config.training, generation, teacher.spec, given, source is not None or bool(in_turn), run.pool_dir,
+        cheap=drawn,
     )  # fmt: skip
     if run.tensorboard:
         require_tensorboard()
