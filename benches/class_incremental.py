@@ -5,7 +5,8 @@
     python benches/class_incremental.py --data tiny_imagenet100.npz --collect      # only writes the rows
 
 A cell is a method, a protocol and a seed, which also decides the class order (1993 + seed). Methods whose first task is
-learned with the same loss share its network, which is trained once. A killed cell continues when the same command runs
+learned with the same loss share its network, which is trained once. "icarl" also gives the cells of the methods that
+differ from it in the classifier alone. A killed cell continues when the same command runs
 again; several processes may share --folder. Each takes one thread unless --threads says else.
 
 --set NAME=VALUE changes a setting of all methods of this call; the changed cells need a --folder of their own.
@@ -16,6 +17,7 @@ seeds are 100 or more.
 from __future__ import annotations
 
 import argparse
+import copy
 import signal
 import statistics
 import sys
@@ -29,7 +31,16 @@ from measure import RESULTS, write_results
 from time_to_accuracy import changed, locked
 from torch import nn
 
-from exml_fast.continual.class_incremental import METHODS, Learner, Task, incremental, learner, tasks_of
+from exml_fast.continual.class_incremental import (
+    METHODS,
+    ICaRL,
+    IncrementalResult,
+    Learner,
+    Task,
+    incremental,
+    learner,
+    tasks_of,
+)
 from exml_fast.continual.class_incremental.learner import with_head
 from exml_fast.continual.class_incremental.losses import bce, cross_entropy
 from exml_fast.continual.class_incremental.tasks import CLASS_ORDER_SEED
@@ -93,6 +104,25 @@ def first_network(
     return network
 
 
+def siblings_of(method: str) -> list[str]:
+    """Methods that differ from iCaRL in the classifier alone, whose network is that of iCaRL."""
+    return [n for n, m in METHODS.items() if m.learner is ICaRL and set(m.settings) == {"classifier"}] * (
+        method == "icarl"
+    )
+
+
+def by_other_classifiers(taught: Learner[Any], data: ImageData) -> dict[str, float]:
+    """Accuracy on all classes so far, in percent, of iCaRL's network with each sibling's classifier."""
+    split, found = data.test.of_classes(taught.classes), {}
+    for name in siblings_of("icarl"):
+        other = copy.copy(taught)
+        other.config = taught.config.replace(**METHODS[name].settings)
+        other.load_memory(taught.memory())
+        right = sum(int((other.predict(x) == y).sum()) for x, y in split.batches(data.spec))
+        found[name] = 100 * right / len(split)
+    return found
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """One row for each method and protocol, over the seeds that are done."""
     rows = []
@@ -136,9 +166,16 @@ def run_cell(args: argparse.Namespace, data: ImageData, method: str, protocol: s
 
         first = first_network(taught, data, tasks, seed, settings, args.folder, progress)
         begun = time.monotonic()
-        found = incremental(taught, tasks, data.test, first=first, progress=progress, checkpoint_dir=place)
+        others = load_json(place / "others.json") if (place / "others.json").is_file() else {}
+
+        def after(result: IncrementalResult) -> None:
+            if siblings_of(method):
+                others[str(len(result.tasks))] = by_other_classifiers(taught, data)
+                save_json(place / "others.json", others)
+
+        found = incremental(taught, tasks, data.test, first=first, after=after, progress=progress, checkpoint_dir=place)
         learned = [task.learned for task in found.tasks]
-        seconds = [sum(s for stage, s in task.seconds.items() if stage != "all") for task in learned]
+        seconds = [task.seconds["all"] for task in learned]
         cell = {
             "method": method, "protocol": protocol, "seed": seed, "data": data.name, "last": 100 * found.last,
             "average": 100 * found.average, "curve": [100 * task.accuracy for task in found.tasks],
@@ -148,6 +185,15 @@ def run_cell(args: argparse.Namespace, data: ImageData, method: str, protocol: s
             "settings": taught.config.to_dict(), "note": NOTE.format(epochs=taught.config.epochs),
             "commits": [str(provenance()["commit"])],
         }  # fmt: skip
+        for name in siblings_of(method):
+            curve = [others[str(number + 1)][name] for number in range(len(tasks))]
+            same = {"method": name, "curve": curve, "last": curve[-1], "average": statistics.fmean(curve)}
+            note = f"{cell['note']}; the network of icarl"
+            settings = cell["settings"] | METHODS[name].settings
+            save_json(
+                args.folder / name / protocol / f"seed{seed}" / "cell.json",
+                {**cell, **same, "note": note, "settings": settings, "accuracies": None},
+            )
         save_json(place / "cell.json", cell)
         (place / "incremental.pt").unlink()
         curve = " ".join(f"{value:.1f}" for value in cell["curve"])
