@@ -11,6 +11,7 @@ from exml_fast.cli import catalogue
 from exml_fast.cli.distill import distill
 from exml_fast.cli.experts import evaluate, train_experts_command
 from exml_fast.cli.generator import generator
+from exml_fast.cli.incremental import incremental
 from exml_fast.cli.invert import invert
 from exml_fast.cli.learn import demo, learn
 from exml_fast.cli.reproduce import reproduce_command, transfer
@@ -49,6 +50,7 @@ app.command()(invert)
 app.command()(distill)
 app.command()(generator)
 app.command()(learn)
+app.command()(incremental)
 app.command()(evaluate)
 app.command()(demo)
 app.command("reproduce")(reproduce_command)

@@ -31,6 +31,7 @@ PRODUCTS = (
     "report.json",
     "student",
     "generator",
+    "learners",
     "images",
     "png",
     RUN_FILE,

@@ -28,6 +28,7 @@ __all__ = [
     "curves",
     "group_rows",
     "heatmap",
+    "overlaid",
     "save_curves",
     "save_scatter",
     "save_similarity",
@@ -172,6 +173,19 @@ def _scatter(groups: Mapping[str, Tensor]) -> Figure:
     axes.set(xticks=[], yticks=[])
     axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
+
+
+def overlaid(groups: Mapping[str, tuple[Tensor, Tensor]], alt: str) -> str:
+    """Draw the points (N, 2) of each group pale and those (M, 2) that stand out in the same colour, as SVG."""
+    figure, axes = _figure(4.4, 4.4)
+    for (name, (pale, dark)), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        x, y = pale.double().T.tolist()
+        axes.scatter(x, y, s=8, color=colour, alpha=0.25, linewidths=0)
+        x, y = dark.double().T.tolist()
+        axes.scatter(x, y, s=14, color=colour, label=name, linewidths=0.4, edgecolors=INK)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
+    return _svg(figure, alt)
 
 
 def _heatmap(matrix: Tensor, names: Sequence[str], axes_labels: tuple[str, str], written: str) -> Figure:

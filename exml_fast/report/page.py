@@ -125,6 +125,7 @@ class Report:
         similarities: class similarities (K, K) of experts, by name.
         seconds: for each run the seconds of each stage.
         pictures: further pictures, SVG by heading.
+        leading: the same, shown before the tables.
     """
 
     title: str
@@ -142,6 +143,7 @@ class Report:
     similarities: Mapping[str, Similarities] = field(default_factory=dict)
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
+    leading: Mapping[str, str] = field(default_factory=dict)
 
 
 def render(report: Report) -> str:

@@ -1,0 +1,397 @@
+"""A class-incremental study: several learners on the same tasks from the same first networks, resumable.
+
+Its folder::
+
+    first/<key>/                       networks that know the first task, each shared by the learners that begin alike
+    <row>/<protocol>/checkpoint/       of the learner that is running
+    <row>/<protocol>/network/          an expert: the learner's network after the last task
+    <row>/<protocol>/learned.json      what was measured; the file that says that this part has finished
+    <row>/<protocol>/pictures.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.checkpoint import fingerprint
+from exml_fast.continual import Card, Expert
+from exml_fast.continual.class_incremental import (
+    METHODS,
+    ICaRL,
+    IncrementalResult,
+    Joint,
+    Learner,
+    Task,
+    incremental,
+    learner,
+    tasks_of,
+)
+from exml_fast.continual.class_incremental.losses import cross_entropy, local_cross_entropy
+from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.continual.expert import complete_arguments, require_fit
+from exml_fast.data import ImageData, Split, load
+from exml_fast.engine.substitution import copied
+from exml_fast.inversion import Synthesizer, recipes
+from exml_fast.models import create, final_linear
+from exml_fast.progress import Progress
+from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, usual_network
+from exml_fast.reproduction.lab_settings import require_package
+from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
+from exml_fast.validation import require
+
+__all__ = ["FeatureMap", "IncrementalStudy", "Learned"]
+
+# Classes of the first task whose features are mapped, and real images of each.
+MAP_CLASSES, MAP_IMAGES = 5, 100
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Features of some classes of the first task, after a later task.
+
+    Attributes:
+        real, kept: (N, D) of training images, and of exemplars or synthetic images.
+        real_classes, kept_classes: (N,), positions in the class order.
+    """
+
+    real: Tensor
+    real_classes: Tensor
+    kept: Tensor
+    kept_classes: Tensor
+
+
+@dataclass
+class Learned:
+    """What a learner of a study reached.
+
+    Attributes:
+        row, method, protocol: which one.
+        classes: how many each task has.
+        accuracy, current: after each task, on the test images of all classes so far and of the task's own, in [0, 1].
+        accuracies: the same on each task so far.
+        seconds, peak_mb: of each task, with the first network's training.
+        kept_bytes, working_bytes: of :class:`exml_fast.continual.class_incremental.LearnedTask`, for each task.
+        stages: seconds by stage, of all tasks together.
+        real_exemplars: real images of earlier tasks that are kept after the last task.
+        synthetic: synthetic images of earlier classes in the last task; None where each step draws new ones.
+        confusion: int64 (K, K) after the last task, true class by predicted class, in the order of the classes.
+        exemplars, old: images that are kept, and some that the last task learned from; labels are positions in the
+            order of the classes. None where there are none.
+        maps: by number of the task, from 1.
+    """
+
+    row: str
+    method: str
+    protocol: str
+    classes: list[int]
+    accuracy: list[float]
+    current: list[float]
+    accuracies: list[list[float]]
+    seconds: list[float]
+    peak_mb: list[float]
+    kept_bytes: list[int]
+    working_bytes: list[int]
+    stages: dict[str, float]
+    real_exemplars: int
+    synthetic: int | None
+    confusion: Tensor
+    exemplars: Split | None = None
+    old: Split | None = None
+    maps: dict[int, FeatureMap] = field(default_factory=dict)
+
+    @property
+    def average(self) -> float:
+        """Average incremental accuracy, in [0, 1]."""
+        return sum(self.accuracy) / len(self.accuracy)
+
+    @property
+    def last(self) -> float:
+        """Accuracy on all classes after the last task, in [0, 1]."""
+        return self.accuracy[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the last task had of earlier ones beside the network."""
+        return max(self.kept_bytes[-1], self.working_bytes[-1])
+
+    @property
+    def seen(self) -> list[int]:
+        """Number of classes after each task."""
+        return [sum(self.classes[: k + 1]) for k in range(len(self.classes))]
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the maps, which are on file already."""
+        tensors = {"confusion": self.confusion}
+        for name in ("exemplars", "old"):
+            split: Split | None = getattr(self, name)
+            if split is not None:
+                tensors |= {f"{name}/images": split.images, f"{name}/labels": split.labels}
+        save_tensors(folder / "pictures.safetensors", tensors)
+        plain = {
+            name: value for name, value in vars(self).items() if name not in ("confusion", "exemplars", "old", "maps")
+        }
+        save_json(folder / "learned.json", plain)
+
+    @classmethod
+    def load(cls, folder: Path) -> Learned:
+        """Read what :meth:`save` wrote, and the maps."""
+        tensors = load_tensors(folder / "pictures.safetensors")
+
+        def split(name: str) -> Split | None:
+            if f"{name}/images" not in tensors:
+                return None
+            return Split(tensors[f"{name}/images"], tensors[f"{name}/labels"])
+
+        maps = {
+            int(file.stem.removeprefix("map_")): FeatureMap(**load_tensors(file))
+            for file in sorted(folder.glob("map_*.safetensors"))
+        }
+        return cls(
+            **load_json(folder / "learned.json"), confusion=tensors["confusion"], exemplars=split("exemplars"),
+            old=split("old"), maps=maps,
+        )  # fmt: skip
+
+
+class IncrementalStudy:
+    """Runs what :class:`IncrementalSettings` ask for with one seed; finished parts found in ``folder`` are kept.
+
+    Whatever is wrong with the settings raises ValueError or ImportError here, before anything is computed.
+    """
+
+    def __init__(
+        self,
+        settings: IncrementalSettings,
+        folder: Path,
+        *,
+        seed: int = 0,
+        data_root: str | None = None,
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings, self.folder, self.seed, self.device = settings, folder, seed, device
+        self.data = _with_held_out(load(settings.data, data_root), settings.held_out)
+        self.progress = progress
+        order = None if settings.order_seed is None else settings.order_seed + seed
+        self.tasks = {protocol: tasks_of(self.data, protocol, order) for protocol in settings.protocols}
+        self.architecture, arguments = usual_network(self.data.spec, settings.architecture, settings.arguments)
+        self.arguments = complete_arguments(self.architecture, arguments, len(self.data.classes), self.data.spec)
+        require_fit(self.network(), self.data.spec, len(self.data.classes))
+        for row in settings.methods:
+            for protocol in settings.protocols:
+                _require_possible(self.learner(row, protocol), len(self.data.classes))
+
+    def run(self, seen: Callable[[Learned], None] | None = None) -> list[Learned]:
+        """What each learner reached, protocol by protocol. ``seen`` is called with each of them as it comes."""
+        found = []
+        for protocol in self.settings.protocols:
+            for row in self.settings.methods:
+                found.append(self.learned(row, protocol))
+                if seen is not None:
+                    seen(found[-1])
+        return found
+
+    def learned(self, row: str, protocol: str) -> Learned:
+        """What the learner of a row reached on a protocol; it learns unless that is on file."""
+        folder = self.place(row, protocol)
+        if not (folder / "learned.json").is_file():
+            self._learn(row, protocol, folder)
+        return Learned.load(folder)
+
+    def place(self, row: str, protocol: str) -> Path:
+        """The folder of a learner."""
+        return self.folder / row.replace("/", "-") / protocol
+
+    def network(self) -> nn.Module:
+        """The network of every learner, with random weights and a logit for each class of the data."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return create(self.architecture, **self.arguments)
+
+    def learner(self, row: str, protocol: str) -> Learner[Any]:
+        """The learner of a row, before its first task."""
+        return learner(
+            self.settings.methods[row]["method"], self.network(), self.data.spec, tasks=len(self.tasks[protocol]) - 1,
+            seed=self.seed, device=self.device, **changes_of(self.settings, row),
+        )  # fmt: skip
+
+    def class_names(self, protocol: str) -> list[str]:
+        """In the order in which the classes come."""
+        return [self.data.class_names[c] for task in self.tasks[protocol] for c in task.classes]
+
+    def _learn(self, row: str, protocol: str, folder: Path) -> None:
+        pupil, tasks = self.learner(row, protocol), self.tasks[protocol]
+        first = _First(self.folder / "first" / self._key(pupil, tasks[0]), f"{row}, {protocol}")
+        known, report = first.network(), self.progress
+        title = row if len(self.settings.protocols) == 1 else f"{row}, {protocol}"
+
+        def after(result: IncrementalResult) -> None:
+            if len(result.tasks) == 1 and known is None:
+                first.keep(self._expert(pupil, tasks[:1]), result)
+            if len(result.tasks) in self.settings.maps:
+                file = folder / f"map_{len(result.tasks):02d}.safetensors"
+                save_tensors(file, vars(self._map(pupil, tasks[0])))
+
+        result = incremental(
+            pupil, tasks, self.data.test, first=known, after=after, checkpoint_dir=folder / "checkpoint",
+            progress=None if report is None else lambda stage, *rest: report(f"{title}, {stage}", *rest),
+        )  # fmt: skip
+        self._expert(pupil, tasks).save(folder / "network")
+        self._measured(row, protocol, pupil, result, first if known is not None else None).save(folder)
+        shutil.rmtree(folder / "checkpoint")
+
+    def _measured(
+        self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: _First | None
+    ) -> Learned:
+        each = [task.learned for task in result.tasks]
+        seconds = [task.seconds["all"] for task in each]
+        stages = dict[str, float]()
+        for task in each:
+            for name, took in task.seconds.items():
+                stages[name] = stages.get(name, 0.0) + took
+        whole = stages.pop("all")
+        peak = [task.peak_mb for task in each]
+        if first is not None:
+            before = first.cost()
+            seconds[0] += before["seconds"]
+            stages["learn"] = stages.get("learn", 0.0) + before["seconds"]
+            peak[0], whole = max(peak[0], before["peak_mb"]), whole + before["seconds"]
+        stages["other"] = max(0.0, whole - sum(stages.values()))
+        synthetic = _synthetic(pupil)
+        return Learned(
+            row, self.settings.methods[row]["method"], protocol,
+            classes=[len(task.classes) for task in self.tasks[protocol]],
+            accuracy=[task.accuracy for task in result.tasks],
+            current=[task.accuracies[-1] for task in result.tasks],
+            accuracies=[task.accuracies for task in result.tasks],
+            seconds=[round(took, 3) for took in seconds], peak_mb=[round(most, 1) for most in peak],
+            kept_bytes=[task.nbytes for task in each], working_bytes=[task.working_bytes for task in each],
+            stages={name: round(took, 3) for name, took in stages.items()},
+            real_exemplars=_real_exemplars(self.settings.methods[row]["method"], pupil), synthetic=synthetic,
+            confusion=result.tasks[-1].confusion, exemplars=_exemplars(pupil), old=pupil.samples,
+        )  # fmt: skip
+
+    def _key(self, pupil: Learner[Any], task: Task) -> str:
+        """The same for learners that learn the first task in the same way."""
+        config = pupil.config
+        loss = pupil.label_loss()
+        # In the first task every class is new.
+        loss = cross_entropy if loss is local_cross_entropy else loss
+        epochs = config.first_epochs or config.epochs
+        how = [loss.__name__, config.training.to_dict(), epochs, config.head, list(task.classes)]
+        return fingerprint([], how)[:12]
+
+    def _expert(self, pupil: Learner[Any], tasks: list[Task]) -> Expert:
+        """The learner's network; a full head also has logits of classes to come."""
+        outputs = final_linear(pupil.network).out_features
+        classes = tuple(c for task in tasks for c in task.classes)
+        others = [c for c in self.data.classes if c not in classes]
+        units = (*classes, *others)[:outputs]
+        made = {"data": self.data.name, "seed": self.seed, "learner": type(pupil).__name__, "tasks": len(tasks)}
+        arguments = self.arguments | {"num_classes": outputs}
+        names = tuple(self.data.class_names[c] for c in units)
+        card = Card(self.architecture, arguments, units, classes, names, self.data.spec, made)
+        return Expert(copied(pupil.network).cpu(), card)
+
+    def _map(self, pupil: Learner[Any], task: Task) -> FeatureMap:
+        classes = task.classes[:MAP_CLASSES]
+        position = {c: k for k, c in enumerate(classes)}
+        rows = torch.cat([torch.nonzero(task.split.labels == c)[:MAP_IMAGES, 0] for c in classes])
+        real = task.split.subset(rows)
+        kept = _exemplars(pupil) or pupil.samples
+        width = final_linear(pupil.network).in_features
+        empty = torch.zeros(0, width), torch.zeros(0, dtype=torch.int64)
+        features, labels = empty
+        if kept is not None:
+            kept = kept.of_classes(list(range(len(classes))))
+        if kept is not None and len(kept):
+            features, labels = pupil.features(self.data.spec.prepare(kept.images)), kept.labels
+        return FeatureMap(
+            pupil.features(self.data.spec.prepare(real.images)),
+            torch.tensor([position[c] for c in real.labels.tolist()]), features, labels,
+        )  # fmt: skip
+
+
+class _First:
+    """A network that knows the first task, on file. ``owner`` names the learner that asks for it."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self.folder, self.owner = folder, owner
+
+    def cost(self) -> dict[str, Any]:
+        """Seconds and memory of its training, and the learner that trained it."""
+        found: dict[str, Any] = load_json(self.folder / "cost.json")
+        return found
+
+    def network(self) -> nn.Module | None:
+        """The network; None where it is not there yet, and for the learner that trained it."""
+        if not (self.folder / "cost.json").is_file() or self.cost()["owner"] == self.owner:
+            return None
+        return Expert.load(self.folder).model
+
+    def keep(self, expert: Expert, result: IncrementalResult) -> None:
+        """Write the network of a learner that has just learned the first task."""
+        expert.save(self.folder)
+        learned = result.tasks[0].learned
+        seconds = learned.seconds.get("learn", learned.seconds["all"])
+        save_json(
+            self.folder / "cost.json", {"owner": self.owner, "seconds": seconds, "peak_mb": learned.peak_mb}
+        )  # fmt: skip
+
+
+def _exemplars(pupil: Learner[Any]) -> Split | None:
+    return pupil.exemplars.split() if isinstance(pupil, ICaRL) else None
+
+
+def _real_exemplars(method: str, pupil: Learner[Any]) -> int:
+    if not METHODS[method].real:
+        return 0
+    if isinstance(pupil, Joint):
+        return 0 if pupil.seen is None else len(pupil.seen)
+    kept = _exemplars(pupil)
+    return 0 if kept is None else len(kept)
+
+
+def _synthetic(pupil: Learner[Any]) -> int | None:
+    """Synthetic images of earlier classes in the last task; None where each step draws new ones."""
+    if isinstance(pupil, ICaRL):
+        kept = _exemplars(pupil)
+        return len(kept) if kept is not None and pupil.config.exemplars.inversion is not None else 0
+    synthesis: Synthesis | None = getattr(pupil.config, "synthesis", None)
+    if synthesis is None:
+        return 0
+    source = getattr(pupil.config, "source", "inversion")
+    return {"inversion": synthesis.images, "generator": None, None: 0}[source]
+
+
+def _require_possible(pupil: Learner[Any], classes: int) -> None:
+    """ValueError or ImportError for a learner that could not learn its second task."""
+    recipe = None
+    if isinstance(pupil, ICaRL):
+        pupil.exemplars.quota(classes)
+        if pupil.config.classifier in ("k-nearest", "mlp", "svm"):
+            require_package("sklearn", "eval", "scikit-learn")
+        recipe = pupil.config.exemplars.inversion
+    elif _synthetic(pupil):
+        recipe = pupil.config.synthesis.recipe
+    if recipe is not None:
+        Synthesizer(pupil.network, pupil.spec, recipes.get(recipe))
+
+
+def _with_held_out(data: ImageData, count: int) -> ImageData:
+    """``data`` with the last ``count`` training images of each class as test images."""
+    if not count:
+        return data
+    rows = [torch.nonzero(data.train.labels == label)[:, 0] for label in data.classes]
+    least = min(map(len, rows))
+    require(count < least, "held_out", f"less than the {least} images of a class", count)
+    test = data.train.subset(torch.cat([each[-count:] for each in rows]))
+    train = data.train.subset(torch.cat([each[:-count] for each in rows]))
+    return dataclasses.replace(data, train=train, test=test)
