@@ -246,7 +246,7 @@ def test_bad_networks_are_named(given: nn.Module) -> None:
             self.weight, self.bias = nn.Parameter(torch.ones(4, 45)), None
 
     own = nn.Sequential(*copy.deepcopy(given)[:-1], Own()).eval()
-    with pytest.raises(ValueError, match=r"student must be given: layer '4' .Own. of the teacher has no reset_param"):
+    with pytest.raises(ValueError, match=r"student must be given: layer '4' .Own. has no reset_parameters"):
         run(own)
 
 

@@ -48,7 +48,8 @@ def features(network: nn.Module, images: Tensor, layer: str | None = None, batch
         Features, float32 (N, D), on the CPU.
 
     Raises:
-        ValueError: if ``layer`` does not exist or does not run once per pass, or the network has no classifier.
+        ValueError: if ``layer`` does not exist or does not run once per pass, the network has no classifier, or a
+            feature is not finite.
     """
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
@@ -74,7 +75,10 @@ def features(network: nn.Module, images: Tensor, layer: str | None = None, batch
         handle.remove()
     if sum(len(x) for x in seen) != len(images):
         raise ValueError(f"layer {layer!r} must run once per forward pass and return a tensor (N, ...)")
-    return torch.cat([(x.flatten(2).mean(2) if x.dim() > 2 else x).float().cpu() for x in seen])
+    found = torch.cat([(x.flatten(2).mean(2) if x.dim() > 2 else x).float().cpu() for x in seen])
+    if not found.isfinite().all():
+        raise ValueError(f"the features of {type(network).__name__} must be finite, but hold NaN or infinity")
+    return found
 
 
 def _last_read(network: nn.Module, example: Tensor) -> nn.Module:

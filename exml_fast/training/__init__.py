@@ -4,7 +4,7 @@ from exml_fast.training.answers import Answers
 from exml_fast.training.batches import Batch, Batches, DrawnImages, ImageBatches, Mixture, network_input
 from exml_fast.training.classifier import train_classifier
 from exml_fast.training.config import Training
-from exml_fast.training.heads import final_features, grow_head
+from exml_fast.training.heads import final_features, grow_head, inputs_of, with_head
 from exml_fast.training.loop import Loop, Loss, seeded, train
 from exml_fast.training.losses import mixed_cross_entropy, softened_kl
 from exml_fast.training.mixup import blended, mixed, mixup
@@ -29,6 +29,7 @@ __all__ = [
     "final_features",
     "forward",
     "grow_head",
+    "inputs_of",
     "learning_rate",
     "mixed",
     "mixed_cross_entropy",
@@ -40,4 +41,5 @@ __all__ = [
     "softened_kl",
     "train",
     "train_classifier",
+    "with_head",
 ]

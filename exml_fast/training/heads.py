@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exml_fast.models import final_linear
 
-__all__ = ["final_features", "grow_head"]
+__all__ = ["final_features", "grow_head", "inputs_of", "with_head"]
 
 
 def grow_head(model: nn.Module, outputs: int, example: Tensor | None = None) -> nn.Module:
@@ -28,21 +28,39 @@ def grow_head(model: nn.Module, outputs: int, example: Tensor | None = None) -> 
     Raises:
         ValueError: for fewer outputs than there are.
     """
-    grown = copy.deepcopy(model)
-    old = final_linear(grown, example)
-    if outputs < old.out_features:
-        raise ValueError(f"outputs must be at least the {old.out_features} that the head has, got {outputs}")
+    head = final_linear(model, example)
+    if outputs < head.out_features:
+        raise ValueError(f"outputs must be at least the {head.out_features} that the head has, got {outputs}")
+    name = next(name for name, module in model.named_modules() if module is head)
+    return with_head(model, outputs, name, keep=head.out_features)
+
+
+def with_head(model: nn.Module, outputs: int, layer: str | None = None, *, keep: int = 0) -> nn.Module:
+    """A copy of ``model`` with a new final linear layer of ``outputs`` logits.
+
+    Args:
+        model: with a final linear layer.
+        outputs: number of logits.
+        layer: name of the final linear layer; found by :func:`exml_fast.models.final_linear` when None.
+        keep: so many of the first rows keep their weights. The others are initialised as ``nn.Linear`` does, from
+            torch's global generator.
+    """
+    made = copy.deepcopy(model)
+    if layer is None:
+        found = final_linear(made)
+        layer = next(name for name, module in made.named_modules() if module is found)
+    old = made.get_submodule(layer)
+    assert isinstance(old, nn.Linear)
     new = nn.Linear(old.in_features, outputs, old.bias is not None, old.weight.device, old.weight.dtype)
     with torch.no_grad():
-        new.weight[: old.out_features] = old.weight
+        new.weight[:keep] = old.weight[:keep]
         if old.bias is not None and new.bias is not None:
-            new.bias[: old.out_features] = old.bias
+            new.bias[:keep] = old.bias[:keep]
     new.train(old.training)
-    name = next(name for name, module in grown.named_modules() if module is old)
-    if not name:
+    if not layer:
         return new
-    grown.set_submodule(name, new)
-    return grown
+    made.set_submodule(layer, new)
+    return made
 
 
 @contextmanager
@@ -51,9 +69,15 @@ def final_features(model: nn.Module, example: Tensor | None = None) -> Iterator[
 
     For losses of features; gradients flow through them. The caller clears the list.
     """
+    with inputs_of(final_linear(model, example)) as seen:
+        yield seen
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which each forward pass in the block appends the input of ``layer``, flattened to (N, H)."""
     seen: list[Tensor] = []
-    head = final_linear(model, example)
-    handle = head.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
+    handle = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(1)))
     try:
         yield seen
     finally:

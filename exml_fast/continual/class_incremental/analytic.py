@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings
-from exml_fast.continual.class_incremental.lesson import Lesson
-from exml_fast.evaluation.features import features
+from exml_fast.continual.class_incremental.lesson import BATCH, Lesson
 from exml_fast.validation import Count, Positive, settings
 
 __all__ = ["Analytic", "AnalyticSettings"]
@@ -54,15 +53,16 @@ class Analytic(Learner[AnalyticSettings]):
 
     def after(self, lesson: Lesson, network: nn.Module) -> None:
         """Add the task's images to the sums."""
-        images = lesson.spec.prepare(lesson.split.images)
-        x = self._expanded(features(network, torch.cat([images, images.flip(3)])))
-        y = F.one_hot(lesson.split.labels.repeat(2), lesson.known).double()
         width = self.config.width
         products = torch.zeros(width, width) if self._products is None else self._products
         targets = torch.zeros(width, 0) if self._targets is None else self._targets
-        self._products = (products.double() + x.T @ x).float()
-        self._targets = (F.pad(targets.double(), (0, lesson.known - targets.shape[1])) + x.T @ y).float()
-        self._count += len(x)
+        products, targets = products.double(), F.pad(targets.double(), (0, lesson.known - targets.shape[1]))
+        for images, labels in zip(lesson.split.images.split(BATCH), lesson.split.labels.split(BATCH), strict=True):
+            x = self._expanded(lesson.features(network, torch.cat([images, images.flip(3)])))
+            y = F.one_hot(labels.repeat(2), lesson.known).double()
+            products, targets = products + x.T @ x, targets + x.T @ y
+        self._products, self._targets = products.float(), targets.float()
+        self._count += 2 * len(lesson.split)
         self._coefficients = None
 
     def answers(self, images: Tensor) -> Tensor:
@@ -85,8 +85,10 @@ class Analytic(Learner[AnalyticSettings]):
 
     def load_memory(self, state: Mapping[str, Any]) -> None:
         """See :meth:`memory`."""
-        self._products, self._targets, self._count = state["products"], state["targets"], state["count"]
-        self._coefficients = None
+        self._products, self._targets = (
+            None if sums is None else sums.cpu() for sums in (state["products"], state["targets"])
+        )
+        self._count, self._coefficients = state["count"], None
 
     def _expanded(self, found: Tensor) -> Tensor:
         """Random features (N, width) of features (N, D), float64; the same in every process."""

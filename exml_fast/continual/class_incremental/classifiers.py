@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,32 +39,38 @@ class NearestMean:
 
 def _learned(features: Tensor, labels: Tensor, model: Any) -> FeatureClassifier:
     """A classifier of scikit-learn; features are standardised first."""
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    fitted = make_pipeline(StandardScaler(), model).fit(features.numpy(), labels.numpy())
+    scaler = _scikit_learn("preprocessing").StandardScaler()
+    with warnings.catch_warnings():
+        # The epochs of the paper's MLP are fixed; scikit-learn warns that the loss would fall on.
+        warnings.simplefilter("ignore", _scikit_learn("exceptions").ConvergenceWarning)
+        fitted = _scikit_learn("pipeline").make_pipeline(scaler, model).fit(features.numpy(), labels.numpy())
     return lambda found: torch.from_numpy(fitted.predict(found.numpy())).long()
+
+
+def _scikit_learn(part: str) -> Any:
+    try:
+        return importlib.import_module(f"sklearn.{part}")
+    except ImportError as error:
+        raise ImportError("this classifier needs scikit-learn: pip install 'exml_fast[eval]'") from error
 
 
 def k_nearest(features: Tensor, labels: Tensor, seed: int) -> FeatureClassifier:
     """The majority of the five nearest exemplars."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return _learned(features, labels, KNeighborsClassifier(5))
+    return _learned(features, labels, _scikit_learn("neighbors").KNeighborsClassifier(min(5, len(labels))))
 
 
 def perceptron(features: Tensor, labels: Tensor, seed: int) -> FeatureClassifier:
-    """A hidden layer of 100 ReLU units, Adam at 0.001, 200 epochs; the paper does not give the hidden layer's size."""
-    from sklearn.neural_network import MLPClassifier
+    """A hidden layer of 100 ReLU units, Adam at 0.001, at most 200 epochs.
 
-    return _learned(features, labels, MLPClassifier((100,), learning_rate_init=1e-3, max_iter=200, random_state=seed))
+    The paper does not give the hidden layer's size. Its loss is the squared error; scikit-learn's is cross-entropy.
+    """
+    network = _scikit_learn("neural_network").MLPClassifier
+    return _learned(features, labels, network((100,), learning_rate_init=1e-3, max_iter=200, random_state=seed))
 
 
 def support_vectors(features: Tensor, labels: Tensor, seed: int) -> FeatureClassifier:
     """A support vector machine with RBF kernel and C = 1."""
-    from sklearn.svm import SVC
-
-    return _learned(features, labels, SVC(C=1.0, kernel="rbf"))
+    return _learned(features, labels, _scikit_learn("svm").SVC(C=1.0, kernel="rbf"))
 
 
 CLASSIFIERS: dict[str, Callable[[Tensor, Tensor, int], FeatureClassifier]] = {

@@ -1,4 +1,4 @@
-"""Class-incremental learning with DeepInversion (Yin 2020, sec. 4.5 and E.1), and its oracles."""
+"""Class-incremental learning with DeepInversion (Yin 2020, sec. 4.5 and E.1)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings
 from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.losses import cross_entropy
-from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.continual.class_incremental.synthesis import SyntheticLearner, SyntheticSettings
 from exml_fast.data import Split
 from exml_fast.training import Batch, Mixture, Training, softened_kl
-from exml_fast.validation import Flat, NonNegative, settings
+from exml_fast.validation import NonNegative, settings
 
 __all__ = ["DeepInversion", "DeepInversionSettings", "MixedLoss", "freeze_batch_norm", "with_synthetic"]
 
@@ -21,23 +20,21 @@ MixedLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]
 
 
 @settings
-class DeepInversionSettings(LearnerSettings):
+class DeepInversionSettings(SyntheticSettings):
     """Settings of :class:`DeepInversion`.
 
     Attributes:
-        synthesis: of the old classes.
         freeze_bn: BatchNorm keeps its statistics and weights after the first task (E.1).
         clip_after_first: largest norm of the gradient after the first task (E.1); 0 for any.
         lambda_new_images: weight of the divergence on new images, the third term of Eq. 11; the oracles omit it.
     """
 
-    synthesis: Flat[Synthesis] = Synthesis()
     freeze_bn: bool = True
     clip_after_first: NonNegative = 0.1
     lambda_new_images: NonNegative = 1.0
 
 
-class DeepInversion(Learner[DeepInversionSettings]):
+class DeepInversion(SyntheticLearner[DeepInversionSettings]):
     """Images of the old classes by DeepInversion, with the old network's answers (Yin 2020, Eq. 11)."""
 
     settings = DeepInversionSettings
@@ -51,7 +48,7 @@ class DeepInversion(Learner[DeepInversionSettings]):
                 freeze_batch_norm(network)
             assert batch.labels is not None
             logits = network(batch.images)[:, : lesson.known]
-            answers = previous(batch.images).logits[:, :old]
+            answers = previous(batch.images).logits
             # The answers give no probability to new classes.
             synthetic = _kl_with_zeros(answers[real:], logits[real:])
             new = cross_entropy(logits[:real], batch.labels[:real], old)
@@ -61,10 +58,6 @@ class DeepInversion(Learner[DeepInversionSettings]):
 
         training = lesson.training.replace(clip=self.config.clip_after_first)
         return with_synthetic(lesson, self.config.synthesis.of_old_classes(lesson), loss, training)
-
-    def working_bytes(self, lesson: Lesson) -> int:
-        """Size of the synthetic images."""
-        return self.config.synthesis.nbytes(lesson)
 
 
 def with_synthetic(
@@ -91,7 +84,10 @@ def with_synthetic(
 
 
 def freeze_batch_norm(network: nn.Module) -> None:
-    """Leave the statistics of BatchNorm layers as they are in this step, and their weights without gradients."""
+    """Leave the statistics of BatchNorm layers as they are in this step, and their weights without gradients.
+
+    ``network`` is that of a training, which works on a copy.
+    """
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exml_fast.continual.class_incremental.deep_inversion import with_synthetic
 from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, as_bytes
-from exml_fast.continual.class_incremental.lesson import Lesson, observed
+from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.losses import cross_entropy
 from exml_fast.continual.class_incremental.synthesis import Synthesis
 from exml_fast.data import Split
@@ -67,9 +67,9 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
 
         def loss(network: nn.Module, batch: Batch, real: int) -> dict[str, Tensor]:
             assert batch.labels is not None
-            before, now = previous(batch.images), observed(network, batch.images)
+            before, now = previous(batch.images), lesson.observed(network, batch.images)
             # Pseudo labels of synthetic images: what the old network says (Eq. 5).
-            labels = torch.cat([batch.labels[:real], before.logits[real:, : lesson.old].argmax(1)])
+            labels = torch.cat([batch.labels[:real], before.logits[real:].argmax(1)])
             classification = cross_entropy(now.logits[:, : lesson.known], labels, lesson.old)  # Eq. 10
             features = consolidation(before.features, now.features)  # Eq. 9
             return {"loss": gamma * classification + features, "classification": classification, "features": features}
@@ -81,7 +81,7 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
         if self.config.source == "generator":
             self._trained = self._taught(lesson)
             sources.append(_drawn(self._trained, lesson))
-            lesson.show(self._sampled(self._trained, lesson))
+            lesson.show(_sampled(self._trained, lesson))
         return lesson.learn(
             lesson.network, Mixture(sources), lambda network, batch: loss(network, batch, real), lesson.training
         )
@@ -125,26 +125,29 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
         """The generator of the task before, trained on with the network before the task (Alg. 1, lines 3 to 15)."""
 
         def make() -> dict[str, Any]:
-            config = Delegator().replace(steps=self.config.rounds, width=self.config.generator_width)
+            config = Delegator().replace(
+                steps=self.config.rounds, width=self.config.generator_width, precision=self.config.training.precision
+            )
             delegation = delegate(
                 lesson.before().model, generator=self.generator, config=config, spec=self.spec, seed=lesson.seed,
                 device=lesson.device, progress=lesson.report("generator"), checkpoint_dir=lesson.place("delegate"),
             )  # fmt: skip
+            lesson.record.seconds["generator"] = delegation.seconds["delegate"]
             return dict(delegation.generator.network.state_dict())
 
         return self._rebuilt(lesson.kept("generator", make))
-
-    def _sampled(self, generator: Generator, lesson: Lesson) -> Split:
-        """Some images of the generator as uint8, labelled by the old network."""
-        images = generator.sample(SHOWN, lesson.seed)
-        labels = logits(lesson.before().model, images)[:, : lesson.old].argmax(1)
-        return Split(as_bytes(images, lesson.spec), labels)
 
     def _rebuilt(self, weights: Mapping[str, Tensor]) -> Generator:
         made = Generator.create("upsampling", self.spec, width=self.config.generator_width)
         made.network.load_state_dict(weights)
         made.network.to(next(self.network.parameters()).device)
         return made
+
+
+def _sampled(generator: Generator, lesson: Lesson) -> Split:
+    """Some images of the generator as uint8, labelled by the old network."""
+    images = generator.sample(SHOWN, lesson.seed)
+    return Split(as_bytes(images, lesson.spec), logits(lesson.before().model, images).argmax(1))
 
 
 def _drawn(generator: Generator, lesson: Lesson) -> DrawnImages:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.continual.class_incremental.deep_inversion import with_synthetic
-from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, labelled, with_head
+from exml_fast.continual.class_incremental.learner import labelled, with_head
 from exml_fast.continual.class_incremental.lesson import Lesson, Previous
 from exml_fast.continual.class_incremental.losses import cross_entropy
-from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.continual.class_incremental.synthesis import Synthesis, SyntheticLearner, SyntheticSettings
 from exml_fast.data import Split
 from exml_fast.training import Batch
 from exml_fast.validation import Flat, Positive, settings
@@ -18,7 +18,7 @@ __all__ = ["DualDistillation", "DualDistillationSettings", "double_distillation"
 
 
 @settings
-class DualDistillationSettings(LearnerSettings):
+class DualDistillationSettings(SyntheticSettings):
     """Settings of :class:`DualDistillation`.
 
     Attributes:
@@ -32,7 +32,7 @@ class DualDistillationSettings(LearnerSettings):
     lr_combined: Positive = 0.01
 
 
-class DualDistillation(Learner[DualDistillationSettings]):
+class DualDistillation(SyntheticLearner[DualDistillationSettings]):
     """Two teachers, of the old classes and of the new, teach one network on impressions and new images."""
 
     settings = DualDistillationSettings
@@ -43,21 +43,17 @@ class DualDistillation(Learner[DualDistillationSettings]):
         alone = Split(lesson.split.images, lesson.split.labels - old)
         training = lesson.training.replace(lr=self.config.lr_new)
         new_network = lesson.learn(
-            with_head(lesson.network, lesson.known - old), lesson.batches(alone, training), labelled(cross_entropy, 0),
-            training, stage="new classes",
+            with_head(lesson.network, lesson.known - old, lesson.layer), lesson.batches(alone, training),
+            labelled(cross_entropy), training, stage="new classes",
         )  # fmt: skip
-        new_teacher = Previous(new_network, training.precision)
+        new_teacher = Previous(new_network, lesson.layer, training.precision)
 
         def loss(network: nn.Module, batch: Batch, real: int) -> Tensor:
-            answers = old_teacher(batch.images).logits[:, :old], new_teacher(batch.images).logits
-            return double_distillation(network(batch.images)[:, : lesson.known], *answers)
+            logits = network(batch.images)[:, : lesson.known]
+            return double_distillation(logits, old_teacher(batch.images).logits, new_teacher(batch.images).logits)
 
         impressions = self.config.synthesis.of_old_classes(lesson)
         return with_synthetic(lesson, impressions, loss, lesson.training.replace(lr=self.config.lr_combined))
-
-    def working_bytes(self, lesson: Lesson) -> int:
-        """Size of the impressions."""
-        return self.config.synthesis.nbytes(lesson)
 
 
 def double_distillation(logits: Tensor, old_answers: Tensor, new_answers: Tensor) -> Tensor:

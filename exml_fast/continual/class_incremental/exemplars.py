@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exml_fast.data import Split
+from exml_fast.validation import named, require_count
 
 __all__ = ["COLLAGES", "ExemplarMemory", "collages", "herded"]
 
@@ -52,7 +53,13 @@ def collages(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
     Returns:
         (M, C, H, W) uint8.
+
+    Raises:
+        ValueError: for another kind, number or size of images.
     """
+    named("kind", kind, dict.fromkeys(COLLAGES))
+    if images.dim() != 4 or len(images) % 4 or images.shape[2] % 2 or images.shape[3] % 2:
+        raise ValueError(f"images must be (4 M, C, H, W) with even H and W, got {tuple(images.shape)}")
     height, width = images.shape[2] // 2, images.shape[3] // 2
     if kind == "resized":
         quarters = F.interpolate(images.float(), (height, width), mode="area").round().to(images.dtype)
@@ -71,10 +78,11 @@ def collages(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 class ExemplarMemory:
     """At most ``total`` images, equally many of each class, the most important first.
 
-    Images are kept as uint8, so that their size in bytes is that of the data set's images.
+    Images are kept as uint8, on the CPU.
     """
 
     def __init__(self, total: int) -> None:
+        require_count("total", total)
         self.total = total
         self._images: list[Tensor] = []
 
@@ -102,7 +110,7 @@ class ExemplarMemory:
             raise ValueError(
                 f"images must be uint8 (m, C, H, W) with m of at least 1, got {images.dtype} {tuple(images.shape)}"
             )
-        self._images.append(images.clone())
+        self._images.append(images.cpu().clone())
 
     def of_class(self, unit: int) -> Tensor:
         """The exemplars of logit ``unit``."""

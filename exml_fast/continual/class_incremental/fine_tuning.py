@@ -12,8 +12,7 @@ from exml_fast.continual.class_incremental.learner import Learner, LearnerSettin
 from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.losses import Classification, bce, cross_entropy
 from exml_fast.data import Split
-from exml_fast.evaluation.features import features
-from exml_fast.models import final_linear
+from exml_fast.engine.substitution import copied
 from exml_fast.training import Batch, ImageBatches
 from exml_fast.validation import settings
 
@@ -90,29 +89,30 @@ class FixedRepresentation(_Labelled):
 
     def teach(self, lesson: Lesson) -> nn.Module:
         """A linear layer on the features of the first task's network."""
-        images = lesson.spec.prepare(lesson.split.images)
-        found = features(lesson.network, torch.cat([images, images.flip(3)])).to(lesson.device)
-        head = final_linear(lesson.network)
-        new = nn.Linear(head.in_features, lesson.known - lesson.old, head.bias is not None).to(lesson.device)
+        images = lesson.split.images
+        found = lesson.features(lesson.network, torch.cat([images, images.flip(3)])).to(lesson.device)
+        old_rows, rows = lesson.before().classifier, slice(lesson.old, lesson.known)
+        new = nn.Linear(found.shape[1], lesson.known - lesson.old, old_rows.bias is not None).to(lesson.device)
         with torch.no_grad():
-            fixed = head(found)[:, : lesson.old]
+            fixed = old_rows(found)
         training = lesson.training_on(2 * len(images)).replace(augmentation={}, precision="float32")
         batches = ImageBatches(
             found[:, :, None, None], lesson.split.labels.repeat(2), training, lesson.spec,
             torch.Generator().manual_seed(lesson.seed), lesson.device,
         )  # fmt: skip
 
-        def rows(network: nn.Module, batch: Batch) -> Tensor:
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
             assert batch.labels is not None and batch.rows is not None
             all_logits = torch.cat([fixed[batch.rows], network(batch.images.flatten(1))], 1)
             return self.label_loss()(all_logits, batch.labels, 0)
 
-        taught = lesson.learn(new, batches, rows, training)
+        taught = lesson.learn(new, batches, loss, training)
+        network = copied(lesson.network)
+        head = network.get_submodule(lesson.layer)
         with torch.no_grad():
-            head.weight[lesson.old : lesson.known] = taught.get_parameter("weight")
-            if head.bias is not None:
-                head.bias[lesson.old : lesson.known] = taught.get_parameter("bias")
-        return lesson.network.eval()
+            for name, weights in taught.named_parameters():
+                head.get_parameter(name)[rows] = weights
+        return network.eval()
 
 
 def joined(first: Split | None, second: Split) -> Split:

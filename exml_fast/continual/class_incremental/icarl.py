@@ -14,11 +14,11 @@ from exml_fast.continual.class_incremental.fine_tuning import joined
 from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, as_bytes
 from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.losses import PAIRS, Classification
+from exml_fast.continual.class_incremental.tasks import Task
 from exml_fast.engine.substitution import copied
-from exml_fast.evaluation.features import features
 from exml_fast.inversion import Synthesizer, recipes
 from exml_fast.models import redraw
-from exml_fast.training import Batch
+from exml_fast.training import Batch, with_head
 from exml_fast.validation import Count, Flat, require, settings
 
 __all__ = ["Exemplars", "ICaRL", "ICaRLSettings"]
@@ -83,21 +83,30 @@ class ICaRL(Learner[ICaRLSettings]):
         """Of the pair."""
         return PAIRS[self.config.losses].classification
 
+    def check(self, task: Task, classes: int) -> None:
+        """Also ValueError for fewer exemplars than classes, or for images of which no collage can be made."""
+        super().check(task, classes)
+        self.exemplars.quota(classes)
+        if self.config.exemplars.collage is not None:
+            few = [c for c in task.classes if int((task.split.labels == c).sum()) < 4]
+            require(not few, "task", "one with at least four images of each class for collages", few)
+            even = all(side % 2 == 0 for side in self.spec.size)
+            require(even, "collage", "None for images with an odd side", self.spec.size)
+
     def teach(self, lesson: Lesson) -> nn.Module:
         """Rebuffi 2017, Alg. 3: the network learns from new images and exemplars together."""
-        self.exemplars.quota(lesson.known)
         pair, old = PAIRS[self.config.losses], lesson.old
-        previous, kept_images = lesson.before(), self.exemplars.split()
-        if kept_images is not None:
-            lesson.show(kept_images)
-        split = joined(kept_images, lesson.split)
+        kept_images = self.exemplars.split()
+        assert kept_images is not None
+        lesson.show(kept_images)
+        previous, split = lesson.before(), joined(kept_images, lesson.split)
         training = lesson.training_on(len(split))
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
             assert batch.labels is not None
-            logits = network(batch.images)[:, : lesson.known]
+            logits = network(batch.images)
             new = pair.classification(logits, batch.labels, old)
-            kept = pair.distillation(logits, previous(batch.images).logits[:, :old])
+            kept = pair.distillation(logits, previous(batch.images).logits)
             return {"loss": new + kept, "classification": new, "distillation": kept}
 
         return lesson.learn(lesson.network, lesson.batches(split, training), loss, training)
@@ -105,12 +114,18 @@ class ICaRL(Learner[ICaRLSettings]):
     def after(self, lesson: Lesson, network: nn.Module) -> None:
         """Rebuffi 2017, Alg. 2: exemplars of old classes make room for those of new ones."""
         quota = self.exemplars.quota(lesson.known)
+        units = range(lesson.old, lesson.known)
+
+        def make() -> dict[str, Tensor]:
+            chosen = {unit: self._chosen(lesson, network, unit, quota) for unit in units}
+            if self.config.exemplars.inversion is not None:
+                chosen = self._inverted(lesson, network, chosen)
+            return {str(unit): images for unit, images in chosen.items()}
+
+        made = lesson.kept("exemplars", make)
         self.exemplars.reduce(quota)
-        chosen = {unit: self._chosen(lesson, network, unit, quota) for unit in range(lesson.old, lesson.known)}
-        if self.config.exemplars.inversion is not None:
-            chosen = self._inverted(lesson, network, chosen, quota)
-        for images in chosen.values():
-            self.exemplars.add(images)
+        for unit in units:
+            self.exemplars.add(made[str(unit)])
         self._classifier = None
 
     def answers(self, images: Tensor) -> Tensor:
@@ -148,9 +163,9 @@ class ICaRL(Learner[ICaRLSettings]):
             return collages(images[order], settings.collage, generator)
         if settings.selection == "random":
             return images[torch.randperm(len(images), generator=generator)[:quota]]
-        return images[herded(features(network, lesson.spec.prepare(images)), quota)]
+        return images[herded(lesson.features(network, images), quota)]
 
-    def _inverted(self, lesson: Lesson, network: nn.Module, chosen: dict[int, Tensor], quota: int) -> dict[int, Tensor]:
+    def _inverted(self, lesson: Lesson, network: nn.Module, chosen: dict[int, Tensor]) -> dict[int, Tensor]:
         """Images that the network recognises in place of the chosen ones (Lardizzone 2020, sec. 5.2)."""
         settings = self.config.exemplars
         assert settings.inversion is not None
@@ -163,12 +178,14 @@ class ICaRL(Learner[ICaRLSettings]):
         # The classes take turns, so that each batch holds all of them.
         turn = torch.cat([torch.arange(len(images)) for images in chosen.values()]).argsort(stable=True)
         start = torch.cat(list(chosen.values()))[turn] if settings.inversion_start == "images" else None
-        synthesizer = Synthesizer(network, lesson.spec, recipe)
-        student = redraw(copied(network)) if recipe.competition.compete else None
+        teacher = with_head(network, lesson.known, lesson.layer, keep=lesson.known)  # a full head has more logits
+        synthesizer = Synthesizer(teacher, lesson.spec, recipe)
+        student = redraw(copied(teacher)) if recipe.competition.compete else None
         made = synthesizer.run(
             labels[turn], seed=lesson.seed, classes=list(range(lesson.known)), student=student,
             start=None if start is None else lesson.spec.prepare(start),
-            progress=lesson.report("invert"), checkpoint_dir=lesson.place("invert"),
+            progress=lesson.report("exemplars"), checkpoint_dir=lesson.place("exemplars"),
         )  # fmt: skip
+        lesson.record.seconds["exemplars"] = made.seconds
         images = as_bytes(made.images, lesson.spec)
         return {unit: images[made.labels == unit] for unit in chosen}

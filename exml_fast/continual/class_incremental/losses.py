@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,7 @@ __all__ = [
     "PAIRS",
     "Classification",
     "Pair",
+    "balanced_cross_entropy",
     "bce",
     "bce_of_old",
     "cross_entropy",
@@ -52,6 +54,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
 def local_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
     """Cross-entropy over the logits of the new classes, for images of these (Li 2016); others must be left out."""
     return ops.soft_cross_entropy(logits[:, old:], labels - old)
+
+
+def balanced_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
+    """Cross-entropy over all logits of a batch whose one half is of old classes; each class counts alike."""
+    known = logits.shape[1]
+    weights = torch.where(labels < old, 2 * old / known, 2 - 2 * old / known)
+    return (weights * ops.soft_cross_entropy(logits, labels, reduction="none")).mean()
 
 
 def bce(logits: Tensor, labels: Tensor, old: int) -> Tensor:

@@ -55,9 +55,9 @@ class LwF(Learner[LwFSettings]):
 
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
             assert batch.labels is not None
-            logits = network(batch.images)[:, : lesson.known]
+            logits = network(batch.images)
             new = pair.classification(logits, batch.labels, old)
-            kept = pair.distillation(logits, previous(batch.images).logits[:, :old])
+            kept = pair.distillation(logits, previous(batch.images).logits)
             return {"loss": new + self.config.lambda_old * kept, "classification": new, "distillation": kept}
 
         return lesson.learn(lesson.network, batches, loss, lesson.training)

@@ -8,26 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exml_fast import ops
 from exml_fast.continual.class_incremental.deep_inversion import freeze_batch_norm, with_synthetic
-from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings
-from exml_fast.continual.class_incremental.lesson import Lesson, observed
-from exml_fast.continual.class_incremental.losses import local_cross_entropy
-from exml_fast.continual.class_incremental.synthesis import Synthesis
+from exml_fast.continual.class_incremental.lesson import Lesson
+from exml_fast.continual.class_incremental.losses import balanced_cross_entropy, local_cross_entropy
+from exml_fast.continual.class_incremental.synthesis import SyntheticLearner, SyntheticSettings
 from exml_fast.engine.substitution import copied
-from exml_fast.models import final_linear
 from exml_fast.training import Batch
-from exml_fast.validation import Flat, NonNegative, Positive, Share, settings
+from exml_fast.validation import NonNegative, Positive, Share, settings
 
 __all__ = ["RDFCIL", "RDFCILSettings", "angles"]
 
 
 @settings
-class RDFCILSettings(LearnerSettings):
+class RDFCILSettings(SyntheticSettings):
     """Settings of :class:`RDFCIL`; weights are those published for CIFAR-100.
 
     Attributes:
-        synthesis: of the old classes.
         lambda_labels: of the local cross-entropy on new images.
         lambda_answers: of the distance to the old logits on synthetic images.
         lambda_relations: of the angles between the features of three new images.
@@ -35,7 +31,6 @@ class RDFCILSettings(LearnerSettings):
         refine_lr: its learning rate.
     """
 
-    synthesis: Flat[Synthesis] = Synthesis()
     lambda_labels: NonNegative = 0.5
     lambda_answers: NonNegative = 0.15
     lambda_relations: NonNegative = 0.5
@@ -43,7 +38,7 @@ class RDFCILSettings(LearnerSettings):
     refine_lr: Positive = 0.005
 
 
-class RDFCIL(Learner[RDFCILSettings]):
+class RDFCIL(SyntheticLearner[RDFCILSettings]):
     """Representation first, with the relations of new images as the old network saw them; then the classifier."""
 
     settings = RDFCILSettings
@@ -52,15 +47,15 @@ class RDFCIL(Learner[RDFCILSettings]):
         """Gao 2022, Alg. 1."""
         config, previous, old, new = self.config, lesson.before(), lesson.old, lesson.known - lesson.old
         alpha, beta = math.log2(new / 2 + 1), math.sqrt(old / new)  # Gao 2022, Eq. 9
-        width = final_linear(lesson.network).in_features
+        width = lesson.before().classifier.in_features
         both = nn.ModuleDict({name: nn.Linear(width, 2 * width) for name in ("before", "now")}).to(lesson.device)
         synthetic = config.synthesis.of_old_classes(lesson)
 
         def represent(network: nn.Module, batch: Batch, real: int) -> dict[str, Tensor]:
             assert batch.labels is not None
-            before, now = previous(batch.images), observed(network, batch.images)
+            before, now = previous(batch.images), lesson.observed(network, batch.images)
             labels = local_cross_entropy(now.logits[:real, : lesson.known], batch.labels[:real], old)
-            answers = F.l1_loss(now.logits[real:, :old], before.logits[real:, :old])
+            answers = F.l1_loss(now.logits[real:, :old], before.logits[real:])
             relations = F.l1_loss(
                 angles(both["now"](now.features[:real])), angles(both["before"](before.features[:real]))
             )
@@ -71,29 +66,23 @@ class RDFCIL(Learner[RDFCILSettings]):
         network = with_synthetic(lesson, synthetic, represent, lesson.training, stage="represent", beside=both)
         if not config.refine_share:
             return network
-        # Half of each batch is of old classes: each class counts alike.
-        weights = torch.tensor([old / lesson.known, new / lesson.known], device=lesson.device)
 
         def refine(network: nn.Module, batch: Batch, real: int) -> dict[str, Tensor]:
             assert batch.labels is not None
             freeze_batch_norm(network)
             logits = network(batch.images)[:, : lesson.known]
-            each = ops.soft_cross_entropy(logits, batch.labels, reduction="none")
-            labels = (2 * weights[(batch.labels >= old).long()] * each).mean()
-            answers = F.l1_loss(logits[real:, :old], previous(batch.images[real:]).logits[:, :old])
+            labels = balanced_cross_entropy(logits, batch.labels, old)
+            answers = F.l1_loss(logits[real:, :old], previous(batch.images[real:]).logits)
             total = config.lambda_labels * labels + config.lambda_answers * alpha * beta * answers
             return {"loss": total, "labels": labels, "answers": answers}
 
         steps = max(1, round(config.refine_share * lesson.training.steps))
         training = lesson.training.replace(lr=config.refine_lr, steps=steps)
         fixed = copied(network).requires_grad_(False)
-        final_linear(fixed).requires_grad_(True)
+        fixed.get_submodule(lesson.layer).requires_grad_(True)
         refined = with_synthetic(lesson, synthetic, refine, training, stage="refine", network=fixed)
-        return refined.requires_grad_(True)
-
-    def working_bytes(self, lesson: Lesson) -> int:
-        """Size of the synthetic images."""
-        return self.config.synthesis.nbytes(lesson)
+        network.load_state_dict(refined.state_dict())
+        return network
 
 
 def angles(features: Tensor) -> Tensor:

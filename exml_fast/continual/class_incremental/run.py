@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint
 from exml_fast.continual.class_incremental.learner import LearnedTask, Learner
-from exml_fast.continual.class_incremental.tasks import Task
+from exml_fast.continual.class_incremental.tasks import Task, positions
 from exml_fast.data import Split
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
@@ -82,7 +83,8 @@ def incremental(
         after: called with the result so far after each task. An interruption may repeat the last call.
         progress: ``progress("task 2: learn", step, steps, terms)``.
         checkpoint_dir: a folder from which the same call continues after an interruption, with the same bits at the
-            end. It keeps what finished stages made.
+            end. The learner after the last task stays in the file incremental.pt, so that a finished run is tested
+            again without learning.
 
     Raises:
         ValueError: for no tasks, a learner that knows classes already, a class without test images, what
@@ -92,38 +94,46 @@ def incremental(
         raise ValueError("tasks must hold at least one task")
     if learner.classes:
         raise ValueError(f"learner must be before its first task, but knows {len(learner.classes)} classes")
-    ids = [c for task in tasks for c in task.classes]
+    ids = list[int]()
+    for task in tasks:
+        if twice := sorted(set(ids) & set(task.classes)):
+            raise ValueError(f"tasks must have each class once, got {twice[:8]} twice")
+        ids += task.classes
+        learner.check(task, len(ids))
     if missing := sorted(set(ids) - set(test.labels.tolist())):
         raise ValueError(f"test has no images of the classes {missing[:8]}")
     result = IncrementalResult(learner)
     checkpoint = Checkpoint(None, "")
     if checkpoint_dir is not None:
         checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, _identity(learner, tasks, test, first))
+    learned = None
     if (state := checkpoint.load()) is not None:
         learner.load_state_dict(state["learner"])
         result.tasks = [_result(entry) for entry in state["tasks"]]
+        learned = LearnedTask(**state["learned"])
     for number in range(len(result.tasks), len(tasks)):
         task = tasks[number]
-        if number == 0 and first is not None:
-            learned = learner.adopt(task, first)
-        else:
-            learned = learner.learn(task, progress=progress, checkpoint_dir=checkpoint_dir)
+        if learner.number == number:
+            if number == 0 and first is not None:
+                learned = learner.adopt(task, first)
+            else:
+                learned = learner.learn(task, progress=progress, checkpoint_dir=checkpoint_dir)
+            state = {
+                "learner": learner.state_dict(), "learned": asdict(learned),
+                "tasks": [asdict(entry) for entry in result.tasks],
+            }  # fmt: skip
+            checkpoint.keep(functools.partial(dict, state), write=True)
+        assert learned is not None
         result.tasks.append(_tested(learner, tasks[: number + 1], test, learned))
         if after is not None:
             after(result)
-        checkpoint.keep(
-            lambda: {"learner": learner.state_dict(), "tasks": [vars(entry) for entry in _plain(result.tasks)]},
-            write=True,
-        )
     return result
 
 
 def _tested(learner: Learner, tasks: Sequence[Task], test: Split, learned: LearnedTask) -> TaskResult:
     split, count = test.of_classes(learner.classes), len(learner.classes)
-    position = torch.full((max(learner.classes) + 1,), -1)
-    position[torch.tensor(learner.classes)] = torch.arange(count)
     predicted = torch.cat([learner.predict(images) for images, _ in split.batches(learner.spec)])
-    truth, named = position[split.labels], position[predicted]
+    truth, named = positions(split.labels, learner.classes), positions(predicted, learner.classes)
     confusion = torch.zeros(count * count, dtype=torch.int64)
     confusion = confusion.index_add_(0, truth * count + named, torch.ones_like(truth)).view(count, count)
     accuracies, start = [], 0
@@ -134,12 +144,8 @@ def _tested(learner: Learner, tasks: Sequence[Task], test: Split, learned: Learn
     return TaskResult(accuracies, int(confusion.diagonal().sum()) / len(split), confusion, learned)
 
 
-def _plain(entries: list[TaskResult]) -> list[TaskResult]:
-    return [TaskResult(e.accuracies, e.accuracy, e.confusion, vars(e.learned)) for e in entries]  # type: ignore[arg-type]
-
-
 def _result(entry: dict[str, Any]) -> TaskResult:
-    return TaskResult(**entry | {"learned": LearnedTask(**entry["learned"]), "confusion": entry["confusion"].cpu()})
+    return TaskResult(**entry | {"learned": LearnedTask(**entry["learned"])})
 
 
 def _identity(learner: Learner, tasks: Sequence[Task], test: Split, first: nn.Module | None) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, TypeVar
 
 import torch
 
-from exml_fast.continual.class_incremental.learner import as_bytes
+from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, as_bytes
 from exml_fast.continual.class_incremental.lesson import Lesson
+from exml_fast.continual.class_incremental.tasks import Task
 from exml_fast.data import Split
 from exml_fast.inversion import Synthesizer, recipes
-from exml_fast.validation import Count, settings
+from exml_fast.validation import Count, Flat, Precision, require, settings
 
-__all__ = ["Synthesis"]
+__all__ = ["Synthesis", "SyntheticLearner", "SyntheticSettings"]
 
 
 @settings
@@ -29,7 +30,7 @@ class Synthesis:
     images: Count = 2000
     recipe: str = "deep_inversion/cifar10-quick"
     recipe_steps: Count | None = None
-    engine_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine_precision: Precision = "auto"
 
     def check(self) -> None:
         """ValueError for an unknown recipe."""
@@ -42,22 +43,51 @@ class Synthesis:
     def of_old_classes(self, lesson: Lesson) -> Split:
         """Images as uint8; labels are logit positions. An interrupted task does not make them again."""
 
-        def make() -> dict[str, torch.Tensor]:
+        def make() -> dict[str, Any]:
             recipe = recipes.get(self.recipe)
             if self.recipe_steps is not None:
                 recipe = recipe.replace(steps=self.recipe_steps)
-            size = min(self.images, max(recipe.optimisation.batch_size, min(self.images, 2 * lesson.old)))
+            # A batch holds at least two images of each class.
+            size = min(self.images, max(recipe.optimisation.batch_size, 2 * lesson.old))
             synthesizer = Synthesizer(
                 lesson.before().model, lesson.spec, recipe.replace(batch_size=size), precision=self.engine_precision
             )
-            labels = torch.arange(self.images) % lesson.old  # the classes take turns, so each batch holds all of them
             result = synthesizer.run(
-                labels, seed=lesson.seed, classes=list(range(lesson.old)), progress=lesson.report("synthesis"),
-                checkpoint_dir=lesson.place("synthesis-checkpoint"),
+                torch.arange(self.images) % lesson.old, seed=lesson.seed, classes=list(range(lesson.old)),
+                progress=lesson.report("synthesis"), checkpoint_dir=lesson.place("synthesis"),
             )  # fmt: skip
+            lesson.record.seconds["synthesis"] = result.seconds
             return {"images": as_bytes(result.images, lesson.spec), "labels": result.labels}
 
         made = lesson.kept("synthesis", make)
-        images = Split(made["images"].cpu(), made["labels"].cpu())
+        images = Split(made["images"], made["labels"])
         lesson.show(images)
         return images
+
+
+@settings
+class SyntheticSettings(LearnerSettings):
+    """Settings of a :class:`SyntheticLearner`.
+
+    Attributes:
+        synthesis: of the old classes.
+    """
+
+    synthesis: Flat[Synthesis] = Synthesis()
+
+
+S = TypeVar("S", bound=SyntheticSettings)
+
+
+class SyntheticLearner(Learner[S]):
+    """A learner that makes images of the old classes anew in each task."""
+
+    def check(self, task: Task, classes: int) -> None:
+        """Also ValueError for fewer images than old classes."""
+        super().check(task, classes)
+        images, old = self.config.synthesis.images, classes - len(task.classes)
+        require(images >= old, "images", f"at least the number of old classes, {old}", images)
+
+    def working_bytes(self, lesson: Lesson) -> int:
+        """Size of the synthetic images."""
+        return self.config.synthesis.nbytes(lesson)

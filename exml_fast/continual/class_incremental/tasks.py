@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from exml_fast.data import ImageData, Split
 
-__all__ = ["CLASS_ORDER_SEED", "Task", "class_order", "divided", "tasks_of"]
+__all__ = ["CLASS_ORDER_SEED", "Task", "class_order", "divided", "positions", "tasks_of"]
 
 # The seed of iCaRL's published order of CIFAR-100's classes, which later papers share.
 CLASS_ORDER_SEED = 1993
@@ -21,7 +23,8 @@ class Task:
     """New classes and their training images.
 
     Raises:
-        ValueError: for no or repeated classes, a class without images, or images of other classes.
+        ValueError: for no or repeated classes, a class without images, images of other classes, or float pixels that
+            are not within [0, 1].
     """
 
     classes: tuple[int, ...]
@@ -30,6 +33,7 @@ class Task:
     """Labels are class ids."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(int, self.classes)))
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes must be at least one, without repetition, got {self.classes}")
         present = set(self.split.labels.unique().tolist())
@@ -37,6 +41,15 @@ class Task:
             raise ValueError(f"the task has no images of its classes {missing[:8]}")
         if others := sorted(present - set(self.classes)):
             raise ValueError(f"the task has images of the classes {others[:8]}, which are not among its own")
+        images = self.split.images
+        if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
+            raise ValueError("images of a task must be uint8, or float pixels in [0, 1] without NaN")
+
+
+def positions(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    """The place in ``classes``, which is the logit, of each class id in ``labels`` (N,); all of them occur there."""
+    ids, places = torch.tensor(classes).sort()
+    return places[torch.searchsorted(ids, labels)]
 
 
 def class_order(classes: int, seed: int | None = CLASS_ORDER_SEED) -> list[int]:
