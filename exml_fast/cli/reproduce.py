@@ -26,6 +26,8 @@ from exml_fast.validation import Count, Natural, settings
 
 __all__ = ["reproduce_command", "transfer"]
 
+IMPRESSIONS = "What learned from impressions has not seen the teacher's training images; figures are on test images."
+
 transfer = typer.Typer(help="Experiments with the impressions of a network (Nayak 2021).", no_args_is_help=True)
 
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")]
@@ -236,7 +238,7 @@ def _check(given: PresetRun, out: Path) -> None:
 def _refuse_replaced(preset: dict[str, Any], out: Path) -> None:
     """ValueError if a source lies in the folder of parts, which a new run removes."""
     parts = (out / "parts").resolve()
-    sources = {"--data": preset["data"], "--teacher": preset["teacher"].get("expert")}
+    sources = {"--data": preset["data"], "--teacher": preset.get("teacher", {}).get("expert")}
     sources["adaptation.target"] = preset.get("adaptation", {}).get("target")
     for name, source in sources.items():
         if source is not None and Path(source).resolve().is_relative_to(parts):
@@ -248,8 +250,7 @@ def _write_page(path: Path, name: str, preset: dict[str, Any], whole: dict[str, 
 
     shown = {key: value for key, value in preset.items() if key not in ("paper", "published")}
     machine = {**whole["machine"], "commit": whole["commit"], "date": whole["date"]}
-    summary = "What learned from impressions has not seen the teacher's training images; figures are on test images."
-    page = ExperimentPage(name, summary, whole["command"], shown, machine, whole["rows"])
+    page = ExperimentPage(name, outcome.summary or IMPRESSIONS, whole["command"], shown, machine, whole["rows"])
     origin = {name: whole[name] for name in ("command", "commit", "date", "machine")}
     folder = path.parent
     pages = {title: write(folder / folder_of(title) / "index.html", origin) for title, write in outcome.pages.items()}

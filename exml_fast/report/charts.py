@@ -30,6 +30,7 @@ __all__ = [
     "heatmap",
     "overlaid",
     "save_curves",
+    "save_overlaid",
     "save_scatter",
     "save_similarity",
     "scatter",
@@ -175,8 +176,20 @@ def _scatter(groups: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def overlaid(groups: Mapping[str, tuple[Tensor, Tensor]], alt: str) -> str:
-    """Draw the points (N, 2) of each group pale and those (M, 2) that stand out in the same colour, as SVG."""
+Overlaid = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def overlaid(groups: Overlaid, alt: str) -> str:
+    """Draw the points (N, 2) of each group pale, and over them those (M, 2) that stand out, as SVG."""
+    return _svg(_overlaid(groups), alt)
+
+
+def save_overlaid(path: PathLike, groups: Overlaid) -> None:
+    """Draw :func:`overlaid` as a picture, in the format of the path's suffix (png, svg, pdf)."""
+    _save(path, _overlaid(groups))
+
+
+def _overlaid(groups: Overlaid) -> Figure:
     figure, axes = _figure(4.4, 4.4)
     for (name, (pale, dark)), colour in zip(groups.items(), _colours(len(groups)), strict=True):
         x, y = pale.double().T.tolist()
@@ -185,7 +198,7 @@ def overlaid(groups: Mapping[str, tuple[Tensor, Tensor]], alt: str) -> str:
         axes.scatter(x, y, s=14, color=colour, label=name, linewidths=0.4, edgecolors=INK)
     axes.set(xticks=[], yticks=[])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5, labelcolor=INK)
-    return _svg(figure, alt)
+    return figure
 
 
 def _heatmap(matrix: Tensor, names: Sequence[str], axes_labels: tuple[str, str], written: str) -> Figure:

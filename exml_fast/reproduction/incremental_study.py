@@ -29,6 +29,7 @@ from exml_fast.continual.class_incremental import (
     IncrementalResult,
     Joint,
     Learner,
+    Oracle,
     Task,
     incremental,
     learner,
@@ -347,7 +348,7 @@ class _First:
 
 
 def _exemplars(pupil: Learner[Any]) -> Split | None:
-    return pupil.exemplars.split() if isinstance(pupil, ICaRL) else None
+    return pupil.exemplars.split() if isinstance(pupil, ICaRL | Oracle) else None
 
 
 def _real_exemplars(method: str, pupil: Learner[Any]) -> int:
@@ -374,8 +375,9 @@ def _synthetic(pupil: Learner[Any]) -> int | None:
 def _require_possible(pupil: Learner[Any], classes: int) -> None:
     """ValueError or ImportError for a learner that could not learn its second task."""
     recipe = None
-    if isinstance(pupil, ICaRL):
+    if isinstance(pupil, ICaRL | Oracle):
         pupil.exemplars.quota(classes)
+    if isinstance(pupil, ICaRL):
         if pupil.config.classifier in ("k-nearest", "mlp", "svm"):
             require_package("sklearn", "eval", "scikit-learn")
         recipe = pupil.config.exemplars.inversion

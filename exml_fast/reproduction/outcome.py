@@ -53,6 +53,8 @@ class Outcome:
         matrices: by title, non-negative (K, K) matrices.
         class_names: names of the labels.
         pages: by title, a function that writes a page to a path, given the run's provenance. Stream tasks only.
+        overlaid: titles of points whose groups come in pairs; the first of a pair is drawn pale under the second.
+        summary: a sentence under the title of the page; one about impressions where it is empty.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -66,6 +68,8 @@ class Outcome:
     matrices: dict[str, Tensor] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
     pages: dict[str, Callable[[Path, dict[str, Any]], Path]] = field(default_factory=dict)
+    overlaid: set[str] = field(default_factory=set)
+    summary: str = ""
 
     def save(self, folder: Path) -> None:
         """Write everything but ``pages`` to a folder."""
@@ -75,9 +79,10 @@ class Outcome:
         for k, groups in enumerate(self.points.values()):
             tensors |= {f"points/{k}/{g}": points for g, points in enumerate(groups.values())}
         save_tensors(folder / "pictures.safetensors", tensors)
-        plain = ("values", "seconds", "settings", "lines", "axes", "class_names")
+        plain = ("values", "seconds", "settings", "lines", "axes", "class_names", "summary")
         written = {name: getattr(self, name) for name in plain} | {
-            "logarithmic": sorted(self.logarithmic), "samples": list(self.samples), "matrices": list(self.matrices),
+            "logarithmic": sorted(self.logarithmic), "overlaid": sorted(self.overlaid),
+            "samples": list(self.samples), "matrices": list(self.matrices),
             "points": {title: list(groups) for title, groups in self.points.items()},
         }  # fmt: skip
         save_json(folder / "outcome.json", written)
@@ -94,5 +99,7 @@ class Outcome:
             title: {name: tensors[f"points/{k}/{g}"] for g, name in enumerate(names)}
             for k, (title, names) in enumerate(stored.pop("points").items())
         }
-        logarithmic = set(stored.pop("logarithmic"))
-        return cls(**stored, samples=samples, matrices=matrices, points=points, logarithmic=logarithmic)
+        logarithmic, overlaid = set(stored.pop("logarithmic")), set(stored.pop("overlaid"))
+        return cls(
+            **stored, samples=samples, matrices=matrices, points=points, logarithmic=logarithmic, overlaid=overlaid
+        )

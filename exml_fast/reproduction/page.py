@@ -55,6 +55,12 @@ def write_experiment(
             pictures[title] = charts.curves(lines, title, axes, logarithmic)
             charts.save_curves(_beside(path, title), lines, axes, logarithmic)
         for title, points in outcome.points.items():
+            if title in outcome.overlaid:
+                each = list(points.values())
+                pairs = dict(zip(list(points)[1::2], zip(each[::2], each[1::2], strict=True), strict=True))
+                pictures[title] = charts.overlaid(pairs, title)
+                charts.save_overlaid(_beside(path, title), pairs)
+                continue
             pictures[title] = charts.scatter(points, title)
             charts.save_scatter(_beside(path, title), points)
         for title, matrix in outcome.matrices.items():

@@ -23,6 +23,10 @@ __all__ = ["Preset", "changed", "lengths", "names", "read_preset", "shortened", 
 Preset = dict[str, Any]
 # Endings of settings that make a run shorter when they are smaller.
 LENGTHS = ("steps", "count", "_images")
+# Settings with which the paper's figures no longer say anything about the run.
+OTHERS = re.compile(
+    r"(teacher|student)(\.expert|\.architecture)?|architecture|arguments(\..+)?|protocols|held_out|methods(\..+\.method)?"
+)
 # Tables that describe the paper or the preset itself, not the experiment.
 NOTES = ("paper", "published", "usual", "note")
 
@@ -117,9 +121,12 @@ def _is_less(value: Any, usual: float | str) -> bool:
 
 
 def _is_another(key: str, value: Any, before: Any) -> bool:
-    """Whether a change takes different data (a file "cifar10.npz" counts as "cifar10") or networks than the paper."""
+    """Whether a change takes different data, networks or tasks than the paper.
+
+    A file "cifar10.npz" counts as "cifar10".
+    """
     data = key in ("data", "adaptation.target") and Path(str(value)).stem != Path(str(before)).stem
-    return data or re.fullmatch(r"(teacher|student)(\.expert|\.architecture)?", key) is not None
+    return data or OTHERS.fullmatch(key) is not None
 
 
 def _check_figures(name: PathLike, preset: Preset) -> None:

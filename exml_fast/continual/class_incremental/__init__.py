@@ -11,6 +11,7 @@ from exml_fast.continual.class_incremental.icarl import ICaRL
 from exml_fast.continual.class_incremental.learner import LearnedTask, Learner, LearnerSettings
 from exml_fast.continual.class_incremental.lwf import LwF
 from exml_fast.continual.class_incremental.methods import METHODS, learner
+from exml_fast.continual.class_incremental.oracle import Oracle
 from exml_fast.continual.class_incremental.r_dfcil import RDFCIL
 from exml_fast.continual.class_incremental.run import IncrementalResult, TaskResult, incremental
 from exml_fast.continual.class_incremental.tasks import Task, class_order, divided, tasks_of
@@ -33,6 +34,7 @@ __all__ = [
     "Learner",
     "LearnerSettings",
     "LwF",
+    "Oracle",
     "Task",
     "TaskResult",
     "class_order",

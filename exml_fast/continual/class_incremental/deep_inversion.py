@@ -13,7 +13,14 @@ from exml_fast.data import Split
 from exml_fast.training import Batch, Mixture, Training, softened_kl
 from exml_fast.validation import NonNegative, settings
 
-__all__ = ["DeepInversion", "DeepInversionSettings", "MixedLoss", "freeze_batch_norm", "with_synthetic"]
+__all__ = [
+    "DeepInversion",
+    "DeepInversionSettings",
+    "MixedLoss",
+    "freeze_batch_norm",
+    "kl_with_zeros",
+    "with_synthetic",
+]
 
 MixedLoss = Callable[[nn.Module, Batch, int], Tensor | dict[str, Tensor]]
 """``f(network, batch, real)``: the first ``real`` images of the batch are of new classes, the others of old ones."""
@@ -50,7 +57,7 @@ class DeepInversion(SyntheticLearner[DeepInversionSettings]):
             logits = network(batch.images)[:, : lesson.known]
             answers = previous(batch.images).logits
             # The answers give no probability to new classes.
-            synthetic = _kl_with_zeros(answers[real:], logits[real:])
+            synthetic = kl_with_zeros(answers[real:], logits[real:])
             new = cross_entropy(logits[:real], batch.labels[:real], old)
             kept = softened_kl(answers[:real], logits[:real, :old])
             total = synthetic + new + self.config.lambda_new_images * kept
@@ -95,7 +102,7 @@ def freeze_batch_norm(network: nn.Module) -> None:
                 parameter.requires_grad_(False)
 
 
-def _kl_with_zeros(answers: Tensor, logits: Tensor) -> Tensor:
+def kl_with_zeros(answers: Tensor, logits: Tensor) -> Tensor:
     """KL(p ‖ q), mean over the images, where p gives the old classes the answers' softmax and the new ones zero."""
     log_p = answers.log_softmax(1)
     return (log_p.exp() * (log_p - logits.log_softmax(1)[:, : answers.shape[1]])).sum(1).mean()

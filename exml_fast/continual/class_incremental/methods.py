@@ -17,6 +17,7 @@ from exml_fast.continual.class_incremental.fine_tuning import FineTuning, FixedR
 from exml_fast.continual.class_incremental.icarl import ICaRL
 from exml_fast.continual.class_incremental.learner import Learner
 from exml_fast.continual.class_incremental.lwf import LwF
+from exml_fast.continual.class_incremental.oracle import Oracle
 from exml_fast.continual.class_incremental.r_dfcil import RDFCIL
 from exml_fast.data import InputSpec
 from exml_fast.validation import field_names, named
@@ -72,6 +73,8 @@ METHODS: dict[str, IncrementalMethod] = {
         ICaRL, ICARL.format("5.2"), {"inversion": "deep_inversion/lardizzone", "inversion_start": "images"}, real=True
     ),
     "deep-inversion": IncrementalMethod(DeepInversion, "Yin 2020, sec. 4.5"),
+    "oracle-distill": IncrementalMethod(Oracle, "Yin 2020, sec. 4.5", real=True),
+    "oracle-classify": IncrementalMethod(Oracle, "Yin 2020, sec. 4.5", {"targets": "labels"}, real=True),
     "dual-distillation": IncrementalMethod(DualDistillation, "Nayak 2021, sec. 4.3"),
     "skd": IncrementalMethod(DelegatedLearner, "Ye 2022, III.C"),
     "skd-without-generator": IncrementalMethod(DelegatedLearner, "Ye 2022, Table III", {"source": None}),
