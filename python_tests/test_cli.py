@@ -643,7 +643,10 @@ def test_demo_makes_everything(npz: Path, tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     for part in ("results", "samples", "accuracy", "confusion", "similarity", "time", "settings"):
         assert f'id="{part}"' in page
-    assert "http" not in page and load_json(tmp_path / "results.json")["rows"] == summary["rows"]
+    stored = load_json(tmp_path / "results.json")
+    assert "http" not in page and stored["rows"] == summary["rows"]
+    assert stored["settings"]["experts"]["arguments"] == {} and stored["settings"]["typicality"] == 0.0
+    assert "pen drawings" in summary["rows"][0]["note"]  # the table says what is known of the domain
     # A finished run is replaced, and the table is printed.
     assert "Joint training" in call("demo", "--data", npz, *tiny, "--out", tmp_path, "--threads", threads).stdout
 
