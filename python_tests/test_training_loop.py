@@ -171,7 +171,7 @@ def test_steps_are_those_by_hand(optimizer: Any, schedule: Any, split: Split) ->
     assert done.history == {"step": [9], "loss": [pytest.approx(sum(losses) / 9)]}
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "lr": 0.05}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "lr": 0.05}, {"precision": "bfloat16"}, {"average": 0.9}])
 @pytest.mark.parametrize("at", [50, 100, 130])
 def test_an_interrupted_training_continues_bit_for_bit(
     at: int, options: dict[str, Any], split: Split, tmp_path: Path

@@ -241,7 +241,7 @@ def delegate(
             due = last or bool(evaluate_every and at and at % evaluate_every == 0)
             if evaluate is not None and due and (not evaluations or evaluations[-1][0] != at):
                 with forked(device):
-                    evaluations.append((at, evaluate(loop.model.eval())))
+                    evaluations.append((at, evaluate(loop.current())))
             checkpoint.keep(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )

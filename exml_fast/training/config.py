@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from exml_fast.data import Augmentation
@@ -26,6 +27,9 @@ from exml_fast.validation import (
 __all__ = ["Training"]
 
 
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+
+
 @settings
 class Training:
     """Settings of the one training loop; every method has defaults of its own.
@@ -35,6 +39,10 @@ class Training:
         optimizer: "adam" or "sgd".
         lr, momentum, weight_decay: of the optimiser; Adam has no ``momentum``.
         clip: the largest l2 norm of the gradient of all parameters, which is scaled down to it; 0 for any norm.
+        average: d of an exponential moving average of the weights and BatchNorm statistics, w ← d w + (1 − d) new,
+            in which the training results; 0 for the weights themselves. In the middle of a training the average is
+            nearly as good as the weights are once the learning rate has fallen. After n steps d is at most
+            (1 + n) / (10 + n).
         schedule, warmup, decay, decay_every: of the learning rate (:func:`~exml_fast.training.learning_rate`).
         precision: of the network that learns, and of a teacher beside it. "bfloat16" is torch.autocast: weights,
             their updates, BatchNorm statistics and losses stay float32.
@@ -56,6 +64,7 @@ class Training:
     momentum: NonNegative = 0.9
     weight_decay: NonNegative = 0.0
     clip: NonNegative = 0.0
+    average: Below1 = 0.0
     schedule: Literal["constant", "step", "cosine", "onecycle"] = "cosine"
     warmup: Natural = 0
     decay: Positive = 0.1

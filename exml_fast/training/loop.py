@@ -32,6 +32,7 @@ from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
+from exml_fast.training.average import Average
 from exml_fast.training.batches import Batches
 from exml_fast.training.config import Training
 from exml_fast.training.precision import Rounded, arranged, format_of, resolved
@@ -92,6 +93,7 @@ class Loop(Generic[B]):
         self.network = Rounded(twin(self.model), precision)
         self.loss, self.config, self.stage, self.progress = loss, config, stage, progress
         self.beside = nn.Module() if beside is None else beside
+        self.average = Average(self.model, config.average) if config.average else None
         self.optimizer = config.new_optimizer([*model.parameters(), *self.beside.parameters()])
         self.step = 0
         self.history: dict[str, list[float]] = {"step": []}
@@ -169,11 +171,19 @@ class Loop(Generic[B]):
             nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimizer.step()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.model, self.step)
         return terms
 
+    def current(self) -> nn.Module:
+        """What the training would result in now, in evaluation mode: the model, or its average."""
+        return self.model.eval() if self.average is None else self.average.model
+
     def finished(self) -> nn.Module:
-        """The model in evaluation mode, in the memory format of before, without gradients."""
+        """The model in evaluation mode, in the memory format of before, without gradients; with the average weights."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.model.load_state_dict(self.average.model.state_dict())
         return arranged(self.model.eval(), self.network.precision, self._format)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,6 +192,7 @@ class Loop(Generic[B]):
             "step": self.step,
             "model": copy.deepcopy(self.model.state_dict()),
             "beside": copy.deepcopy(self.beside.state_dict()),
+            "average": None if self.average is None else copy.deepcopy(self.average.model.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "history": copy.deepcopy(self.history),
             "seconds": self.seconds,
@@ -192,6 +203,8 @@ class Loop(Generic[B]):
         self.step, self.history, self.seconds = state["step"], copy.deepcopy(state["history"]), state["seconds"]
         self.model.load_state_dict(state["model"])
         self.beside.load_state_dict(state["beside"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -249,7 +249,7 @@ def distill(
             done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)
             if evaluate is not None and done and (not evaluations or evaluations[-1][0] != loop.step):
                 with forked(device):
-                    evaluations.append((loop.step, evaluate(loop.model.eval())))
+                    evaluations.append((loop.step, evaluate(loop.current())))
             checkpoint.keep(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )
