@@ -81,8 +81,8 @@ def quick(method: str) -> dict[str, Any]:
 
 def made(method: str, seed: int = 1, network: nn.Module | None = None, **overrides: Any) -> Learner[Any]:
     """A new learner of short settings."""
-    settings = quick(method) | overrides
-    return learner(method, net() if network is None else network, SPEC, tasks=2, seed=seed, **settings)
+    settings = {"tasks": 2} | quick(method) | overrides
+    return learner(method, net() if network is None else network, SPEC, seed=seed, **settings)
 
 
 def everything(taught: Learner[Any]) -> dict[str, Tensor | Any]:

@@ -14,7 +14,7 @@ from exml_fast.continual import Expert
 from exml_fast.continual.class_incremental import METHODS, incremental, learner, tasks_of
 from exml_fast.data import load
 from exml_fast.models import create
-from exml_fast.reproduction.incremental_study import Learned
+from exml_fast.reproduction.incremental_learned import Learned
 from exml_fast.storage import load_json
 
 SHORT = ("--protocol", "b4-3", "--epochs", 1, "--threads", 1)

@@ -196,3 +196,29 @@ def test_maps_and_summary_survive_a_file(tmp_path: Path) -> None:
     outcome.save(tmp_path)
     assert Outcome.load(tmp_path).overlaid == {"map"} and Outcome.load(tmp_path).summary == "Said."
     assert "incremental" in TASKS and isinstance(Context(tmp_path, 0, None, "cpu", None), Context)
+
+
+def test_classifiers_of_one_icarl_share_its_network(npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="needs the extra eval")
+    rows = {"NME": {"method": "icarl"}, "k-NN": {"method": "icarl-k-nearest"}, "logits": {"method": "icarl-hybrid1"}}
+    settings = IncrementalSettings(npz, rows, ("b2-2",), settings={"epochs": 2, "batch_size": 16, "total": 12})
+    stages: list[str] = []
+
+    def progress(stage: str, *_: Any) -> None:
+        stages.append(stage)
+
+    shared = IncrementalStudy(settings, tmp_path / "shared", progress=progress)
+    found = {each.row: each for each in shared.run()}
+    assert {stage.split(",")[0] for stage in stages} == {"NME"}
+    for row, table in rows.items():
+        alone = IncrementalSettings(npz, {row: table}, ("b2-2",), settings=settings.settings)
+        (expected,) = IncrementalStudy(alone, tmp_path / row).run()
+        assert found[row].accuracies == expected.accuracies and found[row].accuracy == expected.accuracy
+        assert torch.equal(found[row].confusion, expected.confusion)
+        assert found[row].method == table["method"]
+        assert Expert.load(shared.place(row, "b2-2") / "network").units == tuple(
+            c for task in shared.tasks["b2-2"] for c in task.classes
+        )
+        assert sorted(path.name for path in shared.place(row, "b2-2").iterdir()) == [
+            "learned.json", "network", "pictures.safetensors"
+        ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,3 +399,53 @@ def test_a_seeded_block_leaves_the_random_state_of_the_caller() -> None:
             draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.02])
+def test_the_gradient_of_all_parameters_is_scaled_to_the_largest_norm(clip: float, split: Split) -> None:
+    """In double precision; the module beside the network counts, too."""
+    config = Training(
+        steps=4, batch_size=40, lr=0.3, optimizer="sgd", momentum=0.0, schedule="constant", clip=clip
+    )  # fmt: skip
+    images = SMALL.prepare(split.images).double()
+    model, beside = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double(), nn.Linear(4, 4).double()
+    reference = copy.deepcopy(nn.ModuleList([model, beside]))
+    source = ImageBatches(images, split.labels, config, SMALL, torch.Generator(), CPU)
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(beside(network(batch.images)), batch.labels)  # type: ignore[arg-type]
+
+    done = train(model, source, loss, config, beside=beside)
+    parameters = list(reference.parameters())
+    for _ in range(4):
+        value = F.cross_entropy(reference[1](reference[0](images)), split.labels)
+        gradients = torch.autograd.grad(value, parameters)
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        scale = min(1.0, clip / float(norm)) if clip else 1.0
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= 0.3 * scale * gradient
+    for found, expected in zip([*done.model.parameters(), *beside.parameters()], parameters, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="clip must be at least 0, got -1"):
+        config.replace(clip=-1)
+
+
+def test_a_module_beside_the_network_is_in_the_checkpoint(split: Split, tmp_path: Path) -> None:
+    config, ended = Training(steps=130, batch_size=8, momentum=0.5, optimizer="sgd", clip=1.0), []
+
+    def run(**options: Any) -> Any:
+        torch.manual_seed(4)
+        beside = nn.Linear(4, 4)
+        before = state(beside)
+
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            return F.cross_entropy(beside(network(batch.images)), batch.labels)  # type: ignore[arg-type]
+
+        done = train(network(), batches_of(split, config), loss, config, beside=beside, seed=2, **options)
+        assert not same(before, state(beside)), "it is trained in place"
+        ended.append(state(beside))
+        return done
+
+    assert_resumes(run, tmp_path / "run", 100)
+    assert len(ended) == 2 and same(*ended)

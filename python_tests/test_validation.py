@@ -182,3 +182,49 @@ def test_fields_of_flat_groups_are_named_directly() -> None:
         from_flat(Group, {"steps": 0}, "here")
     with pytest.raises(ValueError, match="expected a table of speed, "):
         from_flat(Group, 3)
+
+
+@settings
+class Base:
+    shift: Flat[Shift] = Shift()
+    speed: Positive = 1.0
+
+    def check(self) -> None:
+        require(self.speed < 9, "speed", "less than 9", self.speed)
+
+
+@settings
+class Derived(Base):
+    attack: Flat[Attack] = Attack()
+    speed: Positive = 2.0
+
+
+@settings
+class Holder:
+    base: Base = Base()
+    derived: Derived = Derived()
+
+
+def test_settings_inherit_fields_and_checks() -> None:
+    assert field_names(Derived) == ["shift", "speed", "attack"]
+    assert flat_names(Derived) == ["pixels", "ends", "speed", *field_names(Attack)]
+    made = from_flat(Derived, {"pixels": 7, "steps": 3})
+    assert isinstance(made, Base) and made == Derived(Shift(7), 2.0, Attack(steps=3))
+    assert with_flat_changes(made, {"speed": 3, "pixels": 1, "epsilon": 1}).shift == Shift(1)
+    assert from_flat(Derived, flat_dict(made)) == made and Derived(**to_dict(made)) == made
+    with pytest.raises(ValueError, match=r"^speed must be less than 9, got 9"):
+        Derived(speed=9)
+    with pytest.raises(ValueError, match=r"^pixels must be at least 0, got -1"):
+        with_flat_changes(made, {"pixels": -1})
+    with pytest.raises(ValueError, match=r"unknown field 'attack'"):
+        Base(attack={})  # type: ignore[call-arg]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.speed = 1.0  # type: ignore[misc]
+
+
+def test_a_subclass_of_settings_is_a_field_of_its_own() -> None:
+    held = Holder(base={"speed": 4}, derived={"speed": 5, "attack": {"steps": 6}})  # type: ignore[arg-type]
+    assert type(held.base) is Base and type(held.derived) is Derived
+    assert held.derived.attack.steps == 6 and held.base.speed == 4
+    with pytest.raises(ValueError, match="unknown field 'attack'"):
+        Holder(base={"attack": {}})  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ from exml_fast.cli.parsing import given_options, parse_device, parse_pairs, requ
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual.class_incremental import METHODS
+from exml_fast.reproduction.incremental_learned import Learned
 from exml_fast.reproduction.incremental_page import rows_of_learned, write_incremental_page
 from exml_fast.reproduction.incremental_settings import IncrementalSettings
-from exml_fast.reproduction.incremental_study import IncrementalStudy, Learned
+from exml_fast.reproduction.incremental_study import IncrementalStudy
 from exml_fast.reproduction.lab_settings import require_package
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import save_json

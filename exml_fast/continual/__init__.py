@@ -1,5 +1,6 @@
-"""Continual learning from a stream of trained models (Carta 2022)."""
+"""Continual learning: from a stream of trained models (Carta 2022), and class by class from images."""
 
+from exml_fast.continual import class_incremental
 from exml_fast.continual.baselines import EnsembleAverage, MinEntropy, Oracle, ParameterAverage
 from exml_fast.continual.catalogue import Catalogue
 from exml_fast.continual.ex_model.calibration import Measured, ResponseCalibration
@@ -88,6 +89,7 @@ __all__ = [
     "TrainedExpert",
     "ZipIt",
     "average_accuracy",
+    "class_incremental",
     "confusion_matrix",
     "experience_accuracies",
     "forgetting",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from exml_fast.reproduction.incremental_learned import Learned
 from exml_fast.reproduction.incremental_page import feature_plane, sheets
 from exml_fast.reproduction.incremental_settings import IncrementalSettings
-from exml_fast.reproduction.incremental_study import IncrementalStudy, Learned
+from exml_fast.reproduction.incremental_study import IncrementalStudy
 from exml_fast.reproduction.lab_settings import read_settings, require_package
 from exml_fast.reproduction.outcome import Context, Outcome
 from exml_fast.reproduction.preset import Preset

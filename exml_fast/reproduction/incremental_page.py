@@ -13,7 +13,8 @@ from torch import Tensor
 from exml_fast.continual.class_incremental import METHODS
 from exml_fast.data import Split
 from exml_fast.report import Report, Samples, charts, write_picture, write_report
-from exml_fast.reproduction.incremental_study import MAP_CLASSES, IncrementalStudy, Learned
+from exml_fast.reproduction.incremental_learned import Learned
+from exml_fast.reproduction.incremental_study import MAP_CLASSES, IncrementalStudy
 from exml_fast.storage import PathLike
 from exml_fast.transfer import tsne
 

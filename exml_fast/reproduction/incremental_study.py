@@ -4,6 +4,7 @@ Its folder::
 
     first/<key>/                       networks that know the first task, each shared by the learners that begin alike
     <row>/<protocol>/checkpoint/       of the learner that is running
+    <row>/<protocol>/others/           what other classifiers say about its features
     <row>/<protocol>/network/          an expert: the learner's network after the last task
     <row>/<protocol>/learned.json      what was measured; the file that says that this part has finished
     <row>/<protocol>/pictures.safetensors
@@ -13,13 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from exml_fast.checkpoint import fingerprint
 from exml_fast.continual import Card, Expert
@@ -35,6 +35,7 @@ from exml_fast.continual.class_incremental import (
     learner,
     tasks_of,
 )
+from exml_fast.continual.class_incremental.icarl import ICaRLSettings
 from exml_fast.continual.class_incremental.losses import cross_entropy, local_cross_entropy
 from exml_fast.continual.class_incremental.synthesis import Synthesis
 from exml_fast.continual.expert import complete_arguments, require_fit
@@ -43,122 +44,17 @@ from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Synthesizer, recipes
 from exml_fast.models import create, final_linear
 from exml_fast.progress import Progress
+from exml_fast.reproduction.incremental_learned import FeatureMap, Learned
 from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, usual_network
+from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
 from exml_fast.reproduction.lab_settings import require_package
-from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
+from exml_fast.storage import save_tensors
 from exml_fast.validation import require
 
-__all__ = ["FeatureMap", "IncrementalStudy", "Learned"]
+__all__ = ["MAP_CLASSES", "IncrementalStudy"]
 
 # Classes of the first task whose features are mapped, and real images of each.
 MAP_CLASSES, MAP_IMAGES = 5, 100
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """Features of some classes of the first task, after a later task.
-
-    Attributes:
-        real, kept: (N, D) of training images, and of exemplars or synthetic images.
-        real_classes, kept_classes: (N,), positions in the class order.
-    """
-
-    real: Tensor
-    real_classes: Tensor
-    kept: Tensor
-    kept_classes: Tensor
-
-
-@dataclass
-class Learned:
-    """What a learner of a study reached.
-
-    Attributes:
-        row, method, protocol: which one.
-        classes: how many each task has.
-        accuracy, current: after each task, on the test images of all classes so far and of the task's own, in [0, 1].
-        accuracies: the same on each task so far.
-        seconds, peak_mb: of each task, with the first network's training.
-        kept_bytes, working_bytes: of :class:`exml_fast.continual.class_incremental.LearnedTask`, for each task.
-        stages: seconds by stage, of all tasks together.
-        real_exemplars: real images of earlier tasks that are kept after the last task.
-        synthetic: synthetic images of earlier classes in the last task; None where each step draws new ones.
-        confusion: int64 (K, K) after the last task, true class by predicted class, in the order of the classes.
-        exemplars, old: images that are kept, and some that the last task learned from; labels are positions in the
-            order of the classes. None where there are none.
-        maps: by number of the task, from 1.
-    """
-
-    row: str
-    method: str
-    protocol: str
-    classes: list[int]
-    accuracy: list[float]
-    current: list[float]
-    accuracies: list[list[float]]
-    seconds: list[float]
-    peak_mb: list[float]
-    kept_bytes: list[int]
-    working_bytes: list[int]
-    stages: dict[str, float]
-    real_exemplars: int
-    synthetic: int | None
-    confusion: Tensor
-    exemplars: Split | None = None
-    old: Split | None = None
-    maps: dict[int, FeatureMap] = field(default_factory=dict)
-
-    @property
-    def average(self) -> float:
-        """Average incremental accuracy, in [0, 1]."""
-        return sum(self.accuracy) / len(self.accuracy)
-
-    @property
-    def last(self) -> float:
-        """Accuracy on all classes after the last task, in [0, 1]."""
-        return self.accuracy[-1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what the last task had of earlier ones beside the network."""
-        return max(self.kept_bytes[-1], self.working_bytes[-1])
-
-    @property
-    def seen(self) -> list[int]:
-        """Number of classes after each task."""
-        return [sum(self.classes[: k + 1]) for k in range(len(self.classes))]
-
-    def save(self, folder: Path) -> None:
-        """Write everything but the maps, which are on file already."""
-        tensors = {"confusion": self.confusion}
-        for name in ("exemplars", "old"):
-            split: Split | None = getattr(self, name)
-            if split is not None:
-                tensors |= {f"{name}/images": split.images, f"{name}/labels": split.labels}
-        save_tensors(folder / "pictures.safetensors", tensors)
-        plain = {
-            name: value for name, value in vars(self).items() if name not in ("confusion", "exemplars", "old", "maps")
-        }
-        save_json(folder / "learned.json", plain)
-
-    @classmethod
-    def load(cls, folder: Path) -> Learned:
-        """Read what :meth:`save` wrote, and the maps."""
-        tensors = load_tensors(folder / "pictures.safetensors")
-
-        def split(name: str) -> Split | None:
-            if f"{name}/images" not in tensors:
-                return None
-            return Split(tensors[f"{name}/images"], tensors[f"{name}/labels"])
-
-        maps = {
-            int(file.stem.removeprefix("map_")): FeatureMap(**load_tensors(file))
-            for file in sorted(folder.glob("map_*.safetensors"))
-        }
-        return cls(
-            **load_json(folder / "learned.json"), confusion=tensors["confusion"], exemplars=split("exemplars"),
-            old=split("old"), maps=maps,
-        )  # fmt: skip
 
 
 class IncrementalStudy:
@@ -187,7 +83,7 @@ class IncrementalStudy:
         require_fit(self.network(), self.data.spec, len(self.data.classes))
         for row in settings.methods:
             for protocol in settings.protocols:
-                _require_possible(self.learner(row, protocol), len(self.data.classes))
+                _require_possible(self.learner(row, protocol), self.tasks[protocol])
 
     def run(self, seen: Callable[[Learned], None] | None = None) -> list[Learned]:
         """What each learner reached, protocol by protocol. ``seen`` is called with each of them as it comes."""
@@ -229,27 +125,46 @@ class IncrementalStudy:
 
     def _learn(self, row: str, protocol: str, folder: Path) -> None:
         pupil, tasks = self.learner(row, protocol), self.tasks[protocol]
-        first = _First(self.folder / "first" / self._key(pupil, tasks[0]), f"{row}, {protocol}")
+        first = FirstNetwork(self.folder / "first" / self._key(pupil, tasks[0]), f"{row}, {protocol}")
         known, report = first.network(), self.progress
         title = row if len(self.settings.protocols) == 1 else f"{row}, {protocol}"
+        others = OtherClassifiers(folder / "others", self._alike(pupil, row, protocol))
 
         def after(result: IncrementalResult) -> None:
-            if len(result.tasks) == 1 and known is None:
+            number = len(result.tasks)
+            if number == 1 and known is None:
                 first.keep(self._expert(pupil, tasks[:1]), result)
-            if len(result.tasks) in self.settings.maps:
-                file = folder / f"map_{len(result.tasks):02d}.safetensors"
-                save_tensors(file, vars(self._map(pupil, tasks[0])))
+            if number in self.settings.maps:
+                save_tensors(folder / f"map_{number:02d}.safetensors", vars(self._map(pupil, tasks[0])))
+            others.test(pupil, tasks[:number], self.data.test)
 
         result = incremental(
             pupil, tasks, self.data.test, first=known, after=after, checkpoint_dir=folder / "checkpoint",
             progress=None if report is None else lambda stage, *rest: report(f"{title}, {stage}", *rest),
         )  # fmt: skip
-        self._expert(pupil, tasks).save(folder / "network")
-        self._measured(row, protocol, pupil, result, first if known is not None else None).save(folder)
-        shutil.rmtree(folder / "checkpoint")
+        # This row comes last, so an interruption leaves none of the others out.
+        for name, found in (others.results(result) | {row: result}).items():
+            place = self.place(name, protocol)
+            self._expert(pupil, tasks).save(place / "network")
+            for file in folder.glob("map_*.safetensors"):
+                if place != folder:
+                    shutil.copy(file, place)
+            self._measured(name, protocol, pupil, found, None if known is None else first).save(place)
+        for name in ("checkpoint", "others"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+    def _alike(self, pupil: Learner[Any], row: str, protocol: str) -> dict[str, ICaRLSettings]:
+        """Settings by row, of rows that differ from this one in iCaRL's classifier alone."""
+        found = dict[str, ICaRLSettings]()
+        for other in self.settings.methods if isinstance(pupil, ICaRL) else ():
+            config = self.learner(other, protocol).config
+            if other != row and isinstance(config, ICaRLSettings):
+                same = config.replace(classifier=pupil.config.classifier) == pupil.config
+                found |= {other: config} if same else {}
+        return found
 
     def _measured(
-        self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: _First | None
+        self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: FirstNetwork | None
     ) -> Learned:
         each = [task.learned for task in result.tasks]
         seconds = [task.seconds["all"] for task in each]
@@ -320,33 +235,6 @@ class IncrementalStudy:
         )  # fmt: skip
 
 
-class _First:
-    """A network that knows the first task, on file. ``owner`` names the learner that asks for it."""
-
-    def __init__(self, folder: Path, owner: str) -> None:
-        self.folder, self.owner = folder, owner
-
-    def cost(self) -> dict[str, Any]:
-        """Seconds and memory of its training, and the learner that trained it."""
-        found: dict[str, Any] = load_json(self.folder / "cost.json")
-        return found
-
-    def network(self) -> nn.Module | None:
-        """The network; None where it is not there yet, and for the learner that trained it."""
-        if not (self.folder / "cost.json").is_file() or self.cost()["owner"] == self.owner:
-            return None
-        return Expert.load(self.folder).model
-
-    def keep(self, expert: Expert, result: IncrementalResult) -> None:
-        """Write the network of a learner that has just learned the first task."""
-        expert.save(self.folder)
-        learned = result.tasks[0].learned
-        seconds = learned.seconds.get("learn", learned.seconds["all"])
-        save_json(
-            self.folder / "cost.json", {"owner": self.owner, "seconds": seconds, "peak_mb": learned.peak_mb}
-        )  # fmt: skip
-
-
 def _exemplars(pupil: Learner[Any]) -> Split | None:
     return pupil.exemplars.split() if isinstance(pupil, ICaRL | Oracle) else None
 
@@ -372,11 +260,12 @@ def _synthetic(pupil: Learner[Any]) -> int | None:
     return {"inversion": synthesis.images, "generator": None, None: 0}[source]
 
 
-def _require_possible(pupil: Learner[Any], classes: int) -> None:
-    """ValueError or ImportError for a learner that could not learn its second task."""
-    recipe = None
-    if isinstance(pupil, ICaRL | Oracle):
-        pupil.exemplars.quota(classes)
+def _require_possible(pupil: Learner[Any], tasks: Sequence[Task]) -> None:
+    """ValueError or ImportError for a learner that could not learn the tasks."""
+    recipe, classes = None, 0
+    for task in tasks:
+        classes += len(task.classes)
+        pupil.check(task, classes)
     if isinstance(pupil, ICaRL):
         if pupil.config.classifier in ("k-nearest", "mlp", "svm"):
             require_package("sklearn", "eval", "scikit-learn")

@@ -9,11 +9,13 @@ from exml_fast.continual.class_incremental.exemplars import ExemplarMemory, coll
 from exml_fast.continual.class_incremental.fine_tuning import FineTuning, FixedRepresentation, Joint
 from exml_fast.continual.class_incremental.icarl import ICaRL
 from exml_fast.continual.class_incremental.learner import LearnedTask, Learner, LearnerSettings
+from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.lwf import LwF
-from exml_fast.continual.class_incremental.methods import METHODS, learner
+from exml_fast.continual.class_incremental.methods import METHODS, IncrementalMethod, learner
 from exml_fast.continual.class_incremental.oracle import Oracle
 from exml_fast.continual.class_incremental.r_dfcil import RDFCIL
 from exml_fast.continual.class_incremental.run import IncrementalResult, TaskResult, incremental
+from exml_fast.continual.class_incremental.synthesis import Synthesis, SyntheticLearner, SyntheticSettings
 from exml_fast.continual.class_incremental.tasks import Task, class_order, divided, tasks_of
 
 __all__ = [
@@ -28,13 +30,18 @@ __all__ = [
     "FineTuning",
     "FixedRepresentation",
     "ICaRL",
+    "IncrementalMethod",
     "IncrementalResult",
     "Joint",
     "LearnedTask",
     "Learner",
     "LearnerSettings",
+    "Lesson",
     "LwF",
     "Oracle",
+    "Synthesis",
+    "SyntheticLearner",
+    "SyntheticSettings",
     "Task",
     "TaskResult",
     "class_order",

@@ -33,7 +33,7 @@ class DeepInversionSettings(SyntheticSettings):
     Attributes:
         freeze_bn: BatchNorm keeps its statistics and weights after the first task (E.1).
         clip_after_first: largest norm of the gradient after the first task (E.1); 0 for any.
-        lambda_new_images: weight of the divergence on new images, the third term of Eq. 11; the oracles omit it.
+        lambda_new_images: weight of the divergence on new images, the third term of Eq. 11.
     """
 
     freeze_bn: bool = True

@@ -13,6 +13,7 @@ from exml_fast.continual.class_incremental.exemplars import ExemplarMemory
 from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings
 from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.losses import cross_entropy
+from exml_fast.continual.class_incremental.tasks import Task
 from exml_fast.training import Batch
 from exml_fast.validation import Count, NonNegative, settings
 
@@ -44,6 +45,11 @@ class Oracle(Learner[OracleSettings]):
         super().__init__(*args, **options)
         self.exemplars = ExemplarMemory(self.config.total)
 
+    def check(self, task: Task, classes: int) -> None:
+        """Also ValueError for fewer images than classes."""
+        super().check(task, classes)
+        self.exemplars.quota(classes)
+
     def teach(self, lesson: Lesson) -> nn.Module:
         """Yin 2020, Eq. 11 without its third term, on as many old as new images in each step."""
         previous, old, kept = lesson.before(), lesson.old, self.exemplars.split()
@@ -59,7 +65,7 @@ class Oracle(Learner[OracleSettings]):
             if self.config.targets == "labels":
                 before = cross_entropy(logits[real:], batch.labels[real:], old)
             else:
-                before = kl_with_zeros(previous(batch.images[real:]).logits[:, :old], logits[real:])
+                before = kl_with_zeros(previous(batch.images[real:]).logits, logits[real:])
             return {"loss": new + before, "new": new, "old": before}
 
         training = lesson.training.replace(clip=self.config.clip_after_first)

@@ -18,7 +18,7 @@ from exml_fast.data import Split
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
 
-__all__ = ["IncrementalResult", "TaskResult", "incremental"]
+__all__ = ["IncrementalResult", "TaskResult", "incremental", "tested"]
 
 CHECKPOINT_FILE = "incremental.pt"
 
@@ -124,13 +124,14 @@ def incremental(
             }  # fmt: skip
             checkpoint.keep(functools.partial(dict, state), write=True)
         assert learned is not None
-        result.tasks.append(_tested(learner, tasks[: number + 1], test, learned))
+        result.tasks.append(tested(learner, tasks[: number + 1], test, learned))
         if after is not None:
             after(result)
     return result
 
 
-def _tested(learner: Learner, tasks: Sequence[Task], test: Split, learned: LearnedTask) -> TaskResult:
+def tested(learner: Learner, tasks: Sequence[Task], test: Split, learned: LearnedTask) -> TaskResult:
+    """What ``learner`` reaches on the test images of ``tasks``, which are all that it has learned."""
     split, count = test.of_classes(learner.classes), len(learner.classes)
     predicted = torch.cat([learner.predict(images) for images, _ in split.batches(learner.spec)])
     truth, named = positions(split.labels, learner.classes), positions(predicted, learner.classes)
