@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,12 +144,17 @@ def headlines(folder: Path) -> str:
 
 
 def demo(path: Path) -> str:
-    results = load_json(path)
-    rows = [
-        [row["name"], number(row["ours"], 1, " %"), number(row["seconds"], 0, " s"), number(row["peak_mb"], 0, " MB")]
-        for row in results["rows"]
-    ]
-    return table(["scikit-learn's digits", "accuracy", "time", "peak memory"], rows) + "\n\n" + source(path, results)
+    """The demo's run of seed 0; with runs of further seeds beside it, the accuracy of each and their mean."""
+    results, *more = [load_json(file) for file in (path, *sorted(path.parent.glob(f"{path.stem}-seed-*.json")))]
+    rows = []
+    for row in results["rows"]:
+        others = [next(other["ours"] for other in run["rows"] if other["cell"] == row["cell"]) for run in more]
+        accuracies = [row["ours"], *others, *([statistics.mean([row["ours"], *others])] if more else [])]
+        shown = [number(value, 1, " %") for value in accuracies]
+        rows.append([row["name"], *shown, number(row["seconds"], 0, " s"), number(row["peak_mb"], 0, " MB")])
+    seeds = [f"seed {run['settings']['seed']}" for run in (results, *more)]
+    header = ["scikit-learn's digits: accuracy", *seeds, "mean"] if more else ["scikit-learn's digits", "accuracy"]
+    return table([*header, "time", "peak memory"], rows) + "\n\n" + source(path, results)
 
 
 def carta(path: Path) -> str:
@@ -741,11 +747,12 @@ def render(file: str, text: str) -> str:
 
 
 def take_demo(folder: Path) -> None:
-    """A demo's results into benches/results/, and its picture into docs/."""
-    for source, target in (
-        ("results.json", RESULTS / "demo-digits.json"),
-        ("report/samples.png", ROOT / "docs/demo.png"),
-    ):
+    """A demo's results into benches/results/, and the picture of seed 0 into docs/."""
+    seed = load_json(folder / "results.json")["settings"]["seed"]
+    taken = {"results.json": RESULTS / ("demo-digits.json" if seed == 0 else f"demo-digits-seed-{seed}.json")}
+    if seed == 0:
+        taken["report/samples.png"] = ROOT / "docs/demo.png"
+    for source, target in taken.items():
         with atomic_path(target) as temporary:
             shutil.copyfile(folder / source, temporary)
 

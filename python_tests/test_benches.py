@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -352,6 +353,27 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert row["published"] and row["recipe"]["name"] == "deep_inversion/cifar10"
     training = row["config"]["training"]
     assert (training["schedule"], training["mixup"], training["decay_every"]) == ("step", 0.0, 1)
+
+
+def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One run has its accuracies; runs of further seeds beside it have a column each, and the mean."""
+    monkeypatch.syspath_prepend(BENCHES)
+    readme = importlib.import_module("readme")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    machine = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
+    for seed, accuracy in ((0, 70.0), (1, 75.0)):
+        row = {"cell": "a", "name": "A method", "ours": accuracy, "seconds": 9.0, "peak_mb": 1.0}
+        run = {"command": "exml-fast demo", "machine": machine, "settings": {"seed": seed}, "rows": [row]}
+        (tmp_path / f"run{seed}" / "report").mkdir(parents=True)
+        (tmp_path / f"run{seed}" / "results.json").write_text(json.dumps(run))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "run0" / "report" / "samples.png").write_bytes(b"a picture")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    readme.take_demo(tmp_path / "run0")
+    assert "| A method | 70.0 % | 9 s | 1 MB |" in readme.demo(tmp_path / "demo-digits.json")
+    readme.take_demo(tmp_path / "run1")
+    assert "| A method | 70.0 % | 75.0 % | 72.5 % | 9 s | 1 MB |" in readme.demo(tmp_path / "demo-digits.json")
+    assert (tmp_path / "docs" / "demo.png").read_bytes() == b"a picture"
 
 
 @pytest.fixture
