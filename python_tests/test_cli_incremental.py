@@ -67,12 +67,13 @@ def test_learners_share_a_first_network_and_the_page_shows_them(
 
 
 def test_a_method_alone_is_the_library_s(tmp_path: Path) -> None:
-    call("incremental", "--method", "icarl", *SHORT, *EXEMPLARS, "--seed", 3, "--out", tmp_path)
+    shift = ("--set", 'augmentation={"shift": 2}')
+    call("incremental", "--method", "icarl", *SHORT, *EXEMPLARS, *shift, "--seed", 3, "--out", tmp_path)
     data = load("digits")
     torch.manual_seed(3)
     network = create("lenet5", num_classes=10, in_channels=1, batch_norm=True)
     torch.set_num_threads(1)
-    pupil = learner("icarl", network, data.spec, tasks=3, seed=3, epochs=1, total=40)
+    pupil = learner("icarl", network, data.spec, tasks=3, seed=3, epochs=1, total=40, augmentation={"shift": 2})
     result = incremental(pupil, tasks_of(data, "b4-3", 1993 + 3), data.test)
     (row,) = load_json(tmp_path / "results.json")["rows"]
     assert row["accuracy_after_each_task"] == [round(100 * task.accuracy, 3) for task in result.tasks]

@@ -85,7 +85,7 @@ def test_the_page_shows_every_part(study: IncrementalStudy, tmp_path: Path) -> N
     for part in (
         "Class-incremental learning of quadrants", "Accuracy after each task, b2-1", "Accuracy after each task, b2-2",
         "iCaRL, b2-2: exemplars", "skd, b2-1: images of earlier classes", "Training images",
-        "iCaRL, b2-1: features after task 1", "new in each step", "2.00", "Confusion matrix of LwF, b2-2",
+        "iCaRL, b2-1: features after task 1", "new in each step", "2.00", "Each task", "Confusion matrix of LwF, b2-2",
     ):  # fmt: skip
         assert part in text, part
     assert "LwF, b2-2: exemplars" not in text and "LwF, b2-2: features" not in text

@@ -121,7 +121,12 @@ def incremental(
             study = run.study_of(run.seed, out)
             rows = rows_of_learned(study, found)
             origin = provenance(run.device)
-            public = to_dict(run.study) | {"seed": run.seed, "seeds": run.seeds, "device": run.device}
+            public = to_dict(run.study) | {
+                "data": study.data.name,
+                "seed": run.seed,
+                "seeds": run.seeds,
+                "device": run.device,
+            }
             save_json(out / "results.json", {**origin, "settings": public, "rows": rows})
             page = None
             if run.report:

@@ -107,7 +107,10 @@ def write_incremental_page(
         machine={**origin["machine"], "commit": origin["commit"], "date": origin["date"]},
         class_names=study.class_names(protocol),
         reading=READING,
-        tables={"Accuracy, time and memory": [_line(row, several) for row in rows]},
+        tables={
+            "Accuracy, time and memory": [_line(row, several) for row in rows],
+            "Each task": [line for each in found for line in _tasks(each, titles[each.row, each.protocol])],
+        },
         samples=samples,
         confusions={titles[each.row, each.protocol]: each.confusion for each in found},
         seconds={titles[each.row, each.protocol]: each.stages for each in found},
@@ -174,6 +177,21 @@ def _line(row: Mapping[str, Any], several: bool) -> dict[str, str]:
         "of these kept, MB": f"{row['kept_bytes'] / 1e6:.2f}",
         "Real exemplars": str(row["real_exemplars"]), "Synthetic images": synthetic, "Source": row["note"],
     }  # fmt: skip
+
+
+def _tasks(learned: Learned, title: str) -> list[dict[str, str]]:
+    """A line for each task."""
+    return [
+        {
+            "Method": title, "Task": str(number + 1), "Classes so far": str(learned.seen[number]),
+            "Accuracy on them, %": f"{100 * learned.accuracy[number]:.2f}",
+            "On the task's own, %": f"{100 * learned.current[number]:.2f}",
+            "Seconds": f"{learned.seconds[number]:.1f}", "Peak memory, MB": f"{learned.peak_mb[number]:.0f}",
+            "Kept, MB": f"{learned.kept_bytes[number] / 1e6:.2f}",
+            "Images of earlier classes or their source, MB": f"{learned.working_bytes[number] / 1e6:.2f}",
+        }
+        for number in range(len(learned.classes))
+    ]  # fmt: skip
 
 
 def _pixels(study: IncrementalStudy, split: Split) -> Tensor:
