@@ -175,6 +175,28 @@ def test_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ran["small"]) == 2 and ran["problems"] == {}
 
 
+def test_class_incremental_learners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, own = blocks("docs/class_incremental.md", "python")
+    small = code.replace("in_channels=1", "in_channels=1, width=2").replace("epochs=10", "epochs=1, batch_size=64")
+    names: dict[str, Any] = {"xf": xf}
+    exec(small, names)
+    assert len(names["result"].tasks) == 5 and (tmp_path / "run" / "incremental.pt").is_file()
+    exec(own.replace("epochs=10", "epochs=1, batch_size=64"), names)
+    first, second, *_ = xf.continual.class_incremental.tasks_of(names["data"], "b0-5")
+    assert names["taught"].learn(first) and names["taught"].learn(second).history["learn/features"]
+
+
+def test_the_table_of_class_incremental_methods_is_complete() -> None:
+    methods = xf.continual.class_incremental.METHODS
+    page = (ROOT / "docs/class_incremental.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE))
+    sources = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE))
+    for name, method in methods.items():
+        assert sources[name] == method.source
+        assert method.real == ("real" in rows[name] or rows[name] == "all images"), name
+
+
 def commands(page: str) -> list[str]:
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     return [line.strip().replace("$t", "table1") for line in lines if line.strip().startswith("exml-fast ")]

@@ -125,6 +125,17 @@ def test_a_stream_is_learned_after_an_interruption(
 
 
 @pytest.mark.slow
+def test_class_incremental_methods_are_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "class_incremental.py"))
+    lines = capsys.readouterr().out.splitlines()
+    last = {line.split()[0]: float(re.search(r"last ([\d.]+)%", line)[1]) for line in lines}  # type: ignore[index]
+    assert last["fine-tuning"] < last["icarl"] <= last["joint"] and last["fine-tuning"] < last["analytic"]
+
+
+@pytest.mark.slow
 def test_random_images_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
