@@ -98,7 +98,7 @@ def test_the_page_shows_every_part(study: IncrementalStudy, tmp_path: Path) -> N
 
 def test_sheets_are_in_the_order_of_the_classes(study: IncrementalStudy) -> None:
     real, kept = sheets(study, [learned("iCaRL")], {("iCaRL", "b2-2"): "iCaRL"})
-    order = [c for task in study.tasks["b2-2"] for c in task.classes]
+    order = [c for task in study.tasks("b2-2") for c in task.classes]
     assert real.labels.tolist() == [place for place in range(4) for _ in range(4)]
     expected = study.data.train.images[study.data.train.labels == order[2]][:4]
     assert torch.equal(real.images[8:12], study.data.spec.fit(expected))

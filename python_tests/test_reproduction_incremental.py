@@ -217,7 +217,7 @@ def test_classifiers_of_one_icarl_share_its_network(npz: str, tmp_path: Path, mo
         assert torch.equal(found[row].confusion, expected.confusion)
         assert found[row].method == table["method"]
         assert Expert.load(shared.place(row, "b2-2") / "network").units == tuple(
-            c for task in shared.tasks["b2-2"] for c in task.classes
+            c for task in shared.tasks("b2-2") for c in task.classes
         )
         assert sorted(path.name for path in shared.place(row, "b2-2").iterdir()) == [
             "learned.json", "network", "pictures.safetensors"

@@ -138,7 +138,7 @@ def accuracy_chart(found: Sequence[Learned], protocol: str) -> str:
 
 def sheets(study: IncrementalStudy, found: Sequence[Learned], titles: Mapping[tuple[str, str], str]) -> list[Samples]:
     """Training images, and the exemplars and synthetic images of each learner; labels are places in the class order."""
-    order = [c for task in study.tasks[study.settings.protocols[0]] for c in task.classes]
+    order = [c for task in study.tasks(study.settings.protocols[0]) for c in task.classes]
     rows = torch.cat([torch.nonzero(study.data.train.labels == c)[:4, 0] for c in order])
     place = torch.tensor([order.index(c) for c in study.data.classes])
     real = study.data.train.subset(rows)

@@ -76,14 +76,13 @@ class IncrementalStudy:
         self.settings, self.folder, self.seed, self.device = settings, folder, seed, device
         self.data = _with_held_out(load(settings.data, data_root), settings.held_out)
         self.progress = progress
-        order = None if settings.order_seed is None else settings.order_seed + seed
-        self.tasks = {protocol: tasks_of(self.data, protocol, order) for protocol in settings.protocols}
+        self._tasks: dict[str, list[Task]] = {}
         self.architecture, arguments = usual_network(self.data.spec, settings.architecture, settings.arguments)
         self.arguments = complete_arguments(self.architecture, arguments, len(self.data.classes), self.data.spec)
         require_fit(self.network(), self.data.spec, len(self.data.classes))
-        for row in settings.methods:
-            for protocol in settings.protocols:
-                _require_possible(self.learner(row, protocol), self.tasks[protocol])
+        for protocol in settings.protocols:
+            for row in settings.methods:
+                _require_possible(self.learner(row, protocol), self.tasks(protocol))
 
     def run(self, seen: Callable[[Learned], None] | None = None) -> list[Learned]:
         """What each learner reached, protocol by protocol. ``seen`` is called with each of them as it comes."""
@@ -106,6 +105,15 @@ class IncrementalStudy:
         """The folder of a learner."""
         return self.folder / row.replace("/", "-") / protocol
 
+    def tasks(self, protocol: str) -> list[Task]:
+        """The tasks of a protocol. Only those that were asked for last are kept: they hold copies of all images."""
+        if protocol not in self._tasks:
+            order = self.settings.order_seed
+            self._tasks = {
+                protocol: tasks_of(self.data, protocol, None if order is None else order + self.seed)
+            }  # fmt: skip
+        return self._tasks[protocol]
+
     def network(self) -> nn.Module:
         """The network of every learner, with random weights and a logit for each class of the data."""
         with torch.random.fork_rng(devices=[]):
@@ -115,16 +123,16 @@ class IncrementalStudy:
     def learner(self, row: str, protocol: str) -> Learner[Any]:
         """The learner of a row, before its first task."""
         return learner(
-            self.settings.methods[row]["method"], self.network(), self.data.spec, tasks=len(self.tasks[protocol]) - 1,
+            self.settings.methods[row]["method"], self.network(), self.data.spec, tasks=len(self.tasks(protocol)) - 1,
             seed=self.seed, device=self.device, **changes_of(self.settings, row),
         )  # fmt: skip
 
     def class_names(self, protocol: str) -> list[str]:
         """In the order in which the classes come."""
-        return [self.data.class_names[c] for task in self.tasks[protocol] for c in task.classes]
+        return [self.data.class_names[c] for task in self.tasks(protocol) for c in task.classes]
 
     def _learn(self, row: str, protocol: str, folder: Path) -> None:
-        pupil, tasks = self.learner(row, protocol), self.tasks[protocol]
+        pupil, tasks = self.learner(row, protocol), self.tasks(protocol)
         first = FirstNetwork(self.folder / "first" / self._key(pupil, tasks[0]), f"{row}, {protocol}")
         known, report = first.network(), self.progress
         title = row if len(self.settings.protocols) == 1 else f"{row}, {protocol}"
@@ -183,7 +191,7 @@ class IncrementalStudy:
         synthetic = _synthetic(pupil)
         return Learned(
             row, self.settings.methods[row]["method"], protocol,
-            classes=[len(task.classes) for task in self.tasks[protocol]],
+            classes=[len(task.classes) for task in self.tasks(protocol)],
             accuracy=[task.accuracy for task in result.tasks],
             current=[task.accuracies[-1] for task in result.tasks],
             accuracies=[task.accuracies for task in result.tasks],
