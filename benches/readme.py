@@ -145,7 +145,8 @@ def headlines(folder: Path) -> str:
 
 def demo(path: Path) -> str:
     """The demo's run of seed 0; with runs of further seeds beside it, the accuracy of each and their mean."""
-    results, *more = [load_json(file) for file in (path, *sorted(path.parent.glob(f"{path.stem}-seed-*.json")))]
+    files = [path, *sorted(path.parent.glob(f"{path.stem}-seed-*.json"))]
+    results, *more = [load_json(file) for file in files]
     rows = []
     for row in results["rows"]:
         others = [next(other["ours"] for other in run["rows"] if other["cell"] == row["cell"]) for run in more]
@@ -154,7 +155,9 @@ def demo(path: Path) -> str:
         rows.append([row["name"], *shown, number(row["seconds"], 0, " s"), number(row["peak_mb"], 0, " MB")])
     seeds = [f"seed {run['settings']['seed']}" for run in (results, *more)]
     header = ["scikit-learn's digits: accuracy", *seeds, "mean"] if more else ["scikit-learn's digits", "accuracy"]
-    return table([*header, "time", "peak memory"], rows) + "\n\n" + source(path, results)
+    note = ["Time and memory are those of seed 0."] if more else []
+    sources = [source(file, run) for file, run in zip(files, (results, *more), strict=True)]
+    return "\n\n".join([table([*header, "time", "peak memory"], rows), *note, *sources])
 
 
 def carta(path: Path) -> str:
