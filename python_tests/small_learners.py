@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def quick(method: str) -> dict[str, Any]:
         settings |= {"images": 12, "recipe": "deep_inversion/cifar10-quick", "recipe_steps": 12}
         settings |= {"engine_precision": "float32"}
     if "rounds" in fields:
-        settings |= {"rounds": 10, "generator_width": 2}
+        settings |= {"rounds": 4, "generator_width": 2}
     if method == "icarl-no-augmentation":
         settings.pop("augmentation")
     return settings
@@ -163,3 +164,18 @@ def second_task(
 def batch_of(images: int = 8, labels: Sequence[int] = (2, 3, 3, 2, 0, 1, 1, 0)) -> Batch:
     generator = torch.Generator().manual_seed(5)
     return Batch(torch.randn(images, *SPEC.shape, generator=generator), torch.tensor(labels[:images]))
+
+
+# One of each way to keep, to make or to leave out images of old classes.
+SOME = [
+    "joint", "fine-tuning", "fixed-representation", "lwf-mc", "icarl", "icarl-collage-random-crop",
+    "synthetic-exemplars-adaptive", "inverted-random-images", "deep-inversion", "dual-distillation", "skd",
+    "skd-without-generator", "skd-inverted", "abd", "r-dfcil", "analytic",
+]  # fmt: skip
+
+
+def continued(method: str, state: dict[str, Any]) -> Learner[Any]:
+    """A learner of another process."""
+    taught = made(method)
+    taught.load_state_dict(copy.deepcopy(state))
+    return taught

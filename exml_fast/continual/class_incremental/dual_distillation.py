@@ -38,7 +38,7 @@ class DualDistillation(SyntheticLearner[DualDistillationSettings]):
     settings = DualDistillationSettings
 
     def teach(self, lesson: Lesson) -> nn.Module:
-        """A network for the new classes, then the combined one, which begins as the old network."""
+        """A network for the new classes alone, then the combined one; both begin with the weights of before."""
         old_teacher, old = lesson.before(), lesson.old
         alone = Split(lesson.split.images, lesson.split.labels - old)
         training = lesson.training.replace(lr=self.config.lr_new)
