@@ -60,6 +60,10 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
         self.generator: Generator | None = None
         self._trained: Generator | None = None
         self.base = 0
+        if self.config.source == "inversion":
+            self.config.synthesis.require_fit(self.network, self.spec)
+        elif self.config.source == "generator":
+            self._new_generator()  # ValueError for images that it cannot make
 
     def teach(self, lesson: Lesson) -> nn.Module:
         """Ye 2022, Alg. 1: train the generator, then the network."""
@@ -137,8 +141,11 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
 
         return self._rebuilt(lesson.kept("generator", make))
 
+    def _new_generator(self) -> Generator:
+        return Generator.create("upsampling", self.spec, width=self.config.generator_width)
+
     def _rebuilt(self, weights: Mapping[str, Tensor]) -> Generator:
-        made = Generator.create("upsampling", self.spec, width=self.config.generator_width)
+        made = self._new_generator()
         made.network.load_state_dict(weights)
         made.network.to(next(self.network.parameters()).device)
         return made

@@ -78,6 +78,8 @@ class ICaRL(Learner[ICaRLSettings]):
         super().__init__(*args, **options)
         self.exemplars = ExemplarMemory(self.config.exemplars.total)
         self._classifier: FeatureClassifier | None = None
+        if (recipe := self.config.exemplars.inversion) is not None:
+            Synthesizer(self.network, self.spec, recipes.get(recipe))  # ValueError for a network that it cannot invert
 
     def label_loss(self) -> Classification:
         """Of the pair."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from exml_fast.continual.class_incremental.learner import Learner, LearnerSettings, as_bytes
 from exml_fast.continual.class_incremental.lesson import Lesson
 from exml_fast.continual.class_incremental.tasks import Task
-from exml_fast.data import Split
+from exml_fast.data import InputSpec, Split
 from exml_fast.inversion import Synthesizer, recipes
 from exml_fast.validation import Count, Flat, Precision, require, settings
 
@@ -35,6 +36,10 @@ class Synthesis:
     def check(self) -> None:
         """ValueError for an unknown recipe."""
         recipes.get(self.recipe)
+
+    def require_fit(self, network: nn.Module, spec: InputSpec) -> None:
+        """ValueError if the recipe cannot make images from ``network``, as a recipe that matches absent BatchNorms."""
+        Synthesizer(network, spec, recipes.get(self.recipe))
 
     def nbytes(self, lesson: Lesson) -> int:
         """Size of the images."""
@@ -81,6 +86,10 @@ S = TypeVar("S", bound=SyntheticSettings)
 
 class SyntheticLearner(Learner[S]):
     """A learner that makes images of the old classes anew in each task."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.config.synthesis.require_fit(self.network, self.spec)
 
     def check(self, task: Task, classes: int) -> None:
         """Also ValueError for fewer images than old classes."""
