@@ -12,9 +12,10 @@ from small_training import everything as everything_of
 from small_training import unchanged
 from torch import Tensor, nn
 
-from exml_fast.continual.class_incremental import METHODS, FineTuning, Learner, Task
+from exml_fast.continual.class_incremental import METHODS, FineTuning, Learner, Task, learner
 from exml_fast.continual.class_incremental.learner import as_bytes
 from exml_fast.data import InputSpec, Split
+from exml_fast.models import create
 from exml_fast.training import Training
 
 FIRST, SECOND, THIRD = tasks()
@@ -205,3 +206,15 @@ def test_learning_on_a_gpu(method: str, tmp_path: Path) -> None:
     again = continued(method, taught.state_dict())
     images = SPEC.prepare(split_of([7, 2, 30, 4, 5], 3, 5).images)
     assert (again.predict(images) == taught.predict(images)).double().mean() > 0.7
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/mobilenet_v2"])
+def test_networks_of_other_libraries(name: str) -> None:
+    pytest.importorskip(name.split("/")[0])
+    spec = InputSpec(3, (32, 32), (0.5,) * 3, (0.2,) * 3)
+    taught = learner("icarl", create(name, num_classes=5), spec, total=8, epochs=1, batch_size=8)
+    for group in ((3, 9), (1, 4)):
+        labels = torch.tensor(group).repeat(8)
+        taught.learn(Task(group, Split(torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8), labels)))
+    images = torch.randn(4, 3, 32, 32)
+    assert taught.network(images).shape == (4, 4) and set(taught.predict(images).tolist()) <= {3, 9, 1, 4}
