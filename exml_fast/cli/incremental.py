@@ -139,7 +139,7 @@ def incremental(
         if as_json:
             print_json({"out": str(out), "report": page and str(page), **origin, "rows": rows})
         else:
-            _print(rows, f"{run.study.data}: {len(study.data.classes)} classes")
+            _print(rows, f"{study.data.name}: {len(study.data.classes)} classes")
             typer.echo(f"networks and results: {out}" + (f", page: {page}" if page else ""))
 
 
