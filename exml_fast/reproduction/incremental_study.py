@@ -41,7 +41,6 @@ from exml_fast.continual.class_incremental.synthesis import Synthesis
 from exml_fast.continual.expert import complete_arguments, require_fit
 from exml_fast.data import ImageData, Split, load
 from exml_fast.engine.substitution import copied
-from exml_fast.inversion import Synthesizer, recipes
 from exml_fast.models import create, final_linear
 from exml_fast.progress import Progress
 from exml_fast.reproduction.incremental_learned import FeatureMap, Learned
@@ -270,18 +269,12 @@ def _synthetic(pupil: Learner[Any]) -> int | None:
 
 def _require_possible(pupil: Learner[Any], tasks: Sequence[Task]) -> None:
     """ValueError or ImportError for a learner that could not learn the tasks."""
-    recipe, classes = None, 0
+    classes = 0
     for task in tasks:
         classes += len(task.classes)
         pupil.check(task, classes)
-    if isinstance(pupil, ICaRL):
-        if pupil.config.classifier in ("k-nearest", "mlp", "svm"):
-            require_package("sklearn", "eval", "scikit-learn")
-        recipe = pupil.config.exemplars.inversion
-    elif _synthetic(pupil):
-        recipe = pupil.config.synthesis.recipe
-    if recipe is not None:
-        Synthesizer(pupil.network, pupil.spec, recipes.get(recipe))
+    if isinstance(pupil, ICaRL) and pupil.config.classifier in ("k-nearest", "mlp", "svm"):
+        require_package("sklearn", "eval", "scikit-learn")
 
 
 def _with_held_out(data: ImageData, count: int) -> ImageData:
