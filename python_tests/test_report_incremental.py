@@ -13,7 +13,7 @@ from small_experts import quadrants, save_npz
 from exml_fast.data import Split
 from exml_fast.report import Report, render
 from exml_fast.report.charts import overlaid, save_overlaid
-from exml_fast.reproduction.incremental_learned import FeatureMap, Learned
+from exml_fast.reproduction.incremental_learned import FeatureMap, Learned, TaskFigures
 from exml_fast.reproduction.incremental_page import (
     accuracy_chart,
     feature_plane,
@@ -37,10 +37,13 @@ def feature_map(seed: int) -> FeatureMap:
 def learned(row: str, protocol: str = "b2-2", first: float = 0.9) -> Learned:
     """Of three tasks of two classes, one and one."""
     images = Split(quadrants().train.images[:8], torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]))
+    tasks = [
+        TaskFigures(2, first, [first], {"learn": 3.0, "other": 1.0}, 10.0, 0, 0),
+        TaskFigures(3, 0.6, [0.65, 0.5], {"learn": 1.0}, 30.0, 10, 100),
+        TaskFigures(4, 0.3, [0.1, 0.0, 1.0], {"synthesis": 0.5, "learn": 0.5}, 20.0, 5, 2_000_000),
+    ]
     return Learned(
-        row, METHODS[row]["method"], protocol, classes=[2, 1, 1], accuracy=[first, 0.6, 0.3], current=[first, 0.5, 1.0],
-        accuracies=[[first], [0.65, 0.5], [0.1, 0.0, 1.0]], seconds=[4.0, 1.0, 1.0], peak_mb=[10.0, 30.0, 20.0],
-        kept_bytes=[0, 10, 5], working_bytes=[0, 100, 2_000_000], stages={"learn": 5.0, "other": 1.0},
+        row, METHODS[row]["method"], protocol, tasks,
         real_exemplars=8 if row == "iCaRL" else 0, synthetic=None if row == "skd" else 0,
         confusion=torch.eye(4, dtype=torch.int64) * 9 + 1, exemplars=images if row == "iCaRL" else None,
         old=images if row == "skd" else None, maps={1: feature_map(1)} if row == "iCaRL" else {},
@@ -57,7 +60,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> IncrementalStudy:
 def test_figures_of_a_learner() -> None:
     found = learned("iCaRL")
     assert found.average == pytest.approx(0.6) and found.last == 0.3
-    assert found.seen == [2, 3, 4] and found.nbytes == 2_000_000
+    assert found.nbytes == 2_000_000 and found.seconds == 6.0 and found.peak_mb == 30.0
+    assert found.stages == {"learn": 4.5, "other": 1.0, "synthesis": 0.5}
+    assert [task.current for task in found.tasks] == [0.9, 0.5, 1.0]
 
 
 def test_a_row_holds_the_mean_over_the_seeds(study: IncrementalStudy) -> None:

@@ -149,7 +149,7 @@ def _found(run: IncrementalRun, out: Path, progress: Reporter) -> list[list[Lear
     def say(learned: Learned) -> None:
         progress.say(
             f"{learned.row}, {learned.protocol}: {100 * learned.average:.2f} % on average, {100 * learned.last:.2f} % "
-            f"at the end, {sum(learned.seconds):.0f} s"
+            f"at the end, {learned.seconds:.0f} s"
         )
 
     return [run.study_of(seed, out, progress).run(say) for seed in range(run.seed, run.seed + run.seeds)]

@@ -45,7 +45,7 @@ def run(preset: Preset, context: Context) -> Outcome:
         outcome.values |= {
             f"{study.data.name}/{title}/{name}": 100 * share for name, share in _figures(each, task).items()
         }
-        outcome.seconds[title] = round(sum(each.seconds), 3)
+        outcome.seconds[title] = round(each.seconds, 3)
         counts = each.confusion.double()
         outcome.matrices[f"Confusion matrix, {title}"] = counts / counts.sum(1, keepdim=True).clamp_min(1)
         _curves(outcome, each, task)
@@ -67,9 +67,10 @@ def run(preset: Preset, context: Context) -> Outcome:
     outcome.settings["network"] = {"architecture": study.architecture, "arguments": study.arguments}
     outcome.settings["learners"] = {
         titles[each.row, each.protocol]: {
-            "method": each.method, "accuracy": [round(100 * share, 3) for share in each.accuracy],
-            "seconds_per_task": each.seconds, "peak_mb": max(each.peak_mb), "bytes": each.nbytes,
-            "kept_bytes": each.kept_bytes[-1], "real_exemplars": each.real_exemplars, "synthetic": each.synthetic,
+            "method": each.method, "accuracy": [round(100 * task.accuracy, 3) for task in each.tasks],
+            "seconds_per_task": [round(task.seconds, 3) for task in each.tasks], "peak_mb": each.peak_mb,
+            "bytes": each.nbytes, "kept_bytes": each.tasks[-1].kept_bytes,
+            "real_exemplars": each.real_exemplars, "synthetic": each.synthetic,
         }
         for each in found
     }  # fmt: skip
@@ -98,24 +99,25 @@ def _figures(learned: Learned, task: IncrementalTask) -> dict[str, float]:
     """By name of the cell, in [0, 1]."""
     found: dict[str, float] = {}
     if "each" in task.figures:
-        found |= {f"{count} classes": share for count, share in zip(learned.seen, learned.accuracy, strict=True)}
+        found |= {f"{reached.classes} classes": reached.accuracy for reached in learned.tasks}
     if "group" in task.figures:
-        groups = learned.accuracies[-1]
+        groups = learned.tasks[-1].accuracies
         found["combined"] = sum(groups) / len(groups)
         found |= {f"task {number + 1}": share for number, share in enumerate(groups)}
     own = {
-        "average": learned.average, "last": learned.last, "current": sum(learned.current) / len(learned.current),
+        "average": learned.average, "last": learned.last,
+        "current": sum(reached.current for reached in learned.tasks) / len(learned.tasks),
     }  # fmt: skip
     return found | {name: share for name, share in own.items() if name in task.figures}
 
 
 def _curves(outcome: Outcome, learned: Learned, task: IncrementalTask) -> None:
     """Add a line to the curves of the learner's protocol."""
-    kinds = {"Accuracy on all classes so far": learned.accuracy}
+    kinds = {"Accuracy on all classes so far": [reached.accuracy for reached in learned.tasks]}
     if "current" in task.figures:
-        kinds["Accuracy on the current task"] = learned.current
+        kinds["Accuracy on the current task"] = [reached.current for reached in learned.tasks]
     for kind, values in kinds.items():
         title = f"{kind}, {learned.protocol}"
-        points = [(float(count), 100 * share) for count, share in zip(learned.seen, values, strict=True)]
+        points = [(float(r.classes), 100 * share) for r, share in zip(learned.tasks, values, strict=True)]
         outcome.lines.setdefault(title, {})[learned.row] = points
         outcome.axes[title] = ("classes", "test accuracy, %")

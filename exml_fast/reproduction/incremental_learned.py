@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from exml_fast.data import Split
 from exml_fast.storage import load_json, load_tensors, save_json, save_tensors
 
-__all__ = ["FeatureMap", "Learned"]
+__all__ = ["FeatureMap", "Learned", "TaskFigures"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,46 @@ class FeatureMap:
     kept_classes: Tensor
 
 
+@dataclass(frozen=True)
+class TaskFigures:
+    """What was measured in a task.
+
+    Attributes:
+        classes: so far.
+        accuracy: on the test images of all of them, in [0, 1].
+        accuracies: the same on those of each task so far.
+        stages: seconds by stage, with those of the first network's training.
+        peak_mb: the most memory.
+        kept_bytes, working_bytes: ``nbytes`` and ``working_bytes`` of
+            :class:`exml_fast.continual.class_incremental.LearnedTask`.
+    """
+
+    classes: int
+    accuracy: float
+    accuracies: list[float]
+    stages: dict[str, float]
+    peak_mb: float
+    kept_bytes: int
+    working_bytes: int
+
+    @property
+    def current(self) -> float:
+        """Accuracy on the task's own classes, in [0, 1]."""
+        return self.accuracies[-1]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(self.stages.values())
+
+
 @dataclass
 class Learned:
     """What a learner of a study reached.
 
     Attributes:
         row, method, protocol: which one.
-        classes: how many each task has.
-        accuracy, current: after each task, on the test images of all classes so far and of the task's own, in [0, 1].
-        accuracies: the same on each task so far.
-        seconds, peak_mb: of each task, with the first network's training.
-        kept_bytes, working_bytes: of :class:`exml_fast.continual.class_incremental.LearnedTask`, for each task.
-        stages: seconds by stage, of all tasks together.
+        tasks: one entry a task.
         real_exemplars: real images of earlier tasks that are kept after the last task.
         synthetic: synthetic images of earlier classes in the last task; None where each step draws new ones.
         confusion: int64 (K, K) after the last task, true class by predicted class, in the order of the classes.
@@ -51,15 +79,7 @@ class Learned:
     row: str
     method: str
     protocol: str
-    classes: list[int]
-    accuracy: list[float]
-    current: list[float]
-    accuracies: list[list[float]]
-    seconds: list[float]
-    peak_mb: list[float]
-    kept_bytes: list[int]
-    working_bytes: list[int]
-    stages: dict[str, float]
+    tasks: list[TaskFigures]
     real_exemplars: int
     synthetic: int | None
     confusion: Tensor
@@ -70,22 +90,33 @@ class Learned:
     @property
     def average(self) -> float:
         """Average incremental accuracy, in [0, 1]."""
-        return sum(self.accuracy) / len(self.accuracy)
+        return sum(task.accuracy for task in self.tasks) / len(self.tasks)
 
     @property
     def last(self) -> float:
         """Accuracy on all classes after the last task, in [0, 1]."""
-        return self.accuracy[-1]
+        return self.tasks[-1].accuracy
+
+    @property
+    def seconds(self) -> float:
+        """Of all tasks."""
+        return sum(task.seconds for task in self.tasks)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage, of all tasks together."""
+        names = dict.fromkeys(name for task in self.tasks for name in task.stages)
+        return {name: sum(task.stages.get(name, 0.0) for task in self.tasks) for name in names}
+
+    @property
+    def peak_mb(self) -> float:
+        """The most memory that a task held."""
+        return max(task.peak_mb for task in self.tasks)
 
     @property
     def nbytes(self) -> int:
         """Bytes of what the last task had of earlier ones beside the network."""
-        return max(self.kept_bytes[-1], self.working_bytes[-1])
-
-    @property
-    def seen(self) -> list[int]:
-        """Number of classes after each task."""
-        return [sum(self.classes[: k + 1]) for k in range(len(self.classes))]
+        return max(self.tasks[-1].kept_bytes, self.tasks[-1].working_bytes)
 
     def save(self, folder: Path) -> None:
         """Write everything but the maps, which are on file already."""
@@ -95,10 +126,8 @@ class Learned:
             if split is not None:
                 tensors |= {f"{name}/images": split.images, f"{name}/labels": split.labels}
         save_tensors(folder / "pictures.safetensors", tensors)
-        plain = {
-            name: value for name, value in vars(self).items() if name not in ("confusion", "exemplars", "old", "maps")
-        }
-        save_json(folder / "learned.json", plain)
+        plain = {name: getattr(self, name) for name in ("row", "method", "protocol", "real_exemplars", "synthetic")}
+        save_json(folder / "learned.json", plain | {"tasks": [asdict(task) for task in self.tasks]})
 
     @classmethod
     def load(cls, folder: Path) -> Learned:
@@ -114,7 +143,9 @@ class Learned:
             int(file.stem.removeprefix("map_")): FeatureMap(**load_tensors(file))
             for file in sorted(folder.glob("map_*.safetensors"))
         }
+        plain = load_json(folder / "learned.json")
+        tasks = [TaskFigures(**task) for task in plain.pop("tasks")]
         return cls(
-            **load_json(folder / "learned.json"), confusion=tensors["confusion"], exemplars=split("exemplars"),
+            **plain, tasks=tasks, confusion=tensors["confusion"], exemplars=split("exemplars"),
             old=split("old"), maps=maps,
         )  # fmt: skip

@@ -54,12 +54,13 @@ def rows_of_learned(study: IncrementalStudy, found: Sequence[Sequence[Learned]])
                 "name": first.row, "method": first.method, "data": study.data.name, "protocol": first.protocol,
                 "average": _mean(values), "std": round(statistics.stdev(values), 3) if len(values) > 1 else None,
                 "last": _mean([100 * each.last for each in alike]), "values": values,
-                "accuracy_after_each_task": _means([each.accuracy for each in alike], 100),
-                "accuracy_on_each_new_task": _means([each.current for each in alike], 100),
-                "bytes": first.nbytes, "kept_bytes": first.kept_bytes[-1], "working_bytes": first.working_bytes[-1],
+                "accuracy_after_each_task": _means([[task.accuracy for task in each.tasks] for each in alike], 100),
+                "accuracy_on_each_new_task": _means([[task.current for task in each.tasks] for each in alike], 100),
+                "bytes": first.nbytes, "kept_bytes": first.tasks[-1].kept_bytes,
+                "working_bytes": first.tasks[-1].working_bytes,
                 "real_exemplars": first.real_exemplars, "synthetic": first.synthetic,
-                "seconds_per_task": _means([each.seconds for each in alike], 1),
-                "peak_mb": max(most for each in alike for most in each.peak_mb),
+                "seconds_per_task": _means([[task.seconds for task in each.tasks] for each in alike], 1),
+                "peak_mb": max(each.peak_mb for each in alike),
                 "seeds": len(values), "reduced": short, "note": ", ".join(notes),
             }
         )  # fmt: skip
@@ -128,7 +129,7 @@ def write_incremental_page(
 def accuracy_chart(found: Sequence[Learned], protocol: str) -> str:
     """Accuracy on all classes so far by their number, a line for each method, as SVG."""
     lines = {
-        each.row: [(count, 100 * share) for count, share in zip(each.seen, each.accuracy, strict=True)]
+        each.row: [(task.classes, 100 * task.accuracy) for task in each.tasks]
         for each in found if each.protocol == protocol
     }  # fmt: skip
     ends = "; ".join(f"{name}: {points[-1][1]:.1f} % at the end" for name, points in lines.items())
@@ -161,7 +162,7 @@ def feature_plane(study: IncrementalStudy, learned: Learned, number: int) -> dic
     real, kept = tsne([found.real, found.kept], study.seed)
     return {
         names[c]: (real[found.real_classes == c], kept[found.kept_classes == c])
-        for c in range(min(MAP_CLASSES, learned.classes[0]))
+        for c in range(min(MAP_CLASSES, learned.tasks[0].classes))
     }
 
 
@@ -183,14 +184,13 @@ def _tasks(learned: Learned, title: str) -> list[dict[str, str]]:
     """A line for each task."""
     return [
         {
-            "Method": title, "Task": str(number + 1), "Classes so far": str(learned.seen[number]),
-            "Accuracy on them, %": f"{100 * learned.accuracy[number]:.2f}",
-            "On the task's own, %": f"{100 * learned.current[number]:.2f}",
-            "Seconds": f"{learned.seconds[number]:.1f}", "Peak memory, MB": f"{learned.peak_mb[number]:.0f}",
-            "Kept, MB": f"{learned.kept_bytes[number] / 1e6:.2f}",
-            "Images of earlier classes or their source, MB": f"{learned.working_bytes[number] / 1e6:.2f}",
+            "Method": title, "Task": str(number + 1), "Classes so far": str(task.classes),
+            "Accuracy on them, %": f"{100 * task.accuracy:.2f}", "On the task's own, %": f"{100 * task.current:.2f}",
+            "Seconds": f"{task.seconds:.1f}", "Peak memory, MB": f"{task.peak_mb:.0f}",
+            "Kept, MB": f"{task.kept_bytes / 1e6:.2f}",
+            "Images of earlier classes or their source, MB": f"{task.working_bytes / 1e6:.2f}",
         }
-        for number in range(len(learned.classes))
+        for number, task in enumerate(learned.tasks)
     ]  # fmt: skip
 
 

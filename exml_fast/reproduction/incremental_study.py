@@ -43,7 +43,7 @@ from exml_fast.data import ImageData, Split, load
 from exml_fast.engine.substitution import copied
 from exml_fast.models import create, final_linear
 from exml_fast.progress import Progress
-from exml_fast.reproduction.incremental_learned import FeatureMap, Learned
+from exml_fast.reproduction.incremental_learned import FeatureMap, Learned, TaskFigures
 from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, usual_network
 from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
 from exml_fast.reproduction.lab_settings import require_package
@@ -173,32 +173,26 @@ class IncrementalStudy:
     def _measured(
         self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: FirstNetwork | None
     ) -> Learned:
-        each = [task.learned for task in result.tasks]
-        seconds = [task.seconds["all"] for task in each]
-        stages = dict[str, float]()
-        for task in each:
-            for name, took in task.seconds.items():
-                stages[name] = stages.get(name, 0.0) + took
-        whole = stages.pop("all")
-        peak = [task.peak_mb for task in each]
-        if first is not None:
-            before = first.cost()
-            seconds[0] += before["seconds"]
-            stages["learn"] = stages.get("learn", 0.0) + before["seconds"]
-            peak[0], whole = max(peak[0], before["peak_mb"]), whole + before["seconds"]
-        stages["other"] = max(0.0, whole - sum(stages.values()))
-        synthetic = _synthetic(pupil)
+        figures, classes = [], 0
+        for number, (task, reached) in enumerate(zip(self.tasks(protocol), result.tasks, strict=True)):
+            classes, learned = classes + len(task.classes), reached.learned
+            stages, peak = dict(learned.seconds), learned.peak_mb
+            whole = stages.pop("all")
+            stages["other"] = max(0.0, whole - sum(stages.values()))
+            if number == 0 and first is not None:
+                cost = first.cost()
+                stages["learn"], peak = stages.get("learn", 0.0) + cost["seconds"], max(peak, cost["peak_mb"])
+            figures.append(
+                TaskFigures(
+                    classes, reached.accuracy, reached.accuracies,
+                    {name: round(seconds, 3) for name, seconds in stages.items()}, round(peak, 1), learned.nbytes,
+                    learned.working_bytes,
+                )
+            )  # fmt: skip
+        method = self.settings.methods[row]["method"]
         return Learned(
-            row, self.settings.methods[row]["method"], protocol,
-            classes=[len(task.classes) for task in self.tasks(protocol)],
-            accuracy=[task.accuracy for task in result.tasks],
-            current=[task.accuracies[-1] for task in result.tasks],
-            accuracies=[task.accuracies for task in result.tasks],
-            seconds=[round(took, 3) for took in seconds], peak_mb=[round(most, 1) for most in peak],
-            kept_bytes=[task.nbytes for task in each], working_bytes=[task.working_bytes for task in each],
-            stages={name: round(took, 3) for name, took in stages.items()},
-            real_exemplars=_real_exemplars(self.settings.methods[row]["method"], pupil), synthetic=synthetic,
-            confusion=result.tasks[-1].confusion, exemplars=_exemplars(pupil), old=pupil.samples,
+            row, method, protocol, figures, _real_exemplars(method, pupil), _synthetic(pupil),
+            result.tasks[-1].confusion, _exemplars(pupil), pupil.samples,
         )  # fmt: skip
 
     def _key(self, pupil: Learner[Any], task: Task) -> str:
