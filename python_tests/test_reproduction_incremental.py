@@ -137,6 +137,8 @@ def test_a_paper_s_figures_are_dropped_with_other_tasks() -> None:
         ({"methods.iCaRL.totl": 5}, "did you mean 'total'"),
         ({"methods.iCaRL": {"total": 5}}, "methods.iCaRL: method is missing"),
         ({"methods": {}}, "methods must be"),
+        ({"methods": {"first": {"method": "lwf"}}}, "methods: 'first' must be a name"),
+        ({"methods": {"a/b": {"method": "lwf"}, "a-b": {"method": "lwf"}}}, "methods: 'a/b' must be a name"),
         ({"settings.total": 3}, "total must be at least the number of classes, 4"),
         ({"protocols": ["b0-5"]}, "for 4 classes"),
         ({"protocols": ["tasks"]}, "protocol must be 'bB-T'"),

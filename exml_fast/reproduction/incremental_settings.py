@@ -13,7 +13,7 @@ from exml_fast.continual.class_incremental.tasks import CLASS_ORDER_SEED
 from exml_fast.data import InputSpec
 from exml_fast.validation import Count, Natural, flat_names, named, nearest, settings
 
-__all__ = ["IncrementalSettings", "changes_of", "usual_network"]
+__all__ = ["IncrementalSettings", "changes_of", "folder_of_row", "usual_network"]
 
 
 @settings
@@ -44,7 +44,11 @@ class IncrementalSettings:
 
     def check(self) -> None:
         """ValueError for an unknown method, a setting that no method has, and a protocol that is there twice."""
-        for row in self.methods:
+        folders = [folder_of_row(row) for row in self.methods]
+        for row, folder in zip(self.methods, folders, strict=True):
+            # "first" is the folder of first networks.
+            if folder in ("", ".", "..", "first") or folders.count(folder) > 1:
+                raise ValueError(f"methods: {row!r} must be a name whose folder, {folder!r}, no other row has")
             changes_of(self, row)
         if len(set(self.protocols)) < len(self.protocols):
             raise ValueError(f"protocols must differ, got {list(self.protocols)}")
@@ -59,6 +63,11 @@ class IncrementalSettings:
             if not any(name in flat_names(kind.learner.settings) for kind in kinds if kind not in fixed):
                 rows = ", ".join(table["method"] for table in self.methods.values())
                 raise ValueError(f"settings: {name} is what makes {rows}: choose another method")
+
+
+def folder_of_row(row: str) -> str:
+    """Name of the folder of a row."""
+    return row.replace("/", "-")
 
 
 def changes_of(study: IncrementalSettings, row: str) -> dict[str, Any]:

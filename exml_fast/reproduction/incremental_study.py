@@ -44,7 +44,7 @@ from exml_fast.engine.substitution import copied
 from exml_fast.models import create, final_linear
 from exml_fast.progress import Progress
 from exml_fast.reproduction.incremental_learned import FeatureMap, Learned, TaskFigures
-from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, usual_network
+from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, folder_of_row, usual_network
 from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
 from exml_fast.reproduction.lab_settings import require_package
 from exml_fast.storage import save_tensors
@@ -102,7 +102,7 @@ class IncrementalStudy:
 
     def place(self, row: str, protocol: str) -> Path:
         """The folder of a learner."""
-        return self.folder / row.replace("/", "-") / protocol
+        return self.folder / folder_of_row(row) / protocol
 
     def tasks(self, protocol: str) -> list[Task]:
         """The tasks of a protocol. Only those that were asked for last are kept: they hold copies of all images."""
