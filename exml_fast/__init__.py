@@ -39,7 +39,7 @@ from exml_fast.generators import Delegator, Generator, delegate
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
 from exml_fast.progress import TensorBoard
 from exml_fast.training import Training, TrainingResult
-from exml_fast.transfer import Distillation, distill
+from exml_fast.transfer import Distillation, distill, prune
 
 __version__ = str(build_info()["version"])
 
@@ -80,6 +80,7 @@ __all__ = [
     "invert_many",
     "models",
     "ops",
+    "prune",
     "recipes",
     "train_stream",
     "training",

@@ -148,6 +148,22 @@ def test_generators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["images"].shape == (4, 3, 8, 8)
 
 
+def test_compression(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_pruning")
+    monkeypatch.chdir(tmp_path)
+    spec = xf.InputSpec(3, (32, 32), (0.5,) * 3, (0.2,) * 3)
+    teacher = xf.Expert.wrap(
+        create("cifar_resnet", depth=8), spec, range(10), architecture="cifar_resnet", arguments={"depth": 8}
+    )
+    smaller, by_latency, saved = blocks("docs/compression.md", "python")
+    names = run(smaller.replace("0.2, target", "0.05, batch_size=4, target"), {"teacher": teacher})
+    assert names["small"] is names["result"].model
+    names["result"] = run(by_latency.replace("0.4, target", "0.01, batch_size=4, target"), names)["result"]
+    saved = saved.replace('"depth": 20', '"depth": 8')
+    loaded = xf.Expert.load(run(saved, {**names, "spec": spec})["expert"] and tmp_path / "small").model
+    assert xf.models.widths_of(loaded) == names["result"].widths
+
+
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks("docs/ex_model.md", "python") + [c for c in blocks("README.md", "python") if "continual" in c]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import CaffeLeNet, LeNet5, LeNet5Half
+from exml_fast.models.slimmed import resize_layers
 from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
 from exml_fast.validation import nearest
@@ -35,6 +36,14 @@ OWN: dict[str, Callable[..., nn.Module]] = {
     "slim_resnet18": SlimResNet18,
     "vgg11_bn_cifar": Vgg11BnCifar,
 }
+
+
+def slimmed(architecture: str, arguments: Mapping[str, Any], widths: Mapping[str, Any]) -> nn.Module:
+    """A network of another architecture whose layers have these channels, as pruning leaves it."""
+    return resize_layers(create(architecture, **arguments), widths)
+
+
+OWN["slimmed"] = slimmed
 BUILT_IN = frozenset(OWN)
 # Arguments that make torchvision or timm read files, download files, or return something other than a classifier.
 FORBIDDEN = re.compile(r"^(weights|pretrained|checkpoint|cache|feature|progress|quantize|scriptable|exportable|_)")

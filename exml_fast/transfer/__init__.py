@@ -1,6 +1,6 @@
 """What one network's synthetic images are good for (Yin 2020, 4; Nayak 2021, 4).
 
-Distillation, robustness, adaptation and perturbations.
+Distillation, pruning, robustness, adaptation and perturbations.
 """
 
 from exml_fast.transfer.adaptation import (
@@ -23,6 +23,7 @@ from exml_fast.transfer.perturbation import (
     universal_perturbations,
 )
 from exml_fast.transfer.pool import Generation
+from exml_fast.transfer.pruning import LatencyTable, PruneResult, Pruning, prune
 from exml_fast.transfer.robustness import (
     Attack,
     RampedAttack,
@@ -46,9 +47,12 @@ __all__ = [
     "Drawn",
     "Generation",
     "Inverted",
+    "LatencyTable",
     "Made",
     "Maker",
     "PerturbationGenerator",
+    "PruneResult",
+    "Pruning",
     "RampedAttack",
     "Robustness",
     "adapt",
@@ -61,6 +65,7 @@ __all__ = [
     "fooling_rate",
     "mutual_information",
     "pgd",
+    "prune",
     "transfer_set_sweep",
     "tsne",
     "universal_perturbations",

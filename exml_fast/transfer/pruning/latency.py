@@ -1,0 +1,179 @@
+"""How long a network takes on this machine, from a table of its layers at each width (Yin 2020, App. C.1 and C.2)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from exml_fast.engine.freezing import device_of
+from exml_fast.storage import PathLike, load_json, save_json
+
+__all__ = ["LatencyTable", "Layer", "layers_of", "multiply_adds"]
+
+# A shape is timed until this much time is spent, at least so often; the fastest third counts.
+SECONDS, LEAST = 0.02, 9
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer, with the size of its input."""
+
+    module: nn.Module
+    size: tuple[int, ...]
+    """(H, W) of the input of a convolution; () for a linear layer."""
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Output and input channels."""
+        if isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        assert isinstance(self.module, nn.Conv2d)
+        return self.module.out_channels, self.module.in_channels
+
+
+def layers_of(model: nn.Module, example: Tensor) -> list[Layer]:
+    """The 2d convolutions and linear layers that run, in the order in which they do."""
+    found: list[Layer] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        size = tuple(inputs[0].shape[2:]) if isinstance(module, nn.Conv2d) else ()
+        found.append(Layer(module, size))
+
+    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def multiply_adds(layers: Sequence[Layer], widths: Mapping[nn.Module, tuple[int, int]] | None = None) -> int:
+    """Multiplications of one image, where layers have other ``widths`` than now."""
+    total = 0
+    for layer in layers:
+        outputs, inputs = (widths or {}).get(layer.module, layer.widths)
+        module = layer.module
+        if isinstance(module, nn.Linear):
+            total += outputs * inputs
+        else:
+            assert isinstance(module, nn.Conv2d)
+            groups = outputs if _is_depthwise(module) else module.groups
+            area = 1
+            for k in range(2):
+                padding, dilation, kernel = _pair(module.padding)[k], module.dilation[k], module.kernel_size[k]
+                area *= (layer.size[k] + 2 * padding - dilation * (kernel - 1) - 1) // module.stride[k] + 1
+            total += area * outputs * (inputs // groups) * module.kernel_size[0] * module.kernel_size[1]
+    return total
+
+
+class LatencyTable:
+    """Milliseconds of layers, each with the BatchNorm and ReLU that usually follow it, measured when first asked for.
+
+    The latency of a network is the sum over its layers (Eq. 14).
+
+    Args:
+        device: where to measure.
+        batch_size: images at once; the paper has 1.
+        threads: of the CPU; torch's number when None.
+        path: a file that keeps the measurements for later runs on the same machine.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        batch_size: int = 1,
+        threads: int | None = None,
+        path: PathLike | None = None,
+    ) -> None:
+        self.device, self.batch_size = torch.device(device), batch_size
+        self.threads = threads or torch.get_num_threads()
+        self.path = None if path is None else Path(path)
+        self.milliseconds: dict[str, float] = {}
+        if self.path is not None and self.path.is_file():
+            self.milliseconds = {str(key): float(value) for key, value in load_json(self.path).items()}
+
+    @classmethod
+    def of(cls, model: nn.Module, **options: int | PathLike | None) -> LatencyTable:
+        """For the device of ``model``."""
+        return cls(device_of(model), **options)  # type: ignore[arg-type]
+
+    def latency(self, layers: Sequence[Layer], widths: Mapping[nn.Module, tuple[int, int]] | None = None) -> float:
+        """Milliseconds of a batch, where layers have other ``widths`` than now."""
+        return sum(self._of(layer, *(widths or {}).get(layer.module, layer.widths)) for layer in layers)
+
+    def save(self) -> None:
+        """Write the measurements; does nothing without a path."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_json(self.path, self.milliseconds)
+
+    def _of(self, layer: Layer, outputs: int, inputs: int) -> float:
+        module = layer.module
+        if isinstance(module, nn.Linear):
+            key = f"linear {outputs} {inputs}"
+        else:
+            assert isinstance(module, nn.Conv2d)
+            rest = [*module.kernel_size, *module.stride, *_pair(module.padding), *module.dilation, module.groups]
+            key = f"conv {outputs} {inputs} {' '.join(map(str, (*rest, *layer.size)))}"
+        key = f"{self.device.type} {self.threads} {self.batch_size} {key}"
+        if key not in self.milliseconds:
+            self.milliseconds[key] = self._measured(layer, outputs, inputs)
+        return self.milliseconds[key]
+
+    def _measured(self, layer: Layer, outputs: int, inputs: int) -> float:
+        module = layer.module
+        if isinstance(module, nn.Linear):
+            network: nn.Module = nn.Linear(inputs, outputs, module.bias is not None)
+            images = torch.randn(self.batch_size, inputs)
+        else:
+            assert isinstance(module, nn.Conv2d)
+            groups = outputs if _is_depthwise(module) else module.groups
+            convolution = nn.Conv2d(
+                inputs, outputs, module.kernel_size, module.stride, module.padding,  # type: ignore[arg-type]
+                module.dilation, groups, module.bias is not None,  # type: ignore[arg-type]
+            )  # fmt: skip
+            network = nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+            images = torch.randn(self.batch_size, inputs, *layer.size)
+        network, images = network.to(self.device).eval(), images.to(self.device)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.no_grad():
+                return _fastest(network, images)
+        finally:
+            torch.set_num_threads(before)
+
+
+def _fastest(network: nn.Module, images: Tensor) -> float:
+    """Milliseconds of a call: the mean of the fastest third of many."""
+    times: list[float] = []
+    for _ in range(2):
+        network(images)
+    while len(times) < LEAST or sum(times) < SECONDS:
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        begun = time.perf_counter()
+        network(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        times.append(time.perf_counter() - begun)
+    fastest = sorted(times)[: max(1, len(times) // 3)]
+    return 1e3 * sum(fastest) / len(fastest)
+
+
+def _pair(padding: str | tuple[int, ...]) -> tuple[int, int]:
+    if isinstance(padding, str):
+        raise ValueError(f"a convolution with padding={padding!r} cannot be measured; give it in pixels")
+    return padding[0], padding[1]
+
+
+def _is_depthwise(module: nn.Conv2d) -> bool:
+    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
