@@ -41,13 +41,13 @@ from exml_fast.continual.class_incremental import (
     learner,
     tasks_of,
 )
-from exml_fast.continual.class_incremental.learner import with_head
 from exml_fast.continual.class_incremental.losses import bce, cross_entropy
 from exml_fast.continual.class_incremental.tasks import CLASS_ORDER_SEED
 from exml_fast.data import ImageData, load
 from exml_fast.models import create
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import load_checkpoint, load_json, save_checkpoint, save_json
+from exml_fast.training.heads import with_head
 
 HELD_OUT = 10
 NOTE = "reduced: {epochs} epochs a task, one-cycle; the papers train 70 to 500"
