@@ -77,7 +77,7 @@ def test_a_strategy_that_is_registered_later_works_in_presets(
     "changes",
     [
         ("--classes-per-step", "1"), ("--classes-per-step", "3,1"), ("--argument", "batch_norm=true"),
-        ("--architecture", "slim_resnet18"), ("--experts", "EXPERTS"),
+        ("--architecture", "slim_resnet18", "--argument", "width=2"), ("--experts", "EXPERTS"),
     ],
 )  # fmt: skip
 def test_no_figure_of_the_paper_beside_other_experts(
