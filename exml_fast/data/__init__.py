@@ -1,9 +1,10 @@
-"""Image data sets, random images, random changes of images, and the description of a network's input."""
+"""Data sets, shards of synthetic images, random images, augmentation, and descriptions of a network's input."""
 
 from exml_fast.data.augmentation import Augmentation
 from exml_fast.data.photographs import Crops, Photographs
 from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
 from exml_fast.data.sets import load, some_images
+from exml_fast.data.shards import Shards, ShardStream
 from exml_fast.data.spec import InputSpec
 from exml_fast.data.split import ImageData, Split
 
@@ -18,6 +19,8 @@ __all__ = [
     "NaturalFields",
     "PenStrokes",
     "Photographs",
+    "ShardStream",
+    "Shards",
     "Split",
     "load",
     "some_images",

@@ -236,6 +236,20 @@ class Synthesizer:
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
                     progress(self._stage, done, len(batches) * steps, terms)
 
+    def plans(self) -> list[dict[str, Any]]:
+        """How the convolutions compute, as plain values for :meth:`use_plans`; also for ``coarse_steps``.
+
+        Plans are measured, so another process may choose others, which round differently.
+        """
+        return [self.networks.plans(), *(self._coarse.plans() if self._coarse is not None else [])]
+
+    def use_plans(self, plans: Sequence[dict[str, Any]]) -> None:
+        """Compute as another synthesizer of the same network and recipe does. ValueError for plans that do not fit."""
+        own, *coarser = plans
+        self.networks.use_plans(own, None)
+        if self._coarse is not None:
+            self._coarse.use_plans(coarser)
+
     # One step and one block.
 
     def _gradient(
