@@ -17,12 +17,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from exml_fast.reading import JSON_BYTES, opened, parse_json, read_limited, regular_file
 
 __all__ = [
     "appending",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+
+HEADER_BYTES = 8 * 2**20
+"""Greatest size of the header of a safetensors file; one of 1,000 tensors has 0.1 MB."""
 
 
 @contextmanager
@@ -133,11 +138,23 @@ def save_json(path: PathLike, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def load_json(path: PathLike) -> Any:
-    """Read a JSON file. ValueError naming the file if it is not valid JSON."""
+def load_json(path: PathLike, *, limit: int = JSON_BYTES, within: PathLike | None = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: of the file.
+        limit: greatest size in bytes.
+        within: a folder that a link must not lead out of.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file if it is too large, no regular file, or not valid JSON
+            (:func:`exml_fast.reading.parse_json`).
+    """
+    content = read_limited(path, limit, within)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(content.decode("utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -154,41 +171,54 @@ def save_tensors(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappin
         save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
 
 
-def load_tensors(path: PathLike, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def load_tensors(
+    path: PathLike, device: str | torch.device = "cpu", *, within: PathLike | None = None
+) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file onto ``device``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file if it is damaged.
+        ValueError: naming the file if it is damaged, no regular file, or a link out of the folder ``within``.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    tensor_header(path, within=within)
     try:
-        return load_file(path, device=str(device))
+        return load_file(regular_file(path, within), device=str(device))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def tensor_header(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+def tensor_header(path: PathLike, *, within: PathLike | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype (as safetensors names it: F32, BF16, I64) and shape of each tensor in a file, without reading the values.
+
+    The tensors fill the file: dtypes and shapes give its size.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file if it is damaged.
+        ValueError: naming the file if it is damaged, no regular file, a link out of the folder ``within``, or has a
+            header of more than 8 MiB or with a name twice.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    with opened(path, within) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > HEADER_BYTES:
+            raise ValueError(
+                f"{path} is not a valid safetensors file: its header must have at most {HEADER_BYTES:,} bytes, "
+                f"got {size:,}"
+            )
+        header = file.read(size)
+        if len(header) < max(size, 2):
+            raise ValueError(f"{path} is not a valid safetensors file: its header is cut off")
     try:
-        with safe_open(path, "pt") as file:
+        parse_json(header.decode("utf-8"))
+        with safe_open(regular_file(path, within), "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
-def sha256(path: PathLike) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+def sha256(path: PathLike, *, within: PathLike | None = None) -> str:
+    """Hexadecimal SHA-256 of the bytes of a regular file."""
+    with opened(path, within) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -229,7 +259,3 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _full_disk(path: Path) -> OSError:
     before = "its previous content is unchanged" if path.exists() else "nothing was written"
     return OSError(errno.ENOSPC, f"the disk is full: {path} could not be written, {before}; free some space and retry")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -37,6 +37,8 @@ import pydantic
 from pydantic import ConfigDict, Field
 from pydantic_core import ErrorDetails, core_schema
 
+from exml_fast.reading import shortened
+
 __all__ = [
     "Count",
     "Flat",
@@ -55,6 +57,7 @@ __all__ = [
     "require",
     "require_count",
     "settings",
+    "shown",
     "to_dict",
     "with_changes",
     "with_flat_changes",
@@ -78,6 +81,8 @@ Precision = typing.Literal["auto", "float32", "bfloat16"]
 _FLAT = "fields of this group are named directly"
 Flat = Annotated[T, _FLAT]
 """Marks a nested settings class whose fields users name directly; the names of all groups must be distinct."""
+
+LONGEST_NAME = 100
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -125,7 +130,12 @@ def settings(cls: type[T]) -> type[T]:
 def require(condition: bool, name: str, expected: str, value: object) -> None:
     """ValueError "``name`` must be ``expected``, got ``value``" unless ``condition`` holds."""
     if not condition:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, shortened for a message."""
+    return shortened(repr(value))
 
 
 def require_count(name: str, value: object, least: int = 1) -> None:
@@ -136,7 +146,10 @@ def require_count(name: str, value: object, least: int = 1) -> None:
 
 def nearest(name: object, known: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for a name that resembles a known one; empty otherwise."""
-    found = difflib.get_close_matches(str(name), list(known), n=1)
+    text = str(name)
+    if len(text) > LONGEST_NAME:  # comparing takes quadratic time
+        return ""
+    found = difflib.get_close_matches(text, list(known), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
@@ -144,7 +157,7 @@ def named(what: str, name: object, table: Mapping[str, T]) -> T:
     """``table[name]``; ValueError that lists the known names and suggests the nearest one."""
     if isinstance(name, str) and name in table:
         return table[name]
-    raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}{nearest(name, table)}")
+    raise ValueError(f"{what} must be one of {', '.join(table)}, got {shown(name)}{nearest(name, table)}")
 
 
 def field_names(kind: type[Any]) -> list[str]:
@@ -156,7 +169,7 @@ def from_mapping(kind: type[T], value: Any, where: str = "") -> T:
     """An instance of the settings class ``kind`` from plain JSON or TOML values; errors begin with ``where``."""
     prefix = f"{where}: " if where else ""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{prefix}expected a table of {', '.join(field_names(kind))}, got {value!r}")
+        raise ValueError(f"{prefix}expected a table of {', '.join(field_names(kind))}, got {shown(value)}")
     try:
         return kind(**value)
     except ValueError as error:
@@ -251,13 +264,13 @@ def message(error: pydantic.ValidationError, kind: Any) -> str:
     if first["type"] == "value_error":  # raised in our own words below, or by a nested settings class
         text = str(first["ctx"]["error"])
         return f"{name}.{text}" if name and not text.startswith(("expected", "unknown")) else f"{name}: {text}"
-    return f"{name} must be {_expected(first)}, got {first['input']!r}"
+    return f"{name} must be {_expected(first)}, got {shown(first['input'])}"
 
 
 def _unknown(name: str, known: Iterable[str], last: str | None = None) -> str:
     known = list(known)
     expected = f"; expected one of {', '.join(known)}" if known else ""
-    return f"unknown field {name!r}{nearest(last or name, known)}{expected}"
+    return f"unknown field {shown(name)}{nearest(last or name, known)}{expected}"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -284,6 +297,7 @@ def _expected(error: ErrorDetails) -> str:
         "finite_number": "a finite number",
         "bool_type": "true or false",
         "string_type": "a string",
+        "string_too_long": f"a string of at most {context.get('max_length')} characters",
         "dict_type": "a table",
         "mapping_type": "a table",
         "dataclass_type": "a table",

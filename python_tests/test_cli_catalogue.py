@@ -127,7 +127,7 @@ def test_add_verify_and_what_cannot_be_read(folder: Path, tmp_path: Path) -> Non
     (folder / "b" / "card.json").write_text("{")
     result = call("verify", folder, code=1)
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("a: ") and "sha256 is" in lines[0] and lines[1].startswith("b: ")
+    assert lines[0].startswith("a: ") and "header is cut off" in lines[0] and lines[1].startswith("b: ")
     assert lines[2] == "3 experts checked, 2 problems"
     assert list(as_json("verify", folder, code=1)["problems"]) == ["a", "b"]
     assert as_json("verify", folder, "c") == {"catalogue": str(folder), "checked": ["c"], "problems": {}}

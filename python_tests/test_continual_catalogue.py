@@ -179,6 +179,8 @@ def test_a_full_disk_leaves_no_trace(catalogue: Catalogue, tmp_path: Path, monke
     with pytest.raises(OSError, match="No space left"):
         catalogue.import_(tmp_path / "stream", prefix="again_")
     with pytest.raises(OSError, match="No space left"):
+        catalogue.import_(tmp_path / "stream", prefix="again_", damaged={})
+    with pytest.raises(OSError, match="No space left"):
         catalogue.export(tmp_path / "stream", overwrite=True)
     with pytest.raises(OSError, match="No space left"):
         catalogue.export(tmp_path / "other")
@@ -205,8 +207,9 @@ def test_verify_names_everything_that_is_wrong(catalogue: Catalogue) -> None:
     (folder / ".half" / "card.json").write_text("{}")
     problems = catalogue.verify()
     expected = {
-        "hash": "sha256 is", "key": "is missing", "shape": "has shape (1,)", "nan": "is not finite",
-        "card": "format_version must be", "cut": "sha256 is", "bare": "card.json is missing", "odd": "does not accept",
+        "hash": "is missing", "key": "is missing", "shape": "has shape (1,)", "nan": "is not finite",
+        "card": "format_version must be", "cut": "its header is cut off", "bare": "card.json is missing",
+        "odd": "does not accept",
     }  # fmt: skip
     assert set(problems) == set(expected)
     for name, text in expected.items():
@@ -215,7 +218,7 @@ def test_verify_names_everything_that_is_wrong(catalogue: Catalogue) -> None:
     # The others can still be listed and found; what cannot even be listed is named.
     assert set(catalogue.unreadable) == {"card", "cut", "bare"}
     assert names(catalogue.find(licence="CC*")) == ["resnet"]
-    with pytest.raises(ValueError, match="sha256"):
+    with pytest.raises(ValueError, match="weight 'classifier.0.bias' is missing"):
         catalogue.export(folder.parent / "stream", ["resnet", "hash"])
     assert not (folder.parent / "stream").exists()
 
@@ -264,6 +267,36 @@ def test_import_takes_all_or_nothing(catalogue: Catalogue, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"resnet/model\.safetensors: sha256 is"):
         Catalogue(tmp_path / "other").import_(tmp_path / "stream")
     assert os.listdir(tmp_path / "other") == []
+
+
+def test_import_goes_on_past_damaged_experts_if_it_may(catalogue: Catalogue, tmp_path: Path) -> None:
+    catalogue.export(tmp_path / "stream")
+    weights = tmp_path / "stream" / "resnet" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    (tmp_path / "stream" / "quadrants_9" / "card.json").write_text("{}")
+    damaged: dict[str, str] = {}
+    copied = Catalogue(tmp_path / "other").import_(tmp_path / "stream", damaged=damaged)
+    assert names(copied) == ["quadrants_10"] == os.listdir(tmp_path / "other")
+    assert "sha256 is" in damaged["resnet"] and "stream.json says" in damaged["quadrants_9"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder", "long"])
+def test_files_that_are_no_files_are_named_and_hide_nothing(catalogue: Catalogue, tmp_path: Path, kind: str) -> None:
+    card, weights = (catalogue.folder / "resnet" / name for name in ("card.json", "model.safetensors"))
+    if kind == "long":
+        card.write_text(json.dumps("x" * 2_100_000))
+    else:
+        weights.rename(tmp_path / "weights")
+    if kind == "fifo":
+        os.mkfifo(weights)
+    elif kind == "link":
+        weights.symlink_to(tmp_path / "weights")
+    elif kind == "folder":
+        weights.mkdir()
+    message = {"fifo": "a FIFO", "link": "a link out of its folder", "folder": "a folder", "long": "at most 2,097,152"}
+    for problems in (catalogue.unreadable, catalogue.verify()):
+        assert list(problems) == ["resnet"] and message[kind] in problems["resnet"]
+    assert len(catalogue.experts) == 2 == len(catalogue.find())
 
 
 @pytest.mark.parametrize(

@@ -204,13 +204,22 @@ def test_bad_weights_are_refused_by_name(folder: Path, change: Callable[[Any], N
     [
         ({"format_version": 2}, "format_version must be 1, got 2"),
         ({"format_version": None}, "format_version must be 1"),
+        ({"format_version": True}, "format_version must be 1, got True"),
+        ({"architecture": "x" * 201}, "architecture must be a string of at most 200 characters"),
+        ({"units": [0, 1, 2, 2**63]}, r"units\[3\] must be less than"),
+        ({"input_spec": {"channels": 1, "size": [32, 32], "mean": [0], "std": [5e-324]}}, r"std\[0\] must be at least"),
+        ({"input_spec": {"channels": 1, "size": [32, 10**6], "mean": [0], "std": [1]}}, r"size\[1\] must be at most"),
+        ({"class_names": [1] * 300_000}, r"class_names\[0\] must be a string"),
         ({"architecture": "resnet"}, "unknown architecture 'resnet'"),
         ({"architecture": "subprocess.run"}, "unknown architecture"),
         ({"architecture": ["lenet5"]}, "architecture must be a string, got"),
         ({"arguments": {"num_classes": 4, "activation": "relu6"}}, "activation must be one of"),
         ({"arguments": {"num_classes": 4, "code": "import os"}}, "'code' is unknown to 'lenet5'"),
         ({"arguments": {"num_classes": 4, "__init__": 1}}, "'__init__' of 'lenet5' is not accepted"),
-        ({"arguments": {"num_classes": 10**13}}, r"has shape \(4, 84\), expected \(10000000000000, 84\)"),
+        ({"arguments": {"num_classes": 10**5}}, r"has shape \(4, 84\), expected \(100000, 84\)"),
+        ({"arguments": {"num_classes": 10**13}}, "'num_classes' must be at most 131072 in size, got 10000000000000"),
+        ({"arguments": {"num_classes": [[10**5] * 5]}}, "'num_classes' must hold fewer values"),
+        ({"arguments": {"num_classes": "9" * 1001}}, "'num_classes' must have at most 1000 characters, got 1001"),
         ({"arguments": []}, "arguments must be a table"),
         ({"units": [0, 1, 2]}, "class_names must name the 3 units"),
         ({"units": [0, 1, 2, 2]}, "units must not repeat"),
@@ -327,8 +336,10 @@ def test_a_factory_that_needs_real_tensors(tiny: type[nn.Module], tmp_path: Path
     def factory(num_classes: int) -> nn.Module:
         return tiny(num_classes, width=2 + int(torch.zeros(1).item()))
 
-    register("tiny", factory, replace=True)
-    Expert.wrap(tiny(num_classes=2, width=2), SPEC, [0, 1], architecture="tiny").save(tmp_path)
-    Expert.load(tmp_path)
-    with pytest.raises(ValueError, match="cannot be saved"):
-        Expert.wrap(tiny(num_classes=2, width=3), SPEC, [0, 1], architecture="tiny").save(tmp_path)
+    expert = Expert.wrap(tiny(num_classes=2, width=2), SPEC, [0, 1], architecture="tiny", arguments={"width": 2})
+    expert.save(tmp_path)
+    register("tiny", lambda num_classes, width: factory(num_classes), replace=True)
+    with pytest.raises(ValueError, match=r"'tiny' cannot be built on the device meta.*must not use the values"):
+        Expert.load(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be saved.*must not use the values"):
+        expert.save(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -175,10 +175,15 @@ def import_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Check a stream's experts and copy them in, all or none."""
+    """Check a stream's experts and copy them in. Damaged ones are left out and named; exit code 1 if there are any."""
     with Guard(context):
-        catalogue = Catalogue(folder)
-        _show(catalogue, catalogue.import_(stream, prefix=prefix, overwrite=overwrite), as_json)
+        catalogue, damaged = Catalogue(folder), dict[str, str]()
+        copied = catalogue.import_(stream, prefix=prefix, overwrite=overwrite, damaged=damaged)
+        _show(catalogue, copied, as_json, {"damaged": damaged})
+        for name, problem in damaged.items():
+            typer.echo(f"not imported: {_plain(name)}: {_plain(problem)}", err=True)
+    if damaged:
+        raise typer.Exit(DAMAGED)
 
 
 @app.command()
@@ -225,12 +230,13 @@ def pull(
                 typer.echo(f"{card.sha256[:8]} {_plain(card.architecture)}: {_classes(card)}")
 
 
-def _show(catalogue: Catalogue, entries: Sequence[Entry], as_json: bool) -> None:
+def _show(catalogue: Catalogue, entries: Sequence[Entry], as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     """Print the entries, and on stderr the experts that cannot be read."""
     unreadable = catalogue.unreadable
     if as_json:
         experts = [entry.to_dict() for entry in entries]
-        print_json({"catalogue": str(catalogue.folder), "experts": experts, "unreadable": unreadable})
+        shown = {"catalogue": str(catalogue.folder), "experts": experts, "unreadable": unreadable}
+        print_json(shown | dict(more or {}))
     else:
         _print_table(entries, f"{len(entries)} experts in {catalogue.folder}")
     for name, problem in unreadable.items():

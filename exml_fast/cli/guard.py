@@ -8,9 +8,13 @@ from typing import Any, Self
 
 import typer
 
+from exml_fast.reading import shortened
+
 __all__ = ["ERROR", "INTERRUPTED", "Guard", "print_json"]
 
 ERROR, INTERRUPTED = 2, 130
+# Greatest length of an error; the texts of files may be part of it.
+LINE = 2000
 
 
 class Guard:
@@ -36,10 +40,15 @@ class Guard:
                 return
             text = ". ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
             resume = f" To go on: {self.resume}" if self.resume and hasattr(error, "__notes__") else ""
-            typer.echo(f"error: {' '.join(text.split())}{resume}", err=True)
+            typer.echo(f"error: {shortened(' '.join(text.split()), LINE)}{resume}", err=True)
             raise typer.Exit(ERROR) from None
 
 
 def print_json(value: dict[str, Any]) -> None:
     """The summary of ``--json`` on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError:  # a name of a file that is no UTF-8
+        text = json.dumps(value)
+    typer.echo(text)

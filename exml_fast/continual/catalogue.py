@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import shutil
@@ -17,12 +18,15 @@ import torch
 
 from exml_fast.continual.expert import CARD_FILE, MODEL_FILE, Card, Expert, read_card
 from exml_fast.continual.stream import STREAM_FILE, ExpertStream, check_name, stream_folders, subfolders, write_order
+from exml_fast.reading import regular_file, shortened
 from exml_fast.storage import atomic_folder, save_json, sha256, tensor_header
 
 __all__ = ["Catalogue", "Entry", "check_target", "copy_expert", "export_stream"]
 
 # Errors of a damaged expert, or of one whose library is not installed.
-DAMAGE = (ValueError, RuntimeError, OSError, ImportError)
+DAMAGE = (ValueError, RuntimeError, OSError, ImportError, ArithmeticError, MemoryError)
+# Greatest length of a reason.
+REASON = 500
 RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
@@ -46,7 +50,7 @@ class Entry:
     def read(cls, folder: str | os.PathLike[str]) -> Entry:
         """Read the card and the header of the weights; ValueError or FileNotFoundError naming what is wrong."""
         path = Path(folder)
-        card, header = read_card(path), tensor_header(path / MODEL_FILE)
+        card, header = read_card(path), tensor_header(path / MODEL_FILE, within=path)
         counted = [
             math.prod(shape)
             for name, (dtype, shape) in header.items()
@@ -259,20 +263,43 @@ class Catalogue:
             folders = stream_folders(self.folder) if self._is_stream else self._folders()
         return export_stream(folders, destination, overwrite=overwrite)
 
-    def import_(self, source: str | os.PathLike[str], *, prefix: str = "", overwrite: bool = False) -> list[Entry]:
-        """Check all experts of a stream's folder and copy them into the catalogue; none if one is damaged.
+    def import_(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        prefix: str = "",
+        overwrite: bool = False,
+        damaged: dict[str, str] | None = None,
+    ) -> list[Entry]:
+        """Check all experts of a stream's folder and copy them into the catalogue.
 
         ``source`` is a folder that :meth:`export` writes or :class:`ExpertStream` reads. The names are the stream's,
         after ``prefix``; the entries are in its order. Errors are those of :meth:`add`.
+
+        Args:
+            source, prefix: see above.
+            overwrite: replace experts of the same name.
+            damaged: receives the error of each damaged expert by name, and the others are copied. Without it, nothing
+                is copied if one expert is damaged.
         """
-        folders = stream_folders(source)
-        if not folders:
+        folders = stream_folders(source, damaged)
+        if not folders and not damaged:
             raise ValueError(f"no expert in {source}: expected folders with {CARD_FILE}")
         targets = [self._target(prefix + folder.name, overwrite) for folder in folders]
+        copied = []
         with ExitStack() as stack:
             for folder, target in zip(folders, targets, strict=True):
-                copy_expert(folder, stack.enter_context(atomic_folder(target, overwrite)))
-        return [Entry.read(target) for target in targets]
+                try:
+                    with ExitStack() as one:
+                        copy_expert(folder, one.enter_context(atomic_folder(target, overwrite)))
+                        stack.push(one.pop_all())
+                except DAMAGE as error:
+                    if damaged is None or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    damaged[folder.name] = _reason(error)
+                else:
+                    copied.append(target)
+        return [Entry.read(target) for target in copied]
 
     @property
     def _is_stream(self) -> bool:
@@ -286,7 +313,9 @@ class Catalogue:
         return target
 
     def _folders(self) -> list[Path]:
-        return [f for f in subfolders(self.folder) if any((f / file).is_file() for file in (CARD_FILE, MODEL_FILE))]
+        return [
+            f for f in subfolders(self.folder) if any(os.path.lexists(f / file) for file in (CARD_FILE, MODEL_FILE))
+        ]
 
     def _scan(self) -> tuple[list[Entry], dict[str, str]]:
         entries, unreadable = [], {}
@@ -302,7 +331,7 @@ def copy_expert(source: str | os.PathLike[str], target: Path) -> None:
     """Check the expert in ``source`` by :meth:`Expert.load`, copy its two files, and check the copy."""
     card = Expert.load(source).card
     for file in (MODEL_FILE, CARD_FILE):
-        shutil.copyfile(Path(source) / file, target / file)
+        shutil.copyfile(regular_file(Path(source) / file, within=source), target / file)
     if read_card(target) != card or sha256(target / MODEL_FILE) != card.sha256:
         raise RuntimeError(f"{source} changed while it was copied")
 
@@ -349,4 +378,4 @@ def _within(value: int, low: int | None, high: int | None) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shortened(" ".join(str(error).split()), REASON) or type(error).__name__

@@ -5,28 +5,36 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import FailFast, Field
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.engine.memory import require_memory
 from exml_fast.engine.substitution import copied
-from exml_fast.models import OWN, create, is_known, takes
+from exml_fast.models import OWN, is_known, takes
+from exml_fast.models.skeleton import filled, require_header, skeleton
 from exml_fast.models.weights import require_same_weights
-from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256
+from exml_fast.reading import CARD_BYTES
+from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256, tensor_header
 from exml_fast.validation import Natural, field_names, from_mapping, require, settings, to_dict
 
 __all__ = ["Card", "Expert", "complete_arguments", "read_card", "require_fit"]
 
 FORMAT_VERSION = 1
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
-ClassIds = Annotated[tuple[Natural, ...], Field(min_length=1)]
+ClassIds = Annotated[tuple[Annotated[Natural, Field(lt=2**63)], ...], Field(min_length=1), FailFast()]
+Names = Annotated[tuple[str, ...], FailFast()]
+# Values of an image for which the free memory is asked.
+LARGE = 2**24
 
 
 @settings
@@ -48,11 +56,11 @@ class Card:
         ValueError: naming the field that is wrong.
     """
 
-    architecture: str
+    architecture: Annotated[str, Field(max_length=200)]
     arguments: dict[str, Any]
     units: ClassIds
     classes: ClassIds
-    class_names: tuple[str, ...]
+    class_names: Names
     input_spec: InputSpec
     training: dict[str, Any] = field(default_factory=dict)
     licence: str | None = None
@@ -80,8 +88,8 @@ class Card:
         """ValueError naming the field that is missing, unknown or wrong."""
         if not isinstance(value, Mapping):
             raise ValueError(f"card: expected a JSON object, got {type(value).__name__}")
-        if value.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"card: format_version must be {FORMAT_VERSION}, got {value.get('format_version')!r}")
+        version = value.get("format_version")
+        require(version == FORMAT_VERSION and version is not True, "card: format_version", str(FORMAT_VERSION), version)
         if missing := [name for name in field_names(cls) if name not in value]:
             raise ValueError(f"card: {missing[0]} is missing")
         return from_mapping(cls, value, "card")
@@ -194,12 +202,10 @@ class Expert:
         return self.card
 
     def _require_loadable(self) -> None:
-        card = self.card
+        card, tensors = self.card, self.model.state_dict()
         try:
-            with torch.random.fork_rng(devices=[]):
-                skeleton = _skeleton(card)
-                like = create(card.architecture, **card.arguments) if skeleton is None else skeleton
-            require_same_weights(self.model.state_dict(), like)
+            like = skeleton(card.architecture, card.arguments, len(tensors))
+            require_same_weights(tensors, like)
             require_fit(self.model, card.input_spec, len(card.units))
         except ValueError as error:
             raise ValueError(
@@ -212,32 +218,42 @@ class Expert:
     def load(cls, folder: PathLike, device: str | torch.device = "cpu") -> Expert:
         """Read an expert; no code from the folder is run, the card reaches only :func:`exml_fast.models.create`.
 
-        ValueError naming the file, field or weight for: a wrong format version or field, a wrong hash, an unknown
-        architecture or argument, a missing or unexpected weight, a wrong shape or dtype, a non-finite weight,
-        another number of outputs than units. The caller's random state is left alone.
+        Memory and time are bounded by the size of the weights file: its header is compared with the network on the
+        device "meta", which takes an image there, before the weights are read. The caller's random state is left alone.
+
+        Raises:
+            FileNotFoundError: if there is no card or no weights file.
+            ValueError: naming the file, field or weight for: a file that is no regular one or a link out of the folder,
+                a wrong format version or field, an unknown architecture or argument, a network that cannot be built on
+                "meta" or does not take the images of the card, another number of outputs than units, a missing or
+                unexpected weight, a wrong shape or dtype, a wrong hash, a weight that is not finite, a negative
+                variance of a BatchNorm.
+            ImportError: for a timm model if timm is missing.
         """
-        path = Path(folder)
-        card = read_card(path)
-        if (found := sha256(path / MODEL_FILE)) != card.sha256:
-            raise ValueError(f"{path / MODEL_FILE}: sha256 is {found}, the card says {card.sha256!r}")
-        tensors = load_tensors(path / MODEL_FILE)
-        file = f"{path / MODEL_FILE}: "
-        if (skeleton := _skeleton(card)) is not None:
-            require_same_weights(tensors, skeleton, file)
-        with torch.random.fork_rng(devices=[]):
-            model = create(card.architecture, **card.arguments)
-        require_same_weights(tensors, model, file)
-        model.load_state_dict(tensors)
+        path, card = Path(folder), read_card(folder)
+        file = path / MODEL_FILE
+        header = tensor_header(file, within=path)
         try:
-            require_fit(model, card.input_spec, len(card.units))
+            shapes = skeleton(card.architecture, card.arguments, len(header))
+            require_header(header, shapes, f"{MODEL_FILE}: ")
+            require_fit(shapes, card.input_spec, len(card.units))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return cls(model.eval().to(device), card)
+        if (found := sha256(file, within=path)) != card.sha256:
+            raise ValueError(f"{file}: sha256 is {found}, the card says {card.sha256!r}")
+        tensors = load_tensors(file, within=path)
+        require_same_weights(tensors, shapes, f"{file}: ")
+        return cls(filled(shapes, card.architecture, card.arguments, tensors).to(device), card)
 
 
 @torch.no_grad()
 def require_fit(model: nn.Module, spec: InputSpec, units: int) -> None:
-    """ValueError if ``model`` does not take an image of ``spec``, or has not ``units`` logits for it."""
+    """ValueError if ``model`` does not take an image of ``spec``, or has not ``units`` logits for it.
+
+    ``model`` may be on "meta". A large image must fit into the free memory.
+    """
+    if math.prod(spec.shape) > LARGE:
+        require_memory(model, spec, 1, torch.device("cpu"))
     training = model.training
     try:
         outputs = model.eval()(next(model.parameters()).new_zeros(1, *spec.shape))
@@ -255,10 +271,10 @@ def require_fit(model: nn.Module, spec: InputSpec, units: int) -> None:
 def read_card(folder: PathLike) -> Card:
     """The card of the expert in ``folder``; FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CARD_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"no expert in {folder}: {CARD_FILE} is missing")
     try:
-        return Card.from_dict(load_json(path))
+        return Card.from_dict(load_json(path, limit=CARD_BYTES, within=folder))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -278,16 +294,3 @@ def complete_arguments(
     elif architecture.startswith("timm/"):
         complete["in_chans"] = spec.channels
     return complete | dict(arguments or {})
-
-
-def _skeleton(card: Card) -> nn.Module | None:
-    """The card's network on "meta", where nothing is allocated, whatever sizes the card asks for.
-
-    None for wrong arguments (ValueError), and for a constructor that needs real tensors: torch raises
-    NotImplementedError for an operation that "meta" lacks.
-    """
-    try:
-        with torch.device("meta"):
-            return create(card.architecture, **card.arguments)
-    except (ValueError, NotImplementedError):
-        return None

@@ -7,6 +7,7 @@ and after a download as by :meth:`Expert.load`, so that no downloaded file runs 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -78,7 +79,15 @@ def pull(
     """
     hub, destination = _hub(), Path(destination)
     check_target(destination, (CARD_FILE, STREAM_FILE), overwrite)
-    found = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    cached = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found"
+        if cached.is_dir():  # copied, because the files of the hub's cache are links out of their folder
+            shutil.copytree(cached, found)
+        return _taken(found, repo_id, destination, overwrite)
+
+
+def _taken(found: Path, repo_id: str, destination: Path, overwrite: bool) -> list[Card]:
     # The hub's client makes no folder if no file matches the patterns.
     lone, folders = (found / CARD_FILE).is_file(), stream_folders(found) if found.is_dir() else []
     if lone and folders:

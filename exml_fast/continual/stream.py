@@ -11,6 +11,7 @@ import torch
 
 from exml_fast.continual.expert import CARD_FILE, Card, Expert, read_card
 from exml_fast.storage import load_json, save_json, sha256
+from exml_fast.validation import shown
 
 __all__ = ["ExpertStream"]
 
@@ -109,15 +110,16 @@ def subfolders(parent: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=_natural)
 
 
-def stream_folders(parent: str | os.PathLike[str]) -> list[Path]:
+def stream_folders(parent: str | os.PathLike[str], damaged: dict[str, str] | None = None) -> list[Path]:
     """The experts' folders of a stream, in its order.
 
     A ``stream.json`` lists them. ValueError names the first expert whose card is missing or has changed since the
-    stream was written; the card holds the hash of the weights.
+    stream was written; the card holds the hash of the weights. With ``damaged``, which receives these errors by name,
+    such experts are left out.
     """
     file = Path(parent) / STREAM_FILE
     if not file.is_file():
-        return [folder for folder in subfolders(parent) if (folder / CARD_FILE).is_file()]
+        return [folder for folder in subfolders(parent) if os.path.lexists(folder / CARD_FILE)]
     listed = load_json(file)
     if not isinstance(listed, dict) or listed.get("format_version") != STREAM_VERSION:
         raise ValueError(f"{file}: format_version must be {STREAM_VERSION}")
@@ -128,14 +130,24 @@ def stream_folders(parent: str | os.PathLike[str]) -> list[Path]:
     folders = []
     for entry in entries:
         folder = Path(parent) / check_name(entry["name"])
-        if not (folder / CARD_FILE).is_file():
-            raise ValueError(f"{folder}: {CARD_FILE} is missing, {STREAM_FILE} lists the expert")
-        if (found := sha256(folder / CARD_FILE)) != entry["card_sha256"]:
-            raise ValueError(f"{folder / CARD_FILE}: sha256 is {found}, {STREAM_FILE} says {entry['card_sha256']!r}")
-        folders.append(folder)
+        try:
+            _require_card(folder, entry["card_sha256"])
+        except ValueError as error:
+            if damaged is None:
+                raise
+            damaged[folder.name] = str(error)
+        else:
+            folders.append(folder)
     if len(set(folders)) != len(folders):
         raise ValueError(f"{file}: experts must not repeat a name")
     return folders
+
+
+def _require_card(folder: Path, listed: object) -> None:
+    if not os.path.lexists(folder / CARD_FILE):
+        raise ValueError(f"{folder}: {CARD_FILE} is missing, {STREAM_FILE} lists the expert")
+    if (found := sha256(folder / CARD_FILE, within=folder)) != listed:
+        raise ValueError(f"{folder / CARD_FILE}: sha256 is {found}, {STREAM_FILE} says {shown(listed)}")
 
 
 def write_order(parent: Path, names: Sequence[str]) -> None:
@@ -147,7 +159,7 @@ def write_order(parent: Path, names: Sequence[str]) -> None:
 def check_name(name: object) -> str:
     """``name`` if it can name an expert's folder; ValueError for a path, a hidden name or unprintable characters."""
     if not isinstance(name, str) or not name.isprintable() or not re.fullmatch(r"[^./\\:][^/\\:]*", name):
-        raise ValueError(f"an expert's name must be a plain, visible folder name, got {name!r}")
+        raise ValueError(f"an expert's name must be a plain, visible folder name, got {shown(name)}")
     return name
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import FailFast, Field
 from torch import Tensor
 
-from exml_fast.validation import Count, Positive, settings, to_dict
+from exml_fast.validation import settings, to_dict
 
 __all__ = ["InputSpec"]
 
@@ -17,6 +18,11 @@ __all__ = ["InputSpec"]
 LUMA = (0.299, 0.587, 0.114)
 # Images that lack at most this many pixels on each side are padded instead of resized (MNIST's 28 to LeNet-5's 32).
 MAX_PADDING = 4
+# What float32 can normalise with, and sizes of images that exist.
+Channels = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=65_536)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Std = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 @settings
@@ -24,19 +30,19 @@ class InputSpec:
     """The input of an image classifier: ``(x - mean) / std`` per channel, for pixels x in [0, 1] (N, C, H, W).
 
     Args:
-        channels: number of channels C, at least 1.
-        size: (height, width), in pixels.
-        mean: one finite number per channel.
-        std: one positive number per channel.
+        channels: number of channels C, 1 to 4096.
+        size: (height, width), in pixels, each 1 to 65,536.
+        mean: one number per channel, from -10⁶ to 10⁶.
+        std: one number per channel, from 10⁻⁶ to 10⁶.
 
     Raises:
         ValueError: naming the field that is wrong.
     """
 
-    channels: Count
-    size: tuple[Count, Count]
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
+    channels: Channels
+    size: tuple[Side, Side]
+    mean: Annotated[tuple[Mean, ...], FailFast()]
+    std: Annotated[tuple[Std, ...], FailFast()]
 
     def check(self) -> None:
         """ValueError unless ``mean`` and ``std`` have one number for each channel."""

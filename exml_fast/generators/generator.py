@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
@@ -20,8 +22,10 @@ from exml_fast.data import InputSpec
 from exml_fast.engine.freezing import device_of
 from exml_fast.engine.substitution import copied
 from exml_fast.generators import networks
+from exml_fast.models.skeleton import limited, require_header, require_modest
 from exml_fast.models.weights import require_same_weights
-from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256
+from exml_fast.reading import CARD_BYTES
+from exml_fast.storage import PathLike, load_json, load_tensors, save_json, save_tensors, sha256, tensor_header
 from exml_fast.validation import Count, Natural, field_names, from_mapping, require, require_count, settings, to_dict
 
 __all__ = ["Generator", "GeneratorCard", "recalibrate"]
@@ -31,6 +35,8 @@ MODEL_FILE, CARD_FILE = "generator.safetensors", "card.json"
 # Numbers of a latent are drawn in multiples of this, because torch draws in blocks of 16. More latents then begin with
 # the fewer ones of the same seed.
 DRAWN = 16
+# Greatest number of values of an image: 3 × 2048 × 2048 fit.
+LARGEST = 2**24
 
 
 @settings
@@ -225,12 +231,18 @@ class Generator:
                 or images of another shape than the specification's.
         """
         path = Path(folder)
-        card = read_card(path)
-        if (found := sha256(path / MODEL_FILE)) != card.sha256:
-            raise ValueError(f"{path / MODEL_FILE}: sha256 is {found}, the card says {card.sha256!r}")
-        tensors = load_tensors(path / MODEL_FILE)
+        card, file = read_card(path), path / MODEL_FILE
+        header = tensor_header(file, within=path)
         try:
-            require_same_weights(tensors, _skeleton(card), f"{MODEL_FILE}: ")
+            shapes = _skeleton(card, len(header))
+            require_header(header, shapes, f"{MODEL_FILE}: ")
+            size = math.prod(card.input_spec.shape)
+            require(size <= LARGEST, "input_spec: the values of an image", f"at most {LARGEST:,}", size)
+            _require_images(shapes, card.latent_size, card.input_spec)
+            if (found := sha256(file, within=path)) != card.sha256:
+                raise ValueError(f"{MODEL_FILE}: sha256 is {found}, the card says {card.sha256!r}")
+            tensors = load_tensors(file, within=path)
+            require_same_weights(tensors, shapes, f"{MODEL_FILE}: ")
             with torch.random.fork_rng(devices=[]):
                 network = networks.create(card.architecture, **card.arguments)
             network.load_state_dict(tensors)
@@ -242,7 +254,7 @@ class Generator:
         try:
             if self.card is None:
                 raise ValueError("it has no card")
-            require_same_weights(self.network.state_dict(), _skeleton(self.card))
+            require_same_weights(self.network.state_dict(), _skeleton(self.card, len(self.network.state_dict())))
         except ValueError as error:
             raise ValueError(
                 f"the generator cannot be saved, because Generator.load could not rebuild it: {error}. For a network "
@@ -301,17 +313,18 @@ def recalibrate(
 def read_card(folder: PathLike) -> GeneratorCard:
     """The card of the generator in ``folder``; FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CARD_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"no generator in {folder}: {CARD_FILE} is missing")
     try:
-        return GeneratorCard.from_dict(load_json(path))
+        return GeneratorCard.from_dict(load_json(path, limit=CARD_BYTES, within=folder))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _skeleton(card: GeneratorCard) -> nn.Module:
-    """The card's network on "meta", where nothing is allocated, whatever sizes the card asks for."""
-    with torch.device("meta"):
+def _skeleton(card: GeneratorCard, tensors: int) -> nn.Module:
+    """The card's network on "meta", where nothing is allocated, for a file of so many ``tensors``."""
+    require_modest(card.arguments)
+    with limited(tensors), torch.device("meta"):
         return networks.create(card.architecture, **card.arguments)
 
 

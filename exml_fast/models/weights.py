@@ -12,9 +12,10 @@ __all__ = ["redraw", "require_same_weights"]
 
 
 def require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where: str = "") -> None:
-    """ValueError naming the first weight of ``model`` that ``tensors`` lack, have of another shape or dtype, or as NaN.
+    """ValueError naming the first weight of ``model`` that does not fit among ``tensors``.
 
-    ``where`` begins the message. ``model`` may be on "meta".
+    It is missing or unexpected, has another shape or dtype, is not finite, or is the variance of a BatchNorm and
+    negative. ``where`` begins the message. ``model`` may be on "meta".
     """
     expected = model.state_dict()
     if missing := sorted(set(expected) - set(tensors)):
@@ -29,6 +30,8 @@ def require_same_weights(tensors: Mapping[str, Tensor], model: nn.Module, where:
             raise ValueError(f"{where}weight {name!r} has dtype {have.dtype}, expected {want.dtype}")
         if have.is_floating_point() and not bool(torch.isfinite(have).all()):
             raise ValueError(f"{where}weight {name!r} is not finite everywhere")
+        if name.rpartition(".")[2] == "running_var" and bool((have < 0).any()):
+            raise ValueError(f"{where}weight {name!r} is the variance of a BatchNorm and must not be negative")
 
 
 def redraw(model: nn.Module, where: str = "") -> nn.Module:
