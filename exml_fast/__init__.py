@@ -40,7 +40,7 @@ from exml_fast.generators import Delegator, Generator, delegate
 from exml_fast.inversion import Recipe, Result, Synthesizer, invert, invert_many, recipes
 from exml_fast.progress import TensorBoard
 from exml_fast.training import Training, TrainingResult
-from exml_fast.transfer import Distillation, distill, prune
+from exml_fast.transfer import Distillation, distill, prune, quantize
 
 __version__ = str(build_info()["version"])
 
@@ -83,6 +83,7 @@ __all__ = [
     "models",
     "ops",
     "prune",
+    "quantize",
     "recipes",
     "train_stream",
     "training",

@@ -1,6 +1,6 @@
 """What one network's synthetic images are good for (Yin 2020, 4; Nayak 2021, 4).
 
-Distillation, pruning, robustness, adaptation and perturbations.
+Distillation, pruning, quantisation, robustness, adaptation and perturbations.
 """
 
 from exml_fast.transfer.adaptation import (
@@ -24,6 +24,7 @@ from exml_fast.transfer.perturbation import (
 )
 from exml_fast.transfer.pool import Generation
 from exml_fast.transfer.pruning import LatencyTable, PruneResult, Pruning, prune
+from exml_fast.transfer.quantization import Quantization, QuantizeResult, load_quantized, quantize
 from exml_fast.transfer.robustness import (
     Attack,
     RampedAttack,
@@ -53,6 +54,8 @@ __all__ = [
     "PerturbationGenerator",
     "PruneResult",
     "Pruning",
+    "Quantization",
+    "QuantizeResult",
     "RampedAttack",
     "Robustness",
     "adapt",
@@ -63,9 +66,11 @@ __all__ = [
     "diversity_loss",
     "fooling_loss",
     "fooling_rate",
+    "load_quantized",
     "mutual_information",
     "pgd",
     "prune",
+    "quantize",
     "transfer_set_sweep",
     "tsne",
     "universal_perturbations",
