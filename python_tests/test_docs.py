@@ -155,13 +155,17 @@ def test_compression(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     teacher = xf.Expert.wrap(
         create("cifar_resnet", depth=8), spec, range(10), architecture="cifar_resnet", arguments={"depth": 8}
     )
-    smaller, by_latency, saved = blocks("docs/compression.md", "python")
+    smaller, by_latency, saved, quantized = blocks("docs/compression.md", "python")
     names = run(smaller.replace("0.2, target", "0.05, batch_size=4, target"), {"teacher": teacher})
     assert names["small"] is names["result"].model
     names["result"] = run(by_latency.replace("0.4, target", "0.01, batch_size=4, target"), names)["result"]
     saved = saved.replace('"depth": 20', '"depth": 8')
     loaded = xf.Expert.load(run(saved, {**names, "spec": spec})["expert"] and tmp_path / "small").model
     assert xf.models.widths_of(loaded) == names["result"].widths
+    pytest.importorskip("torchao")
+    quantized = quantized.replace('"depth": 20', '"depth": 8').replace("result.compiled()", "result.model")
+    again = run(quantized.replace('"small"', '"int8"'), names)
+    assert torch.equal(again["network"](names["images"].images), again["logits"])
 
 
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_a_file_gives_the_same_network(
     assert result.nbytes < size < result.nbytes + 4000
     card = load_json(tmp_path / "small" / "card.json")
     assert card["bits"] == bits and card["sensitivity"].keys() == result.sensitivity.keys()
-    with pytest.raises(ValueError, match="does not fit|activations must be"):
+    with pytest.raises(ValueError, match=r"does not fit|activations must be"):
         load_quantized(tmp_path / "small", nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(30), nn.Flatten()))
 
 
