@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from exml_fast import BNStatistics, InputSpec, Synthesizer, recipes
 from exml_fast.compat.deep_inversion import DeepInversionFeatureHook
 from exml_fast.engine.conv_plan import ConvShape, Plan
+from exml_fast.engine.eager import EagerTeacher
 from exml_fast.engine.frozen_conv import FrozenConv2d
-from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
+from exml_fast.engine.teacher import FrozenTeacher
 from exml_fast.models import CifarResNet, LeNet5
 
 SPEC = InputSpec(3, (16, 16), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -584,3 +586,56 @@ def test_passes_that_run_again_in_the_backward_pass_are_not_counted() -> None:
     teacher, x = FrozenTeacher(Checkpointed(), SPEC, precision="float32"), torch.randn(2, *SPEC.shape)
     for _ in range(2):
         assert len(observed(teacher, x)) == 1 + 2 * 4 + 1
+
+
+# Other ways to call, copy and differentiate.
+
+
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    model, x = network("residual by operator")[0].eval(), torch.randn(3, *SPEC.shape)
+    teacher = FrozenTeacher(model, SPEC, precision="float32")
+    logits, layers = teacher(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, others = teacher(x)
+    assert torch.equal(found, logits) and torch.equal(others[0].mean, layers[0].mean)
+
+
+def reloaded(teacher: FrozenTeacher | EagerTeacher) -> FrozenTeacher | EagerTeacher:
+    return pickle.loads(pickle.dumps(teacher))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, reloaded])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_can_be_copied(precision: str, again: Callable[[FrozenTeacher], FrozenTeacher]) -> None:
+    spec = InputSpec(3, (32, 32), SPEC.mean, SPEC.std)
+    teacher = FrozenTeacher(CifarResNet(8).eval(), spec, precision=precision, batch_size=4)
+    x = torch.randn(4, *spec.shape)
+    made, expected = again(teacher), observed(teacher, x)
+    assert all(torch.equal(a, b) for a, b in zip(observed(made, x), expected, strict=True))
+    assert made.summary() == teacher.summary()
+    eager = EagerTeacher(CifarResNet(8).eval(), spec)
+    assert torch.equal(again(eager)(x)[0], eager(x)[0])
+
+
+def test_torch_func_is_refused_in_one_line() -> None:
+    teacher, x = FrozenTeacher(network("residual by operator")[0], SPEC), torch.randn(2, *SPEC.shape)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.vmap):
+        with pytest.raises(RuntimeError, match=r"FrozenTeacher does not run under torch\.func"):
+            transform(lambda x: teacher(x)[0].sum())(x)
+    eager = EagerTeacher(network("residual by operator")[0], SPEC)
+    assert torch.func.grad(lambda x: eager(x)[0].sum())(x).shape == x.shape
+
+
+def test_a_teacher_with_winograd_layers_compiles() -> None:
+    spec = InputSpec(3, (32, 32), SPEC.mean, SPEC.std)
+    model = CifarResNet(8).eval()
+    winograd = ("float32", Plan("winograd", "convolution", "winograd"))
+    plans = {
+        name: winograd if conv.stride == (1, 1) and conv.in_channels >= 16 else ("float32", Plan())
+        for name, conv in model.named_modules()
+        if isinstance(conv, nn.Conv2d)
+    }
+    teacher, x = FrozenTeacher(model, spec, plans=plans), torch.randn(4, *spec.shape).requires_grad_()
+    compiled = torch.compile(lambda x: teacher(x)[0], backend="aot_eager", fullgraph=True)
+    (found,), (expected,) = (torch.autograd.grad(call(x).sum(), x) for call in (compiled, lambda x: teacher(x)[0]))
+    torch.testing.assert_close(found, expected)

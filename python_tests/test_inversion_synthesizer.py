@@ -360,3 +360,12 @@ def test_cuda_matches_the_cpu() -> None:
     cuda = invert(model, recipe=BN, spec=SPEC, steps=5, device="cuda")
     assert torch.allclose(cpu.images, cuda.images, atol=1e-2)
     assert next(model.parameters()).device.type == "cpu"
+
+
+def test_autocast_of_the_caller_changes_no_bit() -> None:
+    def run() -> Tensor:
+        return Synthesizer(network(), SPEC, CE.replace(steps=5), precision="float32").run([0, 1, 2], seed=5).images
+
+    expected = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(), expected)

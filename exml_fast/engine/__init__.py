@@ -5,7 +5,8 @@ and returns logits together with the layers' statistics (statistics).
 """
 
 from exml_fast.engine.conv_tuning import PRECISIONS
+from exml_fast.engine.eager import EagerTeacher
 from exml_fast.engine.statistics import BNStatistics
 from exml_fast.engine.teacher import FrozenTeacher
 
-__all__ = ["PRECISIONS", "BNStatistics", "FrozenTeacher"]
+__all__ = ["PRECISIONS", "BNStatistics", "EagerTeacher", "FrozenTeacher"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 
-__all__ = ["device_of", "distinct_units", "dtype_of", "frozen", "frozen_copy", "is_untouched", "probe", "unpacked"]
+__all__ = [
+    "device_of",
+    "distinct_units",
+    "dtype_name",
+    "dtype_of",
+    "frozen",
+    "frozen_copy",
+    "is_untouched",
+    "no_autocast",
+    "probe",
+    "unpacked",
+]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -111,15 +122,26 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def probe(model: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
-    """The logits (N, K) of normalised ``images`` (N, C, H, W).
+def dtype_name(dtype: torch.dtype) -> str:
+    """As "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Inside the block the caller's autocast changes no dtype."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else nullcontext()
+
+
+def probe(model: nn.Module, images: Tensor, spec: InputSpec, gradient: bool = False) -> Tensor:
+    """The logits (N, K) of normalised ``images`` (N, C, H, W), attached to the graph with ``gradient``.
 
     Raises:
         ValueError: if the network rejects images of the specification's shape, or does not return
             floating-point logits (N, K).
     """
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             output = model(images)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise ValueError(

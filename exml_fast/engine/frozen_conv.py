@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,21 @@ from exml_fast.engine.conv_plan import VECTOR, ConvShape, Plan
 from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["FrozenConv2d"]
+
+
+class Packing(NamedTuple):
+    """The arguments of a convolution for which the CPU's library lays out weights."""
+
+    padding: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    input: tuple[int, int, int, int]
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Weights (K, C / groups, h, w) in the library's own layout."""
+        packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self)
+        return packed
 
 
 class FrozenConv2d(nn.Module):
@@ -32,13 +49,17 @@ class FrozenConv2d(nn.Module):
         # ``contiguous`` keeps the strides of a single channel, but our kernels read the format from the strides.
         plain = torch.empty_like(weight, memory_format=self.memory_format).copy_(weight)
         self.forward_weight: Tensor | None = None
+        self._packings: dict[str, Packing] = {}
         if plan.forward == "packed":
-            self.forward_weight = _packed(plain, shape.padding, shape.stride, shape.dilation, shape)
+            packing = Packing(shape.padding, shape.stride, shape.dilation, shape.groups, shape.input)
+            self.forward_weight, self._packings["forward_weight"] = packing(plain), packing
         elif plan.forward == "winograd":
             self.forward_weight = ops.winograd_weights(conv.weight.detach())
         # Winograd's products are in float32 for every dtype of the pixels.
         source = conv.weight.detach() if plan.adjoint_weights == "winograd" else plain
-        self.adjoint_weight = _adjoint_weight(source, shape, plan)
+        self.adjoint_weight, adjoint = _adjoint_weight(source, shape, plan)
+        if adjoint is not None:
+            self._packings["adjoint_weight"] = adjoint
         # No algorithm of this plan reads the plain weight: keep its shape without its memory.
         unread = self.forward_weight is not None and plan.adjoint not in ("library", "lanes")
         self.weight = plain.new_empty(()).expand(plain.shape) if unread else plain
@@ -70,25 +91,24 @@ class FrozenConv2d(nn.Module):
             adjoint=self.plan.adjoint,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Packed weights can be neither copied nor pickled: their state is dense."""
+        return vars(self) | {name: getattr(self, name).to_dense(self.dtype) for name in self._packings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, packing in self._packings.items():
+            setattr(self, name, packing(getattr(self, name)))
+
     def extra_repr(self) -> str:
         """Dtype and plan."""
         return f"{tuple(self.weight.shape)}, {self.dtype}, {self.plan}"
 
 
-def _packed(
-    weight: Tensor, padding: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], shape: ConvShape,
-    input: tuple[int, int, int, int] | None = None, groups: int | None = None,
-) -> Tensor:  # fmt: skip
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        weight, padding, stride, dilation, shape.groups if groups is None else groups, input or shape.input
-    )
-    return packed
-
-
-def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | None:
-    """The weights of the convolution that computes the gradient of the input; None where the op needs none."""
+def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> tuple[Tensor | None, Packing | None]:
+    """The weights of the convolution that computes the gradient of the input, and their packing; None for none."""
     if plan.adjoint in ("library", "lanes"):
-        return None
+        return None, None
     count, groups = shape.input[0], shape.groups
     out = shape.output_size
     if plan.adjoint == "subpixel":
@@ -106,11 +126,13 @@ def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> Tensor | No
     format_ = torch.channels_last if shape.channels_last else torch.contiguous_format
     prepared = prepared.contiguous(memory_format=format_)
     if plan.adjoint_weights == "winograd":
-        return ops.winograd_weights(prepared)
+        return ops.winograd_weights(prepared), None
     if plan.adjoint_weights == "windows":
-        return _windows(prepared)
-    packed = plan.adjoint_weights == "packed"
-    return _packed(prepared, padding, (1, 1), dilation, shape, seen, groups) if packed else prepared
+        return _windows(prepared), None
+    if plan.adjoint_weights != "packed":
+        return prepared, None
+    packing = Packing(padding, (1, 1), dilation, groups, seen)
+    return packing(prepared), packing
 
 
 def _windows(weight: Tensor) -> Tensor:

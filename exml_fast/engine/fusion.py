@@ -7,7 +7,6 @@ network. Elsewhere each BatchNorm module is replaced alone, in the copied module
 from __future__ import annotations
 
 import operator
-import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from exml_fast import ops
-from exml_fast.engine.frozen_conv import FrozenConv2d
-from exml_fast.engine.statistics import LayerStatistics, Observer, Tape, is_batch_norm
+from exml_fast.engine.freezing import HOOKS
+from exml_fast.engine.statistics import LayerStatistics, Tape, is_batch_norm
+from exml_fast.engine.substitution import copied
+from exml_fast.engine.tracing import export, trace
 
-__all__ = ["FrozenBatchNorm", "fuse", "replace_modules"]
+__all__ = ["FrozenBatchNorm", "fuse", "fuse_exported", "replace_modules"]
 
 
 class Activation(NamedTuple):
@@ -75,59 +75,24 @@ def fuse(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Module, str]
     Raises:
         Exception: anything that the network's own code raises while torch.fx traces it.
     """
-    traced = _trace(model, example)
-    _make_modules_of_convolutions(traced)
-    return traced, _line(_rewrite(traced, tape))
+    return _fused(trace(model, example, leaf=_freezable), tape)
 
 
-def _make_modules_of_convolutions(traced: fx.GraphModule) -> None:
-    """Replace ``F.conv2d`` with constant weights (from classes derived from nn.Conv2d) by an nn.Conv2d."""
-    for number, node in enumerate(list(traced.graph.nodes)):
-        found = _conv_of(node, traced)
-        if found is None:
-            continue
-        name = f"convolution_{number}"
-        traced.add_submodule(name, found)
-        with traced.graph.inserting_before(node):
-            call = traced.graph.call_module(name, (node.args[0],))
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
-        traced.graph.erase_node(node)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
+def fuse_exported(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
+    """As :func:`fuse`, by torch.export, which follows code that asks for shapes."""
+    return _fused(export(model, example), tape)
 
 
-def _conv_of(node: fx.Node, traced: fx.GraphModule) -> nn.Conv2d | None:
-    if node.op != "call_function" or node.target not in (F.conv2d, torch.conv2d) or len(node.args) < 2:
-        return None
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
-    weight, bias = _constant(given["weight"], traced), _constant(given.get("bias"), traced)
-    if weight is None or weight.dim() != 4 or (bias is None and given.get("bias") is not None):
-        return None
-    geometry = {name: given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}
-    groups = given.get("groups", 1)
-    if isinstance(geometry["padding"], str) or any(isinstance(v, fx.Node) for v in (*geometry.values(), groups)):
-        return None
-    shape = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
-    conv = nn.utils.skip_init(nn.Conv2d, *shape, **geometry, groups=groups, bias=bias is not None)
-    conv.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    conv.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return conv.eval()
-
-
-def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:
-    """The parameter or buffer that ``node`` reads."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    value: Any = traced
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value if isinstance(value, Tensor) else None
+def _fused(traced: fx.GraphModule, tape: Tape) -> tuple[nn.Module, str]:
+    line = _line(_rewrite(traced, tape))
+    # A GraphModule prints a traceback where a call fails, also where the caller handles the error.
+    type(traced).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+    return traced, line
 
 
 def replace_modules(model: nn.Module, _example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
-    """As :func:`fuse`, without tracing: replace each BatchNorm of ``model`` alone, under all of its names."""
+    """As :func:`fuse`, without tracing: replace each BatchNorm alone, under all of its names, with its hooks."""
+    model = copied(model, (*model.parameters(), *model.buffers()))
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if _freezable(module):
@@ -136,6 +101,8 @@ def replace_modules(model: nn.Module, _example: Tensor, tape: Tape) -> tuple[nn.
         inner = _built_in(layer)
         frozen = FrozenBatchNorm(layer, aliases[0], tape, inner)
         replacement = frozen if inner is not None else nn.Sequential(frozen, _act(layer))
+        for kind in HOOKS:
+            setattr(replacement, kind, getattr(layer, kind))
         for name in aliases:
             model.set_submodule(name, replacement)
     return model, _line(Counter({"alone": len(names)}))
@@ -156,36 +123,6 @@ def _line(counts: Counter[str]) -> str:
         f"{number} {kind}" for kind, number in sorted(counts.items(), key=lambda item: -item[1]) if number
     )
     return f"{counts.total()} BatchNorm calls" + (f": {parts}" if parts else "")
-
-
-# While torch.fx traces, it replaces nn.Module.__call__ for all threads.
-_tracing = threading.Lock()
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if threading.get_ident() != self._thread:  # another thread calls another network
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        own = _freezable(module) or FrozenConv2d.takes(module) or isinstance(module, Observer)
-        return own or super().is_leaf_module(module, name)
-
-
-def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    with _tracing:
-        graph = _Tracer().trace(model)
-    traced = fx.GraphModule(model, graph, type(model).__name__)
-    with torch.no_grad():
-        ShapeProp(traced).propagate(example)
-    return traced
 
 
 def _rewrite(traced: fx.GraphModule, tape: Tape) -> Counter[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,90 +13,18 @@ from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
 from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.conv_tuning import PRECISIONS, Plans, check_plans, choose_plans, without_winograd
-from exml_fast.engine.freezing import device_of, dtype_of, frozen_copy, probe
+from exml_fast.engine.eager import check_statistics, with_targets
+from exml_fast.engine.freezing import device_of, dtype_name, dtype_of, frozen_copy, no_autocast
 from exml_fast.engine.frozen_conv import FrozenConv2d
-from exml_fast.engine.fusion import FrozenBatchNorm, fuse, replace_modules
-from exml_fast.engine.statistics import (
-    LayerStatistics,
-    StatisticsCapture,
-    Tape,
-    bn_layers,
-    observe,
-    pooled_statistics,
-    require_module,
-)
+from exml_fast.engine.fusion import FrozenBatchNorm, fuse, fuse_exported, replace_modules
+from exml_fast.engine.original import Original
+from exml_fast.engine.statistics import LayerStatistics, Tape, observe, pooled_statistics, require_module
 from exml_fast.engine.substitution import substitute
 
-__all__ = ["EagerTeacher", "FrozenTeacher", "Teacher"]
+__all__ = ["FrozenTeacher"]
 
-# Largest allowed difference of the logits, relative to the largest logit, between a network and its fused copy. The
-# bound for bfloat16 lies far above rounding and refuses only broken copies.
-TRACING_ERROR, HALF_ERROR = 1e-3, 0.5
-
-
-class Teacher(Protocol):
-    """What an objective needs of a network."""
-
-    num_classes: int
-    matched_calls: int
-    """The number of calls with statistics in a forward pass: of BatchNorms, or of the named layers."""
-    precision: str
-    """The name of the dtype inside."""
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
-        """Logits (N, K) of normalised images (N, C, H, W), and a LayerStatistics for each call with statistics."""
-        ...
-
-
-class EagerTeacher:
-    """The reference of :class:`FrozenTeacher`: the unchanged layers, and statistics by ``torch.var_mean`` in hooks.
-
-    The arguments and errors are those of :class:`FrozenTeacher`. The network computes in its own dtype.
-    """
-
-    @torch.inference_mode(False)
-    def __init__(
-        self,
-        model: nn.Module,
-        spec: InputSpec,
-        *,
-        device: torch.device | str | None = None,
-        statistics: str | Tensor = "running",
-        layers: Sequence[str] = (),
-    ) -> None:
-        require_module(model)
-        _check_statistics(statistics, layers, spec)
-        self.model = frozen_copy(model, device)
-        self.dtype = dtype_of(self.model)
-        self.precision = _name(self.dtype)
-        self._observed = Tape() if layers else None
-        if self._observed is not None:
-            observe(self.model, layers, self._observed)
-        self._capture = StatisticsCapture(self.model)
-        self._one_at_a_time = threading.Lock()  # calls of one model share its hooks
-        self._targets: list[tuple[Tensor, Tensor]] | None = None
-        device = device_of(self.model)
-        self.num_classes = probe(self.model, torch.zeros(2, *spec.shape, dtype=self.dtype, device=device), spec).shape[
-            1
-        ]
-        with torch.no_grad():
-            self.matched_calls = len(self(torch.zeros(2, *spec.shape, device=device))[1])
-        if isinstance(statistics, Tensor):
-            self._targets = pooled_statistics(lambda images: self(images.to(device))[1], statistics)
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
-        """Logits (N, K) and statistics."""
-        if self._observed is not None:
-            with self._observed.recording() as layers:
-                return self.model(images.to(self.dtype)), _with_targets(layers, self._targets)
-        with self._one_at_a_time, self._capture as capture:
-            logits = self.model(images.to(self.dtype))
-            layers = []
-            for call in capture.calls:
-                dims = [d for d in range(call.x.dim()) if d != 1]
-                var, mean = torch.var_mean(call.x, dims, correction=0)
-                layers.append(LayerStatistics("", mean, var, call.mean, call.var))
-        return logits, _with_targets(layers, self._targets)
+# How a network is fused, in the order of the attempts.
+WAYS = {"torch.fx": fuse, "torch.export": fuse_exported, "without tracing": replace_modules}
 
 
 class FrozenTeacher:
@@ -151,22 +77,20 @@ class FrozenTeacher:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         require_module(model)
-        _check_statistics(statistics, layers, spec)
+        check_statistics(statistics, layers, spec)
         self.device = device_of(model) if device is None else torch.device(device)
         # With named layers, the statistics of the BatchNorms are not read.
         norms = Tape()
         self._tape = Tape() if layers else norms
         self._targets: list[tuple[Tensor, Tensor]] | None = None
-        original = frozen_copy(model, self.device)
-        own = dtype_of(original)
-        example = torch.randn(2, *spec.shape, generator=torch.Generator().manual_seed(0)).to(self.device, own)
+        copied = frozen_copy(model, self.device)
+        own = dtype_of(copied)
         if layers:
-            observe(original, layers, self._tape)
-        with torch.no_grad(), _recorded_calls(original) as calls:
-            expected = probe(original, example, spec)
-        self.num_classes = expected.shape[1]
-        self.model, self._notes, inputs, matched = self._fuse(original, example, expected, norms)
-        self._order = _order_of(calls, matched)
+            observe(copied, layers, self._tape)
+        original = Original(copied, spec, self._tape if layers else None)
+        self.num_classes = original.logits.shape[1]
+        self.model, self._notes, inputs, matched = self._fuse(original, norms)
+        self._order = _order_of(original.calls, matched)
         self.matched_calls = len(matched)
         convolutions = {n: m for n, m in self.model.named_modules() if FrozenConv2d.takes(m) and n in inputs}
         self._memory_format = torch.channels_last if convolutions else torch.contiguous_format
@@ -181,11 +105,11 @@ class FrozenTeacher:
             convolutions, shapes, choose_plans(shapes, own, precision, self.device) if plans is None else plans, own
         )
         substitute(self.model)
-        failure = first = self._fails(example, expected)
+        failure = first = self._fails(original)
         for note, others in self._fallbacks(shapes, own) if failure and plans is None else ():
             if others != self.plans:
                 self._freeze_convolutions(convolutions, shapes, others, own)
-                failure = self._fails(example, expected)
+                failure = self._fails(original)
             if not failure:
                 self._notes.append(note.format(first))
                 break
@@ -195,11 +119,21 @@ class FrozenTeacher:
             self._targets = pooled_statistics(lambda images: self(images.to(self.device))[1], statistics)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[LayerStatistics]]:
-        """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls."""
-        with self._tape.recording() as entries:
+        """Logits (N, K), float32 (float64 for a float64 network), and the statistics in the order of the calls.
+
+        RuntimeError under torch.func: the fused ops have gradients of autograd alone.
+        """
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(images):
+            raise RuntimeError(
+                "FrozenTeacher does not run under torch.func (grad, jvp, jacrev, vmap): use torch.autograd.grad, or "
+                "exml_fast.engine.EagerTeacher, which runs PyTorch's own layers"
+            )
+        # Its layers have the dtypes that they were frozen with.
+        with self._tape.recording() as entries, no_autocast(self.device.type):
             logits = self.model(images.to(self.dtype, memory_format=self._memory_format))
-        layers = [entries[i] for i in self._order]
-        return logits if logits.dtype == torch.float64 else logits.float(), _with_targets(layers, self._targets)
+        # A network may call its layers as often as there are images.
+        layers = [entries[i] for i in self._order] if len(entries) == len(self._order) else entries
+        return logits if logits.dtype == torch.float64 else logits.float(), with_targets(layers, self._targets)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -209,7 +143,7 @@ class FrozenTeacher:
     def summary(self) -> str:
         """Lines that say what was fused, how the convolutions are computed, and what failed."""
         convolutions = [m for m in self.model.modules() if isinstance(m, FrozenConv2d)]
-        dtypes = Counter(_name(m.dtype) for m in convolutions)
+        dtypes = Counter(dtype_name(m.dtype) for m in convolutions)
         lines = [f"{len(convolutions)} convolutions" + "".join(f", {n} in {dtype}" for dtype, n in dtypes.items())]
         if self.device.type == "cpu" and convolutions:
             adjoints = Counter(
@@ -224,32 +158,36 @@ class FrozenTeacher:
             )
         return "\n".join([*lines, *self._notes])
 
-    @torch.no_grad()
-    def _fuse(
-        self, original: nn.Module, example: Tensor, expected: Tensor, norms: Tape
-    ) -> tuple[nn.Module, list[str], dict[str, Tensor], list[str]]:
-        """Fuse the network by the first way that gives its own logits.
+    def _fuse(self, original: Original, norms: Tape) -> tuple[nn.Module, list[str], dict[str, Tensor], list[str]]:
+        """Fuse the network by the first way that computes the same.
 
         Returns:
             The fused network, notes, the inputs of its convolutions, and the layer's name for each matched call.
         """
-        notes = []
-        for way in (fuse, replace_modules):
+        notes, name = list[str](), type(original.model).__name__
+        if original.hooked:
+            notes.append("not traced: its hooks change what it computes")
+        for kind, way in WAYS.items():
+            last = way is replace_modules
+            if original.hooked and not last:
+                continue
             try:
-                model, line = way(original, example, norms)
-                with _recorded_inputs(model) as inputs, self._tape.recording() as entries:
-                    logits = model(example)
+                with torch.no_grad():
+                    model, line = way(original.model, original.example, norms)
+                    with _recorded_inputs(model) as inputs, self._tape.recording() as entries:
+                        model(original.example)
             except Exception as failure:  # the network's own code may raise anything while it is traced
                 message = str(failure).strip() or type(failure).__name__
-                notes.append(f"{way.__name__} failed on {type(original).__name__}: {message.splitlines()[0][:200]}")
+                notes.append(f"{kind} cannot follow {name}: {message.splitlines()[0][:200]}")
                 continue
-            error = HALF_ERROR if example.dtype == torch.bfloat16 else TRACING_ERROR
-            allowed = error * float(expected.abs().nan_to_num().max())
-            if torch.allclose(logits, expected, rtol=0, atol=allowed, equal_nan=True):
-                return model, [line, *notes], inputs, [entry.name for entry in entries]
-            error = float((logits - expected).abs().max())
-            notes.append(f"{way.__name__}: logits differ from {type(original).__name__}'s by {error:.3g}")
-        raise ValueError(f"{type(original).__name__} cannot be frozen: {'; '.join(notes)}")
+            matched = [entry.name for entry in entries]
+            difference = original.difference(model, traced=not last)
+            if not difference and not last and sorted(matched) != sorted(original.calls):
+                difference = f"it has {len(matched)} of {len(original.calls)} calls with statistics"
+            if not difference:
+                return model, [line, *notes], inputs, matched
+            notes.append(f"{kind} does not give {name}: {difference}")
+        raise ValueError(f"{name} cannot be frozen: {'; '.join(notes)}")
 
     def _freeze_convolutions(
         self, convolutions: dict[str, nn.Module], shapes: dict[str, ConvShape], chosen: Plans, own: torch.dtype
@@ -262,23 +200,11 @@ class FrozenTeacher:
             self.model.set_submodule(name, FrozenConv2d(conv, getattr(torch, dtype), shapes[name], plan))
         half = any(dtype == "bfloat16" for dtype, _ in self.plans.values())
         self.dtype = torch.bfloat16 if half else own
-        self.precision = _name(self.dtype)
+        self.precision = dtype_name(self.dtype)
 
-    @torch.enable_grad()
-    def _fails(self, example: Tensor, expected: Tensor) -> str:
-        """What is wrong with a forward and backward pass: an error or other logits; empty if nothing is."""
-        x = example.float() if example.dtype == torch.bfloat16 else example
-        x = x.detach().clone().requires_grad_()
-        try:
-            logits, _ = self(x)
-            torch.autograd.grad(logits.sum(), x, allow_unused=True)
-        except Exception as failure:  # the network's own code may raise anything for mixed dtypes
-            return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
-        largest = float(expected.abs().nan_to_num().max())
-        allowed = largest * (HALF_ERROR if self.dtype == torch.bfloat16 else TRACING_ERROR)
-        if torch.allclose(logits.to(expected.dtype), expected, rtol=0, atol=allowed, equal_nan=True):
-            return ""
-        return f"its logits differ by {float((logits.detach() - expected).abs().max()):.3g} of {largest:.3g}"
+    def _fails(self, original: Original) -> str:
+        """What is wrong with a forward and backward pass; empty if nothing is."""
+        return original.difference(lambda images: self(images)[0], half=self.dtype == torch.bfloat16)
 
     def _fallbacks(self, shapes: dict[str, ConvShape], own: torch.dtype) -> Iterator[tuple[str, Plans]]:
         """A note and plans for each further attempt, where the network fails with the chosen plans."""
@@ -290,40 +216,15 @@ class FrozenTeacher:
 
     def _cast_inputs_of_others(self) -> None:
         """Cast the inputs of other layers with parameters (Linear) to the dtype of the parameters."""
-
-        def cast(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
-            dtype = dtype_of(module)
-            return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-
         for module in self.model.modules():
             has_own = next(module.parameters(recurse=False), None) is not None
             if has_own and not isinstance(module, FrozenConv2d | FrozenBatchNorm) and not list(module.children()):
-                module.register_forward_pre_hook(cast)
+                module.register_forward_pre_hook(_cast)
 
 
-def _check_statistics(statistics: str | Tensor, layers: Sequence[str], spec: InputSpec) -> None:
-    if isinstance(statistics, str):
-        if statistics != "running":
-            raise ValueError(f"statistics must be 'running' or images (N, C, H, W), got {statistics!r}")
-        if layers:
-            raise ValueError("layers keep no running statistics: statistics must be images (N, C, H, W), got 'running'")
-    elif statistics.dim() != 4 or tuple(statistics.shape[1:]) != spec.shape or len(statistics) == 0:
-        raise ValueError(
-            f"statistics must be images (N, {', '.join(map(str, spec.shape))}), got {tuple(statistics.shape)}"
-        )
-    elif not statistics.is_floating_point() or not bool(statistics.isfinite().all()):
-        raise ValueError("statistics must be normalised images, floating point and finite (InputSpec.prepare)")
-
-
-def _with_targets(layers: list[LayerStatistics], targets: list[tuple[Tensor, Tensor]] | None) -> list[LayerStatistics]:
-    """``layers`` with ``targets``, which are in the order of the calls; ``layers`` itself when None."""
-    if targets is None:
-        return layers
-    return [x._replace(target_mean=mean, target_var=var) for x, (mean, var) in zip(layers, targets, strict=True)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _cast(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+    dtype = dtype_of(module)
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
 @contextmanager
@@ -337,20 +238,6 @@ def _recorded_inputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     ]
     try:
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _recorded_calls(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the BatchNorms that run inside the block, in the order of the calls."""
-    calls: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, module in bn_layers(model)
-    ]
-    try:
-        yield calls
     finally:
         for handle in handles:
             handle.remove()

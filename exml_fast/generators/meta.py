@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of
+from exml_fast.engine.freezing import device_of, no_autocast
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import LayerStatistics
 from exml_fast.engine.substitution import twin
@@ -207,7 +207,7 @@ class FastSynthesis:
             RuntimeError: if a term is not finite; it names term and batch.
         """
         require_count("count", count)
-        with torch.inference_mode(False), torch.enable_grad(), reused_memory():
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device.type), reused_memory():
             self._compete_with(student)
             while self.batches < self.settings.warmup:
                 self._batch(self._labels(self.settings.batch_size, generator), generator, compete=False)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.engine.conv_plan import Plan
 from exml_fast.engine.conv_tuning import Plans
+from exml_fast.engine.eager import EagerTeacher
 from exml_fast.engine.freezing import dtype_of, frozen_copy
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_running_statistics
-from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
+from exml_fast.engine.teacher import FrozenTeacher
 from exml_fast.inversion.settings import Matching, StudentCompetition
 
 __all__ = ["Networks"]

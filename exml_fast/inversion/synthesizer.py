@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from exml_fast._native import reused_memory
 from exml_fast.checkpoint import Checkpoint, fingerprint
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of, distinct_units, dtype_of
+from exml_fast.engine.eager import EagerTeacher
+from exml_fast.engine.freezing import device_of, distinct_units, dtype_of, no_autocast
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
-from exml_fast.engine.teacher import EagerTeacher, FrozenTeacher
+from exml_fast.engine.teacher import FrozenTeacher
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.canvas import Canvas
@@ -159,7 +160,7 @@ class Synthesizer:
                 not fit, a batch that needs more memory than there is, or a checkpoint of another run.
             RuntimeError: if a term or the pixels become NaN or infinite; it names term, recipe and step.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device.type):
             asked = torch.as_tensor(labels)
             if asked.dim() != 1 or len(asked) == 0 or asked.is_floating_point() or asked.dtype == torch.bool:
                 raise ValueError(f"labels must be integer class ids (N,), got {asked.dtype} {tuple(asked.shape)}")

@@ -27,7 +27,7 @@ from exml_fast.checkpoint import (
     set_random_state,
     state_of,
 )
-from exml_fast.engine.freezing import device_of
+from exml_fast.engine.freezing import device_of, no_autocast
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
@@ -118,7 +118,7 @@ class Loop(Generic[B]):
         Raises:
             RuntimeError: if a loss is not finite.
         """
-        with reused_memory():
+        with no_autocast(self._device.type), reused_memory():
             while self.step < self.config.steps:
                 if between is not None:
                     between()
