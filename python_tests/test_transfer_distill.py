@@ -198,9 +198,9 @@ def test_sources_that_do_not_fit_are_named() -> None:
         run(Wrong(24, 3, 8, 8))
     with pytest.raises(ValueError, match="images drawn by Wrong must be 24, got 5"):
         run(Wrong(5, 1, 8, 8))
-    with pytest.raises(ValueError, match="recipe must be None with images drawn by Squares, got 'deep_dream'"):
+    with pytest.raises(ValueError, match="recipe must be None with images of Squares, got 'deep_dream'"):
         run(recipe="deep_dream")
-    with pytest.raises(ValueError, match=r"classes must be None with images drawn by Squares, got \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"classes must be None with images of Squares, got \[0, 1\]"):
         run(classes=[0, 1])
     with pytest.raises(ValueError, match="rounds is 0 and there are no images"):
         run(rounds=0)

@@ -15,6 +15,7 @@ from exml_fast.cli.incremental import incremental
 from exml_fast.cli.invert import invert
 from exml_fast.cli.learn import demo, learn
 from exml_fast.cli.reproduce import reproduce_command, transfer
+from exml_fast.cli.synthesize import synthesize
 
 __all__ = ["app"]
 
@@ -47,6 +48,7 @@ def _root(
 
 app.command("train-experts")(train_experts_command)
 app.command()(invert)
+app.command()(synthesize)
 app.command()(distill)
 app.command()(generator)
 app.command()(learn)

@@ -91,7 +91,8 @@ def distill(
     images: Annotated[
         str | None,
         typer.Option(
-            help="Folder that `exml-fast invert` wrote; the student learns from its images. Or random images, drawn "
+            help="Folder that `exml-fast invert` or `synthesize` wrote; the student learns from its images. Or random "
+            "images, drawn "
             f"while the student learns: {', '.join(SOURCE_NAMES)}. Or {FAST}: images of a meta-generator (Fang 2022).",
             show_default=False,
         ),

@@ -16,7 +16,8 @@ from exml_fast.cli.asked import DistillRun, GeneratorRun, InvertRun
 from exml_fast.cli.parsing import FAST, parse_pairs, parse_source
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
-from exml_fast.data import ImageSource, InputSpec, PenStrokes, Split, load, some_images
+from exml_fast.data import ImageSource, InputSpec, PenStrokes, Shards, Split, load, some_images
+from exml_fast.data.shards import JOB_FILE
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.evaluation import Evaluation, evaluate
@@ -30,6 +31,7 @@ from exml_fast.transfer.pool import require_room
 __all__ = [
     "Panel",
     "PreparedDistillation",
+    "changed_recipe",
     "open_named",
     "panel",
     "prepared_inversion",
@@ -105,7 +107,7 @@ def _has_statistics(run: InvertRun | DistillRun, teacher: Teacher) -> bool:
     return bool(run.matching.layers) or bool(bn_layers(teacher.model))
 
 
-def _changed(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
+def changed_recipe(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
     """A recipe with changed fields. Changed ``steps`` scale ``coarse_steps`` in proportion unless these are given."""
     recipe = recipes.get(name)
     changed = recipe.replace(**changes)
@@ -146,7 +148,7 @@ def prepared_inversion(
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
     drawn = PARAMETRISATIONS[kind]() if kind else None
     usual = recipes.suited_to(teacher.model, teacher.spec, statistics=matched, parametrisation=drawn)
-    recipe = _changed(run.recipe or usual, run.overrides)
+    recipe = changed_recipe(run.recipe or usual, run.overrides)
     options: dict[str, Any] = {
         "statistics": real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count),
         "parametrisation": drawn,
@@ -177,7 +179,7 @@ class PreparedDistillation:
     classes: list[int] | None
     student: torch.nn.Module
     arguments: dict[str, Any]
-    images: Result | None
+    images: Result | Shards | None
     source: ImageSource | Fast | None
     recipes: list[recipes.Recipe]
     statistics: str | Tensor
@@ -187,8 +189,8 @@ class PreparedDistillation:
 
     @property
     def drawn(self) -> bool:
-        """Whether a source draws the images, which have no class before the teacher names one."""
-        return self.source is not None and not isinstance(self.source, Fast)
+        """Whether no classes can be asked for: a source draws the images, or they are in shards."""
+        return isinstance(self.images, Shards) or (self.source is not None and not isinstance(self.source, Fast))
 
     def described(self) -> dict[str, Any] | None:
         """Settings of the source of images, by JSON values."""
@@ -205,12 +207,18 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
     config = Distillation().replace(engine_precision=run.machine.precision, **run.learning.distillation)
     source = Fast().replace(**run.inversion) if run.images == FAST else parse_source(run.images)
     drawn = source is not None and not isinstance(source, Fast)
-    first = None if run.images is None or source is not None else Result.load(run.images)
+    first: Result | Shards | None = None
+    if run.images is not None and source is None:
+        stored = (Path(run.images) / JOB_FILE).is_file()
+        first = Shards(run.images) if stored else Result.load(run.images)
     if first is not None and first.spec != teacher.spec:
         raise ValueError(f"--images: {run.images} holds {first.spec}, the teacher takes {teacher.spec}")
     named: list[str | recipes.Recipe] = list(run.recipes)
     if named and source is not None:
         raise ValueError(f"--recipe {run.recipes[0]}: --images {run.images} makes all images, so a recipe makes none")
+    if isinstance(first, Shards) and (named or run.teacher.classes):
+        option = "--recipe" if named else "--classes"
+        raise ValueError(f"{option}: --images {run.images} holds shards, whose images are made already")
     if run.teacher.classes and drawn:
         raise ValueError(f"--classes: --images {run.images} draws images of no class, which the teacher labels")
     if not named and first is None and source is None:
@@ -218,7 +226,7 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
         named = [recipes.suited_to(teacher.model, teacher.spec, statistics=matched, adaptive=True)]
     if run.inversion and not named and not isinstance(source, Fast):
         raise ValueError(f"--set changes a recipe or --images {FAST}: give one of them too")
-    in_turn = [_changed(name, run.inversion) for name in named]
+    in_turn = [changed_recipe(name, run.inversion) for name in named]
     statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
     generation = config.generation.resolved(config.training.batch_size, drawn)
     for recipe in in_turn:
@@ -246,7 +254,7 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
             raise ValueError(
                 f"--data: {run.learning.data} has no test image of the teacher's classes {list(units)[:8]}"
             )
-    given = 0 if first is None else len(first)
+    given = 0 if first is None or isinstance(first, Shards) else len(first)
     require_room(
         config.training, generation, teacher.spec, given, source is not None or bool(in_turn), run.pool_dir,
         cheap=drawn,

@@ -30,6 +30,8 @@ __all__ = ["Shard", "ShardStream", "Shards", "read_shard", "shard_path", "write_
 
 JOB_FILE, MANIFEST_FILE, SHARDS_FOLDER = "job.json", "manifest.txt", "shards"
 FILES_A_FOLDER = 1000
+# Images that a stream converts at once.
+READ_IMAGES = 64
 
 
 @dataclass
@@ -117,7 +119,7 @@ class Shards(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, folder: PathLike, *, keep: int = 4) -> None:
         require_count("keep", keep)
-        self.folder, self._keep = Path(folder), keep
+        self.folder, self.keep = Path(folder), keep
         if not (self.folder / JOB_FILE).is_file():
             raise FileNotFoundError(f"no synthesis job in {self.folder}: {JOB_FILE} is missing")
         about = load_json(self.folder / JOB_FILE)
@@ -172,6 +174,11 @@ class Shards(Dataset[tuple[Tensor, Tensor]]):
             images[chosen], labels[chosen] = self.spec.normalize(shard.images[inside]), shard.labels[inside]
         return images, labels
 
+    def positions(self, number: int) -> Tensor:
+        """Positions of the images of the ``number``-th finished shard, int64 (N,)."""
+        end = int(self._ends[number])
+        return torch.arange(end - int(self.manifest.images[self.indices[number]]), end)
+
     def shard(self, number: int) -> Shard:
         """The content of the ``number``-th finished shard; ValueError naming a file that does not fit the job."""
         index = int(self.indices[number])
@@ -189,7 +196,7 @@ class Shards(Dataset[tuple[Tensor, Tensor]]):
                 f"{tuple(shard.images.shape)}"
             )
         self._recent[number] = shard
-        while len(self._recent) > self._keep:
+        while len(self._recent) > self.keep:
             self._recent.popitem(last=False)
         return shard
 
@@ -261,20 +268,19 @@ class ShardStream(IterableDataset[tuple[Tensor, Tensor]]):
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         consumer, consumers = self.rank * workers + number, self.ranks * workers
-        yield from (pair for part in self.blocks(consumer, consumers) for pair in zip(*part, strict=True))
+        self.shards.keep = max(self.shards.keep, self.block)
+        for part in self.order(consumer, consumers).split(READ_IMAGES):
+            yield from zip(*self.shards.rows(part), strict=True)
 
-    def blocks(self, consumer: int = 0, consumers: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images (N, C, H, W) and labels (N,) of one of several consumers, a block of shards at a time."""
-        draw = random.Random(f"{self.seed}/{self.epoch}")
+    def order(self, consumer: int = 0, consumers: int = 1) -> Tensor:
+        """Positions in :class:`Shards` of the images of one of several consumers, int64 (N,), in the epoch's order."""
         order = list(range(len(self.shards.indices)))
         if self.shuffle:
-            draw.shuffle(order)
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
         own = order[consumer::consumers]
         mixing = torch.Generator().manual_seed(random.Random(f"{self.seed}/{self.epoch}/{consumer}").getrandbits(62))
+        parts = [torch.empty(0, dtype=torch.int64)]
         for first in range(0, len(own), self.block):
-            parts = [self.shards.shard(number) for number in own[first : first + self.block]]
-            images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-            if self.shuffle:
-                chosen = torch.randperm(len(labels), generator=mixing)
-                images, labels = images[chosen], labels[chosen]
-            yield self.shards.spec.normalize(images), labels
+            part = torch.cat([self.shards.positions(number) for number in own[first : first + self.block]])
+            parts.append(part[torch.randperm(len(part), generator=mixing)] if self.shuffle else part)
+        return torch.cat(parts)

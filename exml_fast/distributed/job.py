@@ -18,6 +18,7 @@ from torch import Tensor
 from exml_fast.continual import Expert
 from exml_fast.data import InputSpec
 from exml_fast.data.shards import JOB_FILE
+from exml_fast.engine.statistics import bn_layers
 from exml_fast.inversion import Recipe, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.storage import PathLike, load_json, save_json
@@ -128,8 +129,10 @@ def prepare(
     """
     require_count("shards", shards)
     require_count("per_shard", per_shard)
-    chosen = recipes.suited_to(teacher.model, teacher.input_spec) if recipe is None else recipes.get(recipe)
-    chosen = chosen.replace(**overrides)
+    if recipe is None:
+        statistics = bool(bn_layers(teacher.model))
+        recipe = recipes.suited_to(teacher.model, teacher.input_spec, statistics=statistics)
+    chosen = recipes.get(recipe).replace(**overrides)
     folder = Path(folder)
     stored = load_job(folder) if (folder / JOB_FILE).is_file() else None
     if stored is None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
-from exml_fast.data import Augmentation, ImageSource, InputSpec
+from exml_fast.data import Augmentation, ImageSource, InputSpec, Shards
 from exml_fast.engine.freezing import device_of, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.generators import Fast, FastSynthesis
@@ -36,6 +36,7 @@ from exml_fast.training.loop import forked, seeded
 from exml_fast.training.precision import resolved
 from exml_fast.transfer.makers import Adapted, Drawn, Inverted, Maker
 from exml_fast.transfer.pool import Generation, Pool, require_room
+from exml_fast.transfer.shard_batches import ShardBatches
 from exml_fast.validation import Flat, NonNegative, Positive, require_count, settings, to_dict, with_flat_changes
 
 __all__ = ["DistillResult", "Distillation", "distill"]
@@ -85,7 +86,7 @@ class DistillResult(TrainingResult):
     """
 
     images: Tensor
-    """(N, C, H, W) float32, CPU: the pool at the end, normalised."""
+    """(N, C, H, W) float32, CPU: the pool at the end, normalised; of Shards the first 256 images."""
     labels: Tensor
     """(N,) int64 class ids."""
     spec: InputSpec
@@ -101,7 +102,7 @@ class DistillResult(TrainingResult):
 def distill(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor | ImageSource | Fast | None = None,
+    images: Result | Tensor | ImageSource | Fast | Shards | None = None,
     *,
     recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     config: Distillation | None = None,
@@ -130,7 +131,8 @@ def distill(
         teacher: a classifier that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: a classifier of the same input with K logits.
         images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
-            first of the pool. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn; or
+            first of the pool. Or :class:`exml_fast.data.Shards`, which stay on disk and are read a few at a time, each
+            image once an epoch. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn; or
             :class:`exml_fast.generators.Fast`, with which a meta-generator makes all images (Fang 2022).
         recipe: of the images that are made, a name or a Recipe; of several each round takes one, all equally probable
             (App. D mixes multi-resolution and full resolution so).
@@ -159,8 +161,9 @@ def distill(
     if evaluate_every is not None:
         require_count("evaluate_every", evaluate_every)
     if spec is None:
-        spec = images.spec if isinstance(images, Result) else teacher
+        spec = images.spec if isinstance(images, Result | Shards) else teacher
     spec = InputSpec.of(spec)
+    asked = classes  # an Expert's own classes restrict no images that exist
     teacher, units, classes = unpacked(teacher, units, classes)
     for name, network in (("teacher", teacher), ("student", student)):
         if not isinstance(network, nn.Module):
@@ -168,10 +171,10 @@ def distill(
     if images is None and recipe is None:
         raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
     source = images if isinstance(images, ImageSource) else None
-    if recipe is not None and (source is not None or isinstance(images, Fast)):
-        raise ValueError(f"recipe must be None with images drawn by {type(images).__name__}, got {recipe!r}")
-    if source is not None and classes is not None:
-        raise ValueError(f"classes must be None with images drawn by {type(source).__name__}, got {classes!r}")
+    if recipe is not None and (source is not None or isinstance(images, Fast | Shards)):
+        raise ValueError(f"recipe must be None with images of {type(images).__name__}, got {recipe!r}")
+    if asked is not None and (source is not None or isinstance(images, Shards)):
+        raise ValueError(f"classes must be None with images of {type(images).__name__}, got {asked!r}")
     generation = config.generation.resolved(training.batch_size, cheap=source is not None)
     device = device_of(teacher) if device is None else torch.device(device)
 
@@ -199,7 +202,7 @@ def distill(
 
         loop = Loop(taught, loss, training, stage="learn", progress=progress)
         given = None
-        if source is None and images is not None and not isinstance(images, Fast):
+        if source is None and images is not None and not isinstance(images, Fast | Shards):
             given = _labelled(images, fixed, units, spec, device)
         maker: Maker | None = None
         if source is not None:
@@ -222,13 +225,14 @@ def distill(
             ]  # fmt: skip
             wanted = class_ids(units if classes is None else classes)
             maker = Inverted(synthesizers, wanted, units, loop.model, None if progress is None else report)
-        pool = Pool(
-            training, generation, spec, units, device, torch.Generator().manual_seed(seed), loop.model, maker, pool_dir
-        )
-        count = 0 if given is None else len(given[1])
-        require_room(
-            training, generation, spec, count, maker is not None, pool_dir, cheap=maker is not None and maker.cheap
-        )
+        drawn = torch.Generator().manual_seed(seed)
+        pool: Pool | ShardBatches
+        if isinstance(images, Shards):
+            pool = ShardBatches(training, spec, device, drawn, images, units, seed)
+        else:
+            pool = Pool(training, generation, spec, units, device, drawn, loop.model, maker, pool_dir)
+            count, cheap = 0 if given is None else len(given[1]), maker is not None and maker.cheap
+            require_room(training, generation, spec, count, maker is not None, pool_dir, cheap=cheap)
         checkpoint = Checkpoint(None, "")
         if checkpoint_dir is not None:
             identity = _identity(fixed, taught, given, pool, spec, config, seed)
@@ -239,11 +243,12 @@ def distill(
             load_state(parts, state["parts"])
             set_random_state(state["random"], device)
             evaluations += [tuple(entry) for entry in state["evaluations"]]
-        elif given is not None:
+        elif given is not None and isinstance(pool, Pool):
             pool.add(*given)
-        pool.checkpoint_dir = checkpoint_dir
-        if maker is None:
-            answers.remember(pool.buffer.images)
+        if isinstance(pool, Pool):
+            pool.checkpoint_dir = checkpoint_dir
+            if maker is None:
+                answers.remember(pool.buffer.images)
 
         def look() -> None:
             done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)
@@ -259,9 +264,8 @@ def distill(
             look()
         checkpoint.remove()
     seconds = {"generate": pool.seconds, "learn": loop.seconds}
-    kept = pool.buffer
     return DistillResult(
-        loop.finished(), loop.history, seconds, meter.peak_mb, kept.images, kept.labels, spec, pool.record, evaluations
+        loop.finished(), loop.history, seconds, meter.peak_mb, *pool.kept(), spec, pool.record, evaluations
     )
 
 
@@ -312,14 +316,17 @@ def _identity(
     teacher: nn.Module,
     student: nn.Module,
     given: tuple[Tensor, Tensor] | None,
-    pool: Pool,
+    pool: Pool | ShardBatches,
     spec: InputSpec,
     config: Distillation,
     seed: int,
 ) -> str:
-    tensors = [*teacher.state_dict().values(), *student.state_dict().values(), pool.place, *(given or ())]
-    made: Any = []
-    if pool.maker is not None:
-        of_maker, made = pool.maker.identity()
-        tensors += of_maker
+    of_pool, made = pool.identity()
+    tensors = [
+        *teacher.state_dict().values(),
+        *student.state_dict().values(),
+        *of_pool[:1],
+        *(given or ()),
+        *of_pool[1:],
+    ]
     return fingerprint(tensors, [spec.to_dict(), config.to_dict(), made, seed])

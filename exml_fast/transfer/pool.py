@@ -24,7 +24,7 @@ from exml_fast.training.batches import PreparedBatches
 from exml_fast.transfer.makers import Maker
 from exml_fast.validation import Count, Natural, Precision, settings, to_dict
 
-__all__ = ["Generation", "Pool", "require_room"]
+__all__ = ["Generation", "Pool", "places", "require_room"]
 
 UNBOUNDED = 2**62
 # Images of a round that the student is asked about, for the record.
@@ -99,8 +99,7 @@ class Pool(PreparedBatches):
         self.checkpoint_dir: PathLike | None = None
         self.seconds = 0.0
         self._in_memory = folder is None
-        self.place = torch.full((max(units) + 1,), -1)
-        self.place[torch.tensor(units)] = torch.arange(len(units))
+        self.place = places(units)
 
     def block(self, step: int, limit: int) -> Iterator[Batch]:
         """Batches drawn from the pool; the first after a round is of its images alone."""
@@ -118,6 +117,15 @@ class Pool(PreparedBatches):
             else:
                 (images, labels), fresh = fresh, None
             yield self.prepared(Batch(images.to(self.device), self.place[labels].to(self.device), rows=rows))
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """All images (N, C, H, W) and their class ids (N,)."""
+        return self.buffer.images, self.buffer.labels
+
+    def identity(self) -> tuple[list[Tensor], Any]:
+        """Tensors and JSON values that decide the images, those given apart: see :class:`Maker`."""
+        tensors, made = ([], []) if self.maker is None else self.maker.identity()
+        return [self.place, *tensors], made
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         """The pool keeps at most its size, old and new, balanced over the classes."""
@@ -174,6 +182,13 @@ class Pool(PreparedBatches):
         )
         chosen = torch.randperm(len(made.images), generator=self.generator)[: self.config.batch_size]
         return made.images[chosen], made.labels[chosen]
+
+
+def places(units: Sequence[int]) -> Tensor:
+    """The logit position of each class id, int64 (max(units) + 1,); -1 for an id without a logit."""
+    place = torch.full((max(units) + 1,), -1)
+    place[torch.tensor(units)] = torch.arange(len(units))
+    return place
 
 
 def require_room(
