@@ -26,7 +26,7 @@ TIMED_STEPS = 10
 # Settings of the student that all methods but "published" share. warmup is a share of the steps.
 STUDENT: dict[str, Any] = {
     "batch_size": 128, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "mixup": 1.0, "temperature": 8.0,
-    "precision": "bfloat16",
+    "average": 0.999, "precision": "bfloat16",
 }  # fmt: skip
 OURS = "deep_inversion/cifar10-transferable"
 INVERSION: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "image_steps": 60, "per_round": 256}
