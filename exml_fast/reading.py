@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["CARD_BYTES", "JSON_BYTES", "opened", "parse_json", "read_limited", "regular_file", "shortened"]
+__all__ = ["CARD_BYTES", "JSON_BYTES", "opened", "parse_json", "printable", "read_limited", "regular_file", "shortened"]
 
 PathLike = str | os.PathLike[str]
 
@@ -104,6 +104,15 @@ def parse_json(text: str) -> Any:
 def shortened(text: str, limit: int = SHOWN) -> str:
     """``text``, or its beginning and "…" if it has more than ``limit`` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """``text`` with "�" for characters that cannot be shown or that turn the text around; line ends and tabs stay.
+
+    ``limit``: greatest length; longer texts are shortened.
+    """
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    return shown if limit is None else shortened(shown, limit)
 
 
 def _children(value: list[Any] | dict[str, Any]) -> Any:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import pickle
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from exml_fast.ownership import claim, temporary_name
 from exml_fast.reading import JSON_BYTES, opened, parse_json, read_limited, regular_file
 
 __all__ = [
@@ -53,11 +53,14 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     Missing parent folders are created. If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
+        FileExistsError: in an open run folder, for a file that the run did not write
+            (:mod:`exml_fast.ownership`).
         OSError: if the disk is full, whatever error the library that was writing raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
+    claim(path)
+    temporary = temporary_name(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -109,7 +112,7 @@ def atomic_folder(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{secrets.token_hex(6)}.{path.name}") for _ in range(2))
+    temporary, old = (temporary_name(path) for _ in range(2))
     temporary.mkdir()
     try:
         yield temporary

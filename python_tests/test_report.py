@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -158,3 +159,37 @@ def test_similarity_as_a_picture(tmp_path: Path) -> None:
         save_similarity(tmp_path / "d.png", broken, ["a", "b", "c"])
     with pytest.raises(ValueError, match="K names"):
         save_similarity(tmp_path / "d.png", torch.eye(3), ["a"])
+
+
+STRANGE = [
+    "$x^$",
+    r"\1 \g<0>",
+    "\ud800",
+    "\u202egnp.exe",
+    "x" * 10_000,
+    "<script>alert(1)</script>",
+    "a\x00b\x1bc",
+    "",
+    "_x",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_any_name_is_shown(tmp_path: Path, name: str) -> None:
+    report = make_report()
+    report = dataclasses.replace(
+        report, title=name, summary=name, command=name, settings={name: name},
+        class_names=[f"{name}{c}" for c in range(4)], rows=[Row(name, "strategy", 51.25, None, 1.0, 1.0, name)],
+        samples=[Samples(name, group.images, group.labels) for group in report.samples],
+        learning=Learning({name: [20.0, 51.25]}, {f"{name}!": 98.0}, [50.0, 100.0]),
+        confusions={name: torch.eye(4) + 1}, similarities={name: Similarities(torch.rand(4, 4))},
+        seconds={name: {name: 3.0}},
+    )  # fmt: skip
+    page = write_report(tmp_path / "page.html", report).read_text("utf-8")
+    tags = Tags()
+    tags.feed(page)
+    assert not any(tag == "script" and not attributes for tag, attributes in tags.found)
+    assert "alert(1)</script>" not in page and not any(c in page for c in "\u202e\x00\x1b")
+    save_similarity(tmp_path / "similarity.png", torch.rand(4, 4), report.class_names)
+    with Image.open(tmp_path / "similarity.png") as picture:
+        assert picture.width * picture.height < 10**7

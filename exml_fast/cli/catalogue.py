@@ -19,6 +19,7 @@ from exml_fast.continual.catalogue import Catalogue, Entry
 from exml_fast.continual.expert import Card
 from exml_fast.continual.stream import stream_folders
 from exml_fast.continual.teachers import expert_of
+from exml_fast.reading import printable
 
 __all__ = ["app"]
 
@@ -26,6 +27,8 @@ app = typer.Typer(help="Choose among experts in a folder, check them, and hand t
 
 DAMAGED = 1
 SHOWN_CLASSES = 6
+# Greatest length of a text in a table.
+CELL = 1000
 # A pipe has no width, so each expert gets one line.
 PIPED_WIDTH = 1000
 
@@ -274,4 +277,4 @@ def _classes(card: Card) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "".join(c if c.isprintable() else "�" for c in str(value))
+    return printable(str(value).replace("\n", "�").replace("\t", "�"), CELL)

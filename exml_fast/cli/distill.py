@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +56,7 @@ from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.evaluation import accuracy
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
+from exml_fast.ownership import remove_tree
 from exml_fast.progress import TensorBoard
 from exml_fast.report.images import history_rows, learned_row, save_images, save_report
 from exml_fast.reproduction.provenance import provenance
@@ -231,7 +231,7 @@ def distill(
             **found.to_dict(), **origin,
         }  # fmt: skip
         save_json(out / "results.json", {**summary, "history": taught.history, "settings": public(run)})
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        remove_tree(out / "checkpoints")
         if run.pool_dir:
             (Path(run.pool_dir) / IMAGES_FILE).unlink(missing_ok=True)  # they are in out / "images" now
         close_run(out)

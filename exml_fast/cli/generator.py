@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +49,7 @@ from exml_fast.evaluation.features import logits
 from exml_fast.generators import Delegation, Delegator, Generator, delegate
 from exml_fast.inversion import Result
 from exml_fast.models import create
+from exml_fast.ownership import remove_tree
 from exml_fast.progress import TensorBoard, require_tensorboard
 from exml_fast.report.generators import feature_map, write_generator_page
 from exml_fast.report.images import save_images
@@ -162,7 +162,7 @@ def generator(
         ready = ready or _prepared(run)
         trained = _trained(run, ready, out)
         summary = _saved(run, ready, trained, out)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        remove_tree(out / "checkpoints")
         close_run(out)
         if as_json:
             print_json(summary)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import typer
 
+from exml_fast.ownership import RunFolder
 from exml_fast.reading import shortened
 
 __all__ = ["ERROR", "INTERRUPTED", "Guard", "print_json"]
@@ -15,6 +17,8 @@ __all__ = ["ERROR", "INTERRUPTED", "Guard", "print_json"]
 ERROR, INTERRUPTED = 2, 130
 # Greatest length of an error; the texts of files may be part of it.
 LINE = 2000
+# Begins the error of an exception that is no message for users.
+UNEXPECTED = "unexpected"
 
 
 class Guard:
@@ -24,6 +28,12 @@ class Guard:
         self._debug = bool((context.find_root().obj or {}).get("debug"))
         self.resume: str | None = None
         """The command that continues the run after Ctrl-C, once the run has a folder."""
+        self._folder: RunFolder | None = None
+
+    def own(self, out: Path) -> RunFolder:
+        """Write into ``out``, as the only process, until the command ends; see :class:`RunFolder`."""
+        self._folder = RunFolder(out).__enter__()
+        return self._folder
 
     def __enter__(self) -> Self:
         return self
@@ -31,14 +41,19 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._folder is not None:
+            self._folder.__exit__(None, None, None)
         if isinstance(error, KeyboardInterrupt):
             kept = f"What was done is kept. To go on:\n  {self.resume}" if self.resume else "Nothing was kept."
             typer.echo(f"\nInterrupted. {kept}", err=True)
             raise typer.Exit(INTERRUPTED) from None
-        if isinstance(error, ValueError | RuntimeError | OSError | ImportError) and not isinstance(error, typer.Exit):
+        # typer raises its own errors of usage, which are RuntimeErrors or unknown here.
+        if isinstance(error, Exception) and not type(error).__module__.startswith(("typer", "click")):
             if self._debug:
                 return
-            text = ". ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
+            known = isinstance(error, ValueError | RuntimeError | OSError | ImportError) and str(error)
+            text = str(error) if known else f"{UNEXPECTED} {type(error).__name__}: {error}; --debug shows where"
+            text = ". ".join([text, *getattr(error, "__notes__", [])])
             resume = f" To go on: {self.resume}" if self.resume and hasattr(error, "__notes__") else ""
             typer.echo(f"error: {shortened(' '.join(text.split()), LINE)}{resume}", err=True)
             raise typer.Exit(ERROR) from None

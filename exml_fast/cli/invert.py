@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +40,7 @@ from exml_fast.cli.preparation import prepared_inversion
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.inversion import invert as invert_model
+from exml_fast.ownership import remove_tree
 from exml_fast.report.images import save_images, save_report
 from exml_fast.reproduction.provenance import provenance
 
@@ -138,7 +138,7 @@ def invert(
                 checkpoint_dir=out / "checkpoints", **options,
             )  # fmt: skip
         save_images(result, out, run.per_class, run.png)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        remove_tree(out / "checkpoints")
         found = asked.ask(result)
         origin = provenance(run.machine.device)
         save_report(out, result, teacher, found, origin, public(run), run.report, asked.real)

@@ -6,6 +6,7 @@ Every chart raises ImportError if matplotlib is missing.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from exml_fast.reading import printable
 from exml_fast.storage import PathLike, atomic_path
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ ACCENT = SERIES[0]
 # A matrix with more rows is drawn without numbers in its cells.
 WRITTEN_ROWS = 12
 MAX_TICKS = 20
+# Greatest length of a name in a chart.
+NAME = 60
 
 
 def accuracy_lines(
@@ -275,6 +279,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     style: Any = {"font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
     style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     style["axes.edgecolor"] = FAINT
+    style["text.parse_math"] = False
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height))
         axes = figure.add_subplot()
@@ -284,7 +289,26 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _plain(figure: Figure) -> None:
+    """Names come from strangers: they are no formulas, and have a limited length and printable characters only."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        ticks: Any = axis.get_major_formatter()
+        if isinstance(ticks, FuncFormatter):  # the one of given labels
+            ticks.func = functools.partial(_short_label, ticks.func)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text(), NAME))
+
+
+def _short_label(label: Any, value: float, position: int | None = None) -> str:
+    return printable(label(value, position), NAME)
+
+
 def _save(path: PathLike, figure: Figure) -> None:
+    _plain(figure)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
 
@@ -293,9 +317,12 @@ def _svg(figure: Figure, alt: str) -> str:
     """Inline SVG that refers to no file, in the font of the page, with neutral colours as CSS variables."""
     import matplotlib
 
+    alt = printable(alt)
+    _plain(figure)
     buffer = io.StringIO()
     # Matplotlib derives ids from the element and this salt, so that ids of two charts on a page do not collide.
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": alt, "text.color": INK, "font.family": "sans-serif"}
+    style["text.parse_math"] = False
     with matplotlib.rc_context(style):
         figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata={"Date": None})
     text = buffer.getvalue()
@@ -307,7 +334,7 @@ def _svg(figure: Figure, alt: str) -> str:
         text = text.replace(colour, variable)
     text = re.sub(r'\bid="((?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend)[^"]*)"', "", text)
     label = escape(alt, quote=True)
-    return re.sub(r"<svg\b", f'<svg role="img" aria-label="{label}"', text, count=1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def class_strips(images: Tensor, labels: Tensor, classes: Sequence[int], each: int) -> list[tuple[int, str]]:

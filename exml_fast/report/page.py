@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from exml_fast.reading import printable
 from exml_fast.report import charts
 from exml_fast.storage import PathLike, atomic_path
 from exml_fast.validation import named
@@ -230,7 +231,7 @@ def write_report(path: PathLike, report: Report) -> Path:
     """
     page = render(report)
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(printable(page), encoding="utf-8")
     return Path(path)
 
 

@@ -42,12 +42,13 @@ from exml_fast.continual.expert import complete_arguments, require_fit
 from exml_fast.data import ImageData, Split, load
 from exml_fast.engine.substitution import copied
 from exml_fast.models import create, final_linear
+from exml_fast.ownership import remove_tree
 from exml_fast.progress import Progress
 from exml_fast.reproduction.incremental_learned import FeatureMap, Learned, TaskFigures
 from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, folder_of_row, usual_network
 from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
 from exml_fast.reproduction.lab_settings import require_package
-from exml_fast.storage import save_tensors
+from exml_fast.storage import atomic_path, save_tensors
 from exml_fast.validation import require
 
 __all__ = ["MAP_CLASSES", "IncrementalStudy"]
@@ -155,10 +156,11 @@ class IncrementalStudy:
             self._expert(pupil, tasks).save(place / "network")
             for file in folder.glob("map_*.safetensors"):
                 if place != folder:
-                    shutil.copy(file, place)
+                    with atomic_path(place / file.name) as temporary:
+                        shutil.copyfile(file, temporary)
             self._measured(name, protocol, pupil, found, None if known is None else first).save(place)
         for name in ("checkpoint", "others"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            remove_tree(folder / name)
 
     def _alike(self, pupil: Learner[Any], row: str, protocol: str) -> dict[str, ICaRLSettings]:
         """Settings by row, of rows that differ from this one in iCaRL's classifier alone."""

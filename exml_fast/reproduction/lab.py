@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from exml_fast.continual.expert import complete_arguments
 from exml_fast.data import InputSpec, Split, load
 from exml_fast.inversion import Result, Synthesizer, class_similarity, invert
 from exml_fast.models import create
+from exml_fast.ownership import remove_tree
 from exml_fast.reproduction.lab_settings import (
     LabSettings,
     read_settings,
@@ -123,7 +123,7 @@ class Lab:
                 progress=self.context.progress, checkpoint_dir=checkpoints,
             )  # fmt: skip
         result.save(folder)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        remove_tree(checkpoints)
         return self._noted(result, name)
 
     def _noted(self, result: Result, name: str) -> Result:

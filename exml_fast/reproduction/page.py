@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from exml_fast.reading import printable
 from exml_fast.report import charts
 from exml_fast.report.page import STRIP_CLASSES, Samples, load_template, strips_of, write_picture
 from exml_fast.reproduction.runner import Outcome
@@ -73,9 +74,9 @@ def write_experiment(
         of_first=any(row["seeds"] > 1 for row in page.rows),
     )  # fmt: skip
     with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(printable(html), encoding="utf-8")
     return path
 
 
 def _beside(path: Path, title: str) -> Path:
-    return path.with_name(re.sub(r"\W+", "-", title.lower()).strip("-") + ".png")
+    return path.with_name(re.sub(r"\W+", "-", title.lower()).strip("-")[:100] + ".png")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exml_fast.ownership import remove_tree
 from exml_fast.progress import Progress
 from exml_fast.reproduction.outcome import Context, Outcome, StreamContext
 from exml_fast.reproduction.preset import Preset, changed, read_preset, shortened
@@ -66,7 +66,7 @@ def run(
     if anew:
         check(preset, data_root, device)
     for folder in anew:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         save_json(folder / "preset.json", preset)
     outcomes = []
     for seed, folder in zip(seeds, folders, strict=True):

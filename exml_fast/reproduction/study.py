@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from exml_fast.continual.merging import Merged
 from exml_fast.continual.scenarios import Predictor
 from exml_fast.data import ImageData, load, some_images
 from exml_fast.data.sets import NAMES
+from exml_fast.ownership import remove_tree
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.reproduction.experts import experiences_of, train_experts
@@ -111,7 +111,7 @@ class Study:
             for strategy in self.settings.strategies:
                 self._learn(strategy, seed, stream)
             self._baselines(seed, stream)
-        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        remove_tree(self.out / "checkpoints")
 
     def stream(self, seed: int) -> ExpertStream:
         """The experts of a seed; they are trained unless they are on file or given."""
@@ -208,7 +208,7 @@ class Study:
         save_json(part, value)
         for folder in (checkpoints, images):
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
         log.info("%s: %.2f %% of the test images", prefix, 100 * after[-1])
 
     def _baselines(self, seed: int, stream: ExpertStream) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from exml_fast.engine.substitution import copied
 from exml_fast.evaluation.features import features, logits
 from exml_fast.models import final_linear
 from exml_fast.models.weights import require_same_weights
+from exml_fast.ownership import remove_tree
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
 from exml_fast.storage import PathLike
@@ -275,7 +275,7 @@ class Learner(ABC, Generic[S]):
         self.network, self.number, self.classes = network, self.number + 1, [*self.classes, *task.classes]
         self.samples = lesson.record.samples
         if lesson.folder is not None:
-            shutil.rmtree(lesson.folder)
+            remove_tree(lesson.folder)
         record = lesson.record
         whole = max(meter.seconds, sum(record.seconds.values()))  # stages may have begun before an interruption
         peak = max(record.peak_mb, meter.peak_mb)
