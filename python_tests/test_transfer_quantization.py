@@ -181,6 +181,11 @@ def test_learning_brings_the_answers_back(taught: nn.Module, images: Tensor) -> 
     assert divergence(steps=80) < 0.5 * divergence(steps=1, lr=1e-12)
 
 
+def test_without_learning_the_weights_stay(taught: nn.Module, images: Tensor) -> None:
+    result = quantize(taught, images, spec=SPEC, bits=4, learn=False, **FEW)
+    assert torch.equal(result.model.inner.layer.weight, taught.inner.weight) and not result.history  # type: ignore[arg-type, union-attr]
+
+
 @pytest.mark.parametrize("batch_norm", ["kept", "images"])
 def test_running_statistics(batch_norm: Any, taught: nn.Module, images: Tensor) -> None:
     result = quantize(taught, images, spec=SPEC, bits=4, batch_norm=batch_norm, **FEW, **QUICK)

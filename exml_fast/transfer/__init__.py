@@ -13,6 +13,7 @@ from exml_fast.transfer.adaptation import (
     tsne,
 )
 from exml_fast.transfer.distill import Distillation, DistillResult, distill
+from exml_fast.transfer.export import export, load_pruned
 from exml_fast.transfer.makers import Adapted, Drawn, Inverted, Made, Maker
 from exml_fast.transfer.perturbation import (
     PERTURBATIONS,
@@ -64,8 +65,10 @@ __all__ = [
     "attack_accuracies",
     "distill",
     "diversity_loss",
+    "export",
     "fooling_loss",
     "fooling_rate",
+    "load_pruned",
     "load_quantized",
     "mutual_information",
     "pgd",

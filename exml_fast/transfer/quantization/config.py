@@ -19,7 +19,7 @@ from exml_fast.validation import (
 
 __all__ = ["Quantization"]
 
-TRAINING = Training(steps=500, batch_size=128, optimizer="sgd", lr=0.01, momentum=0.9, schedule="cosine")
+TRAINING = Training(steps=500, batch_size=128, optimizer="sgd", lr=1e-3, momentum=0.9, schedule="cosine")
 
 
 @settings
@@ -32,6 +32,7 @@ class Quantization:
         calibration: images that give the ranges; all where there are fewer.
         sensitivity: images on which the sensitivity of each layer is measured; 0 for none.
         float_layers: the most sensitive layers stay float32: their number, or below 1 their share.
+        learn: with ``bits`` 4, whether the network learns; without, only its ranges are set.
         edges: bits of the first and the last layer, with ``bits`` 4.
         ranges: with ``bits`` 4 "learned" (Esser 2020), or "fixed" to those of the calibration images.
         batch_norm: with ``bits`` 4: running statistics are "kept", or follow the "images".
@@ -43,6 +44,7 @@ class Quantization:
     calibration: Count = 512
     sensitivity: Natural = 128
     float_layers: NonNegative = 0.0
+    learn: bool = True
     edges: Literal[4, 8] = 8
     ranges: Literal["learned", "fixed"] = "learned"
     batch_norm: Literal["kept", "images"] = "kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from exml_fast.transfer.quantization.static import torchao
 
-__all__ = ["FakeQuantized", "fit_ranges", "layer_names", "with_fake_quantized"]
+__all__ = ["FakeQuantized", "fit_ranges", "layer_names", "with_fake_quantized", "with_fixed"]
 
 # Shares of the range from the least to the largest value, of which the one with the least squared error is taken.
 SHARES = 20
@@ -78,6 +79,36 @@ class FakeQuantized(nn.Module):
         scale, zero = _least_error(x, low, high, 0, self.of_input.quant_max, False)
         self.of_input.scale.copy_(scale[:, 0])
         self.of_input.zero_point.copy_(zero[:, 0])
+
+
+class FixedQuantized(nn.Module):
+    """What a :class:`FakeQuantized` layer computes, with rounded weights and no operations that
+    torch.export does not know."""
+
+    scale: Tensor
+
+    def __init__(self, rounded: FakeQuantized) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(rounded.layer)
+        with torch.no_grad():
+            shape = (-1, *[1] * (self.layer.weight.dim() - 1))
+            self.layer.weight.copy_(rounded.codes() * rounded.of_weight.scale.view(shape))
+        self.last = rounded.of_input.quant_max
+        self.register_buffer("scale", rounded.of_input.scale.detach().clone())
+        self.zero = min(max(round(float(rounded.of_input.zero_point.detach())), 0), self.last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output of ``x``."""
+        codes = (x * self.scale.reciprocal() + self.zero).round().clamp(0, self.last)
+        return self.layer((codes - self.zero) * self.scale)
+
+
+def with_fixed(model: nn.Module) -> nn.Module:
+    """Replace the rounded layers of ``model`` in place by :class:`FixedQuantized` ones."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FakeQuantized):
+            model.set_submodule(name, FixedQuantized(module))
+    return model
 
 
 def _least_error(

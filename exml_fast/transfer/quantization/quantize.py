@@ -134,6 +134,8 @@ class _Run:
             left = most_sensitive(found, config.float_layers)
             widths = {name: bits for name, bits in widths.items() if name not in left}
         network, layers = self._rounded(network, widths)
+        if not config.learn:
+            return self._result(TrainingResult(network.eval(), {}, {}, 0.0), widths, left, found)
         for (layer,) in layers.values():
             layer.learn_ranges(config.ranges == "learned")
         answers, generator = Answers(self.original, self.spec, training), torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
@@ -29,11 +30,17 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     The first call with each number of images compiles, which takes seconds and needs a C++ compiler.
     """
-    fast = torch.compile(model.eval(), dynamic=False, options={"freezing": True})
+    model.eval()  # of an exported graph this returns None
+    fast, known = torch.compile(model, dynamic=False), set[torch.Size]()
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return fast(images)
+            if images.shape in known:
+                return fast(images)
+            with torch._inductor.config.patch(freezing=True):  # read by dynamo too, so no option of torch.compile
+                found = fast(images)
+            known.add(images.shape)
+            return found
 
     return run
 

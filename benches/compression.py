@@ -1,0 +1,264 @@
+"""Networks made smaller on images that need not be real: accuracy, bytes and measured speed.
+
+    python benches/compression.py --data cifar10.npz --weights FOLDER --photographs FOLDER --networks resnet20
+    python benches/compression.py --data cifar10.npz --weights FOLDER --cells resnet20:int8:adaptive:0
+    python benches/compression.py --data tiny_imagenet100.npz --teacher FOLDER --networks expert
+    python benches/compression.py --data cifar10.npz --weights FOLDER --measure resnet20:int8:adaptive:0
+    python benches/compression.py --collect                                          # only writes the rows
+
+A cell is a network, a task, a set of images and a seed. The sets of a network are made once for a seed
+(benches/compression_images.py). "real" are all training images; labels are not used. A killed cell continues when the
+same command runs again; several processes may share --folder. --measure times the networks of finished cells beside the
+float network, in interleaved rounds with two threads: it needs a quiet machine. Pruned networks run eagerly, int8 and
+the float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
+compute, so it has no speed.
+
+--set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
+--validation tests on a tenth of the training images, which are then not learned from; its seeds are 100 or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from class_incremental import held_out
+from compression_images import IMAGES, Domain
+from deep_inversion import SPEC, network
+from measure import RESULTS, as_row, interleaved, write_results
+from time_to_accuracy import changed, locked
+from torch import Tensor, nn
+
+import exml_fast as xf
+from exml_fast.data import Split
+from exml_fast.reproduction.provenance import provenance
+from exml_fast.storage import load_json, save_json, save_tensors
+from exml_fast.transfer import LatencyTable, export, load_pruned, load_quantized
+from exml_fast.transfer.quantization import compiled
+
+NETWORKS = ("resnet20", "resnet56", "expert")
+TASKS = ("prune-filters-20", "prune-latency-40", "int8", "w4a4")
+PRUNED: dict[str, tuple[float, Any]] = {"prune-filters-20": (0.2, "filters"), "prune-latency-40": (0.4, "latency")}
+FINE_TUNING: dict[str, Any] = {
+    "steps": 500, "batch_size": 128, "lr": 0.01, "schedule": "cosine", "temperature": 5.0, "precision": "auto",
+}  # fmt: skip
+BITS: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "w4a4": {"bits": 4, "steps": 200, "batch_size": 64, "lr": 1e-3}}
+BATCH, ROUNDS, THREADS = 500, 51, 2
+
+
+def domain_of(name: str, args: argparse.Namespace) -> Domain:
+    """A network with its data."""
+    data = xf.data.load(str(args.data))
+    data = held_out(data) if args.validation else data
+    photographs = tuple(args.photographs)
+    if name == "expert":
+        expert = xf.Expert.load(args.teacher)
+        arguments = expert.card.arguments
+        title = f"{expert.card.architecture} {' '.join(str(value) for value in arguments.values())}"
+        model, spec = expert.model.eval(), expert.card.input_spec
+    else:
+        depth = int(name.removeprefix("resnet"))
+        model, spec, title = network(depth, args.weights), SPEC, f"ResNet-{depth}"
+    return Domain(name, f"{title}, {data.name}", model, spec, data, photographs, args.folder)
+
+
+def accuracy(run: Any, split: Split, spec: xf.InputSpec) -> float:
+    """In percent. All batches but the last have the same size, for which ``run`` may be compiled."""
+    right = 0
+    with torch.no_grad():
+        for images, labels in split.batches(spec, BATCH):
+            filled = torch.cat([images, images[:1].expand(BATCH - len(images), *images.shape[1:])])
+            right += int((run(filled)[: len(labels)].argmax(1) == labels).sum())
+    return 100 * right / len(split)
+
+
+def run_cell(domain: Domain, task: str, images: str, seed: int, args: argparse.Namespace, stop: Any) -> None:
+    """A network, a task, a set of images and a seed, from where it was interrupted."""
+    place = args.folder / domain.name / task / images / f"seed{seed}"
+    with locked(place / "lock", wait=False) as free:
+        if not free or (place / "cell.json").is_file():
+            return
+        given = domain.images(images, seed)
+        if not (args.folder / domain.name / "float.json").is_file():
+            value = accuracy(domain.model, domain.data.test, domain.spec)
+            save_json(args.folder / domain.name / "float.json", {"accuracy": value})
+            save_tensors(args.folder / domain.name / "float.safetensors", domain.model.state_dict())
+        begun = time.monotonic()
+
+        def progress(*_: Any) -> None:
+            if stop():
+                raise SystemExit(75)
+
+        same: dict[str, Any] = {
+            "spec": domain.spec, "seed": seed, "progress": progress, "checkpoint_dir": place / "checkpoints",
+        }  # fmt: skip
+        cell: dict[str, Any] = {"network": domain.title, "task": task, "images": images, "seed": seed}
+        if task in PRUNED:
+            cell |= pruned(domain, task, given, same, place, args)
+        else:
+            cell |= quantized(domain, task, given, same, place, args)
+        cell |= {
+            "float": load_json(args.folder / domain.name / "float.json")["accuracy"], "test_images":
+            len(domain.data.test), "minutes": (time.monotonic() - begun) / 60, "commit": str(provenance()["commit"]),
+            "float_bytes": (args.folder / domain.name / "float.safetensors").stat().st_size,
+        }  # fmt: skip
+        save_json(place / "cell.json", cell)
+        print(f"{place}: {cell['accuracy']:.2f} of {cell['float']:.2f}, {cell['minutes']:.1f} minutes", flush=True)
+
+
+def pruned(domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A cell of pruning."""
+    ratio, target = PRUNED[task]
+    table = LatencyTable(threads=THREADS, path=args.folder / domain.name / "latency.json")
+    config = xf.Distillation().replace(**changed(FINE_TUNING, args.set))
+    found = xf.prune(domain.model, given, ratio, target=target, table=table, fine_tuning=config, **same)
+    export(found, place / "network.pt")
+    save_tensors(place / "network.safetensors", found.model.state_dict())
+    left = {key: found.rounds[-1][key] for key in ("filters", "flops", "latency")}
+    return {
+        "accuracy": accuracy(found.model, domain.data.test, domain.spec), "left": left, "widths": found.widths,
+        "bytes": (place / "network.safetensors").stat().st_size, "settings": config.to_dict(), "rounds": found.rounds,
+    }  # fmt: skip
+
+
+def quantized(
+    domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """A cell of quantisation."""
+    found = xf.quantize(domain.model, given, **changed(BITS[task], args.set), **same)
+    found.save(place / "network", overwrite=True)
+    run = found.compiled() if task == "int8" else found.model
+    cell: dict[str, Any] = {
+        "accuracy": accuracy(run, domain.data.test, domain.spec), "sensitivity": found.sensitivity,
+        "bytes": (place / "network" / "model.safetensors").stat().st_size, "settings": found.settings,
+    }  # fmt: skip
+    if task == "w4a4":
+        before = xf.quantize(domain.model, given, spec=domain.spec, seed=same["seed"], bits=4, learn=False)
+        cell["before"] = accuracy(before.model, domain.data.test, domain.spec)
+    return cell
+
+
+def measured(domain: Domain, task: str, images: str, seed: int, args: argparse.Namespace) -> None:
+    """Time the network of a finished cell beside the float network."""
+    place = args.folder / domain.name / task / images / f"seed{seed}"
+    torch.set_num_threads(THREADS)
+    if task in PRUNED:
+        small: nn.Module = load_pruned(place / "network.pt", domain.model)
+    else:
+        small = load_quantized(place / "network", domain.model)
+    speed: dict[str, Any] = {}
+    for count in (1, 64):
+        contenders: dict[str, Any] = {"float": domain.model, "small": small}
+        if task not in PRUNED:
+            contenders = {key: compiled(value) for key, value in contenders.items()}
+        x = torch.randn(count, *domain.spec.shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            timings = interleaved({key: called(run, x) for key, run in contenders.items()}, ROUNDS, 5)
+        faster = timings["float"].median / timings["small"].median
+        speed[str(count)] = {**as_row(timings), "faster": round(faster, 3)}
+        print(f"{place}: {count} images, {faster:.2f} times as fast", flush=True)
+    save_json(place / "speed.json", {"threads": THREADS, "rounds": ROUNDS, "images": speed})
+
+
+def called(run: Any, x: Tensor) -> Any:
+    """A call without arguments."""
+    return lambda: run(x)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """One row for each network and task: accuracy by images, mean over seeds, with the values of all."""
+    rows = []
+    for name in NETWORKS:
+        for task in TASKS:
+            cells: dict[str, list[dict[str, Any]]] = {}
+            for images in IMAGES:
+                found = [load_json(path) for path in sorted((folder / name / task / images).glob("seed*/cell.json"))]
+                cells |= {images: found} if found else {}
+            if not cells:
+                continue
+            every = [cell for found in cells.values() for cell in found]
+            values = {images: [cell["accuracy"] for cell in found] for images, found in cells.items()}
+            row: dict[str, Any] = {"network": every[0]["network"], "task": task, "float": every[0]["float"]}
+            row |= {images.replace("-", "_"): statistics.fmean(found) for images, found in values.items()}
+            best = [images for images in ("adaptive", "deep-inversion") if images in values]
+            row["synthetic"] = statistics.fmean(values[best[0]]) if best else None
+            row["before"] = {
+                images: statistics.fmean(cell["before"] for cell in found)
+                for images, found in cells.items() if "before" in found[0]
+            } or None  # fmt: skip
+            speeds = [load_json(path)["images"] for path in (folder / name / task).glob("*/seed*/speed.json")]
+            row["faster"] = {
+                count: {
+                    "ratio": statistics.median(speed[count]["faster"] for speed in speeds),
+                    "float": speeds[0][count]["float"], "small": speeds[0][count]["small"], "networks": len(speeds),
+                }
+                for count in ("1", "64")
+            } if speeds else None  # fmt: skip
+            row |= {
+                "bytes": statistics.fmean(cell["bytes"] for cell in every), "float_bytes": every[0]["float_bytes"],
+                "left": {images: found[0].get("left") for images, found in cells.items()}, "values": values,
+                "seeds": {images: sorted(cell["seed"] for cell in found) for images, found in cells.items()},
+                "test_images": every[0]["test_images"], "settings": every[0]["settings"],
+                "commits": sorted({cell["commit"] for cell in every}),
+            }  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Run the benchmark; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help=".npz with x_train, y_train, x_test and y_test")
+    parser.add_argument("--weights", type=Path, help="folder of the files of the published ResNets")
+    parser.add_argument("--teacher", type=Path, help="folder of the expert that is the network 'expert'")
+    parser.add_argument("--photographs", type=Path, nargs="+", default=[], help="files or folders")
+    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=NETWORKS)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--images", nargs="+", default=list(IMAGES), choices=IMAGES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cells", nargs="+", metavar="NETWORK:TASK:IMAGES:SEED", help="exactly these, in this order")
+    parser.add_argument("--measure", nargs="+", metavar="NETWORK:TASK:IMAGES:SEED", help="time finished cells")
+    parser.add_argument("--folder", type=Path, default=Path("compression"), help="of images, networks and cells")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--validation", action="store_true", help="test on held-out training images; seeds from 100")
+    parser.add_argument("--stop-after", type=float, help="end this process after so many minutes, ready to continue")
+    parser.add_argument("--collect", action="store_true", help="run nothing; write the rows of the cells in --folder")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    begun = time.monotonic()
+    asked = args.measure or args.cells or [
+        f"{name}:{task}:{images}:{seed}"
+        for seed in args.seeds for name in args.networks for task in args.tasks for images in args.images
+    ]  # fmt: skip
+    cells = [cell.split(":") for cell in asked]
+    for cell in cells:
+        if len(cell) != 4 or cell[0] not in NETWORKS or cell[1] not in TASKS or cell[2] not in IMAGES:
+            parser.error(f"cells must be NETWORK:TASK:IMAGES:SEED, got {':'.join(cell)!r}")
+    if args.validation and not args.collect and min(int(cell[3]) for cell in cells) < 100:
+        parser.error("--validation takes seeds of 100 or more")
+
+    def stop() -> bool:
+        return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
+
+    domains: dict[str, Domain] = {}
+    for name, task, images, seed in [] if args.collect else cells:
+        if name not in domains:
+            domains[name] = domain_of(name, args)
+        if args.measure:
+            measured(domains[name], task, images, int(seed), args)
+        elif not stop():
+            run_cell(domains[name], task, images, int(seed), args, stop)
+    if args.collect:
+        write_results((args.folder if args.validation else RESULTS) / "compression.json", rows_of(args.folder))
+
+
+if __name__ == "__main__":
+    main()
