@@ -242,6 +242,8 @@ def main() -> None:
     for cell in cells:
         if len(cell) != 4 or cell[0] not in NETWORKS or cell[1] not in TASKS or cell[2] not in IMAGES:
             parser.error(f"cells must be NETWORK:TASK:IMAGES:SEED, got {':'.join(cell)!r}")
+    if args.measure and any(cell[1] == "w4a4" for cell in cells):
+        parser.error("--measure takes no cells of w4a4, which compute in float32")
     if args.validation and not args.collect and min(int(cell[3]) for cell in cells) < 100:
         parser.error("--validation takes seeds of 100 or more")
 

@@ -82,7 +82,9 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(first) == len(second) == 6 and torch.equal(first.images[:3], second.images[:3])
     cell = load_json(folder / "expert" / "prune-filters-20" / "adaptive" / "seed100" / "cell.json")
     assert cell["left"]["filters"] <= 0.8 and cell["test_images"] == 6  # a tenth of the training images
-    call("--measure", cells[0], cells[2])
+    call("--measure", cells[0], cells[1])
+    with pytest.raises(SystemExit):
+        call("--measure", cells[2])
     call("--collect")
     rows = {row["task"]: row for row in load_json(folder / "compression.json")["rows"]}
     assert list(rows) == ["prune-filters-20", "int8", "w4a4"]
