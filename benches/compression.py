@@ -115,7 +115,7 @@ def run_cell(domain: Domain, task: str, images: str, seed: int, args: argparse.N
 def pruned(domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A cell of pruning."""
     ratio, target = PRUNED[task]
-    table = LatencyTable(threads=THREADS, path=args.folder / domain.name / "latency.json")
+    table = LatencyTable(threads=args.table_threads, path=args.folder / domain.name / "latency.json")
     config = xf.Distillation().replace(**changed(FINE_TUNING, args.set))
     found = xf.prune(domain.model, given, ratio, target=target, table=table, fine_tuning=config, **same)
     export(found, place / "network.pt")
@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("compression"), help="of images, networks and cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table-threads", type=int, default=THREADS, help="of the table of latencies")
     parser.add_argument("--validation", action="store_true", help="test on held-out training images; seeds from 100")
     parser.add_argument("--stop-after", type=float, help="end this process after so many minutes, ready to continue")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the rows of the cells in --folder")
