@@ -44,9 +44,10 @@ def test_images_and_labels_belong_together(shards: Shards) -> None:
     assert batch.labels is not None and [shards.units[p] for p in batch.labels.tolist()] == labels.tolist()
 
 
-def test_the_state_continues_in_the_middle_of_an_epoch(shards: Shards) -> None:
+@pytest.mark.parametrize("taken", [0, 2, 3, 4])
+def test_the_state_continues_within_and_between_epochs(shards: Shards, taken: int) -> None:
     source, other = batches(shards, 6), batches(shards, 6)
-    for _ in range(4):
+    for _ in range(taken):
         source._next()
     other.load_state_dict(source.state_dict())
     assert [source._next().tolist() for _ in range(4)] == [other._next().tolist() for _ in range(4)]

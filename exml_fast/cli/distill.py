@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +52,7 @@ from exml_fast.cli.parsing import (
 )
 from exml_fast.cli.preparation import prepared_distillation
 from exml_fast.cli.progress import Reporter
-from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.run_file import RUN_FILE, close_run, open_run
 from exml_fast.continual import Card, Expert
 from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.evaluation import accuracy
@@ -58,10 +60,12 @@ from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
 from exml_fast.ownership import remove_tree
 from exml_fast.progress import TensorBoard
+from exml_fast.ranks import started
 from exml_fast.report.images import history_rows, learned_row, save_images, save_report
 from exml_fast.reproduction.provenance import provenance
-from exml_fast.storage import save_json
+from exml_fast.storage import load_json, save_json
 from exml_fast.transfer import distill as distill_model
+from exml_fast.validation import from_mapping, to_dict
 
 __all__ = ["distill"]
 
@@ -153,7 +157,7 @@ def distill(
     overwrite: Overwrite = False,
 ) -> None:
     """Teach a fresh network what a classifier knows, on images made from the classifier alone."""
-    with Guard(context) as guard:
+    with Guard(context) as guard, started() as ranks:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
         if report:
@@ -180,16 +184,26 @@ def distill(
             tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
         )  # fmt: skip
         ready = None if resume else prepared_distillation(given)
-        run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        run = given
+        if ranks.first and _restarted(out, given):
+            guard.own(out)
+        elif ranks.first:
+            run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
+        ranks.wait()
+        if not ranks.first and resume:
+            run = from_mapping(DistillRun, load_json(out / RUN_FILE)["settings"], str(out / RUN_FILE))
         use_threads(run.machine.threads)
+        if ranks.count > 1 and run.machine.device == "cuda":
+            machine = dataclasses.replace(run.machine, device=f"cuda:{os.environ['LOCAL_RANK']}")
+            run, ready = dataclasses.replace(run, machine=machine), None
         ready = ready or prepared_distillation(run)
         teacher, wanted, fresh, config, test = ready.teacher, ready.classes, ready.student, ready.config, ready.test
 
         units = teacher.units or tuple(range(teacher.outputs()))
 
         with contextlib.ExitStack() as stack:
-            progress: Any = stack.enter_context(Reporter())
-            if run.tensorboard:
+            progress: Any = stack.enter_context(Reporter()) if ranks.first else None
+            if run.tensorboard and ranks.first:
                 progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
                 teacher.model, fresh, ready.source or ready.images, recipe=ready.recipes or None, config=config,
@@ -198,7 +212,10 @@ def distill(
                 device=run.machine.device,
                 evaluate=None if test is None else lambda network: accuracy(network, test, teacher.spec, units),
                 progress=progress, checkpoint_dir=out / "checkpoints", pool_dir=run.pool_dir,
+                ranks=ranks,
             )  # fmt: skip
+        if not ranks.first:
+            return
         known = tuple(wanted or units)
         origin = provenance(run.machine.device)
         test_accuracy = taught.evaluations[-1][1] if taught.evaluations else None
@@ -247,3 +264,11 @@ def distill(
                 f"student in {out / 'student'}: agrees with its teacher on {100 * summary['agreement']:.1f} % of the "
                 f"last images{tested} ({sum(seconds.values()):.0f} s, {len(pool)} images)"
             )
+
+
+def _restarted(out: Path, given: DistillRun) -> bool:
+    """Whether torchrun has restarted this run, which then goes on from its checkpoint without --resume."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0 or not (out / RUN_FILE).is_file():
+        return False
+    stored = load_json(out / RUN_FILE)
+    return not stored["finished"] and stored["settings"] == to_dict(given)

@@ -272,12 +272,21 @@ class ShardStream(IterableDataset[tuple[Tensor, Tensor]]):
         for part in self.order(consumer, consumers).split(READ_IMAGES):
             yield from zip(*self.shards.rows(part), strict=True)
 
-    def order(self, consumer: int = 0, consumers: int = 1) -> Tensor:
-        """Positions in :class:`Shards` of the images of one of several consumers, int64 (N,), in the epoch's order."""
+    def _shards(self) -> list[int]:
+        """Numbers of the finished shards, in the epoch's order."""
         order = list(range(len(self.shards.indices)))
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        own = order[consumer::consumers]
+        return order
+
+    def images_of(self, consumers: int) -> list[int]:
+        """The number of images of each consumer in this epoch."""
+        sizes = self.shards.manifest.images[self.shards.indices[self._shards()]]
+        return [int(sizes[consumer::consumers].sum()) for consumer in range(consumers)]
+
+    def order(self, consumer: int = 0, consumers: int = 1) -> Tensor:
+        """Positions in :class:`Shards` of the images of one of several consumers, int64 (N,), in the epoch's order."""
+        own = self._shards()[consumer::consumers]
         mixing = torch.Generator().manual_seed(random.Random(f"{self.seed}/{self.epoch}/{consumer}").getrandbits(62))
         parts = [torch.empty(0, dtype=torch.int64)]
         for first in range(0, len(own), self.block):

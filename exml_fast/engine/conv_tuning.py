@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import math
 import os
 import platform
@@ -208,14 +209,15 @@ def _once_a_machine(
     key = f"choices {CHOICES}, {machine}, {torch.get_num_threads()} threads: {what}"
     with _measuring:
         if key not in _measured:
-            found = _remembered().get(key)
-            if found is not None and _is_time(found[1]) and could_be(found[0]):
-                _measured[key] = found
-            else:
-                # A new thread has none of the caller's autocast, saved-tensor hooks and activation checkpoints.
-                with ThreadPoolExecutor(1) as thread:
-                    _measured[key] = thread.submit(measure).result()
-                _remember(key)
+            with _alone_on_machine():
+                found = _remembered().get(key)
+                if found is not None and _is_time(found[1]) and could_be(found[0]):
+                    _measured[key] = found
+                else:
+                    # A new thread has none of the caller's autocast, saved-tensor hooks and activation checkpoints.
+                    with ThreadPoolExecutor(1) as thread:
+                        _measured[key] = thread.submit(measure).result()
+                    _remember(key)
         return _measured[key]
 
 
@@ -234,6 +236,17 @@ def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
 
 def _cache_file() -> Path:
     return Path(os.environ.get("EXML_FAST_CACHE") or "~/.cache/exml_fast").expanduser() / "convolutions.json"
+
+
+@contextlib.contextmanager
+def _alone_on_machine() -> Iterator[None]:
+    """Other processes wait: those that start together, as the ranks of torchrun, then choose the same plans."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, RuntimeError):  # no writable folder, or a file system without locks
+            _cache_file().parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(_cache_file().with_suffix(".lock"), "ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _remembered() -> dict[str, tuple[Plan, float]]:

@@ -64,6 +64,9 @@ class Step:
     layers: Sequence[LayerStatistics] = ()
     student_logits: Tensor | None = None
     """(N, K): the logits of the student with which the images compete."""
+    whole: int | None = None
+    """Number of images of a batch of which these N are one process's part; None where N is the whole batch. A term of
+    the batch then reads the whole batch (:func:`exml_fast.inversion.rank_statistics.over_ranks`)."""
     _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def prior(self, prior: Prior) -> tuple[Tensor, ...]:
@@ -236,12 +239,18 @@ class Objective:
         values = []
         for term in self.terms:
             value = term(step)
-            value = value.sum() if value.dim() else value * count
+            couples = not value.dim()
+            value = value * count if couples else value.sum()
             values.append(value.detach())
             part = value * term.weight
+            if couples and step.whole is not None:  # its factor is the number of images of the whole batch
+                part = part * (step.whole / count)
             total = part if total is None else total + part
         assert total is not None
-        return total, torch.stack([*values, total.detach()]) / count
+        loss = total.detach()
+        if step.whole is not None:
+            loss = torch.stack([value * term.weight for value, term in zip(values, self.terms, strict=True)]).sum()
+        return total, torch.stack([*values, loss]) / count
 
     @classmethod
     def of(

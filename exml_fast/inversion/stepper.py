@@ -35,6 +35,7 @@ class Stepper:
         bounds: lowest and highest values, (C,) each, or None twice.
         first: the step to begin with, from 0.
         block: the largest number of steps of one :meth:`run`.
+        capture: capture a step as a graph on CUDA; False for a gradient that waits for other processes.
         spectrum: the map P of images x = P z; Adam then works on z. None: Adam works on the images.
     """
 
@@ -49,6 +50,7 @@ class Stepper:
         first: int,
         block: int,
         spectrum: NaturalSpectrum | None = None,
+        capture: bool = True,
     ) -> None:
         self.x, self._moments, self._active = x, moments, active
         self._gradient, self._betas, self._bounds = gradient, optimisation.adam_betas, bounds
@@ -58,14 +60,14 @@ class Stepper:
         self._block, self._values = block, x.new_empty(0)
         self._spectrum = spectrum
         self._change = x.new_empty(0) if spectrum is None else torch.empty_like(x)
-        self._taken = 0
+        self._taken, self._capture = 0, capture
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, count: int) -> Tensor:
         """The next ``count`` steps; the values of the terms at each, (count, T), valid until the next call."""
         self._slot.zero_()
         for _ in range(count):
-            if self.x.device.type != "cuda":
+            if self.x.device.type != "cuda" or not self._capture:
                 self._step()
             elif self._taken < WARM_UP:
                 self._step_aside()

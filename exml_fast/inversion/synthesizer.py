@@ -28,6 +28,7 @@ from exml_fast.inversion.canvas import Canvas
 from exml_fast.inversion.networks import Networks
 from exml_fast.inversion.objective import Objective, Step
 from exml_fast.inversion.parametrisation import Parametrisation
+from exml_fast.inversion.rank_statistics import over_ranks, require_spreadable
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.set_statistics import SetStatistics
@@ -35,6 +36,7 @@ from exml_fast.inversion.state import State, generator_for, mixed_batches
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import hard_targets, soft_targets
 from exml_fast.progress import Progress
+from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 
 __all__ = ["Synthesizer"]
@@ -133,6 +135,7 @@ class Synthesizer:
         memory: SetStatistics | None = None,
         progress: Progress | None = None,
         checkpoint_dir: PathLike | None = None,
+        ranks: Ranks | None = None,
     ) -> Result:
         """Optimise one image for each label.
 
@@ -154,6 +157,9 @@ class Synthesizer:
             checkpoint_dir: a folder in which "inversion.pt" is written every minute and on Ctrl-C (which is raised
                 on). A call with the same arguments continues from that file, bit for bit; on another device, up to
                 rounding. The file is removed at the end. Smaller images (``coarse_steps``) have a file of their own.
+            ranks: processes of torch.distributed that make this call together, each with a part of every batch. The
+                BatchNorm statistics are those of the whole batch, so the images are, up to rounding, those of one
+                process. Each process gets all of them. ``checkpoint_dir`` must be None.
 
         Raises:
             ValueError: for a class id without a logit, no labels, a student, start or memory that is missing or does
@@ -171,7 +177,10 @@ class Synthesizer:
             soft = self._soft_targets(positions, among, seed)
             optimisation = self.recipe.optimisation
             batch_size = min(optimisation.batch_size, len(asked))
-            require_memory(self.networks.model, self.spec, batch_size, self.device, len(asked))
+            ranks = ranks or Ranks()
+            if ranks.count > 1:
+                require_spreadable(self.recipe, ranks, batch_size, checkpoint_dir)
+            require_memory(self.networks.model, self.spec, -(-batch_size // ranks.count), self.device, len(asked))
             start = self.canvas.checked_start(start, len(asked))
             if memory is not None and memory.memory != self.recipe.matching.bn_memory:
                 expected = f"None or have the recipe's bn_memory={self.recipe.matching.bn_memory}"
@@ -187,10 +196,13 @@ class Synthesizer:
                 state = State.begin(len(asked), self.spec, optimisation.steps, terms, self.device, start)
                 state.soft, state.matched = soft, None if memory is None else memory.state_dict()
                 if self._coarse is not None:
-                    options = {"seed": seed, "classes": distinct, "student": student, "progress": progress}
+                    options = {"seed": seed, "classes": distinct, "student": student, "ranks": ranks}
+                    options["progress"] = progress
                     self._begin_coarse(state, torch.as_tensor(labels), checkpoint_dir, options)
                     checkpoint.keep(functools.partial(self._saved, state), write=True)
             batches = mixed_batches(positions, optimisation.batch_size)
+            sizes = [len(rows) for rows in batches]
+            batches = [ranks.share(rows) for rows in batches]
             soft, wanted = state.soft, positions
             if soft is not None and self.recipe.classification.label == "argmax":
                 wanted = among[soft[:, among].argmax(1)]
@@ -200,7 +212,8 @@ class Synthesizer:
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
             with reused_memory():
-                self._optimise(state, targets, wanted, batches, seed, progress, checkpoint)
+                self._optimise(state, targets, wanted, batches, seed, progress, checkpoint, ranks, sizes)
+            state.images, state.history, state.counted = map(ranks.sum, (state.images, state.history, state.counted))
             logits = self.networks.judge(state.images)
         checkpoint.remove()
         if memory is not None and state.matched is not None:
@@ -216,8 +229,10 @@ class Synthesizer:
         seed: int,
         progress: Progress | None,
         checkpoint: Checkpoint,
+        ranks: Ranks,
+        sizes: list[int],
     ) -> None:
-        """All steps of all batches."""
+        """All steps of all ``batches``, which are this rank's parts of batches of these ``sizes``."""
         steps, generator = self.recipe.optimisation.steps, generator_for("augmentation", seed)
         low = self.spec.bounds(self.device)[0]
         draws = self.recipe.augmentation.draw(steps, self.spec.size, generator, self.device, low)
@@ -230,7 +245,7 @@ class Synthesizer:
                     rows = batches[state.batch]
                     state.enter(rows, self.canvas.begin(rows, seed, state.start))
                 if stepper is None or stepper.x is not state.x:
-                    stepper = self._stepper(state, targets, draws)
+                    stepper = self._stepper(state, targets, draws, ranks, sizes[state.batch])
                 values = self._advance(state, stepper, wanted, len(batches), draws)
                 if progress is not None:
                     done = state.batch * steps + state.step
@@ -254,28 +269,43 @@ class Synthesizer:
     # One step and one block.
 
     def _gradient(
-        self, targets: Tensor, draws: Draws, x: Tensor, index: Tensor, earlier: SetStatistics | None = None
+        self,
+        targets: Tensor,
+        draws: Draws,
+        x: Tensor,
+        index: Tensor,
+        earlier: SetStatistics | None = None,
+        ranks: Ranks | None = None,
+        whole: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the objective at ``x`` (R, …), and the values of its terms (T,)."""
+        """Gradient of the objective at ``x`` (R, …), and the values of its terms (T,).
+
+        Over several ``ranks``, ``x`` is a part of a batch of ``whole`` images.
+        """
         leaf = x.detach().requires_grad_()
         images = self.canvas.images(leaf)
         inputs = self.recipe.augmentation(images, draws, index)
         logits, layers = self.networks.teacher(inputs)
         layers = layers if earlier is None else earlier.mixed(layers, len(x))
+        if ranks is not None and ranks.count > 1:
+            layers = over_ranks(layers, len(x), ranks)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
         student = None if self.networks.student is None else self.networks.student(inputs)[0].to(logits.dtype)
-        total, values = self.objective(Step(images, inputs, logits, soft, layers, student))
+        total, values = self.objective(Step(images, inputs, logits, soft, layers, student, whole))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
 
-    def _stepper(self, state: State, targets: Tensor, draws: Draws) -> Stepper:
+    def _stepper(self, state: State, targets: Tensor, draws: Draws, ranks: Ranks, whole: int) -> Stepper:
         rows = state.rows.to(self.device)
-        gradient = functools.partial(self._gradient, targets[rows], draws, earlier=self._earlier(state))
+        gradient = functools.partial(
+            self._gradient, targets[rows], draws, earlier=self._earlier(state), ranks=ranks,
+            whole=whole if ranks.count > 1 else None,
+        )  # fmt: skip
         active = None if self.recipe.optimisation.stop_confidence is None else state.active
         moments = (state.exp_avg, state.exp_avg_sq)
         return Stepper(
             gradient, state.x, moments, active, self.recipe.optimisation, self.canvas.bounds, state.step, self.block,
-            self.canvas.spectrum,
+            self.canvas.spectrum, capture=ranks.count == 1,
         )  # fmt: skip
 
     def _earlier(self, state: State) -> SetStatistics | None:

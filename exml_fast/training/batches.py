@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exml_fast.data import InputSpec
 from exml_fast.inversion import Result
+from exml_fast.ranks import Ranks
 from exml_fast.training.config import Training
 from exml_fast.training.mixup import mixed
 
@@ -51,18 +52,40 @@ class Batches(Protocol[B_co]):
 
 
 class PreparedBatches:
-    """Augmentation, mixup and CutMix as ``config`` says, drawn from ``generator``."""
+    """Augmentation, mixup and CutMix as ``config`` says, drawn from ``generator``.
 
-    def __init__(self, config: Training, spec: InputSpec, device: torch.device, generator: torch.Generator) -> None:
+    Over several ``ranks`` the generator is in the same state on all of them, and each rank draws its own changes.
+    """
+
+    def __init__(
+        self,
+        config: Training,
+        spec: InputSpec,
+        device: torch.device,
+        generator: torch.Generator,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.config, self.generator, self.device = config, generator, device
+        self.ranks = ranks or Ranks()
         self._bounds = spec.bounds(device)
+
+    def own_generator(self) -> torch.Generator:
+        """The generator; over several ranks a new one of this rank, and the common one moves on by one draw."""
+        if self.ranks.count == 1:
+            return self.generator
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator().manual_seed(seed + self.ranks.rank)
 
     def prepared(self, batch: Batch) -> Batch:
         """The batch as teacher and student shall see it."""
+        mixes = bool(self.config.mixup or self.config.cutmix)
+        if not self.config.augmentation.active and not mixes:
+            return batch
+        generator = self.own_generator()
         if self.config.augmentation.active:
-            batch = batch._replace(images=self.config.augmentation(batch.images, self._bounds, self.generator))
-        if self.config.mixup or self.config.cutmix:
-            images, share = mixed(batch.images, self.config.mixup, self.config.cutmix, self.generator)
+            batch = batch._replace(images=self.config.augmentation(batch.images, self._bounds, generator))
+        if mixes:
+            images, share = mixed(batch.images, self.config.mixup, self.config.cutmix, generator)
             others = None if batch.labels is None else batch.labels.roll(1)
             batch = batch._replace(images=images, share=share, others=others)
         return batch

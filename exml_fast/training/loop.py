@@ -31,10 +31,12 @@ from exml_fast.engine.freezing import device_of, no_autocast
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
+from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training.average import Average
 from exml_fast.training.batches import Batches
 from exml_fast.training.config import Training
+from exml_fast.training.parallel import Parallel
 from exml_fast.training.precision import Rounded, arranged, format_of, resolved
 from exml_fast.training.result import TrainingResult
 
@@ -71,6 +73,8 @@ class Loop(Generic[B]):
         progress: ``progress(stage, step, steps, terms)`` after each block of steps; its random draws change nothing.
         beside: a module of the loss, as a projection of features, whose parameters are trained as the model's are. It
             is part of the loop's state.
+        ranks: processes that train the same model, each on batches of its own. Gradients, and the terms on record, are
+            means over the ranks. BatchNorm statistics are those of rank 0.
 
     Raises:
         ValueError: if no parameter requires a gradient.
@@ -85,12 +89,16 @@ class Loop(Generic[B]):
         stage: str = "train",
         progress: Progress | None = None,
         beside: nn.Module | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._device = device_of(model)
         precision = resolved(config.precision, self._device)
         self._format = format_of(model)
         self.model = arranged(model, precision)
-        self.network = Rounded(twin(self.model), precision)
+        self._precision = precision
+        network = Rounded(twin(self.model), precision)
+        self.network: Rounded | Parallel = network if self._ranks.count == 1 else Parallel(network, self._device)
         self.loss, self.config, self.stage, self.progress = loss, config, stage, progress
         self.beside = nn.Module() if beside is None else beside
         self.average = Average(self.model, config.average) if config.average else None
@@ -145,6 +153,7 @@ class Loop(Generic[B]):
             values = torch.stack([terms[name].detach() for name in names])
             total = values if total is None else total + values
         assert total is not None and begun is not None, "a source gives at least one batch a block"
+        total = self._ranks.sum(total) / self._ranks.count
         means = dict(zip(names, (total / (self.step - first)).tolist(), strict=True))
         self.seconds += time.monotonic() - begun
         if not math.isfinite(means["loss"]):
@@ -184,7 +193,7 @@ class Loop(Generic[B]):
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.model.load_state_dict(self.average.model.state_dict())
-        return arranged(self.model.eval(), self.network.precision, self._format)
+        return arranged(self.model.eval(), self._precision, self._format)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop stands: a copy."""

@@ -20,6 +20,7 @@ from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
+from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
@@ -118,6 +119,7 @@ def distill(
     progress: Progress | None = None,
     checkpoint_dir: PathLike | None = None,
     pool_dir: PathLike | None = None,
+    ranks: Ranks | None = None,
     **overrides: Any,
 ) -> DistillResult:
     """Teach a copy of ``student`` what ``teacher`` knows, on synthetic images alone.
@@ -150,6 +152,9 @@ def distill(
             the same arguments continues from there and ends with the same bits; the file is removed at the end.
         pool_dir: a folder that holds the pool in a file, mapped into memory. Use it if the pool is larger than memory;
             results do not change. The file stays: the returned images are in it.
+        ranks: processes of torch.distributed that train one student together (``Ranks.current()``); all make this call
+            with the same arguments. Each learns from its share of every batch, and gradients are averaged. Rank 0
+            writes checkpoints, in a folder that all ranks can read, evaluates and reports.
 
     Raises:
         ValueError: naming the argument, before any step: neither images nor a recipe, a recipe beside a source, images
@@ -177,6 +182,12 @@ def distill(
         raise ValueError(f"classes must be None with images of {type(images).__name__}, got {asked!r}")
     generation = config.generation.resolved(training.batch_size, cheap=source is not None)
     device = device_of(teacher) if device is None else torch.device(device)
+    ranks = ranks or Ranks()
+    if training.batch_size % ranks.count:
+        raise ValueError(f"batch_size must be a multiple of the {ranks.count} ranks, got {training.batch_size}")
+    progress = progress if ranks.first else None
+    if pool_dir is not None and ranks.count > 1:
+        pool_dir = Path(pool_dir) / f"rank_{ranks.rank}"
 
     def report(stage: str, step: int, steps: int, terms: dict[str, float]) -> None:
         if progress is not None:
@@ -200,7 +211,7 @@ def distill(
             agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
             return {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
 
-        loop = Loop(taught, loss, training, stage="learn", progress=progress)
+        loop = Loop(taught, loss, training, stage="learn", progress=progress, ranks=ranks)
         given = None
         if source is None and images is not None and not isinstance(images, Fast | Shards):
             given = _labelled(images, fixed, units, spec, device)
@@ -224,13 +235,14 @@ def distill(
                 for each in _several(recipe)
             ]  # fmt: skip
             wanted = class_ids(units if classes is None else classes)
-            maker = Inverted(synthesizers, wanted, units, loop.model, None if progress is None else report)
+            spread = ranks if generation.shared_statistics else None
+            maker = Inverted(synthesizers, wanted, units, loop.model, None if progress is None else report, spread)
         drawn = torch.Generator().manual_seed(seed)
         pool: Pool | ShardBatches
         if isinstance(images, Shards):
-            pool = ShardBatches(training, spec, device, drawn, images, units, seed)
+            pool = ShardBatches(training, spec, device, drawn, images, units, seed, ranks)
         else:
-            pool = Pool(training, generation, spec, units, device, drawn, loop.model, maker, pool_dir)
+            pool = Pool(training, generation, spec, units, device, drawn, loop.model, maker, pool_dir, ranks)
             count, cheap = 0 if given is None else len(given[1]), maker is not None and maker.cheap
             require_room(training, generation, spec, count, maker is not None, pool_dir, cheap=cheap)
         checkpoint = Checkpoint(None, "")
@@ -239,7 +251,11 @@ def distill(
             checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, identity)
         evaluations: list[tuple[int, Any]] = []
         parts: dict[str, Any] = {"loop": loop, "pool": pool}
-        if (state := checkpoint.load()) is not None:
+        state = checkpoint.load()
+        ranks.wait()  # rank 0 may write a new one
+        if not ranks.first:
+            checkpoint = Checkpoint(None, "")
+        if state is not None:
             load_state(parts, state["parts"])
             set_random_state(state["random"], device)
             evaluations += [tuple(entry) for entry in state["evaluations"]]
@@ -254,14 +270,15 @@ def distill(
             done = loop.step == training.steps or bool(evaluate_every and loop.step and loop.step % evaluate_every == 0)
             if evaluate is not None and done and (not evaluations or evaluations[-1][0] != loop.step):
                 with forked(device):
-                    evaluations.append((loop.step, evaluate(loop.current())))
+                    evaluations.append((loop.step, evaluate(loop.current()) if ranks.first else None))
             checkpoint.keep(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )
 
-        with checkpoint:
+        with checkpoint, ranks.alive():
             loop.run(pool, between=look, every=evaluate_every)
             look()
+        ranks.take_first(loop.model.buffers())
         checkpoint.remove()
     seconds = {"generate": pool.seconds, "learn": loop.seconds}
     return DistillResult(

@@ -16,6 +16,7 @@ from exml_fast.data import ImageSource, InputSpec
 from exml_fast.generators import FastSynthesis
 from exml_fast.inversion import SetStatistics, Synthesizer
 from exml_fast.progress import Progress
+from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training import network_input
 
@@ -42,6 +43,11 @@ class Maker(Protocol):
     cheap: ClassVar[bool]
     """Whether an image costs much less than a training step on it: the first round then fills the pool, and the
     defaults of :class:`exml_fast.transfer.Generation` are many fresh images in place of few that stay."""
+
+    @property
+    def splits(self) -> bool:
+        """Whether each of several ranks may make a part of a round: nothing passes from one round to the next."""
+        ...
 
     def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> Made:
         """``count`` new images; long work may keep its state in the folder."""
@@ -71,6 +77,7 @@ class Inverted:
         units: the teacher's classes, among which ``classes`` must be.
         student: the network that learns, as it is at the time of a round.
         progress: of the inversion.
+        ranks: processes over which each batch is spread (:meth:`exml_fast.Synthesizer.run`).
 
     Raises:
         ValueError: for classes that the teacher does not have.
@@ -85,13 +92,19 @@ class Inverted:
         units: Sequence[int],
         student: nn.Module,
         progress: Progress | None,
+        ranks: Ranks | None = None,
     ) -> None:
         if missing := sorted(set(classes) - set(units)):
             raise ValueError(f"classes {missing} are not among the teacher's {len(units)}")
         self.synthesizers, self.classes = synthesizers, torch.tensor(classes)
-        self.student, self.progress = student, progress
+        self.student, self.progress, self.ranks = student, progress, ranks or Ranks()
         memories = [synthesizer.recipe.matching.bn_memory for synthesizer in synthesizers]
         self.memories = [SetStatistics(memory) if memory else None for memory in memories]
+
+    @property
+    def splits(self) -> bool:
+        """See :class:`Maker`."""
+        return self.ranks.count == 1 and not any(self.memories)
 
     def make(self, count: int, generator: torch.Generator, checkpoint_dir: PathLike | None) -> Made:
         """See :class:`Maker`. "recipe" is the index of the synthesizer, "teacher" the share that it recognises."""
@@ -104,7 +117,7 @@ class Inverted:
         labels = self.classes[torch.cat(orders)[:count]]
         result = self.synthesizers[which].run(
             labels, seed=seed, classes=self.classes.tolist(), student=self.student, memory=self.memories[which],
-            progress=self.progress, checkpoint_dir=checkpoint_dir,
+            progress=self.progress, checkpoint_dir=checkpoint_dir, ranks=self.ranks,
         )  # fmt: skip
         return Made(result.images, result.labels, {"recipe": which, "teacher": result.summary["teacher_accuracy"]})
 
@@ -134,6 +147,7 @@ class Adapted:
     """
 
     cheap: ClassVar[bool] = False
+    splits = False
 
     def __init__(self, synthesis: FastSynthesis, student: nn.Module) -> None:
         self.synthesis, self.student = synthesis, student
@@ -170,6 +184,7 @@ class Drawn:
     """
 
     cheap: ClassVar[bool] = True
+    splits = True
 
     def __init__(
         self,

@@ -18,10 +18,11 @@ from exml_fast.data import InputSpec
 from exml_fast.data.buffer import ImageBuffer
 from exml_fast.engine.freezing import frozen
 from exml_fast.engine.memory import available_bytes
+from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, Training
 from exml_fast.training.batches import PreparedBatches
-from exml_fast.transfer.makers import Maker
+from exml_fast.transfer.makers import Made, Maker
 from exml_fast.validation import Count, Natural, Precision, settings, to_dict
 
 __all__ = ["Generation", "Pool", "places", "require_room"]
@@ -48,6 +49,8 @@ class Generation:
         pool_size: images kept, balanced over the classes, of all rounds and those given. When None, all images, but
             with a source those of four rounds.
         engine_precision: of the teacher during the inversion (:class:`exml_fast.FrozenTeacher`).
+        shared_statistics: over several ranks (:class:`exml_fast.ranks.Ranks`), optimise each batch of a recipe on all
+            of them, with BatchNorm statistics of the whole batch. Otherwise each rank makes batches of its own.
     """
 
     generate_every: Count = 50
@@ -55,6 +58,7 @@ class Generation:
     rounds: Natural | None = None
     pool_size: Count | None = None
     engine_precision: Precision = "auto"
+    shared_statistics: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``Generation(**value)`` is the inverse."""
@@ -78,6 +82,7 @@ class Pool(PreparedBatches):
         student: is asked to classify new images, for the record.
         maker: of new images; None for the images alone that are given.
         folder: for the images' file.
+        ranks: processes that train one student. All have the same pool; each learns from its share of every batch.
     """
 
     def __init__(
@@ -91,8 +96,9 @@ class Pool(PreparedBatches):
         student: nn.Module,
         maker: Maker | None,
         folder: PathLike | None,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(config, spec, device, generator)
+        super().__init__(config, spec, device, generator, ranks)
         self.generation, self.student, self.maker = generation, student, maker
         self.buffer = ImageBuffer(generation.pool_size or UNBOUNDED, folder)
         self.record: list[dict[str, float]] = []
@@ -111,11 +117,11 @@ class Pool(PreparedBatches):
         for _ in range(limit):
             rows = None
             if fresh is None:
-                rows = self.buffer.draw_rows(self.config.batch_size, self.generator)
+                rows = self.ranks.share(self.buffer.draw_rows(self.config.batch_size, self.generator))
                 images, labels = self.buffer.images[rows], self.buffer.labels[rows]
                 rows = rows.to(self.device)
             else:
-                (images, labels), fresh = fresh, None
+                (images, labels), fresh = map(self.ranks.share, fresh), None
             yield self.prepared(Batch(images.to(self.device), self.place[labels].to(self.device), rows=rows))
 
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -156,6 +162,20 @@ class Pool(PreparedBatches):
             self.maker.load_state_dict(state["maker"])
         self.seconds = state["seconds"]
 
+    def _made(self, maker: Maker, count: int) -> Made:
+        """New images, the same on all ranks."""
+        ranks = self.ranks
+        if ranks.count == 1:
+            return maker.make(count, self.generator, self.checkpoint_dir)
+        ranks.take_first(self.student.buffers())  # a student that competes must be the same on all ranks
+        # A killed run repeats the round: ranks that continued at different steps would wait for each other.
+        if maker.splits:
+            made = maker.make(-(-count // ranks.count), self.own_generator(), None)
+            return Made(ranks.gather(made.images)[:count], ranks.gather(made.labels)[:count], made.record)
+        made = maker.make(count, self.generator, None)
+        ranks.take_first([made.images, made.labels])
+        return made
+
     def _due(self, step: int) -> bool:
         if step % self.generation.generate_every:
             return False
@@ -169,7 +189,7 @@ class Pool(PreparedBatches):
         count = generation.per_round
         if maker.cheap and not self.record and generation.pool_size is not None:
             count = max(count, generation.pool_size - len(self.buffer))
-        made = maker.make(count, self.generator, self.checkpoint_dir)
+        made = self._made(maker, count)
         asked = made.images[:ASKED_IMAGES]
         with frozen(self.student) as student, torch.no_grad():
             named = [student(part.to(self.device)).argmax(1).cpu() for part in asked.split(512)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.data import InputSpec, Shards
+from exml_fast.ranks import Ranks
 from exml_fast.training import Batch, Training
 from exml_fast.training.batches import PreparedBatches
 from exml_fast.transfer.pool import places
@@ -29,6 +30,7 @@ class ShardBatches(PreparedBatches):
         shards: the images.
         units: class id of each logit.
         seed: decides the order.
+        ranks: processes that train one student, each on shards of its own and its share of each batch.
 
     Raises:
         ValueError: for another input specification, or classes without a logit.
@@ -43,20 +45,23 @@ class ShardBatches(PreparedBatches):
         shards: Shards,
         units: Sequence[int],
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(config, spec, device, generator)
+        super().__init__(config, spec, device, generator, ranks)
         if shards.spec != spec:
             raise ValueError(f"images: {shards.folder} holds {shards.spec}, the teacher takes {spec}")
         if missing := sorted(set(shards.classes) - set(units)):
             raise ValueError(f"images: classes {missing[:8]} of {shards.folder} are not among the teacher's")
         self.shards, self.place = shards, places(units)
-        self._size = min(config.batch_size, len(shards))
+        if len(shards.indices) < self.ranks.count:
+            raise ValueError(f"images: {shards.folder} has {len(shards.indices)} shards for {self.ranks.count} ranks")
+        self._size = max(1, min(config.batch_size, len(shards)) // self.ranks.count)
         per_shard = max(1, len(shards) // len(shards.indices))
         block = max(BLOCK_SHARDS, -(-BLOCK_BATCHES * self._size // per_shard))
-        self._stream = shards.stream(block=block, seed=seed, rank=0, ranks=1)
+        self._stream = shards.stream(block=block, seed=seed, rank=self.ranks.rank, ranks=self.ranks.count)
         # A batch may reach from one block into the next.
         shards.keep = max(shards.keep, 2 * block)
-        self._epoch, self._at = 0, 0
+        self._epoch, self._at, self._length = 0, 0, 0
         self._order: Tensor | None = None
         self.seconds = 0.0
         self.record: list[dict[str, float]] = []
@@ -86,11 +91,17 @@ class ShardBatches(PreparedBatches):
 
     def _next(self) -> Tensor:
         """Positions of the images of the next batch."""
-        whole = len(self.shards) // self._size * self._size
-        if self._at >= whole:
-            self._epoch, self._at, self._order = self._epoch + 1, 0, None
-        if self._order is None:
-            self._stream.set_epoch(self._epoch)
-            self._order = self._stream.order()
+        order = self._begin() if self._order is None else self._order
+        if self._at + self._size > self._length:
+            self._epoch, self._at = self._epoch + 1, 0
+            order = self._begin()
         self._at += self._size
-        return self._order[self._at - self._size : self._at]
+        return order[self._at - self._size : self._at]
+
+    def _begin(self) -> Tensor:
+        """The order of the epoch."""
+        self._stream.set_epoch(self._epoch)
+        self._order = self._stream.order(self.ranks.rank, self.ranks.count)
+        # All ranks end an epoch together, with the rank that has the fewest images.
+        self._length = max(self._size, min(self._stream.images_of(self.ranks.count)))
+        return self._order
