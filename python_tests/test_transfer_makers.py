@@ -61,7 +61,7 @@ def test_rounds_with_a_memory_are_one_set() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="recipe must be None with images drawn by Fast, got 'deep_dream'"):
+    with pytest.raises(ValueError, match="recipe must be None with images of Fast, got 'deep_dream'"):
         taught(FAST, recipe="deep_dream")
     with pytest.raises(ValueError, match="rounds is 0 and there are no images"):
         taught(FAST, rounds=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import math
 import os
 import platform
@@ -242,7 +241,10 @@ def _cache_file() -> Path:
 def _alone_on_machine() -> Iterator[None]:
     """Other processes wait: those that start together, as the ranks of torchrun, then choose the same plans."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, RuntimeError):  # no writable folder, or a file system without locks
+        # No locks on Windows, no writable folder, or a file system without locks.
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            import fcntl
+
             _cache_file().parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(_cache_file().with_suffix(".lock"), "ab"))
             fcntl.flock(file, fcntl.LOCK_EX)
