@@ -135,13 +135,16 @@ def verify(
     names: Annotated[
         list[str] | None, typer.Argument(help="Experts to check; default: all.", show_default=False)
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also read experts that were verified before and have not changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check hash, weights' names, shapes and finiteness of every expert. Exit code 1 if anything is wrong."""
     with Guard(context):
         catalogue = Catalogue(folder)
         checked = names or catalogue.names
-        problems = catalogue.verify(names or None)
+        problems = catalogue.verify(names or None, full=full)
         if as_json:
             print_json({"catalogue": str(folder), "checked": checked, "problems": problems})
         else:

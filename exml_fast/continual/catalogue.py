@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from exml_fast.continual.expert import CARD_FILE, MODEL_FILE, Card, Expert, read_card
+from exml_fast.continual.index import Index, Known
 from exml_fast.continual.stream import STREAM_FILE, ExpertStream, check_name, stream_folders, subfolders, write_order
 from exml_fast.reading import regular_file, shortened
 from exml_fast.storage import atomic_folder, save_json, sha256, tensor_header
@@ -91,7 +92,10 @@ class Entry:
 
 
 class Catalogue:
-    """Experts in the subfolders of one folder, which is read again at every call.
+    """Experts in the subfolders of one folder, which is listed again at every call.
+
+    Cards of unchanged experts come from an index (:mod:`exml_fast.continual.index`), so that thousands of experts are
+    listed and searched in seconds.
 
     ``exml-fast train-experts`` writes such a folder. Hidden subfolders, and subfolders with neither a
     ``model.safetensors`` nor a ``card.json``, are ignored. An expert is checked before it is added, is added whole or
@@ -101,6 +105,7 @@ class Catalogue:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._index = Index(folder)
 
     @property
     def names(self) -> list[str]:
@@ -217,8 +222,11 @@ class Catalogue:
                 save_json(temporary / CARD_FILE, card.to_dict())
         return Entry.read(target)
 
-    def verify(self, names: Iterable[str] | None = None) -> dict[str, str]:
+    def verify(self, names: Iterable[str] | None = None, *, full: bool = False) -> dict[str, str]:
         """Load every expert (or those named), one at a time; returns the error of each damaged expert by name.
+
+        An expert that was verified before, and whose files have the same size and times since, is not read again
+        unless ``full`` is set. A fault of the disk itself, which changes no times, needs ``full``.
 
         :meth:`Expert.load` checks the card's fields, the hash, the names, shapes and dtypes of the weights, that they
         are finite, and the number of outputs. ``stream.json`` is checked too, if the folder has one.
@@ -227,9 +235,14 @@ class Catalogue:
         problems = {}
         for folder in self._folders() if wanted is None else wanted:
             try:
-                Expert.load(folder)
+                if full:
+                    Expert.load(folder)
+                else:
+                    self._index.verify(folder, _read, Expert.load)
             except DAMAGE as error:
                 problems[folder.name] = _reason(error)
+        if not full:
+            self._index.save(self.names)
         if wanted is None and self._is_stream:
             try:
                 stream_folders(self.folder)
@@ -319,12 +332,20 @@ class Catalogue:
 
     def _scan(self) -> tuple[list[Entry], dict[str, str]]:
         entries, unreadable = [], {}
-        for folder in self._folders():
+        folders = self._folders()
+        for folder in folders:
             try:
-                entries.append(Entry.read(folder))
+                known = self._index.known(folder, _read)
+                entries.append(Entry(folder, known.card, known.parameters, known.bytes))
             except DAMAGE as error:
                 unreadable[folder.name] = _reason(error)
+        self._index.save(folder.name for folder in folders)
         return entries, unreadable
+
+
+def _read(folder: Path) -> Known:
+    entry = Entry.read(folder)
+    return Known(entry.card, entry.parameters, entry.bytes)
 
 
 def copy_expert(source: str | os.PathLike[str], target: Path) -> None:
