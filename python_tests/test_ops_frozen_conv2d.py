@@ -114,7 +114,7 @@ def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
         winograd_conv2d(x[:, :, :0], weight, None, (1, 1))
     with pytest.raises(ValueError, match="Winograd's weights must be contiguous float32"):
         winograd_conv2d(x, weight, None, (1, 1), torch.zeros(1, 6, 6, 20, 32))
-    with pytest.raises(ValueError, match="weight must be on x's device meta, got cpu"):
+    with pytest.raises(ValueError, match="frozen_conv2d: all tensors must be on one device, got cpu, meta"):
         winograd_conv2d(x.to("meta"), weight)
     with pytest.raises(ValueError, match=r"bias must have shape \(20,\), got \[21\]"):
         winograd_conv2d(x, weight, torch.zeros(21))

@@ -157,7 +157,7 @@ def test_errors_name_the_argument() -> None:
     for wrong in (torch.zeros(1), torch.zeros(4, 1)):
         with pytest.raises(ValueError, match=r"bias must have shape \(4,\), got"):
             lane_conv2d(x, weight, wrong, (0, 0))
-    with pytest.raises(ValueError, match="weight and bias must be on x's device cpu, got meta"):
+    with pytest.raises(ValueError, match="lane_conv2d: all tensors must be on one device, got cpu, meta"):
         lane_conv2d(x, weight.to("meta"), None, (0, 0))
     with pytest.raises(ValueError, match="padding must be from 0"):
         torch.ops.exml._lane_conv2d_input(x, weight, (9, 3, 2, 2), (3, 0))

@@ -1,7 +1,13 @@
 #include "ops/adam_clip.h"
 
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <array>
+#include <cmath>
+
+#include "ops/autograd/dispatcher.h"
 #include "ops/checks.h"
 
 namespace exml {
@@ -23,6 +29,23 @@ void check_state(const char* name, const Tensor& t, const Tensor& x, const Chann
 void check_scalar(const char* name, const Tensor& t, const Tensor& x) {
   TORCH_CHECK_VALUE(t.dim() == 0, "adam_clip_: ", name, " must be a scalar, got shape ", t.sizes());
   check_device("adam_clip_", name, t, "x", x);
+}
+
+// What is written must be no other argument's memory.
+void check_overlap(const Tensor& x, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                   std::initializer_list<std::pair<const char*, const Tensor*>> others) {
+  const std::array<std::pair<const char*, const Tensor*>, 3> written{
+      {{"x", &x}, {"exp_avg", &exp_avg}, {"exp_avg_sq", &exp_avg_sq}}};
+  const auto check_pair = [](const auto& a, const auto& b) {
+    const auto status = at::get_overlap_status(*a.second, *b.second);
+    TORCH_CHECK_VALUE(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial,
+                      "adam_clip_: ", a.first, " is written and must not share memory with ", b.first);
+  };
+  for (size_t i = 0; i < written.size(); ++i) {
+    for (size_t j = i + 1; j < written.size(); ++j) check_pair(written[i], written[j]);
+    for (const auto& other : others)
+      if (other.second && other.second->defined()) check_pair(written[i], other);
+  }
 }
 
 Tensor checked_bound(const char* name, const std::optional<Tensor>& bound, const Tensor& x) {
@@ -61,7 +84,14 @@ AdamClip adam_clip_arguments(const Tensor& x, const Tensor& grad, const Tensor& 
   TORCH_CHECK_VALUE(lr.is_floating_point(), "adam_clip_: lr must be floating point, got ", lr.scalar_type());
   TORCH_CHECK_VALUE(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1, "adam_clip_: betas must be in [0, 1), got ",
                     beta1, " and ", beta2);
-  TORCH_CHECK_VALUE(eps >= 0, "adam_clip_: eps must not be negative, got ", eps);
+  TORCH_CHECK_VALUE(eps >= 0 && std::isfinite(eps), "adam_clip_: eps must be finite and not negative, got ", eps);
+  check_overlap(x, exp_avg, exp_avg_sq,
+                {{"grad", &grad},
+                 {"step", &step},
+                 {"lr", &lr},
+                 {"low", low ? &*low : nullptr},
+                 {"high", high ? &*high : nullptr},
+                 {"active", active ? &*active : nullptr}});
   if (active) {
     TORCH_CHECK_VALUE(active->scalar_type() == at::kBool && active->dim() == 1 && active->size(0) == x.size(0),
                       "adam_clip_: active must be bool of shape (N,) = (", x.size(0), ",), got ", active->scalar_type(),
@@ -84,6 +114,39 @@ AdamClip adam_clip_arguments(const Tensor& x, const Tensor& grad, const Tensor& 
           grad_layout.channels_last != layout.channels_last,
           adam_rates(beta1, beta2, eps)};
 }
+
+namespace {
+
+// torch's own fallback for views that are negated, conjugated or zero without memory assumes that an op returns what it
+// mutates; without a result it corrupts the stack. Here such constants are made real, and such states are refused.
+void resolve_views(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                   const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
+                   const std::optional<Tensor>& low, const std::optional<Tensor>& high,
+                   const std::optional<Tensor>& active) {
+  static const auto op = find_op<decltype(resolve_views)>("exml::adam_clip_");
+  const auto written = [](const char* name, const Tensor& t) {
+    TORCH_CHECK_VALUE(!t.is_neg() && !t.is_conj() && !t._is_zerotensor(), "adam_clip_: ", name,
+                      " is written in place and must have memory of its own, got a view that is negated, conjugated or "
+                      "zero");
+  };
+  written("x", x);
+  written("exp_avg", exp_avg);
+  written("exp_avg_sq", exp_avg_sq);
+  const auto real = [](const Tensor& t) {
+    return t._is_zerotensor() ? at::zeros(t.sizes(), t.options()) : t.resolve_conj().resolve_neg();
+  };
+  const auto real_or_none = [&](const std::optional<Tensor>& t) {
+    return t && t->defined() ? std::optional<Tensor>(real(*t)) : t;
+  };
+  op.call(x, real(grad), exp_avg, exp_avg_sq, real(step), real(lr), beta1, beta2, eps, real_or_none(low),
+          real_or_none(high), real_or_none(active));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(exml, Negative, m) { m.impl("adam_clip_", &resolve_views); }
+TORCH_LIBRARY_IMPL(exml, Conjugate, m) { m.impl("adam_clip_", &resolve_views); }
+TORCH_LIBRARY_IMPL(exml, ZeroTensor, m) { m.impl("adam_clip_", &resolve_views); }
 
 // The schema has no result, because torch.compile handles an op that returns what it mutates less well. The Python
 // wrapper returns x.

@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "ops/backend.h"
 #include "ops/checks.h"
 
@@ -24,6 +26,13 @@ AveragePool2d average_pool2d_arguments(const Tensor& x, IntArrayRef kernel) {
 
 AveragePool2dBackward average_pool2d_backward_arguments(const Tensor& grad, IntArrayRef sizes, IntArrayRef kernel,
                                                         bool channels_last) {
+  check_pixels("average_pool2d", "grad", grad);
+  TORCH_CHECK_VALUE(sizes.size() == 4 && kernel.size() == 2 && kernel[0] > 0 && kernel[1] > 0,
+                    "average_pool2d: sizes must be four numbers, and kernel two positive ones, got ", sizes, " and ",
+                    kernel);
+  const std::array<int64_t, 4> pooled{sizes[0], sizes[1], sizes[2] / kernel[0], sizes[3] / kernel[1]};
+  TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef(pooled), "average_pool2d: grad must have shape ",
+                    at::IntArrayRef(pooled), ", got ", grad.sizes());
   return {grad, sizes, kernel[0], kernel[1], channels_last};
 }
 

@@ -23,6 +23,13 @@ namespace {
 
 using at::Tensor;
 
+void check_x(const Tensor& x) {
+  check_pixels("bn_match", "x", x);
+  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(x.numel() > 0, "bn_match: x must not be empty, got shape ", x.sizes());
+}
+
 void check_given(const char* name, const Tensor& given, const Tensor& x) {
   TORCH_CHECK_VALUE(given.dim() == 1 && given.size(0) == x.size(1), "bn_match: ", name, " must have shape (C,) = (",
                     x.size(1), ",) to match x of shape ", x.sizes(), ", got ", given.sizes());
@@ -35,10 +42,7 @@ void check_given(const char* name, const Tensor& given, const Tensor& x) {
 
 BNMatch bn_match_arguments(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
                            std::string_view moment) {
-  check_pixels("bn_match", "x", x);
-  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
-                    x.sizes());
-  TORCH_CHECK_VALUE(x.numel() > 0, "bn_match: x must not be empty, got shape ", x.sizes());
+  check_x(x);
   check_given("mean", mean, x);
   check_given("var", var, x);
   const auto accumulator = accumulator_dtype(x);
@@ -52,8 +56,11 @@ BNMatch bn_match_arguments(const Tensor& x, const Tensor& mean, const Tensor& va
 }
 
 BNMatchBackward bn_match_backward_arguments(const Tensor& grad, const Tensor& x, const Tensor& coefficients) {
+  check_x(x);
+  const auto accumulator = accumulator_dtype(x);
   const auto [dense, layout] = with_channel_layout(x);
-  return {grad, dense, layout, coefficients};
+  return {checked_saved("bn_match", "grad", grad, {}, accumulator, x), dense, layout,
+          checked_saved("bn_match", "coefficients", coefficients, {3, x.size(1)}, accumulator, x)};
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {

@@ -30,6 +30,16 @@ inline void check_temperature(const char* op, double temperature) {
                     ": temperature must be positive and finite, got ", temperature);
 }
 
+// A tensor that an op handed to its backward op, or a gradient that arrives there. A kernel reads it without a check of
+// its own, so that it must be dense.
+inline at::Tensor checked_saved(const char* op, const char* name, const at::Tensor& t, at::IntArrayRef shape,
+                                at::ScalarType dtype, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(t.scalar_type() == dtype && t.sizes() == shape, op, ": ", name, " must be ", dtype, " of shape ",
+                    shape, ", got ", t.scalar_type(), " of shape ", t.sizes());
+  check_device(op, name, t, "x", x);
+  return t.contiguous();
+}
+
 // The dtype of sums and losses over pixels of x.
 inline at::ScalarType accumulator_dtype(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -36,6 +36,15 @@ void check_constants(const char* name, const Tensor& given, const Tensor& x) {
   check_device("frozen_bn_act", name, given, "x", x);
 }
 
+void check_like_x(const char* name, const OptionalTensor& t, const Tensor& x) {
+  if (!t || !t->defined()) return;
+  TORCH_CHECK_VALUE(t->sizes() == x.sizes(), "frozen_bn_act: ", name, " must have x's shape ", x.sizes(), ", got ",
+                    t->sizes());
+  TORCH_CHECK_VALUE(t->scalar_type() == x.scalar_type(), "frozen_bn_act: ", name, " must have x's dtype ",
+                    x.scalar_type(), ", got ", t->scalar_type());
+  check_device("frozen_bn_act", name, *t, "x", x);
+}
+
 void check(const Tensor& x, const Tensor& scale, const Tensor& shift, const OptionalTensor& residual) {
   check_pixels("frozen_bn_act", "x", x);
   TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5,
@@ -43,12 +52,7 @@ void check(const Tensor& x, const Tensor& scale, const Tensor& shift, const Opti
   TORCH_CHECK_VALUE(x.numel() > 0, "frozen_bn_act: x must not be empty, got shape ", x.sizes());
   check_constants("scale", scale, x);
   check_constants("shift", shift, x);
-  if (!residual || !residual->defined()) return;
-  TORCH_CHECK_VALUE(residual->sizes() == x.sizes(), "frozen_bn_act: residual must have x's shape ", x.sizes(), ", got ",
-                    residual->sizes());
-  TORCH_CHECK_VALUE(residual->scalar_type() == x.scalar_type(), "frozen_bn_act: residual must have x's dtype ",
-                    x.scalar_type(), ", got ", residual->scalar_type());
-  check_device("frozen_bn_act", "residual", *residual, "x", x);
+  check_like_x("residual", residual, x);
 }
 
 // An optional tensor in x's memory order, or undefined.
@@ -86,15 +90,17 @@ FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_
                                                      const OptionalTensor& residual, const Tensor& mean,
                                                      std::string_view activation, double negative_slope,
                                                      bool with_residual) {
-  const FrozenBNAct op = prepared(x, scale, shift, residual, activation, negative_slope);
-  const auto dense_or_undefined = [](const OptionalTensor& t) {
-    return t && t->defined() ? t->contiguous() : Tensor();
+  const FrozenBNAct op = frozen_bn_act_arguments(x, scale, shift, residual, activation, negative_slope);
+  const auto checked_or_undefined = [&](const char* name, const OptionalTensor& t) {
+    return t && t->defined() ? checked_saved("frozen_bn_act", name, *t, {x.size(1)}, accumulator_dtype(x), x)
+                             : Tensor();
   };
+  check_like_x("grad_y", grad_y, x);
   return {op,
           laid_out(grad_y, op.x, op.layout),
-          dense_or_undefined(grad_mean),
-          dense_or_undefined(grad_var),
-          mean,
+          checked_or_undefined("grad_mean", grad_mean),
+          checked_or_undefined("grad_var", grad_var),
+          checked_or_undefined("mean", mean),
           with_residual};
 }
 

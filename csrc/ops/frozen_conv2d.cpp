@@ -110,6 +110,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1) * groups,
                     "frozen_conv2d: x must have shape (N, C, H, W) with C = ", weight.size(1) * groups,
                     " to match weight of shape ", weight.sizes(), " and groups = ", groups, ", got ", x.sizes());
+  TORCH_CHECK_VALUE(weight.numel() > 0, "frozen_conv2d: weight must not be empty, got shape ", weight.sizes());
   TORCH_CHECK_VALUE(x.scalar_type() == weight.scalar_type(), "frozen_conv2d: weight must have x's dtype ",
                     x.scalar_type(), ", got ", weight.scalar_type());
   check_device("frozen_conv2d", "weight", weight, "x", x);
@@ -151,9 +152,32 @@ Tensor with_zeros_between(const Tensor& grad, IntArrayRef stride, int64_t height
   return wide;
 }
 
+// The gradient of the output, for an input of these sizes.
+void check_gradient(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, IntArrayRef stride,
+                    IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  check_pixels("frozen_conv2d", "grad", grad);
+  TORCH_CHECK_VALUE(weight.dim() == 4 && sizes.size() == 4 && groups > 0 && sizes[1] == weight.size(1) * groups,
+                    "frozen_conv2d: sizes must be (N, C, H, W) with C = groups times the second of weight's shape ",
+                    weight.sizes(), ", got ", sizes, " and groups = ", groups);
+  TORCH_CHECK_VALUE(weight.scalar_type() == grad.scalar_type(), "frozen_conv2d: weight must have grad's dtype ",
+                    grad.scalar_type(), ", got ", weight.scalar_type());
+  check_device("frozen_conv2d", "weight", weight, "grad", grad);
+  std::array<int64_t, 4> output{sizes[0], weight.size(0), 0, 0};
+  for (int64_t axis = 0; axis < 2; ++axis) {
+    TORCH_CHECK_VALUE(stride[axis] > 0 && dilation[axis] > 0 && padding[axis] >= 0,
+                      "frozen_conv2d: stride and dilation must be positive, and padding at least 0, got ", stride, ", ",
+                      dilation, " and ", padding);
+    const int64_t room = sizes[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.size(2 + axis) - 1) - 1;
+    output[2 + axis] = room < 0 ? 0 : room / stride[axis] + 1;
+  }
+  TORCH_CHECK_VALUE(grad.sizes() == IntArrayRef(output), "frozen_conv2d: grad must have shape ", IntArrayRef(output),
+                    ", got ", grad.sizes());
+}
+
 Tensor backward(const Tensor& grad, const Tensor& weight, IntArrayRef sizes, bool channels_last, IntArrayRef stride,
                 IntArrayRef padding, IntArrayRef dilation, int64_t groups, const OptionalTensor& adjoint_weight,
                 std::string_view adjoint_layout, std::string_view adjoint) {
+  check_gradient(grad, weight, sizes, stride, padding, dilation, groups);
   const Adjoint how = adjoint_from(adjoint);
   const auto format = channels_last ? kChannelsLast : at::MemoryFormat::Contiguous;
   const Tensor g = grad.contiguous(format);

@@ -33,7 +33,9 @@ ImagePrior image_prior_arguments(const Tensor& x, int64_t kernel_size, double si
 
 ImagePriorBackward image_prior_backward_arguments(const Tensor& grads, const Tensor& x, const Tensor& sums,
                                                   int64_t kernel_size, double sigma, bool per_image) {
-  return {image_prior_arguments(x, kernel_size, sigma, per_image), grads.contiguous(), sums};
+  const ImagePrior op = image_prior_arguments(x, kernel_size, sigma, per_image);
+  return {op, checked_saved("image_prior", "grads", grads, op.shape.losses(), accumulator_dtype(x), x),
+          checked_saved("image_prior", "sums", sums, {op.shape.groups(), kPriorSums}, at::kDouble, x)};
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {

@@ -38,13 +38,16 @@ JensenShannonBackward jensen_shannon_backward_arguments(const Tensor& grad, cons
                                                         const Tensor& other_logits, const Tensor& lse,
                                                         const Tensor& other_lse, double temperature,
                                                         std::string_view reduction) {
-  return {grad.contiguous(),
+  check(logits, other_logits, temperature);
+  const Reduction reduced = reduction_from("jensen_shannon", reduction);
+  const auto accumulator = accumulator_dtype(logits);
+  return {checked_saved("jensen_shannon", "grad", grad, reduced_shape(reduced, logits.size(0)), accumulator, logits),
           logits.contiguous(),
           other_logits.contiguous(),
-          lse,
-          other_lse,
+          checked_saved("jensen_shannon", "lse", lse, {logits.size(0)}, accumulator, logits),
+          checked_saved("jensen_shannon", "other_lse", other_lse, {logits.size(0)}, accumulator, logits),
           temperature,
-          reduction_from("jensen_shannon", reduction)};
+          reduced};
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {

@@ -5,6 +5,9 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
+
 #include "ops/backend.h"
 #include "ops/checks.h"
 
@@ -31,6 +34,8 @@ void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, In
   TORCH_CHECK_VALUE(x.dim() == 4 && weight.dim() == 4 && x.size(1) == weight.size(1),
                     "lane_conv2d: x must have shape (N, C, H, W) with C = ", weight.dim() == 4 ? weight.size(1) : 0,
                     " to match weight of shape ", weight.sizes(), ", got ", x.sizes());
+  TORCH_CHECK_VALUE(weight.size(0) > 0 && weight.size(1) > 0, "lane_conv2d: weight must not be empty, got shape ",
+                    weight.sizes());
   TORCH_CHECK_VALUE(weight.device() == x.device() && (!bias || bias->device() == x.device()),
                     "lane_conv2d: weight and bias must be on x's device ", x.device(), ", got ", weight.device());
   TORCH_CHECK_VALUE(!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0)),
@@ -40,6 +45,25 @@ void check(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, In
                     "lane_conv2d: weight and bias must have x's dtype ", x.scalar_type(), ", got ",
                     weight.scalar_type(), bias ? " and " : "", bias ? c10::toString(bias->scalar_type()) : "");
   check_padding(x.sizes(), weight.sizes(), padding);
+}
+
+// The gradient of the output, for an input and a weight of these shapes.
+void check_gradient(const Tensor& grad, IntArrayRef x, IntArrayRef weight, IntArrayRef padding) {
+  check_pixels("lane_conv2d", "grad", grad);
+  TORCH_CHECK_VALUE(
+      x.size() == 4 && weight.size() == 4 && x[1] == weight[1] && *std::min_element(x.begin(), x.end()) >= 0,
+      "lane_conv2d: x and weight must have shapes (N, C, H, W) and (K, C, h, w), got ", x, " and ", weight);
+  check_padding(x, weight, padding);
+  const std::array<int64_t, 4> output{x[0], weight[0], x[2] + 2 * padding[0] - weight[2] + 1,
+                                      x[3] + 2 * padding[1] - weight[3] + 1};
+  TORCH_CHECK_VALUE(grad.sizes() == IntArrayRef(output), "lane_conv2d: grad must have shape ", IntArrayRef(output),
+                    ", got ", grad.sizes());
+}
+
+void check_same(const char* name, const Tensor& t, const Tensor& grad) {
+  TORCH_CHECK_VALUE(t.scalar_type() == grad.scalar_type(), "lane_conv2d: ", name, " must have grad's dtype ",
+                    grad.scalar_type(), ", got ", t.scalar_type());
+  check_device("lane_conv2d", name, t, "grad", grad);
 }
 
 }  // namespace
@@ -52,13 +76,17 @@ LaneConv2d lane_conv2d_arguments(const Tensor& x, const Tensor& weight, const Op
 
 LaneConv2dInput lane_conv2d_input_arguments(const Tensor& grad, const Tensor& weight, IntArrayRef sizes,
                                             IntArrayRef padding) {
-  check_padding(sizes, weight.sizes(), padding);
+  TORCH_CHECK_VALUE(weight.dim() == 4, "lane_conv2d: weight must have shape (K, C, H, W), got ", weight.sizes());
+  check_gradient(grad, sizes, weight.sizes(), padding);
+  check_same("weight", weight, grad);
   return {grad, weight, sizes, padding};
 }
 
 LaneConv2dWeight lane_conv2d_weight_arguments(const Tensor& grad, const Tensor& x, IntArrayRef sizes,
                                               IntArrayRef padding) {
-  check_padding(x.sizes(), sizes, padding);
+  TORCH_CHECK_VALUE(x.dim() == 4, "lane_conv2d: x must have shape (N, C, H, W), got ", x.sizes());
+  check_gradient(grad, x.sizes(), sizes, padding);
+  check_same("x", x, grad);
   return {grad, x, sizes, padding};
 }
 

@@ -83,9 +83,12 @@ MatchStatisticsBackward match_statistics_backward_arguments(const Tensor& grad, 
                                                             TensorList target_means, TensorList target_variances,
                                                             const Tensor& sums, LayerWeights weights,
                                                             std::string_view distance, std::string_view moment) {
+  check(means, variances, target_means, target_variances, weights);
   const MatchStatistics op{layers_of(means, variances, target_means, target_variances, weights),
                            distance_from("match_statistics", distance), moment_from("match_statistics", moment)};
-  return {grad, op, sums};
+  const int64_t layers = static_cast<int64_t>(means.size());
+  return {checked_saved("match_statistics", "grad", grad, {}, means[0].scalar_type(), means[0]), op,
+          checked_saved("match_statistics", "sums", sums, {layers, 2}, at::kDouble, means[0])};
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {

@@ -3,7 +3,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <cstdint>
 #include <string_view>
+#include <vector>
 
 namespace exml {
 
@@ -14,6 +16,11 @@ inline Reduction reduction_from(const char* op, std::string_view name) {
   if (name == "mean") return Reduction::mean;
   if (name == "sum") return Reduction::sum;
   TORCH_CHECK_VALUE(false, op, ": reduction must be 'none', 'mean' or 'sum', got '", name, "'");
+}
+
+// The shape of the result.
+inline std::vector<int64_t> reduced_shape(Reduction reduction, int64_t rows) {
+  return reduction == Reduction::none ? std::vector<int64_t>{rows} : std::vector<int64_t>{};
 }
 
 // The factor with which a row's loss enters the result.

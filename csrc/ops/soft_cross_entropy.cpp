@@ -44,12 +44,16 @@ SoftCrossEntropy soft_cross_entropy_arguments(const Tensor& logits, const Tensor
 SoftCrossEntropyBackward soft_cross_entropy_backward_arguments(const Tensor& grad, const Tensor& logits,
                                                                const Tensor& target, const Tensor& lse,
                                                                double temperature, std::string_view reduction) {
-  return {grad.contiguous(),
-          logits.contiguous(),
-          prepared(target, logits),
-          lse,
-          temperature,
-          reduction_from("soft_cross_entropy", reduction)};
+  check(logits, target, temperature);
+  const Reduction reduced = reduction_from("soft_cross_entropy", reduction);
+  const auto accumulator = accumulator_dtype(logits);
+  return {
+      checked_saved("soft_cross_entropy", "grad", grad, reduced_shape(reduced, logits.size(0)), accumulator, logits),
+      logits.contiguous(),
+      prepared(target, logits),
+      checked_saved("soft_cross_entropy", "lse", lse, {logits.size(0)}, accumulator, logits),
+      temperature,
+      reduced};
 }
 
 TORCH_LIBRARY_FRAGMENT(exml, m) {

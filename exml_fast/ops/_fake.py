@@ -1,5 +1,9 @@
 """Helpers of the fake kernels."""
 
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
@@ -8,6 +12,40 @@ from torch._prims_common import suggest_memory_format
 def accumulator(x: Tensor) -> torch.dtype:
     """The dtype in which sums over ``x`` are formed and losses returned."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fake(op: str) -> Callable[[F], F]:
+    """Register the fake kernel of ``exml::op``, after a check that all tensors are on one device.
+
+    A tensor on "meta" among others would otherwise bring the others here, and the result would be memory without
+    values.
+    """
+
+    def register(kernel: F) -> F:
+        @functools.wraps(kernel)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            devices = {tensor.device for tensor in _tensors((*args, *kwargs.values()))}
+            if len(devices) > 1:
+                public = op.strip("_").removesuffix("_forward").removesuffix("_backward")
+                found = ", ".join(sorted(map(str, devices)))
+                raise ValueError(f"{public}: all tensors must be on one device, got {found}")
+            return kernel(*args, **kwargs)
+
+        torch.library.register_fake(f"exml::{op}")(checked)
+        return kernel
+
+    return register
+
+
+def _tensors(values: tuple[Any, ...] | list[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
 
 
 def check_device(op: str, names: str, x: Tensor, *others: Tensor | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from exml_fast.ops._fake import fake
+
 
 def jitter_flip(
     x: Tensor,
@@ -38,7 +40,7 @@ def jitter_flip(
     return torch.ops.exml.jitter_flip(x, shift, flip, dtype, memory_format, border)
 
 
-@torch.library.register_fake("exml::_jitter_flip")
+@fake("_jitter_flip")
 def _(
     x: Tensor,
     shift: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import check_device, empty_like, is_channels_last
+from exml_fast.ops._fake import check_device, empty_like, fake, is_channels_last
 
 Pair = tuple[int, int]
 
@@ -34,7 +34,7 @@ def lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: 
     return torch.ops.exml.lane_conv2d(x, weight, bias, padding)
 
 
-@torch.library.register_fake("exml::_lane_conv2d_forward")
+@fake("_lane_conv2d_forward")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
     check_device("lane_conv2d", "weight and bias", x, weight, bias)
     last = is_channels_last(x) or is_channels_last(weight)
@@ -42,13 +42,13 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
     return empty_like(x, (x.shape[0], weight.shape[0], *out), last)
 
 
-@torch.library.register_fake("exml::_lane_conv2d_input")
+@fake("_lane_conv2d_input")
 def _(grad: Tensor, weight: Tensor, sizes: list[int], padding: Pair) -> Tensor:
     last = is_channels_last(grad) or is_channels_last(weight)
     return empty_like(grad, sizes, last)
 
 
-@torch.library.register_fake("exml::_lane_conv2d_weight")
+@fake("_lane_conv2d_weight")
 def _(grad: Tensor, x: Tensor, sizes: list[int], padding: Pair) -> Tensor:
     return grad.new_empty(sizes)
 
@@ -71,7 +71,7 @@ def winograd_weights(weight: Tensor) -> Tensor:
     return torch.ops.exml.winograd_weights(weight)
 
 
-@torch.library.register_fake("exml::winograd_weights")
+@fake("winograd_weights")
 def _(weight: Tensor) -> Tensor:
     return weight.new_empty((-(-weight.shape[0] // 32), 6, 6, weight.shape[1], 32), dtype=torch.float32)
 
@@ -172,7 +172,7 @@ def frozen_conv2d(
     )  # fmt: skip
 
 
-@torch.library.register_fake("exml::_frozen_conv2d_forward")
+@fake("_frozen_conv2d_forward")
 def _(
     x: Tensor,
     weight: Tensor,
@@ -192,7 +192,7 @@ def _(
     return empty_like(x, out.shape, True) if forward_layout == "winograd" else out
 
 
-@torch.library.register_fake("exml::_frozen_conv2d_backward")
+@fake("_frozen_conv2d_backward")
 def _(
     grad: Tensor,
     weight: Tensor,

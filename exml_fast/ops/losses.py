@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import accumulator
+from exml_fast.ops._fake import accumulator, fake
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -31,13 +31,13 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
     return torch.ops.exml.soft_cross_entropy(logits, target, temperature, reduction)
 
 
-@torch.library.register_fake("exml::_soft_cross_entropy_forward")
+@fake("_soft_cross_entropy_forward")
 def _(logits: Tensor, target: Tensor, temperature: float, reduction: str) -> tuple[Tensor, Tensor]:
     dtype, rows = accumulator(logits), logits.shape[0]
     return logits.new_empty((rows,) if reduction == "none" else (), dtype=dtype), logits.new_empty((rows,), dtype=dtype)
 
 
-@torch.library.register_fake("exml::_soft_cross_entropy_backward")
+@fake("_soft_cross_entropy_backward")
 def _(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, temperature: float, reduction: str) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
@@ -70,7 +70,7 @@ def jensen_shannon(
     return torch.ops.exml.jensen_shannon(teacher_logits, student_logits, temperature, reduction)
 
 
-@torch.library.register_fake("exml::_jensen_shannon_forward")
+@fake("_jensen_shannon_forward")
 def _(
     teacher_logits: Tensor, student_logits: Tensor, temperature: float, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +79,7 @@ def _(
     return loss, teacher_logits.new_empty((rows,), dtype=dtype), teacher_logits.new_empty((rows,), dtype=dtype)
 
 
-@torch.library.register_fake("exml::_jensen_shannon_backward")
+@fake("_jensen_shannon_backward")
 def _(
     grad: Tensor,
     logits: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import accumulator
+from exml_fast.ops._fake import accumulator, fake
 
 
 def frozen_bn_act(
@@ -48,7 +48,7 @@ def frozen_bn_act(
     return torch.ops.exml.frozen_bn_act(x, scale, shift, residual, activation, negative_slope)
 
 
-@torch.library.register_fake("exml::_frozen_bn_act_forward")
+@fake("_frozen_bn_act_forward")
 def _(
     x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: str, negative_slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ def _(
     return torch.empty_like(x), mean, torch.empty_like(mean)
 
 
-@torch.library.register_fake("exml::_frozen_bn_act_backward")
+@fake("_frozen_bn_act_backward")
 def _(
     grad_y: Tensor | None,
     grad_mean: Tensor | None,

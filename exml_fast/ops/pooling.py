@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import empty_like, is_channels_last
+from exml_fast.ops._fake import empty_like, fake, is_channels_last
 
 
 def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -28,12 +28,12 @@ def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     return torch.ops.exml.average_pool2d(x, kernel)
 
 
-@torch.library.register_fake("exml::_average_pool2d_forward")
+@fake("_average_pool2d_forward")
 def _(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     out = (*x.shape[:2], x.shape[2] // kernel[0], x.shape[3] // kernel[1])
     return empty_like(x, out, is_channels_last(x))
 
 
-@torch.library.register_fake("exml::_average_pool2d_backward")
+@fake("_average_pool2d_backward")
 def _(grad: Tensor, sizes: list[int], kernel: tuple[int, int], channels_last: bool) -> Tensor:
     return empty_like(grad, sizes, channels_last)

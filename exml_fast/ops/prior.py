@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import accumulator
+from exml_fast.ops._fake import accumulator, fake
 
 
 def image_prior(
@@ -41,12 +41,12 @@ def image_prior(
     return tv_l1, tv_l2, blur, l2
 
 
-@torch.library.register_fake("exml::_image_prior_forward")
+@fake("_image_prior_forward")
 def _(x: Tensor, kernel_size: int, sigma: float, per_image: bool) -> tuple[Tensor, Tensor]:
     losses = x.new_empty((4, x.shape[0]) if per_image else (4,), dtype=accumulator(x))
     return losses, x.new_empty((x.shape[0] if per_image else 1, 10), dtype=torch.float64)
 
 
-@torch.library.register_fake("exml::_image_prior_backward")
+@fake("_image_prior_backward")
 def _(grads: Tensor, x: Tensor, sums: Tensor, kernel_size: int, sigma: float, per_image: bool) -> Tensor:
     return torch.empty_like(x)

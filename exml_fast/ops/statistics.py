@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import accumulator
+from exml_fast.ops._fake import accumulator, fake
 
 
 def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
@@ -38,13 +38,13 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
     return torch.ops.exml.bn_match(x, mean, var, distance, moment)
 
 
-@torch.library.register_fake("exml::_bn_match_forward")
+@fake("_bn_match_forward")
 def _(x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> tuple[Tensor, Tensor]:
     dtype = accumulator(x)
     return x.new_empty((), dtype=dtype), x.new_empty((3, x.shape[1]), dtype=dtype)
 
 
-@torch.library.register_fake("exml::_bn_match_backward")
+@fake("_bn_match_backward")
 def _(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -82,7 +82,7 @@ def match_statistics(
     return torch.ops.exml.match_statistics(means, variances, target_means, target_variances, weights, distance, moment)
 
 
-@torch.library.register_fake("exml::_match_statistics_forward")
+@fake("_match_statistics_forward")
 def _(
     means: Sequence[Tensor],
     variances: Sequence[Tensor],
@@ -95,7 +95,7 @@ def _(
     return means[0].new_empty(()), means[0].new_empty((len(means), 2), dtype=torch.float64)
 
 
-@torch.library.register_fake("exml::_match_statistics_backward")
+@fake("_match_statistics_backward")
 def _(
     grad: Tensor,
     means: Sequence[Tensor],

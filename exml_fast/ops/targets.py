@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from exml_fast.ops._fake import fake
+
 
 def dirichlet_targets(
     similarity: Tensor, classes: Tensor, betas: Tensor | float, generator: torch.Generator | None = None
@@ -36,6 +38,6 @@ def dirichlet_targets(
     return torch.ops.exml.dirichlet_targets(similarity, classes, betas, generator=generator)
 
 
-@torch.library.register_fake("exml::dirichlet_targets")
+@fake("dirichlet_targets")
 def _(similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return similarity.new_empty((classes.shape[0], similarity.shape[1]))
