@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import resource
 import sys
@@ -13,7 +14,7 @@ from typing import ClassVar, Self
 
 import torch
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "free_bytes"]
 
 
 class Meter:
@@ -55,6 +56,28 @@ class Meter:
     def _look(self) -> None:
         now = torch.cuda.max_memory_allocated(self._cuda) if self._cuda else _peak_bytes()
         self.peak_mb = max(self.peak_mb, now / 1e6)
+
+
+def free_bytes() -> int | None:
+    """Free memory of the CPU in bytes, within the limit of a container; None where the system does not report it."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux: all memory counts as free
+        meminfo = ""
+    found = re.search(r"MemAvailable:\s+(\d+)", meminfo)
+    if found is None:
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (OSError, ValueError):
+            return None
+    free = int(found[1]) * 1024
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - used, 0))
 
 
 def _reset_peak() -> None:

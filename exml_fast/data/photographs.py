@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -203,7 +202,7 @@ def _read(file: Path) -> Tensor:
         raise ValueError(f"photographs: there is no file {file}")
     try:
         picture = read_image(file, grey=False, size=None)
-    except (OSError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         raise ValueError(f"photographs: {file} is no image that can be read: {error}") from error
     return _checked(picture, f"photographs: {file}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from exml_fast.data.core50 import CLASS_NAMES, EVERY, is_core50, read_core50
-from exml_fast.data.image_files import IMAGE_SUFFIXES, read_image
+from exml_fast.data.image_files import IMAGE_SUFFIXES, open_image, read_image
+from exml_fast.data.npz import read_npz
 from exml_fast.data.spec import InputSpec
 from exml_fast.data.split import ImageData, Split
+from exml_fast.profiling import free_bytes
 from exml_fast.validation import nearest
 
 __all__ = ["NAMES", "load", "some_images"]
@@ -113,7 +116,7 @@ def some_images(source: str | os.PathLike[str], size: tuple[int, int], count: in
         raise ValueError(f"{path} holds no images: expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     found = []
     for i in torch.linspace(0, len(files) - 1, min(count, len(files))).long().tolist():
-        with Image.open(files[i]) as opened:
+        with open_image(files[i]) as opened:
             image = opened.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
         found.append(pil_to_tensor(image))
     return torch.stack(found)
@@ -172,14 +175,7 @@ def _as_32(data: Any) -> Tensor:
 
 
 def _npz(path: Path) -> ImageData:
-    with np.load(path, allow_pickle=False) as file:
-        for key in NPZ_KEYS:
-            if key not in file.files:
-                raise ValueError(f"{path}: {key!r} is missing, found {file.files}; expected {list(NPZ_KEYS)}")
-        try:
-            arrays = {key: file[key] for key in NPZ_KEYS}
-        except ValueError as error:
-            raise ValueError(f"{path}: the arrays must be plain numbers: {error}") from error
+    arrays = read_npz(path, NPZ_KEYS)
     splits = []
     for part in ("train", "test"):
         images = _npz_images(path, f"x_{part}", arrays[f"x_{part}"])
@@ -188,6 +184,8 @@ def _npz(path: Path) -> ImageData:
             raise ValueError(
                 f"{path}: 'y_{part}' must be integers of shape ({len(images)},), got {y.dtype} of shape {y.shape}"
             )
+        if y.dtype.kind == "u" and len(y) and int(y.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"{path}: 'y_{part}' must fit into int64, got {y.max()}")
         labels = torch.from_numpy(y.astype(np.int64))
         if len(labels) == 0 or int(labels.min()) < 0:
             raise ValueError(f"{path}: 'y_{part}' must hold at least one label, and none below 0")
@@ -198,9 +196,10 @@ def _npz(path: Path) -> ImageData:
             f"{path}: 'x_test' has images of shape {tuple(test.images.shape[1:])}, "
             f"'x_train' of {tuple(train.images.shape[1:])}"
         )
-    count = int(train.labels.max()) + 1
-    if missing := sorted(set(range(count)) - set(train.labels.tolist())):
-        raise ValueError(f"{path}: 'y_train' must use every label from 0 to {count - 1}; {missing[:5]} do not occur")
+    count, used = int(train.labels.max()) + 1, set(train.labels.tolist())
+    if len(used) < count:
+        missing = list(islice((label for label in range(count) if label not in used), 5))
+        raise ValueError(f"{path}: 'y_train' must use every label from 0 to {count - 1}; {missing} do not occur")
     if int(test.labels.max()) >= count:
         raise ValueError(
             f"{path}: 'y_test' has the label {int(test.labels.max())}, but 'y_train' only 0 to {count - 1}"
@@ -245,14 +244,20 @@ def _folder(path: Path, size: int | None) -> ImageData:
 
 
 def _first_is_grey(samples: list[tuple[str, int]]) -> bool:
-    with Image.open(samples[0][0]) as image:
-        return image.mode in ("1", "L", "I;16")
+    with open_image(samples[0][0]) as image:
+        return str(image.mode) in ("1", "L", "I;16")
 
 
 def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -> Split:
     images: list[Tensor] = []
+    room = free_bytes()
     for file, _ in samples:
         tensor = read_image(file, grey, size)
+        if not images and room is not None and 2 * len(samples) * tensor.nbytes > room:
+            raise ValueError(
+                f"{len(samples)} images like {file} need {2 * len(samples) * tensor.nbytes / 1e9:.1f} GB, and "
+                f"{room / 1e9:.1f} GB of memory are free; give a smaller size=..."
+            )
         if images and tensor.shape != images[0].shape:
             raise ValueError(
                 f"{file} is {tensor.shape[1]} x {tensor.shape[2]}, {samples[0][0]} is "

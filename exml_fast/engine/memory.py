@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import re
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.profiling import free_bytes
 
 __all__ = ["available_bytes", "require_memory", "required_bytes"]
 
@@ -61,26 +59,7 @@ def available_bytes(device: torch.device) -> int | None:
     """Free memory of ``device`` in bytes; None where the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return None
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-    except OSError:  # not Linux: all memory counts as free
-        meminfo = ""
-    found = re.search(r"MemAvailable:\s+(\d+)", meminfo)
-    if found is None:
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (OSError, ValueError):
-            return None
-    free = int(found[1]) * 1024
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, max(int(limit) - used, 0))
+    return free_bytes() if device.type == "cpu" else None
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
