@@ -14,6 +14,8 @@ from exml_fast.cli.generator import generator
 from exml_fast.cli.incremental import incremental
 from exml_fast.cli.invert import invert
 from exml_fast.cli.learn import demo, learn
+from exml_fast.cli.prune import prune
+from exml_fast.cli.quantize import quantize
 from exml_fast.cli.reproduce import reproduce_command, transfer
 from exml_fast.cli.synthesize import synthesize
 
@@ -51,6 +53,8 @@ app.command()(invert)
 app.command()(synthesize)
 app.command()(distill)
 app.command()(generator)
+app.command()(prune)
+app.command()(quantize)
 app.command()(learn)
 app.command()(incremental)
 app.command()(evaluate)

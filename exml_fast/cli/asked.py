@@ -121,7 +121,7 @@ class GeneratorRun:
     report: bool
 
 
-def public(run: InvertRun | DistillRun | GeneratorRun) -> dict[str, Any]:
+def public(run: Any) -> dict[str, Any]:
     """Settings for files of results: all options in one table, networks by name, without folders of this machine.
 
     "images" is the kind of random images, if they are drawn.

@@ -34,6 +34,8 @@ PRODUCTS = (
     "student",
     "generator",
     "learners",
+    "network",
+    "network.*",
     "images",
     "png",
 )

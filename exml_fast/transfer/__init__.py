@@ -25,7 +25,7 @@ from exml_fast.transfer.perturbation import (
 )
 from exml_fast.transfer.pool import Generation
 from exml_fast.transfer.pruning import LatencyTable, PruneResult, Pruning, prune
-from exml_fast.transfer.quantization import Quantization, QuantizeResult, load_quantized, quantize
+from exml_fast.transfer.quantization import Quantization, QuantizeResult, compiled, load_quantized, quantize
 from exml_fast.transfer.robustness import (
     Attack,
     RampedAttack,
@@ -34,6 +34,7 @@ from exml_fast.transfer.robustness import (
     attack_accuracies,
     pgd,
 )
+from exml_fast.transfer.speed import speed
 from exml_fast.transfer.zskd import ZSKD, transfer_set_sweep, zskd
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "adapt_by_rehearsal",
     "adversarial_training",
     "attack_accuracies",
+    "compiled",
     "distill",
     "diversity_loss",
     "export",
@@ -74,6 +76,7 @@ __all__ = [
     "pgd",
     "prune",
     "quantize",
+    "speed",
     "transfer_set_sweep",
     "tsne",
     "universal_perturbations",
