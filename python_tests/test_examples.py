@@ -136,6 +136,21 @@ def test_class_incremental_methods_are_in_order(
 
 
 @pytest.mark.slow
+def test_small_networks_still_read_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_pruning")
+    pytest.importorskip("torchao")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "compression.py"))
+    lines = capsys.readouterr().out.splitlines()
+    found = [float(match[1]) for line in lines if (match := re.search(r"([\d.]+)%", line))]
+    before, pruned, int8, learned = found
+    assert pruned > 80 and int8 > before - 1 and learned > before - 5
+    assert (tmp_path / "pruned.pt").is_file() and (tmp_path / "int8" / "card.json").is_file()
+
+
+@pytest.mark.slow
 def test_random_images_are_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exml_fast.reproduction import adapt, delegator, incremental, perturb, robustness, stream, zskd
+from exml_fast.reproduction import adapt, delegator, incremental, perturb, prune, robustness, stream, zskd
 from exml_fast.reproduction.lab import Lab
 from exml_fast.reproduction.outcome import Context, Outcome, StreamContext
 from exml_fast.reproduction.preset import Preset
@@ -60,6 +60,7 @@ class StreamTask:
 TASKS: dict[str, Task | OtherTask] = {
     "delegator": OtherTask(delegator.run, delegator.check),
     "incremental": OtherTask(incremental.run, incremental.check),
+    "prune": OtherTask(prune.run, prune.check),
     "zskd": Task(zskd.Zskd, zskd.run, zskd.require_sizes),
     "robustness": Task(robustness.Robustness, robustness.run),
     "adapt": Task(adapt.Adapt, adapt.run, adapt.open_target),
