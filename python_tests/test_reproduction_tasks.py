@@ -132,5 +132,5 @@ def test_no_task_needs_the_command_line() -> None:
         "print(sorted(TASKS), sorted(STREAM_TASKS), any(name.startswith('exml_fast.cli') for name in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    tasks = "['adapt', 'delegator', 'incremental', 'perturb', 'robustness', 'zskd']"
+    tasks = "['adapt', 'delegator', 'incremental', 'perturb', 'prune', 'robustness', 'zskd']"
     assert found.strip() == f"{tasks} ['learn', 'sweep', 'table'] False"
