@@ -12,7 +12,11 @@ DIST_ENV    := $(BUILD_DIR)/dist-env
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
-.PHONY: demo test bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
+# Hostile files, bad commands, kills and faults: hours, and ten minutes with SHORT=1. Another call continues.
+faults: $(VENV)/.installed
+	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
+
+.PHONY: demo test faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

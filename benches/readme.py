@@ -584,6 +584,23 @@ def time_to_accuracy(path: Path) -> str:
     )
 
 
+def reliability(path: Path) -> str:
+    """Cases of each test, and the longest and largest process."""
+    results = load_json(path)
+    rows = [
+        [
+            row["test"],
+            f"{row['tried']:,}",
+            f"{row['failed']:,}",
+            number(row["worst_seconds"]),
+            number(row["worst_mb"], 0),
+        ]
+        for row in results["rows"]
+    ]
+    header = ["test", "tried", "failed", "longest process, s", "most memory over the base, MB"]
+    return table(header, rows) + "\n\n" + source(path, results)
+
+
 def judged_quality(path: Path) -> str:
     """Time and agreement of the published-style loop and of ours."""
     results = load_json(path)
@@ -720,6 +737,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         (f"time-to-accuracy-{name}.json", time_to_accuracy)
         for name in ("cifar10", *(f"cifar10-{pair}" for pair in PAIRS), "tiny-imagenet100")
     ],
+    "reliability": [("reliability.json", reliability)],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
     "merging": [
@@ -750,6 +768,7 @@ FILES = {
     "docs/ex_model.md": ["strategies", "merging", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
+    "docs/reliability.md": ["reliability"],
     "docs/engine.md": ["precision", "inversion-2-threads", "all-ops"],
 }
 

@@ -18,7 +18,7 @@ ERROR, INTERRUPTED = 2, 130
 # Greatest length of an error; the texts of files may be part of it.
 LINE = 2000
 # Begins the error of an exception that is no message for users.
-UNEXPECTED = "unexpected"
+UNEXPECTED = "internal error:"
 
 
 class Guard:
