@@ -16,6 +16,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import cluster_cost
+
 from exml_fast.continual import METHODS
 from exml_fast.data import SOURCES
 from exml_fast.report.charts import save_curves
@@ -698,6 +700,9 @@ def student(path: Path) -> str:
 
 
 TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
+    "faults": [("cluster.json", lambda path: cluster_cost.fault_table(load_json(path)["rows"]))],
+    "cost": [("cluster.json", lambda path: cluster_cost.cost_table(load_json(path)["rows"]))],
+    "limits": [("cluster.json", lambda path: cluster_cost.first_limits(load_json(path)["rows"]))],
     "headlines": [("", headlines)],
     "speed": [("inversion-cuda.json", fastest), ("inversion-cpu.json", fastest)],
     "results": [
@@ -763,6 +768,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
 }
 FILES = {
     "README.md": ["judged-headline", "headlines", "speed", "ops"],
+    "docs/scale.md": ["faults", "cost", "limits"],
     "docs/results.md": ["results", "images", "inversion"],
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
     "docs/ex_model.md": ["strategies", "merging", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],

@@ -1,0 +1,137 @@
+"""The cost of 1.2 million ImageNet images on many GPUs, from the measured parts in ``benches/results/cluster.json``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["cost_rows", "cost_table", "fault_table", "first_limits"]
+
+IMAGES = 1_200_000
+WORKERS = (1, 64, 1024)
+IMAGES_A_SHARD = 84  # the batch of the recipes
+# NVIDIA's data sheet: dense bfloat16 products of an H200 SXM a second, and the share of them that is assumed for a GPU
+# on which nothing was measured.
+H200_FLOPS, ASSUMED_SHARE = 989e12, 0.25
+
+Row = dict[str, Any]
+
+
+def devices(rows: list[Row]) -> list[tuple[str, str, float, int]]:
+    """Device, recipe, seconds an image and bytes an image: measured ones, and an H200 estimated from the products."""
+    found = []
+    for row in (row for row in rows if row["part"] == "images"):
+        name = f"{row['threads']} CPU core" if row["device"] == "cpu" else row["device"]
+        found.append((f"{name}, measured", row["recipe"], row["seconds_an_image"], row["bytes_an_image"]))
+        if row["device"] == "cpu" and not any("H200" in str(other.get("device")) for other in rows):
+            estimate = row["flops_an_image"] / (H200_FLOPS * ASSUMED_SHARE)
+            found.append(("H200, estimated", row["recipe"], estimate, row["bytes_an_image"]))
+    return sorted(found, key=lambda device: device[0])
+
+
+def cost_rows(rows: list[Row]) -> list[Row]:
+    """Hours, device-hours, and load of driver and storage for each device, recipe and number of workers.
+
+    A worker makes its share of the shards, ceil(shards / workers), one after another, and waits for each task to be
+    placed. The driver places the tasks of all workers, and enters their shards, one after another. Starting the workers
+    and one resumption are added.
+    """
+    parts = {row["part"]: row for row in rows}
+    overhead, manifest = parts["overhead"], parts["manifest"]
+    shards = math.ceil(IMAGES / IMAGES_A_SHARD)
+    task = overhead["milliseconds_a_task"] / 1e3
+    serial = shards * (task + manifest["microseconds_to_add"] / 1e6)
+    resume = manifest["seconds_to_resume"] * shards / manifest["entries"]
+    costs = []
+    for device, recipe, seconds, size in devices(rows):
+        shard = IMAGES_A_SHARD * seconds
+        for workers in WORKERS:
+            work = math.ceil(shards / workers) * (shard + task)
+            wall = overhead["seconds_to_start_a_worker"] + max(work, serial) + resume
+            costs.append({
+                "device": device, "recipe": recipe, "workers": workers, "shards": shards, "shard_seconds": shard,
+                "hours": wall / 3600, "device_hours": workers * wall / 3600,
+                "overhead_percent": 100 * (wall / (IMAGES * seconds / workers) - 1),
+                "driver_percent": 100 * serial / wall, "megabytes_a_second": IMAGES * size / 1e6 / wall,
+                "gigabytes": IMAGES * size / 1e9, "largest_cluster": math.floor(shard * shards / serial),
+                "resume_seconds": resume,
+            })  # fmt: skip
+    return costs
+
+
+def cost_table(rows: list[Row]) -> str:
+    """Markdown: a line for each device, recipe and number of workers."""
+    lines = [
+        "| device | recipe | workers | a shard | wall-clock | device-hours | overhead | driver busy | written |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cost in cost_rows(rows):
+        lines.append(
+            f"| {cost['device']} | `{cost['recipe'].rpartition('/')[2]}` | {cost['workers']:,} | "
+            f"{cost['shard_seconds']:,.1f} s | {cost['hours']:,.2f} h | {cost['device_hours']:,.1f} | "
+            f"{cost['overhead_percent']:.1f} % | {cost['driver_percent']:.2g} % | "
+            f"{cost['megabytes_a_second']:,.2g} MB/s |"
+        )
+    return "\n".join(lines)
+
+
+def first_limits(rows: list[Row]) -> str:
+    """Markdown: what breaks first, in the order in which it does."""
+    costs = [cost for cost in cost_rows(rows) if cost["workers"] == max(WORKERS)]
+    fast = min(costs, key=lambda cost: cost["shard_seconds"])
+    parts = {row["part"]: row for row in rows}
+    manifest, overhead = parts["manifest"], parts["overhead"]
+    start = overhead["seconds_to_start_a_worker"]
+    share = math.ceil(fast["shards"] / fast["workers"])
+    return "\n".join([
+        f"1. **Starting workers and the last round.** On {fast['workers']:,} workers of the fastest row a worker makes "
+        f"{share} shards of {fast['shard_seconds']:.1f} s. Starting a worker took {start:.1f} s here, and all wait for "
+        f"the last shard: the overhead is {fast['overhead_percent']:.1f} %. Smaller shards shorten the last round.",
+        f"2. **Storage.** The images are {fast['gigabytes']:.0f} GB in {fast['shards']:,} files, written at "
+        f"{fast['megabytes_a_second']:,.0f} MB/s there.",
+        f"3. **The driver.** A task costs {overhead['milliseconds_a_task']:.1f} ms, so one driver feeds about "
+        f"{fast['largest_cluster']:,} such workers. Several jobs, each with a driver of its own, come after that.",
+        f"4. **The manifest.** {manifest['entries']:,} entries open in {manifest['seconds_to_open']:.1f} s and resume "
+        f"in {manifest['seconds_to_resume']:.1f} s; this job has {fast['shards']:,}.",
+    ])  # fmt: skip
+
+
+def fault_table(rows: list[Row]) -> str:
+    """Markdown: what was tried, and what came of it."""
+    parts = {row["part"]: row for row in rows}
+    lines = ["| test | result |", "| --- | --- |"]
+    if (row := parts.get("chaos")) is not None:
+        lines.append(
+            f"| {row['shards']} shards on {row['nodes']} Ray nodes, {row['nodes_killed']} times a node killed (SIGKILL "
+            f"of raylet and workers, {row['processes_killed']} processes, one every "
+            f"{row['seconds_between_kills']:g} s) | "
+            f"lost {row['lost']}, entered twice {row['entered_twice']}, with other bytes than in one process "
+            f"{row['different_bytes']} |"
+        )
+        lines.append(
+            f"| driver killed with {row['finished_when_driver_was_killed']} shards finished, and resumed | finished "
+            f"shards made again: {row['made_twice_after_driver']} |"
+        )
+    if (row := parts.get("overhead")) is not None:
+        lines.append(
+            f"| Ray beside the shard, {row['tasks']:,} tasks | {row['milliseconds_a_task']:.2f} ms a task, "
+            f"{row['percent_of_ten_seconds']:.3f} % of ten seconds |"
+        )
+    if (row := parts.get("manifest")) is not None:
+        lines.append(
+            f"| manifest of {row['entries']:,} shards | opens in {row['seconds_to_open']:.1f} s, resumes in "
+            f"{row['seconds_to_resume']:.1f} s |"
+        )
+    if (row := parts.get("torchrun")) is not None:
+        same = "the same bytes as an unkilled run" if row["equal"] else "other bytes than an unkilled run"
+        lines.append(
+            f"| torchrun, {row['ranks']} gloo ranks, one killed after step {row['killed_at']} of {row['steps']} | "
+            f"first report after the restart at step {row['went_on_before']}; student has {same} |"
+        )
+    if (row := parts.get("catalogue")) is not None:
+        lines.append(
+            f"| catalogue of {row['experts']:,} experts | first list {row['seconds_first_list']:.1f} s, list "
+            f"{row['seconds_list']:.1f} s, find {row['seconds_find']:.1f} s, first verification "
+            f"{row['seconds_first_verify']:.0f} s, verification {row['seconds_verify']:.1f} s |"
+        )
+    return "\n".join(lines)
