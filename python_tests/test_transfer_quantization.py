@@ -209,7 +209,10 @@ def test_a_file_gives_the_same_network(
 ) -> None:
     result = quantize(taught, images, spec=SPEC, bits=bits, float_layers=count, **FEW, **QUICK)
     result.save(tmp_path / "small")
-    loaded = load_quantized(tmp_path / "small", Small())
+    fresh = Small()
+    before = everything(fresh)
+    loaded = load_quantized(tmp_path / "small", fresh)
+    assert unchanged(before, fresh)
     with torch.no_grad():
         assert torch.equal(loaded(images), result.model(images))
     size = (tmp_path / "small" / "model.safetensors").stat().st_size
