@@ -87,7 +87,7 @@ def incremental(
         int,
         typer.Option(min=0, help="Test on so many training images of each class instead, to choose settings."),
     ] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds; rows hold mean and deviation.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     device: Device = "cpu",
     threads: Threads = None,

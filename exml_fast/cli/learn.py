@@ -114,7 +114,7 @@ def learn(
     argument: ArchitectureArgument = None,
     epochs: Epochs = None,
     expert_lr: Annotated[float, typer.Option(help="Learning rate of the experts.")] = 0.01,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds; rows hold mean and deviation.")] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,

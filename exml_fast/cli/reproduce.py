@@ -30,7 +30,7 @@ IMPRESSIONS = "What learned from impressions has not seen the teacher's training
 
 transfer = typer.Typer(help="Experiments with the impressions of a network (Nayak 2021).", no_args_is_help=True)
 
-Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds; rows hold mean and deviation.")]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Number of seeds; rows hold mean and deviation.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="The first seed.")]
 Set = Annotated[
     list[str] | None,

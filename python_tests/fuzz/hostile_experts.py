@@ -218,6 +218,11 @@ def random_field(card: Card, chance: random.Random) -> None:
     where[key] = chance.choice([*NUMBERS, *TEXTS, SPEC, [chance.choice(NUMBERS)] * chance.randrange(1, 5)])
 
 
+def several_fields(card: Card, chance: random.Random) -> None:
+    for _ in range(3):
+        random_field(card, chance)
+
+
 def architecture(card: Card, chance: random.Random, at: int | None = None) -> None:
     card["architecture"], card["arguments"] = chance.choice(ARCHITECTURES) if at is None else ARCHITECTURES[at]
 
@@ -289,7 +294,7 @@ CASES: dict[str, Case] = {
     },
     "random field": card_with(random_field),
     "random arguments": card_with(random_arguments),
-    "several fields": card_with(lambda card, chance: [random_field(card, chance) for _ in range(3)] is None),
+    "several fields": card_with(several_fields),
     "size": card_with(size),
     "std": card_with(lambda card, _: card["input_spec"].update(std=[5e-324] * 3)),
     "version": card_with(lambda card, _: card.update(format_version=True)),

@@ -1,4 +1,4 @@
-"""Random cards, headers, presets and command lines. EXML_FUZZ=2000 tries as many of each; the default is short."""
+"""Random cards, headers, presets and command lines. EXML_EXAMPLES=2000 tries as many of each; the default is short."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -27,8 +27,7 @@ from exml_fast.reading import parse_json
 from exml_fast.reproduction.runner import check, load_preset
 from exml_fast.storage import tensor_header
 
-EXAMPLES = int(os.environ.get("EXML_FUZZ", "25"))
-short = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("EXML_EXAMPLES", "25"))
 counter = itertools.count()
 
 scalars = st.sampled_from([*NUMBERS, *TEXTS]) | st.integers() | st.floats() | st.text(max_size=20) | st.booleans()
@@ -49,26 +48,22 @@ def refused_or_read(call: Any) -> None:
         assert len(str(error)) < 5000
 
 
-@short
 @given(st.dictionaries(st.sampled_from([*good()[1], "other"]), values, max_size=4))
 def test_cards(changes: dict[str, Any]) -> None:
     refused_or_read(lambda: Card.from_dict(good()[1] | {"sha256": "0"} | changes))
 
 
-@short
 @given(st.dictionaries(st.sampled_from(["channels", "size", "mean", "std"]), values, max_size=4))
 def test_input_specifications(changes: dict[str, Any]) -> None:
     card = good()[1]
     refused_or_read(lambda: Card.from_dict(card | {"input_spec": card["input_spec"] | changes}))
 
 
-@short
 @given(st.dictionaries(st.text(string.ascii_letters, min_size=1, max_size=5), values, max_size=4))
 def test_arguments(arguments: dict[str, Any]) -> None:
     refused_or_read(lambda: require_modest(arguments))
 
 
-@short
 @given(st.text(max_size=60) | values.map(lambda value: json.dumps(value)))
 def test_json(text: str) -> None:
     refused_or_read(lambda: parse_json(text))
@@ -83,7 +78,6 @@ tensor = st.fixed_dictionaries(
 )
 
 
-@short
 @given(
     st.dictionaries(st.text(max_size=6), tensor | values, max_size=4).map(lambda h: json.dumps(h).encode())
     | st.binary(),
@@ -106,7 +100,6 @@ PLACES = ["task", "data", "other", "student", "student.architecture", "teacher",
 PLACES += ["impressions", "impressions.count", "impressions.recipe", "impressions.lr", "distillation.steps", "a.b.c"]
 
 
-@short
 @given(st.dictionaries(st.sampled_from(PLACES), values, max_size=3))
 def test_presets(changes: dict[str, Any]) -> None:
     refused_or_read(lambda: check(load_preset("digits/zskd", changes)))
