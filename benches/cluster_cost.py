@@ -68,11 +68,15 @@ def cost_table(rows: list[Row]) -> str:
     for cost in cost_rows(rows):
         lines.append(
             f"| {cost['device']} | `{cost['recipe'].rpartition('/')[2]}` | {cost['workers']:,} | "
-            f"{cost['shard_seconds']:,.1f} s | {cost['hours']:,.2f} h | {cost['device_hours']:,.1f} | "
-            f"{cost['overhead_percent']:.1f} % | {cost['driver_percent']:.2g} % | "
-            f"{cost['megabytes_a_second']:,.2g} MB/s |"
+            f"{cost['shard_seconds']:,.1f} s | {_time(cost['hours'])} | {cost['device_hours']:,.1f} | "
+            f"{cost['overhead_percent']:.1f} % | {cost['driver_percent']:.1f} % | "
+            f"{cost['megabytes_a_second']:,.1f} MB/s |"
         )
     return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def first_limits(rows: list[Row]) -> str:

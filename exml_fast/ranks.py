@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Ranks:
             lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
             if self.count == 1 or not lost:
                 raise
+            _ignore_further_signals()
             raise SystemExit(TERMINATED) from error
 
     def wait(self) -> None:
@@ -114,4 +116,11 @@ def started() -> Iterator[Ranks]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    _ignore_further_signals()
     raise SystemExit(TERMINATED)
+
+
+def _ignore_further_signals() -> None:
+    """This process ends already: a SIGTERM of torchrun must not interrupt the writing of the checkpoint."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -60,7 +60,7 @@ def test_lists_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     bench = importlib.import_module("cluster")
     row = bench.manifest(tmp_path, 1500)
     assert row["entries"] == 1500 and row["seconds_to_open"] < 5 and row["seconds_to_resume"] < 10
-    bench.write(tmp_path / "rows.json", [row], "cpu")
-    bench.write(tmp_path / "rows.json", [row | {"entries": 2}], "cpu")
+    bench.write(tmp_path / "rows.json", [row], "cpu", "manifest")
+    bench.write(tmp_path / "rows.json", [row | {"entries": 2}], "cpu", "manifest")
     stored = bench.load_json(tmp_path / "rows.json")
     assert [each["entries"] for each in stored["rows"]] == [2] and stored["machine"]
