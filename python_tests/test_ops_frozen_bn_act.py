@@ -161,6 +161,17 @@ def test_nan_stays_in_its_channel(device: str, layout: str) -> None:
         assert statistic.isnan().nonzero().tolist() == [[3]]
 
 
+def test_nan_stays_at_its_pixel_where_statistics_are_unused(device: str) -> None:
+    x = torch.randn(2, 4, 5, 5, device=device)
+    x[1, 3, 2, 2] = float("nan")
+    x.requires_grad_()
+    y, mean, _ = ops.frozen_bn_act(x, torch.ones(4, device=device), torch.zeros(4, device=device), None, "silu")
+    (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    assert gradient.isnan().nonzero().tolist() == [[1, 3, 2, 2]]
+    (gradient,) = torch.autograd.grad(y.nansum() + mean.sum(), x)
+    assert gradient[:, :3].isfinite().all()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_no_cancellation_far_from_zero(device: str, layout: str) -> None:
     """E[x²] − E[x]² in float32 would leave nothing of a variance of 1 at a mean of 10⁴."""

@@ -1,5 +1,6 @@
 #include "ops/frozen_bn_act.h"
 
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "ops/checks.h"
@@ -96,11 +97,14 @@ FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_
                              : Tensor();
   };
   check_like_x("grad_y", grad_y, x);
+  const Tensor checked_mean = checked_or_undefined("mean", mean);
+  // Without a gradient of the statistics the mean is not needed: one NaN pixel must not reach all others by it.
+  const bool of_statistics = (grad_mean && grad_mean->defined()) || (grad_var && grad_var->defined());
   return {op,
           laid_out(grad_y, op.x, op.layout),
           checked_or_undefined("grad_mean", grad_mean),
           checked_or_undefined("grad_var", grad_var),
-          checked_or_undefined("mean", mean),
+          of_statistics ? checked_mean : at::zeros_like(checked_mean),
           with_residual};
 }
 
