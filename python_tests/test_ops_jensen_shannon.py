@@ -37,6 +37,19 @@ def test_matches_reference(device: str, shape: tuple[int, int], reduction: str, 
     check((torch.randn(2, *shape, dtype=torch.float64, device=device) * 4).to(dtype), 2.0, reduction)
 
 
+@pytest.mark.parametrize(("size", "temperature"), [(30.0, 0.05), (1000.0, 1.0), (3000.0, 3.0)])
+def test_large_logits_lose_nothing(device: str, size: float, temperature: float) -> None:
+    """The classes that matter are near each other, far from zero: their differences are exact."""
+    near = torch.randn(2, 64, 10, dtype=torch.float64, device=device) * temperature
+    z = (near + torch.randn(2, 64, 1, dtype=torch.float64, device=device) * size).float().requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    loss = ops.jensen_shannon(z[0], z[1], temperature, "none")
+    expected = reference.jensen_shannon(exact[0], exact[1], temperature, "none")
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-6)
+    (found,), (wanted,) = torch.autograd.grad(loss.sum(), z), torch.autograd.grad(expected.sum(), exact)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-6
+
+
 shapes_and_values = {
     "rows": st.integers(1, 40),
     "classes": st.integers(2, 70),

@@ -46,6 +46,21 @@ def test_matches_reference(device: str, shape: tuple[int, int], reduction: str, 
     check(logits, targets(kind, *shape, device), 2.0, reduction)
 
 
+@pytest.mark.parametrize("kind", ["indices", "soft"])
+@pytest.mark.parametrize(("size", "temperature"), [(30.0, 0.05), (1000.0, 1.0), (1e5, 10.0)])
+def test_large_logits_lose_nothing(device: str, kind: str, size: float, temperature: float) -> None:
+    """The classes that matter are near each other, far from zero: their differences are exact."""
+    near = torch.randn(64, 10, dtype=torch.float64, device=device) * temperature
+    z = (near + torch.randn(64, 1, dtype=torch.float64, device=device) * size).float().requires_grad_()
+    target, exact = targets(kind, 64, 10, device), z.detach().double().requires_grad_()
+    loss = ops.soft_cross_entropy(z, target, temperature, "none")
+    precise = target if kind == "indices" else target.double()
+    expected = reference.soft_cross_entropy(exact, precise, temperature, "none")
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=2e-6)
+    (found,), (wanted,) = torch.autograd.grad(loss.sum(), z), torch.autograd.grad(expected.sum(), exact)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 2e-6
+
+
 @given(
     rows=st.integers(1, 40),
     classes=st.integers(2, 70),

@@ -2,11 +2,17 @@
 // its own half_log_mean_exp. V: scalar or vector of A. p and q are the two probabilities of a class, and m = (p + q)
 // / 2.
 
-// (log q - log p) / 2 from logits over temperature; shift: half of q's log-sum-exp less p's. Halves do not
-// overflow: they, and everything computed from them, are finite wherever the logits are.
+// Half of (logit - top) / temperature, top being the row's largest logit. Differences of large logits lose nothing, and
+// halves do not overflow: they, and everything computed from them, are finite wherever the logits are.
 template <typename V, typename A>
-EXML_HD V half_log_odds(V logit_p, V logit_q, A shift) {
-  return (logit_q * A(0.5) - logit_p * A(0.5)) - shift;
+EXML_HD V half_below_top(V logit, A top, A scale) {
+  return (logit * A(0.5) - top * A(0.5)) * scale;
+}
+
+// (log q - log p) / 2 from what half_below_top gives; shift: half of q's log-sum-exp less p's.
+template <typename V, typename A>
+EXML_HD V half_log_odds(V half_p, V half_q, A shift) {
+  return (half_q - half_p) - shift;
 }
 
 // log(p / m) / 2 and log(q / m) / 2. Nothing overflows, and nothing is lost where p is nearly q.

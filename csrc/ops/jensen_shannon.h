@@ -11,7 +11,7 @@
 namespace exml {
 
 // The arguments of a forward kernel: both logits (N, K), contiguous, of one dtype. It returns the loss, (N,) or a
-// scalar, and the log-sum-exps of teacher_logits / temperature and of student_logits / temperature (N,), all in the
+// scalar, and for both logits the log-sum-exp of (logits - the largest of the row) / temperature (N,), all in the
 // accumulator's dtype.
 struct JensenShannon {
   at::Tensor teacher_logits, student_logits;

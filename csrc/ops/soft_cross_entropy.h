@@ -10,8 +10,8 @@
 namespace exml {
 
 // The arguments of a forward kernel: logits (N, K), contiguous; target (N,) int64, or (N, K) in the accumulator's
-// dtype, contiguous. It returns the loss, (N,) or a scalar, and the log-sum-exp of logits / temperature (N,), both in
-// the accumulator's dtype.
+// dtype, contiguous. It returns the loss, (N,) or a scalar, and the log-sum-exp of (logits - the largest of the row) /
+// temperature (N,), both in the accumulator's dtype.
 struct SoftCrossEntropy {
   at::Tensor logits, target;
   double temperature;

@@ -75,7 +75,7 @@ std::vector<double> log_softmax(const std::vector<double>& z, double& lse) {
   double top = z[0], total = 0;
   for (const double x : z) top = std::fmax(top, x);
   for (const double x : z) total += std::exp(x - top);
-  lse = top + std::log(total);
+  lse = std::log(total);
   std::vector<double> result;
   for (const double x : z) result.push_back(x - top - std::log(total));
   return result;

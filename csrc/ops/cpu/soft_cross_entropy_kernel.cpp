@@ -33,15 +33,16 @@ std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
     at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const auto* row = z + n * classes;
-        row_lses[n] = EXML_CPU_CALL(row_lse, row, classes, scale);
+        const A top = EXML_CPU_CALL(row_top, row, classes);
+        row_lses[n] = EXML_CPU_CALL(row_lse, row, classes, top, scale);
         if (soft) {
           row_losses[n] =
-              EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, scale, row_lses[n]);
+              EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, top, scale, row_lses[n]);
         } else {
           const int64_t k = target.const_data_ptr<int64_t>()[n];
           TORCH_CHECK_INDEX(k >= 0 && k < classes, "soft_cross_entropy: target must be in [0, ", classes, "), got ", k,
                             " at row ", n);
-          row_losses[n] = row_lses[n] - widen(row[k]) * scale;
+          row_losses[n] = row_lses[n] - (widen(row[k]) - top) * scale;
         }
       }
     });
@@ -66,11 +67,12 @@ Tensor backward(const SoftCrossEntropyBackward& arguments) {
       for (int64_t n = begin; n < end; ++n) {
         const T* row = z + n * classes;
         const A pull = share * pulls[reduction == Reduction::none ? n : 0];
+        const A top = EXML_CPU_CALL(row_top, row, classes);
         const A* row_target = soft ? target.const_data_ptr<A>() + n * classes : nullptr;
-        EXML_CPU_CALL(row_gradient, row, row_target, classes, scale, row_lses[n], pull, result + n * classes);
+        EXML_CPU_CALL(row_gradient, row, row_target, classes, top, scale, row_lses[n], pull, result + n * classes);
         if (!soft) {
           const int64_t k = target.const_data_ptr<int64_t>()[n];
-          narrow(pull * (std::exp(widen(row[k]) * scale - row_lses[n]) - A(1)), result[n * classes + k]);
+          narrow(pull * (std::exp((widen(row[k]) - top) * scale - row_lses[n]) - A(1)), result[n * classes + k]);
         }
       }
     });

@@ -18,13 +18,15 @@ __global__ void __launch_bounds__(kThreads, 1)
                 count = n < rows ? classes : 0;  // a group without a row takes part in the barriers
   const int lane = threadIdx.x % kGroup;
   const T *p_row = teacher + n * classes, *q_row = student + n * classes;
-  const A p_lse = row_lse<kGroup>(p_row, count, scale, shared), q_lse = row_lse<kGroup>(q_row, count, scale, shared);
+  const A p_top = row_top<kGroup>(p_row, count, shared), q_top = row_top<kGroup>(q_row, count, shared);
+  const A p_lse = row_lse<kGroup>(p_row, count, p_top, scale, shared),
+          q_lse = row_lse<kGroup>(q_row, count, q_top, scale, shared);
   const A shift = q_lse / 2 - p_lse / 2;
   A js = 0;
 #pragma unroll 2
   for (int64_t k = lane; k < count; k += kGroup) {
-    const A z = widen(p_row[k]) * scale, y = widen(q_row[k]) * scale;
-    js += divergence(std::exp(z - p_lse), std::exp(y - q_lse), half_log_odds(z, y, shift));
+    const A z = half_below_top(widen(p_row[k]), p_top, scale), y = half_below_top(widen(q_row[k]), q_top, scale);
+    js += divergence(std::exp(z + z - p_lse), std::exp(y + y - q_lse), half_log_odds(z, y, shift));
   }
   js = group_reduce<kGroup>(js, Sum{}, shared);
   if (n >= rows || lane > 0) return;
@@ -47,11 +49,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t n = this_row<kGroup>(), count = n < rows ? classes : 0;
   const int lane = threadIdx.x % kGroup;
   const T *row = logits + n * classes, *other_row = other + n * classes;
+  const A top = row_top<kGroup>(row, count, shared), other_top = row_top<kGroup>(other_row, count, shared);
   const A lse = n < rows ? lses[n] : A(0), shift = n < rows ? other_lses[n] / 2 - lse / 2 : A(0);
   const auto p_and_ratio = [&](int64_t k, A& p, A& ratio) {
-    const A z = widen(row[k]) * scale, y = widen(other_row[k]) * scale;
+    const A z = half_below_top(widen(row[k]), top, scale), y = half_below_top(widen(other_row[k]), other_top, scale);
     A of_q;
-    p = std::exp(z - lse);
+    p = std::exp(z + z - lse);
     half_log_ratios(half_log_odds(z, y, shift), ratio, of_q);
   };
   A mean = 0, p, ratio;

@@ -16,18 +16,18 @@ __global__ void __launch_bounds__(kThreads, 1)
                 count = n < rows ? classes : 0;  // a group without a row keeps the others company
   const int lane = threadIdx.x % kGroup;
   const T* row = logits + n * classes;
-  const A lse = row_lse<kGroup>(row, count, scale, shared);
+  const A top = row_top<kGroup>(row, count, shared), lse = row_lse<kGroup>(row, count, top, scale, shared);
   A loss = 0;
   if (target.probabilities) {
     const A* probabilities = target.probabilities + n * classes;
 #pragma unroll 4
-    for (int64_t k = lane; k < count; k += kGroup) loss += probabilities[k] * (lse - widen(row[k]) * scale);
+    for (int64_t k = lane; k < count; k += kGroup) loss += probabilities[k] * (lse - (widen(row[k]) - top) * scale);
     loss = group_reduce<kGroup>(loss, Sum{}, shared);
   }
   if (n >= rows || lane > 0) return;
   if (!target.probabilities) {
     const int64_t k = target.indices[n];
-    loss = k >= 0 && k < classes ? lse - widen(row[k]) * scale : A(NAN);
+    loss = k >= 0 && k < classes ? lse - (widen(row[k]) - top) * scale : A(NAN);
   }
   losses[n] = loss;
   lses[n] = lse;
@@ -51,16 +51,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int64_t k = lane; k < count; k += kGroup) mass += probabilities[k];
     mass = group_reduce<kGroup>(mass, Sum{}, shared);
   }
+  const T* row = logits + n * classes;
+  const A top = row_top<kGroup>(row, count, shared);
   if (n >= rows) return;
   A pull = factor * grad[grad_per_row ? n : 0];
   const A lse = lses[n];
   const int64_t index = target.probabilities ? -1 : target.indices[n];
   if (!target.probabilities && (index < 0 || index >= classes)) pull = NAN;
-  const T* row = logits + n * classes;
 #pragma unroll 4
   for (int64_t k = lane; k < classes; k += kGroup) {
     const A wanted = target.probabilities ? probabilities[k] : A(k == index);
-    narrow(pull * (mass * std::exp(widen(row[k]) * scale - lse) - wanted), out[n * classes + k]);
+    narrow(pull * (mass * std::exp((widen(row[k]) - top) * scale - lse) - wanted), out[n * classes + k]);
   }
 }
 

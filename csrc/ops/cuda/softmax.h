@@ -21,21 +21,24 @@ __device__ __forceinline__ int64_t this_row() {
   return int64_t(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
 }
 
-// log sum exp of row * scale, in all threads of the group. count: 0 for a group without a row, which keeps the others
+// The largest logit of a row, in all threads of the group. count: 0 for a group without a row, which keeps the others
 // company at barriers. shared: a value for each warp.
 template <int kGroup, typename T>
-__device__ __forceinline__ Accumulator<T> row_lse(const T* row, int64_t count, Accumulator<T> scale,
+__device__ __forceinline__ Accumulator<T> row_top(const T* row, int64_t count, Accumulator<T>* shared) {
+  Accumulator<T> top = -INFINITY;
+#pragma unroll 4
+  for (int64_t k = threadIdx.x % kGroup; k < count; k += kGroup) top = Largest{}(top, widen(row[k]));
+  return group_reduce<kGroup>(top, Largest{}, shared);
+}
+
+// The log-sum-exp of (row - top) * scale, likewise. Differences of large logits lose nothing.
+template <int kGroup, typename T>
+__device__ __forceinline__ Accumulator<T> row_lse(const T* row, int64_t count, Accumulator<T> top, Accumulator<T> scale,
                                                   Accumulator<T>* shared) {
-  using A = Accumulator<T>;
-  const int lane = threadIdx.x % kGroup;
-  A top = -INFINITY;
+  Accumulator<T> total = 0;
 #pragma unroll 4
-  for (int64_t k = lane; k < count; k += kGroup) top = Largest{}(top, widen(row[k]) * scale);
-  top = group_reduce<kGroup>(top, Largest{}, shared);
-  A total = 0;
-#pragma unroll 4
-  for (int64_t k = lane; k < count; k += kGroup) total += std::exp(widen(row[k]) * scale - top);
-  return top + std::log(group_reduce<kGroup>(total, Sum{}, shared));
+  for (int64_t k = threadIdx.x % kGroup; k < count; k += kGroup) total += std::exp((widen(row[k]) - top) * scale);
+  return std::log(group_reduce<kGroup>(total, Sum{}, shared));
 }
 
 }  // namespace exml::cuda
