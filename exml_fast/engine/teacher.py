@@ -52,6 +52,9 @@ class FrozenTeacher:
         plans: :attr:`plans` of another teacher of the same network. This teacher then computes the same bits as that
             one, without measuring; with plans from another device, the same up to rounding.
 
+    Attributes:
+        way: how the network was fused: by "torch.fx", by "torch.export", or "without tracing", each layer alone.
+
     Raises:
         ValueError: if the network is no Python module (TorchScript), does not take the specification's images or does
             not return logits, if ``statistics`` or ``plans`` do not fit, if a pattern of ``layers`` matches none, or
@@ -185,6 +188,7 @@ class FrozenTeacher:
             if not difference and not last and sorted(matched) != sorted(original.calls):
                 difference = f"it has {len(matched)} of {len(original.calls)} calls with statistics"
             if not difference:
+                self.way = kind
                 return model, [line, *notes], inputs, matched
             notes.append(f"{kind} does not give {name}: {difference}")
         raise ValueError(f"{name} cannot be frozen: {'; '.join(notes)}")
