@@ -30,7 +30,7 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_every_preset_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("lab", "adapt", "delegator", "incremental_study"):
+    for room in ("lab", "adapt", "delegator", "incremental_study", "prune"):
         monkeypatch.setattr(f"exml_fast.reproduction.{room}.load", lambda name, root: quadrants())
     assert {"nayak2021/table1", "nayak2021/table4-cifar10", "digits/zskd"} <= set(names())
     for name in names():
@@ -42,6 +42,8 @@ def test_every_preset_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if preset["task"] == "delegator":
             preset["classes"] = 4
             preset["teacher"] |= {"architecture": "lenet5", "arguments": {}}  # for one channel
+        if preset["task"] == "prune":
+            preset["teacher"] |= {"architecture": "lenet5", "arguments": {}}
         if preset["task"] == "incremental":
             preset["protocols"] = [f"b2-{1 + k}" for k in range(min(2, len(preset["protocols"])))]
         task = TASKS[preset["task"]]
