@@ -34,7 +34,7 @@ def test_experts_are_read_when_asked_for_and_not_kept(parent: Path) -> None:
     assert stream[0].model is not stream[0].model
     (parent / "expert_10" / "model.safetensors").write_bytes(b"")
     assert stream[0].classes == (0, 1)
-    with pytest.raises(ValueError, match="model.safetensors is not a valid safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a valid safetensors file"):
         stream[1]
 
 
