@@ -639,11 +639,12 @@ def judged_headline(path: Path) -> str:
     ours, published = (f"{summary['judged'][side]:.0f} %" for side in ("ours", "published"))
     return fill(
         f"**{summary['images']} CIFAR-10 images out of ResNet-20 in {summary['ours_seconds']:.1f} s of one core**, "
-        f"{summary['faster']:.0f} times faster than the published loop ({summary['published_seconds']:.0f} s). Two "
-        f"networks that no choice of settings has seen, {judges}, recognise {ours} of them, and {published} of the "
-        f"loop's (means of {len(summary['seeds'])} seeds; {steps} and {published_steps} steps, on the CPU; "
-        "[details](docs/deep_inversion.md#images-of-judged-quality)).",
+        f"{summary['faster']:.0f} times faster than the published loop ({summary['published_seconds']:.0f} s). The "
+        f"judges are {judges}, which no choice of settings has seen. They recognise {ours} of our images and "
+        f"{published} of the loop's. These are means of {len(summary['seeds'])} seeds, for {steps} and "
+        f"{published_steps} steps ([details](docs/deep_inversion.md#images-of-judged-quality)).",
         width=120,
+        break_on_hyphens=False,
     )
 
 
