@@ -67,13 +67,13 @@ def static(taught: nn.Module, images: Tensor) -> Any:
     return quantize(taught, images, spec=SPEC, **FEW)
 
 
-def by_hand(layer: nn.Module, x: Tensor, scale: float, zero: float, last: int) -> Tensor:
+def by_hand(layer: Any, x: Tensor, scale: float, zero: float, last: int) -> Tensor:
     """What a rounded layer computes, with weights in their own scales."""
-    weight = layer.codes().float() * layer.of_weight.scale.view(-1, *[1] * (layer.layer.weight.dim() - 1))  # type: ignore[operator, union-attr]
+    weight = layer.codes().float() * layer.of_weight.scale.view(-1, *[1] * (layer.layer.weight.dim() - 1))
     rounded = ((x / scale + zero).round().clamp(0, last) - zero) * scale
     if isinstance(layer.layer, nn.Linear):
         return nn.functional.linear(rounded, weight, layer.layer.bias)
-    return nn.functional.conv2d(rounded, weight, layer.layer.bias, layer.layer.stride, layer.layer.padding)  # type: ignore[union-attr]
+    return nn.functional.conv2d(rounded, weight, layer.layer.bias, layer.layer.stride, layer.layer.padding)
 
 
 def test_eight_bits_answer_as_the_float_network(taught: nn.Module, images: Tensor, static: Any) -> None:
@@ -86,8 +86,9 @@ def test_eight_bits_answer_as_the_float_network(taught: nn.Module, images: Tenso
     state = static.model.state_dict()
     codes = [tensor for tensor in state.values() if tensor.dtype == torch.int8]
     assert len(codes) == 4 and all(int(c.abs().max()) == 127 for c in codes)
-    norm: Any = taught.first[1]  # type: ignore[index]
-    folded = taught.first[0].weight * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)  # type: ignore[index, union-attr]
+    first: Any = taught.first
+    conv, norm = first[0], first[1]
+    folded = conv.weight * (norm.weight / (norm.running_var + norm.eps).sqrt()).view(-1, 1, 1, 1)
     weight = codes[0].float() * state["_scale_0"].view(-1, 1, 1, 1)
     torch.testing.assert_close(weight, folded, rtol=0, atol=float(state["_scale_0"].max()) / 1.9)
     assert static.nbytes < static.float_bytes / 2

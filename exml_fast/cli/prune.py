@@ -41,12 +41,12 @@ from exml_fast.ownership import remove_tree
 from exml_fast.transfer import Distillation, LatencyTable, PruneResult, Pruning
 from exml_fast.transfer import prune as prune_network
 from exml_fast.transfer.pruning.filters import pruning
-from exml_fast.transfer.pruning.prune import FINE_TUNING
+from exml_fast.transfer.pruning.prune import FINE_TUNING, Target
 from exml_fast.validation import named, settings, to_dict
 
 __all__ = ["prune"]
 
-TARGETS = {"filters": "filters", "flops": "flops", "latency": "latency"}
+TARGETS: dict[str, Target] = {"filters": "filters", "flops": "flops", "latency": "latency"}
 
 
 @settings
@@ -55,7 +55,7 @@ class PruneRun:
 
     options: CompressionOptions
     ratio: float
-    target: str
+    target: Target
     pruning: dict[str, Any]
     tuning: dict[str, Any]
     tuned: bool
@@ -142,7 +142,7 @@ def prune(
         network = ready.teacher.model
         with Reporter() as progress:
             result = prune_network(
-                network, ready.images, run.ratio, target=run.target, config=config,  # type: ignore[arg-type]
+                network, ready.images, run.ratio, target=run.target, config=config,
                 fine_tuning=fine_tuning, table=LatencyTable.of(network, path=run.table), spec=ready.spec,
                 seed=run.options.machine.seed, progress=progress, checkpoint_dir=out / "checkpoints",
             )  # fmt: skip

@@ -106,10 +106,12 @@ class LocalExecutor:
         """See :class:`Executor`."""
         if self._count == 0:
             return [self._here(index) for index in self._taken()]
-        busy = {worker.connection: number for number, worker in self._workers.items() if worker.shard is not None}
+        busy: dict[object, int] = {
+            worker.connection: number for number, worker in self._workers.items() if worker.shard is not None
+        }
         outcomes: list[Outcome] = []
-        for ready in wait(list(busy), seconds):
-            number = busy[ready]  # type: ignore[index]
+        for ready in wait([self._workers[number].connection for number in busy.values()], seconds):
+            number = busy[ready]
             worker = self._workers[number]
             index, worker.shard = worker.shard, None
             assert index is not None

@@ -85,7 +85,8 @@ def fuse_exported(model: nn.Module, example: Tensor, tape: Tape) -> tuple[nn.Mod
 
 def _fused(traced: fx.GraphModule, tape: Tape) -> tuple[nn.Module, str]:
     line = _line(_rewrite(traced, tape))
-    # A GraphModule prints a traceback where a call fails, also where the caller handles the error.
+    # A GraphModule prints a traceback where a call fails, also where the caller handles the error. Its class is its
+    # own, so that no other module changes; mypy sees a class that others share.
     type(traced).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return traced, line
 

@@ -126,7 +126,8 @@ def _batch_norm(traced: fx.GraphModule, node: fx.Node, otherwise: str) -> None:
     weight, bias, mean, var = (_constant(each, traced) for each in constants)
     if training or mean is None or var is None:
         return
-    layer = nn.BatchNorm2d(len(mean), float(eps), affine=weight is not None)  # type: ignore[arg-type]
+    assert isinstance(eps, float)
+    layer = nn.BatchNorm2d(len(mean), eps, affine=weight is not None)
     layer.running_mean, layer.running_var = mean, var
     if weight is not None:
         layer.weight = nn.Parameter(weight.detach(), requires_grad=False)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -30,8 +30,8 @@ from exml_fast.validation import Count, from_flat, require, settings, with_flat_
 
 __all__ = ["PruneTask", "check", "run"]
 
-ROWS = ("No finetune", "Real images", "Noise", "Natural fields", "DeepInversion", "Adaptive DeepInversion")
 Row = Literal["No finetune", "Real images", "Noise", "Natural fields", "DeepInversion", "Adaptive DeepInversion"]
+ROWS: tuple[Row, ...] = get_args(Row)
 SHOWN, NOISE_IMAGES = 64, 4096
 
 
@@ -54,7 +54,7 @@ class PruneTask:
     data: str
     teacher: TeacherTable
     ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.2,)
-    rows: tuple[Row, ...] = ROWS  # type: ignore[assignment]
+    rows: tuple[Row, ...] = ROWS
     count: Count = 2000
     recipe: str = "deep_inversion/cifar10-transferable"
     recipe_steps: Count | None = None

@@ -103,10 +103,11 @@ class QuantizeResult(TrainingResult):
     def card(self) -> dict[str, Any]:
         """What the network is and how it was made, as JSON values."""
         assert self.spec is not None
+        graph = self.model if isinstance(self.model, torch.fx.GraphModule) else None  # of 8 bits
         return {
             "bits": self.bits, "widths": self.widths, "float_layers": self.float_layers,
             "sensitivity": self.sensitivity, "bytes": self.nbytes, "float_bytes": self.float_bytes,
-            "activations": activation_ranges(self.model) if self.bits == 8 else [],  # type: ignore[arg-type]
+            "activations": [] if graph is None else activation_ranges(graph),
             "input_spec": self.spec.to_dict(), "settings": self.settings, "seconds": self.seconds,
         }  # fmt: skip
 
