@@ -12,7 +12,7 @@ import typer
 from torch import Tensor, nn
 
 from exml_fast.cli.asked import MachineOptions, TeacherOptions, public
-from exml_fast.cli.parsing import SOURCE_NAMES, parse_source, source_name
+from exml_fast.cli.parsing import SOURCE_NAMES, parse_device, parse_input, parse_pairs, parse_source, source_name
 from exml_fast.cli.preparation import require_fit
 from exml_fast.continual import Expert
 from exml_fast.continual.expert import complete_arguments
@@ -26,7 +26,7 @@ from exml_fast.storage import save_json
 from exml_fast.transfer import export, speed
 from exml_fast.validation import settings
 
-__all__ = ["CompressionOptions", "Exports", "Images", "Opened", "Speed", "opened", "require_formats", "written"]
+__all__ = ["CompressionOptions", "Exports", "Images", "Opened", "Speed", "opened", "written"]
 
 NOISE_IMAGES, FORMATS, COUNTS = 4096, ("pt", "pt2", "onnx"), (1, 64)
 NOISE, REAL = "noise", "real="
@@ -62,6 +62,30 @@ class CompressionOptions:
     speed: bool
     report: bool
 
+    @classmethod
+    def asked(
+        cls,
+        *,
+        model: str | None,
+        weights: str,
+        argument: list[str] | None,
+        input_spec: str | None,
+        seed: int,
+        device: str,
+        threads: int | None,
+        formats: list[str] | None,
+        **others: Any,
+    ) -> CompressionOptions:
+        """From the options of a command; ``others`` are fields."""
+        return cls(
+            teacher=TeacherOptions(
+                model=model, weights=weights, arguments=parse_pairs("--argument", argument),
+                input=parse_input(input_spec), classes="",
+            ),
+            machine=MachineOptions(seed=seed, device=parse_device(device), precision="auto", threads=threads),
+            formats=_formats(formats), **others,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -91,7 +115,7 @@ class Opened:
         return (self.images.images if isinstance(self.images, Result) else self.images)[:count]
 
 
-def require_formats(formats: list[str] | None) -> tuple[str, ...]:
+def _formats(formats: list[str] | None) -> tuple[str, ...]:
     """The values of ``--export``; ValueError for an unknown one."""
     if unknown := [name for name in formats or () if name not in FORMATS]:
         raise ValueError(f"--export must be one of {', '.join(FORMATS)}, got {unknown[0]!r}")

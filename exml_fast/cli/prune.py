@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from exml_fast.cli.asked import MachineOptions, TeacherOptions
 from exml_fast.cli.compression import (
     CompressionOptions,
     Exports,
@@ -15,7 +14,6 @@ from exml_fast.cli.compression import (
     Opened,
     Speed,
     opened,
-    require_formats,
     written,
 )
 from exml_fast.cli.guard import Guard, print_json
@@ -32,7 +30,7 @@ from exml_fast.cli.options import (
     Threads,
     Weights,
 )
-from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, require_report, use_threads
+from exml_fast.cli.parsing import given_options, parse_pairs, require_report, use_threads
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.continual import Card, Expert
@@ -118,14 +116,10 @@ def prune(
             require_report()
         pruning()
         given = PruneRun(
-            options=CompressionOptions(
-                teacher=TeacherOptions(
-                    model=model, weights=weights, arguments=parse_pairs("--argument", argument),
-                    input=parse_input(input_spec), classes="",
-                ),
-                machine=MachineOptions(seed=seed, device=parse_device(device), precision="auto", threads=threads),
-                images=images, data=data, data_root=data_root, formats=require_formats(formats), speed=speed,
-                report=report,
+            options=CompressionOptions.asked(
+                model=model, weights=weights, argument=argument, input_spec=input_spec, images=images, data=data,
+                data_root=data_root, formats=formats, speed=speed, report=report, seed=seed, device=device,
+                threads=threads,
             ),
             ratio=ratio, target=named("--target", target, TARGETS), pruning=parse_pairs("--set", changes),
             tuning=given_options(steps=steps) | parse_pairs("--tuning", tuning), tuned=tuned,
