@@ -5,15 +5,40 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-__all__ = ["Progress", "TensorBoard", "require_tensorboard"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Progress", "Renamed", "TensorBoard", "require_tensorboard", "show_images"]
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """``progress(stage, step, total, terms)`` is called after ``step`` of ``total`` steps of ``stage``.
 
-``terms`` are the losses of the step by name.
+``terms`` are the losses of the step by name. A callback that has a method ``images(stage, step, total, make)`` is also
+given the images as they form: ``make()`` returns pixels (N, C, H, W) in [0, 1] on the CPU, always of the same images
+until the next batch begins.
 """
+
+
+def show_images(progress: Progress | None, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+    """Offer images to a callback that has a method ``images``; ``make`` is called only if it wants them."""
+    show = getattr(progress, "images", None)
+    if show is not None:
+        show(stage, step, total, make)
+
+
+class Renamed:
+    """A :data:`Progress` that passes everything on to ``then``, with ``name(stage)`` as the name of the stage."""
+
+    def __init__(self, then: Progress, name: Callable[[str], str]) -> None:
+        self._then, self._name = then, name
+
+    def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        self._then(self._name(stage), step, total, terms)
+
+    def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+        show_images(self._then, self._name(stage), step, total, make)
 
 
 def require_tensorboard() -> Any:
@@ -51,6 +76,9 @@ class TensorBoard:
             self._writer.add_scalar(f"{stage}/{name}", value, before + step)
         if self._then is not None:
             self._then(stage, step, total, terms)
+
+    def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+        show_images(self._then, stage, step, total, make)
 
     def __enter__(self) -> Self:
         return self

@@ -35,7 +35,7 @@ from exml_fast.inversion.set_statistics import SetStatistics
 from exml_fast.inversion.state import State, generator_for, mixed_batches
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import hard_targets, soft_targets
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, show_images
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 
@@ -246,11 +246,23 @@ class Synthesizer:
                     state.enter(rows, self.canvas.begin(rows, seed, state.start))
                 if stepper is None or stepper.x is not state.x:
                     stepper = self._stepper(state, targets, draws, ranks, sizes[state.batch])
+                rows = batches[state.batch]
                 values = self._advance(state, stepper, wanted, len(batches), draws)
                 if progress is not None:
                     done = state.batch * steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
-                    progress(self._stage, done, len(batches) * steps, terms)
+                    total = len(batches) * steps
+                    progress(self._stage, done, total, terms)
+                    show_images(progress, self._stage, done, total, functools.partial(self._pixels, state, rows))
+
+    @torch.no_grad()
+    def _pixels(self, state: State, rows: Tensor) -> Tensor:
+        """The images ``rows`` of the run as they are now, in [0, 1], on the CPU; some may be finished."""
+        images = state.images.index_select(0, rows)
+        if len(state.rows):
+            place = {row: i for i, row in enumerate(rows.tolist())}
+            images[[place[row] for row in state.rows.tolist()]] = self.canvas.images(state.x).float().cpu()
+        return self.spec.denormalize(images).clamp(0, 1)
 
     def plans(self) -> list[dict[str, Any]]:
         """How the convolutions compute, as plain values for :meth:`use_plans`; also for ``coarse_steps``.

@@ -42,7 +42,7 @@ from exml_fast.data import ImageData, load, some_images
 from exml_fast.data.sets import NAMES
 from exml_fast.ownership import remove_tree
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, Renamed
 from exml_fast.reproduction.experts import experiences_of, train_experts
 from exml_fast.reproduction.methods import (
     BASELINES,
@@ -310,7 +310,7 @@ class Study:
         progress = self._progress
         if progress is None or not prefix:
             return progress
-        return lambda stage, step, total, terms: progress(f"{prefix} · {stage}", step, total, terms)
+        return Renamed(progress, lambda stage: f"{prefix} · {stage}")
 
 
 def network_name(architecture: str, arguments: Mapping[str, Any]) -> str:

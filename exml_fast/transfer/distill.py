@@ -19,7 +19,7 @@ from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, show_images
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training import (
@@ -189,11 +189,6 @@ def distill(
     if pool_dir is not None and ranks.count > 1:
         pool_dir = Path(pool_dir) / f"rank_{ranks.rank}"
 
-    def report(stage: str, step: int, steps: int, terms: dict[str, float]) -> None:
-        if progress is not None:
-            with forked(device):
-                progress(stage, step, steps, terms)
-
     with seeded(seed, device), Meter(device) as meter:
         precision = resolved(training.precision, device)
         fixed = arranged(copy.deepcopy(teacher).to(device).eval().requires_grad_(False), precision)
@@ -236,7 +231,14 @@ def distill(
             ]  # fmt: skip
             wanted = class_ids(units if classes is None else classes)
             spread = ranks if generation.shared_statistics else None
-            maker = Inverted(synthesizers, wanted, units, loop.model, None if progress is None else report, spread)
+            maker = Inverted(
+                synthesizers,
+                wanted,
+                units,
+                loop.model,
+                None if progress is None else _Undisturbed(progress, device),
+                spread,
+            )
         drawn = torch.Generator().manual_seed(seed)
         pool: Pool | ShardBatches
         if isinstance(images, Shards):
@@ -284,6 +286,21 @@ def distill(
     return DistillResult(
         loop.finished(), loop.history, seconds, meter.peak_mb, *pool.kept(), spec, pool.record, evaluations
     )
+
+
+class _Undisturbed:
+    """A progress callback whose random draws change nothing."""
+
+    def __init__(self, then: Progress, device: torch.device) -> None:
+        self._then, self._device = then, device
+
+    def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        with forked(self._device):
+            self._then(stage, step, total, terms)
+
+    def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+        with forked(self._device):
+            show_images(self._then, stage, step, total, make)
 
 
 def _matching_outputs(

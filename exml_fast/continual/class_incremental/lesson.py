@@ -16,7 +16,7 @@ from exml_fast.engine.freezing import device_of
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.evaluation.features import features
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, Renamed
 from exml_fast.training import Batch, Batches, ImageBatches, Loss, Rounded, Training, inputs_of, seeded, train
 from exml_fast.training.precision import arranged, resolved
 
@@ -232,7 +232,7 @@ class Lesson:
         progress = self.progress
         if progress is None:
             return None
-        return lambda _stage, step, total, terms: progress(f"task {self.number + 1}: {stage}", step, total, terms)
+        return Renamed(progress, lambda _stage: f"task {self.number + 1}: {stage}")
 
     def place(self, name: str) -> Path | None:
         """A folder for the checkpoints of a function that has its own; None where nothing is kept."""

@@ -29,7 +29,7 @@ from exml_fast.continual.expert import Card, Expert
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, Renamed
 from exml_fast.storage import PathLike
 from exml_fast.training import final_features, placed
 
@@ -142,11 +142,9 @@ class Run:
         strategy, first = self.method.strategy, self.place.expert == 0
         stage = self._stage("generate")
 
-        def report(_stage: str, step: int, total: int, terms: dict[str, float]) -> None:
-            if self.progress is not None:
-                self.progress(stage, step, total, terms)
-
-        report("", 0, 1, {})
+        report = None if self.progress is None else Renamed(self.progress, lambda _stage: stage)
+        if report is not None:
+            report("", 0, 1, {})
         with Meter(self.method.device) as meter:
             if first or not strategy.once:
                 count = self.memory.buffer.capacity // (1 if strategy.once else self.place.expert + 1)
@@ -165,7 +163,8 @@ class Run:
         self.learned[-1].seconds["generate"], self.learned[-1].peak_mb["generate"] = meter.seconds, meter.peak_mb
         self.student.begin(self.config.reset, expert if self._copies(expert) else None)
         self.checkpoint.keep(self._state, write=True)
-        report("", 1, 1, {})
+        if report is not None:
+            report("", 1, 1, {})
 
     def _remember(self, images: Tensor, labels: Tensor) -> None:
         """Put new images into the memory."""
