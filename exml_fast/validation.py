@@ -52,6 +52,7 @@ __all__ = [
     "flat_names",
     "from_flat",
     "from_mapping",
+    "like",
     "named",
     "nearest",
     "require",
@@ -142,6 +143,17 @@ def require_count(name: str, value: object, least: int = 1) -> None:
     """ValueError unless ``value`` is an integer of at least ``least``; True and False are no integers."""
     expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     require(isinstance(value, int) and not isinstance(value, bool) and value >= least, name, expected, value)
+
+
+def like(name: object, known: Iterable[str], count: int = 5) -> list[str]:
+    """At most ``count`` of the ``known`` names that hold ``name`` or resemble it, the nearest first; ignores case."""
+    text = str(name).casefold()
+    if not text or len(text) > LONGEST_NAME:  # comparing takes quadratic time
+        return []
+    by_text = {each.casefold(): each for each in known}
+    holding = sorted((other for other in by_text if text in other), key=len)
+    similar = difflib.get_close_matches(text, list(by_text), n=count)
+    return [by_text[other] for other in dict.fromkeys([*similar, *holding])][:count]
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

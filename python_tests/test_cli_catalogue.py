@@ -167,3 +167,10 @@ def test_push_and_pull(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hub, "push", refuse)
     assert call("push", folder / "a", "me/one", code=2).stderr == "error: 401 Client Error\n"
+
+
+def test_a_class_that_no_expert_knows_gets_the_nearest_names(folder: Path) -> None:
+    assert (
+        "no expert knows a class nort; the nearest names are north-" in call("find", folder, "--class", "nort").stderr
+    )
+    assert "no expert knows" not in call("find", folder, "--class", "north-*", "--min-parameters", 10**9).stderr

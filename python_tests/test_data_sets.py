@@ -173,3 +173,12 @@ def test_unknown_name_lists_the_choices_and_suggests_the_nearest() -> None:
         load("cifar")
     with pytest.raises(ValueError, match=r"got 'nothing'$"):
         load("nothing")
+
+
+def test_a_set_that_cannot_be_downloaded_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+    with pytest.raises(OSError, match=f"mnist is not in {tmp_path} and cannot be downloaded .*--data-root"):
+        load("mnist", tmp_path)

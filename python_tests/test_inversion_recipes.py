@@ -132,3 +132,15 @@ def test_learning_rates() -> None:
     assert torch.allclose(rates[:10], torch.arange(1, 11).double() / 10)
     assert rates[10] == 1 and abs(rates[20] - 0.5) < 1e-9 and rates[29] < 0.01
     assert (rates[10:].diff() < 0).all()
+
+
+def test_other_steps_of_a_user_scale_the_coarse_steps() -> None:
+    recipe = recipes.get("deep_inversion/imagenet-transferable")
+    assert (recipe.optimisation.coarse_steps, recipe.optimisation.steps) == ((600,), 200)
+    assert recipe.overridden(steps=5).optimisation.coarse_steps == (15,)
+    assert recipe.overridden(steps=1, lr=0.1) == recipe.replace(steps=1, coarse_steps=(3,), lr=0.1)
+    assert recipe.overridden(steps=5, coarse_steps=(7,)).optimisation.coarse_steps == (7,)
+    assert recipe.overridden(lr=0.1) == recipe.replace(lr=0.1)
+    assert recipe.replace(steps=5).optimisation.coarse_steps == (600,)
+    several = recipes.new("r", steps=100, coarse_steps=(10, 50)).overridden(steps=3).optimisation.coarse_steps
+    assert several == (1, 2)

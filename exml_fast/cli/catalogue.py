@@ -15,11 +15,12 @@ from rich.text import Text
 from exml_fast.cli.guard import Guard, print_json
 from exml_fast.cli.options import ArchitectureArgument, Input, Json, Weights
 from exml_fast.cli.parsing import parse_input, parse_pairs
-from exml_fast.continual.catalogue import Catalogue, Entry
+from exml_fast.continual.catalogue import Catalogue, Entry, matches
 from exml_fast.continual.expert import Card
 from exml_fast.continual.stream import stream_folders
 from exml_fast.continual.teachers import expert_of
 from exml_fast.reading import printable
+from exml_fast.validation import like
 
 __all__ = ["app"]
 
@@ -75,6 +76,8 @@ def find(
             min_bytes=min_bytes, max_bytes=max_bytes,
         )  # fmt: skip
         _show(catalogue, found, as_json)
+        if not found:
+            _say_nearest(catalogue, classes or [])
 
 
 @app.command()
@@ -247,6 +250,15 @@ def _show(catalogue: Catalogue, entries: Sequence[Entry], as_json: bool, more: M
         _print_table(entries, f"{len(entries)} experts in {catalogue.folder}")
     for name, problem in unreadable.items():
         typer.echo(f"not readable: {_plain(name)}: {_plain(problem)}", err=True)
+
+
+def _say_nearest(catalogue: Catalogue, wanted: Sequence[str]) -> None:
+    """On stderr, the nearest names of the classes that no expert knows."""
+    known = list(dict.fromkeys(name for entry in catalogue.experts for name in entry.classes))
+    for name in wanted:
+        if not any(matches(each, name) for each in known):
+            names = ", ".join(like(name, known) or known[:SHOWN_CLASSES]) or "none"
+            typer.echo(f"no expert knows a class {_plain(name)}; the nearest names are {_plain(names)}", err=True)
 
 
 def _print_table(entries: Sequence[Entry], title: str) -> None:

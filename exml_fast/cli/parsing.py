@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import torch
 
 from exml_fast.data import SOURCES, ImageSource, InputSpec, Photographs
+from exml_fast.engine.freezing import chosen_device
 from exml_fast.generators import Generator
 from exml_fast.validation import Precision
 
@@ -57,9 +58,7 @@ def parse_device(name: str) -> str:
         kind = "unknown"
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu, cuda or cuda:<n>, got {name!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device is available here")
-    return str(torch.device(name))
+    return str(chosen_device(name))
 
 
 def parse_input(text: str | None) -> dict[str, Any] | None:

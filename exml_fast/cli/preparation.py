@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from exml_fast.transfer.pool import require_room
 __all__ = [
     "Panel",
     "PreparedDistillation",
-    "changed_recipe",
     "open_named",
     "panel",
     "prepared_inversion",
@@ -107,17 +106,6 @@ def _has_statistics(run: InvertRun | DistillRun, teacher: Teacher) -> bool:
     return bool(run.matching.layers) or bool(bn_layers(teacher.model))
 
 
-def changed_recipe(name: str | recipes.Recipe, changes: Mapping[str, Any]) -> recipes.Recipe:
-    """A recipe with changed fields. Changed ``steps`` scale ``coarse_steps`` in proportion unless these are given."""
-    recipe = recipes.get(name)
-    changed = recipe.replace(**changes)
-    before, after = recipe.optimisation, changed.optimisation
-    if after.steps == before.steps or "coarse_steps" in changes:
-        return changed
-    share = after.steps / before.steps
-    return changed.replace(coarse_steps=tuple(max(1, round(share * steps)) for steps in before.coarse_steps))
-
-
 def _check_synthesis(
     run: InvertRun | DistillRun,
     teacher: Teacher,
@@ -148,7 +136,7 @@ def prepared_inversion(
         raise ValueError(f"--parametrisation must be one of {list(PARAMETRISATIONS)}, got {kind!r}")
     drawn = PARAMETRISATIONS[kind]() if kind else None
     usual = recipes.suited_to(teacher.model, teacher.spec, statistics=matched, parametrisation=drawn)
-    recipe = changed_recipe(run.recipe or usual, run.overrides)
+    recipe = recipes.get(run.recipe or usual).overridden(**run.overrides)
     options: dict[str, Any] = {
         "statistics": real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count),
         "parametrisation": drawn,
@@ -226,7 +214,7 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
         named = [recipes.suited_to(teacher.model, teacher.spec, statistics=matched, adaptive=True)]
     if run.inversion and not named and not isinstance(source, Fast):
         raise ValueError(f"--set changes a recipe or --images {FAST}: give one of them too")
-    in_turn = [changed_recipe(name, run.inversion) for name in named]
+    in_turn = [recipes.get(name).overridden(**run.inversion) for name in named]
     statistics = real_statistics(run.matching.statistics, teacher.spec, run.matching.statistics_count)
     generation = config.generation.resolved(config.training.batch_size, drawn)
     for recipe in in_turn:

@@ -12,7 +12,6 @@ import typer
 from exml_fast.cli.guard import Guard, print_json
 from exml_fast.cli.options import ArchitectureArgument, Device, Input, Json, Seed, Weights
 from exml_fast.cli.parsing import given_options, parse_device, parse_input, parse_pairs, parse_precision
-from exml_fast.cli.preparation import changed_recipe
 from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import was_typed
 from exml_fast.continual import Expert
@@ -101,8 +100,9 @@ def synthesize(
             for name, folder in zip(networks, folders, strict=True):
                 expert = _expert(name, weights, parse_pairs("--argument", argument), parse_input(input_spec))
                 usual = recipes.suited_to(expert.model, expert.input_spec, statistics=bool(bn_layers(expert.model)))
+                chosen = recipes.get(recipe or usual).overridden(**changes)
                 prepare(
-                    folder, expert, shards=shards, per_shard=per_shard, recipe=changed_recipe(recipe or usual, changes),
+                    folder, expert, shards=shards, per_shard=per_shard, recipe=chosen,
                     classes=_classes(name, expert, classes), seed=seed, device=kind,
                     precision=parse_precision(precision), threads=threads,
                 )  # fmt: skip

@@ -22,7 +22,7 @@ from exml_fast.continual.stream import STREAM_FILE, ExpertStream, check_name, st
 from exml_fast.reading import regular_file, shortened
 from exml_fast.storage import atomic_folder, save_json, sha256, tensor_header
 
-__all__ = ["Catalogue", "Entry", "check_target", "copy_expert", "export_stream"]
+__all__ = ["Catalogue", "Entry", "check_target", "copy_expert", "export_stream", "matches"]
 
 # Errors of a damaged expert, or of one whose library is not installed.
 DAMAGE = (ValueError, RuntimeError, OSError, ImportError, ArithmeticError, MemoryError)
@@ -173,12 +173,12 @@ class Catalogue:
                 raise ValueError(f"min_{name} ({low}) must not be above max_{name} ({high})")
 
         def fits(entry: Entry) -> bool:
-            known = [any(_matches(name, wanted) for name in entry.classes) for wanted in classes]
+            known = [any(matches(name, wanted) for name in entry.classes) for wanted in classes]
             accuracy, card = entry.accuracy, entry.card
             return (
                 (not known or (all(known) if match == "all" else any(known)))
-                and (architecture is None or _matches(card.architecture, architecture))
-                and (licence is None or (card.licence is not None and _matches(card.licence, licence)))
+                and (architecture is None or matches(card.architecture, architecture))
+                and (licence is None or (card.licence is not None and matches(card.licence, licence)))
                 and (min_accuracy is None or (accuracy is not None and accuracy >= min_accuracy))
                 and _within(entry.parameters, min_parameters, max_parameters)
                 and _within(entry.bytes, min_bytes, max_bytes)
@@ -390,7 +390,8 @@ def check_target(target: Path, marks: Sequence[str], overwrite: bool) -> None:
         raise FileExistsError(f"{target} is not overwritten: it also holds {other.relative_to(target)}")
 
 
-def _matches(text: str, pattern: str) -> bool:
+def matches(text: str, pattern: str) -> bool:
+    """Whether ``pattern``, with the wildcards * and ?, is all of ``text``; case does not count."""
     return fnmatchcase(text.casefold(), pattern.casefold())
 
 

@@ -79,7 +79,13 @@ def pull(
     """
     hub, destination = _hub(), Path(destination)
     check_target(destination, (CARD_FILE, STREAM_FILE), overwrite)
-    cached = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    try:
+        cached = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
+    except hub.errors.LocalEntryNotFoundError as error:
+        raise OSError(
+            f"{repo_id} cannot be downloaded and is not in the cache of Hugging Face; what is there is found without a "
+            "connection, at once with HF_HUB_OFFLINE=1"
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found"
         if cached.is_dir():  # copied, because the files of the hub's cache are links out of their folder

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from exml_fast.continual.expert import CARD_FILE, Card, Expert, read_card
+from exml_fast.engine.freezing import chosen_device
 from exml_fast.storage import load_json, save_json, sha256
 from exml_fast.validation import shown
 
@@ -38,8 +39,13 @@ class ExpertStream:
             self._items = [item if isinstance(item, Expert) else Path(item) for item in source]
         if not self._items:
             raise ValueError(f"no expert in {source}: expected folders with {CARD_FILE}")
-        self.device = torch.device(device)
+        self.device = chosen_device(device)
         self.cards: list[Card] = [i.card if isinstance(i, Expert) else read_card(i) for i in self._items]
+
+    def __repr__(self) -> str:
+        architectures = ", ".join(dict.fromkeys(card.architecture for card in self.cards))
+        classes = len({c for classes in self.experiences for c in classes})
+        return f"ExpertStream: {len(self)} experts ({architectures}), {classes} classes, read to {self.device}"
 
     def __len__(self) -> int:
         return len(self._items)

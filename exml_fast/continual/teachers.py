@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from exml_fast.engine.freezing import device_of, dtype_of, frozen, probe
 from exml_fast.engine.memory import require_memory
 from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
+from exml_fast.validation import like
 
 __all__ = ["Teacher", "expert_of", "open_teacher", "pretrained_weights"]
 
@@ -54,12 +56,19 @@ class Teacher:
             elif item.isdigit():
                 ids.append(int(item))
             else:
-                known = ", ".join(list(self.class_names.values())[:8]) or "ids only"
-                raise ValueError(f"classes: {item!r} is neither a class id nor a class name of {self.name} ({known} …)")
+                raise ValueError(f"classes: {item!r} is no class of {self.name}, {self._known_classes(item)}")
         units = self.units or tuple(range(self.outputs()))
         if missing := [i for i in ids if i not in units]:
             raise ValueError(f"classes: {self.name} has no classes {missing}, only {units[0]} to {units[-1]}")
         return ids
+
+    def _known_classes(self, item: str) -> str:
+        names = list(self.class_names.values())
+        if not names:
+            return "whose classes have no names: give ids"
+        if found := like(item, names):
+            return f"whose nearest names are {', '.join(found)}"
+        return f"which knows {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
 
     def outputs(self, option: str = "input") -> int:
         """The number of its logits. ValueError naming ``option`` if it does not take its images or has no room."""
@@ -181,7 +190,8 @@ def _torchvision(source: str, name: str, weights: str, device: str, arguments: M
         chosen = enum["DEFAULT"]
     elif weights in members:
         chosen = enum[weights]
-        model = torchvision.models.get_model(name, weights=chosen)
+        with _download(source):
+            model = torchvision.models.get_model(name, weights=chosen)
     else:
         raise ValueError(f"weights must be one of {members} or a local file for {source}, got {weights!r}")
     categories = chosen.meta.get("categories", [])
@@ -204,9 +214,26 @@ def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[
     else:
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}")
-        model = timm.create_model(name, pretrained=True)
+        with _download(source):
+            model = timm.create_model(name, pretrained=True)
     names = ResNet18_Weights.DEFAULT.meta["categories"] if model.num_classes == 1000 else []
     return Teacher(source, model.to(device), InputSpec.of(model), None, None, dict(enumerate(names)))
+
+
+@contextmanager
+def _download(source: str) -> Iterator[None]:
+    """OSError that says what to do where the weights of ``source`` cannot be downloaded."""
+    try:
+        yield
+    except Exception as error:  # each library raises errors of its own HTTP client
+        if isinstance(error, ValueError | TypeError | NotImplementedError):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        hub = "; weights that the Hugging Face cache holds are found with HF_HUB_OFFLINE=1"
+        raise OSError(
+            f"the weights of {source} cannot be downloaded ({reason}): give a local file as weights, on the command "
+            f"line --weights FILE{hub if source.startswith('timm/') else ''}"
+        ) from error
 
 
 def _load_file(model: nn.Module, file: Path) -> None:

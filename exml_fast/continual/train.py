@@ -16,6 +16,7 @@ from exml_fast.checkpoint import Checkpoint, Stateful, fingerprint, load_state, 
 from exml_fast.continual.expert import Card, Expert, complete_arguments
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import ImageData, InputSpec
+from exml_fast.engine.freezing import chosen_device
 from exml_fast.models import create
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress
@@ -33,7 +34,7 @@ PREPARED_BYTES = 2**28
 CHECKPOINT_FILE = "expert.pt"
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainedExpert(TrainingResult):
     """What :func:`train_expert` returns; ``history`` has one entry an epoch.
 
@@ -89,7 +90,7 @@ def train_expert(
     require(head in ("all", "own"), "head", "'all' or 'own'", head)
     require("steps" not in training, "steps", "left out, as epochs decide it", training.get("steps"))
     require(isinstance(epochs, int) and epochs >= 0, "epochs", "an integer of at least 0", epochs)
-    units, spec, device = data.classes if head == "all" else classes, spec or data.spec, torch.device(device)
+    units, spec, device = data.classes if head == "all" else classes, spec or data.spec, chosen_device(device)
     config = DEFAULTS.replace(**training)
     split = data.train.of_classes(classes)
     an_epoch = len(split) // config.batch_size

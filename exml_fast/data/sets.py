@@ -151,7 +151,14 @@ def _torchvision(name: str, root: Path) -> ImageData:
     given: list[dict[str, Any]] = [{"train": True}, {"train": False}]
     if name == "svhn":
         given = [{"split": "train"}, {"split": "test"}]
-    parts = [constructor(root, download=True, **which) for which in given]
+    try:
+        parts = [constructor(root, download=True, **which) for which in given]
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"the data set {name} is not in {root} and cannot be downloaded ({reason}): give the folder that holds it "
+            "as root, on the command line --data-root or EXML_FAST_DATA, or use the bundled digits"
+        ) from error
     train, test = (
         Split(_as_32(part.data), torch.as_tensor(part.labels if name == "svhn" else part.targets).long())
         for part in parts

@@ -132,7 +132,7 @@ def prepare(
     if recipe is None:
         statistics = bool(bn_layers(teacher.model))
         recipe = recipes.suited_to(teacher.model, teacher.input_spec, statistics=statistics)
-    chosen = recipes.get(recipe).replace(**overrides)
+    chosen = recipes.get(recipe).overridden(**overrides)
     folder = Path(folder)
     stored = load_job(folder) if (folder / JOB_FILE).is_file() else None
     if stored is None:

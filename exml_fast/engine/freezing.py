@@ -14,6 +14,7 @@ from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
 
 __all__ = [
+    "chosen_device",
     "device_of",
     "distinct_units",
     "dtype_name",
@@ -26,6 +27,8 @@ __all__ = [
     "unpacked",
 ]
 
+# Greatest side of the images with which a network is tried that rejects smaller ones.
+LARGEST_TRIED = 512
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -117,6 +120,28 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def chosen_device(device: torch.device | str | None, model: nn.Module | None = None) -> torch.device:
+    """``device``, or that of ``model`` when None.
+
+    ValueError for a text that names no device, and for a CUDA device that is not there; it says why.
+    """
+    if device is None:
+        return torch.device("cpu") if model is None else device_of(model)
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:<n>', got {device!r}") from error
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if torch.version.cuda is None:
+            raise ValueError(f"device {str(found)!r}: PyTorch {torch.__version__} here has no CUDA; give 'cpu'")
+        if count == 0:
+            raise ValueError(f"device {str(found)!r}: no CUDA GPU is found here (nvidia-smi shows what is); give 'cpu'")
+        if (found.index or 0) >= count:
+            raise ValueError(f"device {str(found)!r}: only {count} CUDA GPUs are here, 'cuda:0' to 'cuda:{count - 1}'")
+    return found
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype of the first floating-point parameter; float32 if there is none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -144,9 +169,14 @@ def probe(model: nn.Module, images: Tensor, spec: InputSpec, gradient: bool = Fa
         with torch.set_grad_enabled(gradient):
             output = model(images)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        if enough := _larger_size(model, images):
+            raise ValueError(
+                f"images {spec.size[0]}×{spec.size[1]} are too small for {type(model).__name__}, which takes them from "
+                f"about {enough[0]}×{enough[1]}: give a spec of that size"
+            ) from error
         raise ValueError(
             f"{type(model).__name__} rejects images of shape {tuple(images.shape)}, which spec = {spec} says it takes: "
-            f"{error}"
+            f"{' '.join(str(error).split())}"
         ) from error
     rule = f"{type(model).__name__} must return logits, a floating-point tensor (N, classes)"
     if not isinstance(output, Tensor):
@@ -154,3 +184,17 @@ def probe(model: nn.Module, images: Tensor, spec: InputSpec, gradient: bool = Fa
     if output.dim() != 2 or len(output) != len(images) or not output.is_floating_point():
         raise ValueError(f"{rule}, got {output.dtype} {tuple(output.shape)} for {len(images)} images")
     return output
+
+
+def _larger_size(model: nn.Module, images: Tensor) -> tuple[int, int] | None:
+    """The first of 2, 4, … times the size of ``images``, up to 512 pixels, that the network takes; None if none is."""
+    height, width = images.shape[-2:]
+    while max(height, width) <= LARGEST_TRIED // 2:
+        height, width = 2 * height, 2 * width
+        try:
+            with torch.no_grad():
+                model(images.new_zeros(*images.shape[:-2], height, width))
+            return height, width
+        except Exception:  # the network's own code may raise anything
+            continue
+    return None

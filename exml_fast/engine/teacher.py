@@ -14,7 +14,7 @@ from exml_fast.data import InputSpec
 from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.conv_tuning import PRECISIONS, Plans, check_plans, choose_plans, without_winograd
 from exml_fast.engine.eager import check_statistics, with_targets
-from exml_fast.engine.freezing import device_of, dtype_name, dtype_of, frozen_copy, no_autocast
+from exml_fast.engine.freezing import chosen_device, dtype_name, dtype_of, frozen_copy, no_autocast
 from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.fusion import FrozenBatchNorm, fuse, fuse_exported, replace_modules
 from exml_fast.engine.original import Original
@@ -81,7 +81,7 @@ class FrozenTeacher:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         require_module(model)
         check_statistics(statistics, layers, spec)
-        self.device = device_of(model) if device is None else torch.device(device)
+        self.device = chosen_device(device, model)
         # With named layers, the statistics of the BatchNorms are not read.
         norms = Tape()
         self._tape = Tape() if layers else norms
@@ -92,6 +92,7 @@ class FrozenTeacher:
             observe(copied, layers, self._tape)
         original = Original(copied, spec, self._tape if layers else None)
         self.num_classes = original.logits.shape[1]
+        self._name = f"{type(model).__name__}, {'×'.join(map(str, spec.shape))} to {self.num_classes} logits"
         self.model, self._notes, inputs, matched = self._fuse(original, norms)
         self._order = _order_of(original.calls, matched)
         self.matched_calls = len(matched)
@@ -137,6 +138,10 @@ class FrozenTeacher:
         # A network may call its layers as often as there are images.
         layers = [entries[i] for i in self._order] if len(entries) == len(self._order) else entries
         return logits if logits.dtype == torch.float64 else logits.float(), with_targets(layers, self._targets)
+
+    def __repr__(self) -> str:
+        matched = f"statistics of {self.matched_calls} layers, {self.precision} on {self.device}"
+        return f"FrozenTeacher({self._name}; {matched}; fused by {self.way})".replace("by without", "without")
 
     @property
     def memory_format(self) -> torch.memory_format:

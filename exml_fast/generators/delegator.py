@@ -13,7 +13,7 @@ from torch import nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of, distinct_units, frozen, probe, unpacked
+from exml_fast.engine.freezing import chosen_device, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
 from exml_fast.engine.substitution import copied
@@ -132,7 +132,7 @@ class Delegator:
         return to_dict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class Delegation(TrainingResult):
     """What :func:`delegate` returns: ``model`` is the student S, ``history`` has means over whole rounds.
 
@@ -200,7 +200,7 @@ def delegate(
     spec = InputSpec.of(generator.spec if spec is None and not _has_spec(teacher) and generator else spec or teacher)
     teacher, units, _ = unpacked(teacher, units)
     require_module(teacher)
-    device = device_of(teacher) if device is None else torch.device(device)
+    device = chosen_device(device, teacher)
     training, turns = config.student_training(), config.round_steps
     with seeded(seed, device), Meter(device) as meter:
         example = torch.zeros(2, *spec.shape, device=device)

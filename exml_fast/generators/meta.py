@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from exml_fast import ops
 from exml_fast._native import reused_memory
 from exml_fast.data import InputSpec
-from exml_fast.engine.freezing import device_of, no_autocast
+from exml_fast.engine.freezing import chosen_device, no_autocast
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import LayerStatistics
 from exml_fast.engine.substitution import twin
@@ -163,7 +163,7 @@ class FastSynthesis:
         seed: int = 0,
     ) -> None:
         self.settings = settings = settings or Fast()
-        self.spec, self.device = spec, device_of(teacher) if device is None else torch.device(device)
+        self.spec, self.device = spec, chosen_device(device, teacher)
         self.networks = Networks(
             teacher, spec, settings.matching, StudentCompetition(compete=settings.adversarial),
             batch_size=settings.batch_size, device=self.device, precision=precision, engine=True,

@@ -67,7 +67,7 @@ def invert(
         parametrisation: a family of images, such as drawings of pen strokes (:class:`Synthesizer`).
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint_dir: a folder from which an interrupted run continues (:meth:`Synthesizer.run`).
-        overrides: fields of the recipe, such as ``steps=500``.
+        overrides: fields of the recipe, such as ``steps=500``, which scales ``coarse_steps`` in proportion.
 
     Raises:
         ValueError: naming the argument (see :class:`Synthesizer` and :meth:`Synthesizer.run`).
@@ -79,7 +79,7 @@ def invert(
     if recipe is None:
         recipe = recipes.suited_to(model, source, parametrisation=parametrisation)
     synthesizer = Synthesizer(
-        model, source, recipes.get(recipe).replace(**overrides), units=units, device=device, precision=precision,
+        model, source, recipes.get(recipe).overridden(**overrides), units=units, device=device, precision=precision,
         statistics=statistics, layers=layers, parametrisation=parametrisation,
     )  # fmt: skip
     ids = class_ids(synthesizer.units if classes is None else classes)

@@ -52,6 +52,18 @@ class Recipe:
         """A copy with some settings changed, named as in :meth:`to_dict`; ValueError for a name that does not exist."""
         return with_flat_changes(self, changes)
 
+    def overridden(self, **changes: Any) -> Recipe:
+        """As :meth:`replace`, for the overrides of a user: other ``steps`` scale ``coarse_steps`` in proportion.
+
+        ``coarse_steps`` that are given too stay as they are.
+        """
+        changed = self.replace(**changes)
+        before, after = self.optimisation, changed.optimisation
+        if after.steps == before.steps or "coarse_steps" in changes:
+            return changed
+        share = after.steps / before.steps
+        return changed.replace(coarse_steps=tuple(max(1, round(share * steps)) for steps in before.coarse_steps))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values of all settings in one flat table; ``new(**table)`` is the inverse."""
         return flat_dict(self)

@@ -18,7 +18,7 @@ from exml_fast._native import reused_memory
 from exml_fast.checkpoint import Checkpoint, fingerprint
 from exml_fast.data import InputSpec
 from exml_fast.engine.eager import EagerTeacher
-from exml_fast.engine.freezing import device_of, distinct_units, dtype_of, no_autocast
+from exml_fast.engine.freezing import chosen_device, distinct_units, dtype_of, no_autocast
 from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
 from exml_fast.engine.teacher import FrozenTeacher
@@ -105,7 +105,7 @@ class Synthesizer:
                 f"recipe {self.recipe.name!r} begins with smaller images (coarse_steps={coarse_steps}): expected "
                 "coarse_steps=() with a parametrisation"
             )
-        self.device = device_of(model) if device is None else torch.device(device)
+        self.device = chosen_device(device, model)
         self.networks = Networks(
             model, self.spec, self.recipe.matching, self.recipe.competition,
             batch_size=self.recipe.optimisation.batch_size, device=self.device, precision=precision, engine=engine,

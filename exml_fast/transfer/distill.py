@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
 from exml_fast.data import Augmentation, ImageSource, InputSpec, Shards
-from exml_fast.engine.freezing import device_of, distinct_units, frozen, probe, unpacked
+from exml_fast.engine.freezing import chosen_device, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
@@ -79,7 +79,7 @@ class Distillation:
         return to_dict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class DistillResult(TrainingResult):
     """What :func:`distill` returns: ``history`` of "loss", "kl", "ce", "agreement"; ``seconds`` "generate", "learn".
 
@@ -181,7 +181,7 @@ def distill(
     if asked is not None and (source is not None or isinstance(images, Shards)):
         raise ValueError(f"classes must be None with images of {type(images).__name__}, got {asked!r}")
     generation = config.generation.resolved(training.batch_size, cheap=source is not None)
-    device = device_of(teacher) if device is None else torch.device(device)
+    device = chosen_device(device, teacher)
     ranks = ranks or Ranks()
     if training.batch_size % ranks.count:
         raise ValueError(f"batch_size must be a multiple of the {ranks.count} ranks, got {training.batch_size}")

@@ -173,7 +173,7 @@ class ICaRL(Learner[ICaRLSettings]):
         assert settings.inversion is not None
         recipe = recipes.get(settings.inversion)
         if settings.inversion_steps is not None:
-            recipe = recipe.replace(steps=settings.inversion_steps)
+            recipe = recipe.overridden(steps=settings.inversion_steps)
         labels = torch.repeat_interleave(
             torch.tensor(list(chosen)), torch.tensor([len(images) for images in chosen.values()])
         )

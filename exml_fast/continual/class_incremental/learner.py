@@ -17,7 +17,7 @@ from exml_fast.continual.class_incremental.lesson import BATCH, Lesson, Previous
 from exml_fast.continual.class_incremental.losses import Classification, cross_entropy
 from exml_fast.continual.class_incremental.tasks import Task, positions
 from exml_fast.data import Augmentation, InputSpec, Split
-from exml_fast.engine.freezing import device_of, frozen, probe
+from exml_fast.engine.freezing import chosen_device, device_of, frozen, probe
 from exml_fast.engine.substitution import copied
 from exml_fast.evaluation.features import features, logits
 from exml_fast.models import final_linear
@@ -127,7 +127,7 @@ class Learner(ABC, Generic[S]):
         if own is network:
             raise ValueError(f"network must be one that can be copied, got {type(network).__name__}")
         self.spec, self.seed = spec, seed
-        self.network = placed(own, torch.device(device or device_of(network))).eval()
+        self.network = placed(own, chosen_device(device, network)).eval()
         self.layer = _final_layer(self.network, spec)
         """Name of the final linear layer."""
         self.classes: list[int] = []

@@ -51,7 +51,7 @@ class Synthesis:
         def make() -> dict[str, Any]:
             recipe = recipes.get(self.recipe)
             if self.recipe_steps is not None:
-                recipe = recipe.replace(steps=self.recipe_steps)
+                recipe = recipe.overridden(steps=self.recipe_steps)
             # A batch holds at least two images of each class.
             size = min(self.images, max(recipe.optimisation.batch_size, 2 * lesson.old))
             synthesizer = Synthesizer(

@@ -246,7 +246,7 @@ def _recipe(
         of_method = [given for given in recipes.names() if given.startswith(f"{entry.recipe}/")]
         published = {given.partition("/")[2]: given for given in of_method}
         found = recipes.get(named("variant", variant or "mnist", published))
-    found = found.replace(**changes)
+    found = found.overridden(**changes)
     compete = found.competition.compete
     if entry.make is _adaptive:
         require(changes.get("compete", 1) > 0, "compete", f"positive for {name}", compete)

@@ -17,6 +17,7 @@ from exml_fast.continual.ex_model.student import Student
 from exml_fast.continual.expert import Expert, complete_arguments, require_fit
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
+from exml_fast.engine.freezing import chosen_device
 from exml_fast.models import create, is_known
 from exml_fast.storage import PathLike
 from exml_fast.validation import require
@@ -61,7 +62,7 @@ class Setup:
         self.model, self.architecture, self.arguments = model, architecture, arguments
         self.units, self.spec = units, spec
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = chosen_device(device)
         self.calibration = calibration
         self.background = background
         self.buffer_dir = buffer_dir

@@ -77,7 +77,7 @@ class _Inversion(Strategy):
     name: str
 
     def __init__(self, recipe: str | Recipe, **overrides: Any) -> None:
-        self.recipe = recipes.get(recipe).replace(**overrides)
+        self.recipe = recipes.get(recipe).overridden(**overrides)
         self.last: Result | None = None
         """The latest inversion, with its history and summary."""
 

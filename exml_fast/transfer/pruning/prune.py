@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, random_state, set_random_state
 from exml_fast.data import Augmentation, ImageSource, InputSpec
-from exml_fast.engine.freezing import device_of, unpacked
+from exml_fast.engine.freezing import chosen_device, device_of, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
 from exml_fast.models import resize_layers, widths_of
@@ -93,7 +93,7 @@ class Pruning:
         return to_dict(self)
 
 
-@dataclass
+@dataclass(repr=False)
 class PruneResult(TrainingResult):
     """What :func:`prune` returns; ``history`` is that of the fine-tuning, ``seconds`` "prune" and "fine-tune".
 
@@ -163,7 +163,7 @@ def prune(
     require(target in ("filters", "flops", "latency"), "target", "'filters', 'flops' or 'latency'", target)
     spec = InputSpec.of(spec if spec is not None else images.spec if isinstance(images, Result) else model)
     model, *_ = unpacked(model)
-    device = device_of(model) if device is None else torch.device(device)
+    device = chosen_device(device, model)
     given = images if isinstance(images, ImageSource) else network_input(images, spec)[0]
     begun = time.monotonic()
     with seeded(seed, device), Meter(device) as meter:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.data import ImageSource, InputSpec
-from exml_fast.engine.freezing import device_of, probe, unpacked
+from exml_fast.engine.freezing import chosen_device, probe, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
 from exml_fast.profiling import Meter
@@ -77,7 +77,7 @@ def quantize(
     spec = InputSpec.of(spec if spec is not None else images.spec if isinstance(images, Result) else model)
     model, *_ = unpacked(model)
     given = images if isinstance(images, ImageSource) else network_input(images, spec)[0]
-    device = torch.device("cpu" if config.bits == 8 else device_of(model)) if device is None else torch.device(device)
+    device = chosen_device("cpu" if device is None and config.bits == 8 else device, model)
     on_cpu = config.bits == 4 or device.type == "cpu"
     require(on_cpu, "device", "'cpu' with bits 8, as torchao quantises statically for CPUs alone", str(device))
     with seeded(seed, device), Meter(device) as meter:
