@@ -35,6 +35,8 @@ ClassIds = Annotated[tuple[Annotated[Natural, Field(lt=2**63)], ...], Field(min_
 Names = Annotated[tuple[str, ...], FailFast()]
 # Values of an image for which the free memory is asked.
 LARGE = 2**24
+# Names of classes in a repr.
+SHOWN_CLASSES = 8
 
 
 @settings
@@ -144,6 +146,18 @@ class Expert:
         model = copy.deepcopy(model)
         require_fit(model, spec, len(units))
         return cls(model.eval(), card)
+
+    def __repr__(self) -> str:
+        card, accuracy = self.card, self.card.training.get("accuracy")
+        names = [name for unit, name in zip(card.units, card.class_names, strict=True) if unit in set(card.classes)]
+        shown = ", ".join(names[:SHOWN_CLASSES]) + (" …" if len(names) > SHOWN_CLASSES else "")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        tested = f", accuracy {100 * accuracy:.1f} %" if isinstance(accuracy, int | float) else ""
+        return (
+            f"Expert: {card.architecture}, {parameters:,} parameters, on {self.device}\n"
+            f"input {'×'.join(map(str, card.input_spec.shape))}, {len(card.units)} logits{tested}\n"
+            f"{len(names)} classes: {shown}"
+        )
 
     @property
     def input_spec(self) -> InputSpec:

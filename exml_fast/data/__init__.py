@@ -1,6 +1,7 @@
 """Data sets, shards of synthetic images, random images, augmentation, and descriptions of a network's input."""
 
 from exml_fast.data.augmentation import Augmentation
+from exml_fast.data.labelled import LabelledImages
 from exml_fast.data.photographs import Crops, Photographs
 from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
 from exml_fast.data.sets import load, some_images
@@ -16,6 +17,7 @@ __all__ = [
     "ImageData",
     "ImageSource",
     "InputSpec",
+    "LabelledImages",
     "NaturalFields",
     "PenStrokes",
     "Photographs",

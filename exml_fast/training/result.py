@@ -9,7 +9,7 @@ from torch import nn
 __all__ = ["TrainingResult"]
 
 
-@dataclass
+@dataclass(repr=False)
 class TrainingResult:
     """A trained network and how it came about.
 
@@ -24,3 +24,11 @@ class TrainingResult:
     history: dict[str, list[float]]
     seconds: dict[str, float]
     peak_mb: float
+
+    def __repr__(self) -> str:
+        last = {name: values[-1] for name, values in self.history.items() if values}
+        steps, loss = last.get("step"), last.get("loss")
+        learned = "" if steps is None else f", {steps:g} steps"
+        learned += "" if loss is None else f", loss {loss:.4g}"
+        seconds = sum(self.seconds.values())
+        return f"{type(self).__name__}: {type(self.model).__name__}{learned}, {seconds:.1f} s, {self.peak_mb:.0f} MB"

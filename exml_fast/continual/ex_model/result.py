@@ -36,7 +36,7 @@ class Learned:
     evaluation: Any = None
 
 
-@dataclass
+@dataclass(repr=False)
 class ExModelResult(TrainingResult):
     """What :meth:`exml_fast.continual.ExModelDistillation.run` returns.
 

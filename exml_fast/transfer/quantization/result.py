@@ -47,7 +47,7 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return run
 
 
-@dataclass
+@dataclass(repr=False)
 class QuantizeResult(TrainingResult):
     """What :func:`quantize` returns; ``history`` is that of the fine-tuning, with 4 bits.
 
