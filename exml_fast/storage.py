@@ -229,7 +229,13 @@ def save_checkpoint(path: PathLike, value: Any) -> None:
     """Write nested dicts, lists, numbers, strings and tensors with ``torch.save``."""
     # Writing to a Python file keeps the errno of a full disk; torch's own file writer does not.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # What interrupts torch's writer, Ctrl-C or a full disk, is hidden by its complaint about a torn archive.
+            if error.__context__ is None:
+                raise
+            raise error.__context__ from None
 
 
 def load_checkpoint(path: PathLike, device: str | torch.device = "cpu") -> Any:

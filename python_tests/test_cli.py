@@ -21,6 +21,7 @@ from small_experts import save_npz
 from torchvision.utils import save_image
 from typer.testing import CliRunner, Result
 
+from exml_fast import cli
 from exml_fast.cli.app import app
 from exml_fast.cli.progress import Reporter
 from exml_fast.continual import (
@@ -727,6 +728,17 @@ def test_ctrl_c_and_resume(npz: Path, experts: Path, tmp_path: Path) -> None:
     assert pick[0] == pick[1]
     prints = [Expert.load(out / "ex-model").fingerprint() for out in (stopped, tmp_path / "through")]
     assert prints[0] == prints[1]
+
+
+def test_ctrl_c_before_a_command_begins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("exml_fast.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == cli.INTERRUPTED == 130
+    assert capsys.readouterr().err.strip() == "Interrupted. Nothing was kept."
 
 
 def test_ctrl_c_and_resume_of_an_inversion(experts: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,3 +135,21 @@ def test_checkpoints_hold_data_and_no_code(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "g.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"g\.pt is damaged"):
             storage.load_checkpoint(tmp_path / "g.pt")
+
+
+def test_an_interrupted_checkpoint_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's writer itself raises a RuntimeError, of a torn archive."""
+
+    class Interrupted(io.BufferedWriter):
+        written = 0
+
+        def write(self, data: Any) -> int:
+            Interrupted.written += 1
+            if Interrupted.written == 3:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    monkeypatch.setattr(storage, "open", lambda path, mode: Interrupted(io.FileIO(path, "w")), raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        storage.save_checkpoint(tmp_path / "c.pt", {"x": torch.zeros(1000)})
+    assert list(tmp_path.iterdir()) == []

@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["main"]
+__all__ = ["INTERRUPTED", "main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
     """Entry point. One line on stderr and exit code 2 where typer or rich is missing."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before the command began
+        sys.stderr.write("\nInterrupted. Nothing was kept.\n")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _run() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401
@@ -17,7 +28,6 @@ def main() -> None:
         sys.stderr.write(f'exml-fast needs {error.name}: pip install "exml_fast[cli,report]"\n')
         raise SystemExit(2) from None
     from exml_fast.cli.app import app
-    from exml_fast.cli.guard import INTERRUPTED
 
     try:
         app(prog_name="exml-fast")

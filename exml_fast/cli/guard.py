@@ -9,12 +9,13 @@ from typing import Any, Self
 
 import typer
 
+from exml_fast.cli import INTERRUPTED
 from exml_fast.ownership import RunFolder
 from exml_fast.reading import shortened
 
-__all__ = ["ERROR", "INTERRUPTED", "Guard", "print_json"]
+__all__ = ["ERROR", "Guard", "print_json"]
 
-ERROR, INTERRUPTED = 2, 130
+ERROR = 2
 # Greatest length of an error; the texts of files may be part of it.
 LINE = 2000
 # Begins the error of an exception that is no message for users.
