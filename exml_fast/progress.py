@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from exml_fast.progress_line import ProgressLine, is_watched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Progress", "Renamed", "TensorBoard", "require_tensorboard", "show_images"]
+__all__ = [
+    "Progress",
+    "ProgressOption",
+    "Renamed",
+    "TensorBoard",
+    "callback_of",
+    "reports_progress",
+    "require_tensorboard",
+    "show_images",
+    "silent",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """``progress(stage, step, total, terms)`` is called after ``step`` of ``total`` steps of ``stage``.
@@ -19,6 +38,54 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 given the images as they form: ``make()`` returns pixels (N, C, H, W) in [0, 1] on the CPU, always of the same images
 until the next batch begins.
 """
+
+
+ProgressOption = Progress | bool | None
+"""The argument ``progress`` of everything that runs long.
+
+True shows a line with the terms and the time left on stderr, False shows nothing. None shows it if stderr is a terminal
+or this is a notebook, but not for a call within another one, which reports for both. A callback is called instead.
+"""
+
+# Set within a function that reports, and within a command, which shows its own progress.
+_reported: ContextVar[bool] = ContextVar("_reported", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block ``progress=None`` shows nothing."""
+    token = _reported.set(True)
+    try:
+        yield
+    finally:
+        _reported.reset(token)
+
+
+def reports_progress(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that runs long: its keyword ``progress``, a :data:`ProgressOption`, becomes a callback."""
+
+    @functools.wraps(function)
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> T:
+        asked: Any = kwargs.get("progress")
+        line = None
+        if asked is True or (asked is None and not _reported.get() and is_watched()):
+            line = ProgressLine()
+        kwargs["progress"] = line or (None if isinstance(asked, bool) else asked)
+        with silent():
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if line is not None:
+                    line.close()
+
+    return reporting
+
+
+def callback_of(progress: ProgressOption) -> Progress | None:
+    """The callback, in a function that :func:`reports_progress` decorates. ValueError for anything else."""
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress must be True, False, None or a function, got {progress!r}")
+    return progress
 
 
 def show_images(progress: Progress | None, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
@@ -53,19 +120,25 @@ def require_tensorboard() -> Any:
 class TensorBoard:
     """A context manager that is also a :data:`Progress`: it writes each term as a scalar ``<stage>/<term>``.
 
-    A stage that begins again, as each round of generation does, continues after its last step.
+    Images that are optimised are written as they form, as ``<stage>/images``. A stage that begins again, as each round
+    of generation does, continues after its last step.
 
     Args:
         folder: folder of the event files.
         then: another callback, called afterwards with the same arguments.
+        images: the number of images that are written; 0 for none.
+        every: seconds between two times that images are written; the last images of a stage are always written.
 
     Raises:
         ImportError: if tensorboard is missing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], then: Progress | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], then: Progress | None = None, *, images: int = 16, every: float = 30.0
+    ) -> None:
         self._writer, self._then = require_tensorboard()(str(folder)), then
         self._reached: dict[str, tuple[int, int]] = {}
+        self._count, self._every, self._written = images, every, -every
 
     def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
         before, last = self._reached.get(stage, (0, 0))
@@ -78,6 +151,12 @@ class TensorBoard:
             self._then(stage, step, total, terms)
 
     def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+        """Write the first images, after a report of the same step."""
+        now = time.monotonic()
+        if self._count and (now - self._written >= self._every or step == total):
+            self._written = now
+            before, _ = self._reached.get(stage, (0, 0))
+            self._writer.add_images(f"{stage}/images", make()[: self._count], before + step)
         show_images(self._then, stage, step, total, make)
 
     def __enter__(self) -> Self:

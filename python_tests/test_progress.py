@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from small_networks import SPEC
 from small_networks import network as small_network
 from torch import Tensor
 
 import exml_fast as xf
-from exml_fast.progress import Renamed, show_images
+from exml_fast.progress import Renamed, TensorBoard, show_images
 
 
 class Seen:
@@ -58,3 +60,17 @@ def test_images_are_shown_as_they_form() -> None:
     finished = torch.cat([seen.pixels[2], seen.pixels[5]])
     assert torch.equal(finished.flatten(1).sum(1).sort().values, result.pixels().flatten(1).sum(1).sort().values)
     assert not torch.equal(seen.pixels[0], seen.pixels[1])
+
+
+def test_tensorboard_gets_terms_and_images(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options: dict[str, Any] = {"steps": 120, "per_class": 2, "batch_size": 5, "spec": SPEC, "recipe": "deep_inversion"}
+    with TensorBoard(tmp_path, images=4, every=1e9) as board:
+        xf.invert(small_network(), progress=board, **options)
+    found = events.EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert {"invert/ce", "invert/bn", "invert/loss"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("invert/loss")] == [50, 100, 120, 170, 220, 240]
+    assert [event.step for event in found.Images("invert/images")] == [50, 240], "the first, and the last of the stage"
+    with TensorBoard(tmp_path / "none", images=0) as board:
+        xf.invert(small_network(), progress=board, **options)
+    assert not events.EventAccumulator(str(tmp_path / "none")).Reload().Tags()["images"]

@@ -19,7 +19,7 @@ from exml_fast.data import ImageData, InputSpec
 from exml_fast.engine.freezing import chosen_device
 from exml_fast.models import create
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, ImageBatches, Loop, Training, TrainingResult, mixed_cross_entropy
 from exml_fast.training.loop import seeded
@@ -45,6 +45,7 @@ class TrainedExpert(TrainingResult):
     expert: Expert
 
 
+@reports_progress
 def train_expert(
     data: ImageData,
     classes: Sequence[int] | None = None,
@@ -58,7 +59,7 @@ def train_expert(
     seed: int = 0,
     device: str | torch.device = "cpu",
     licence: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **training: Any,
 ) -> TrainedExpert:
@@ -84,6 +85,7 @@ def train_expert(
         ValueError: for classes that the data do not have, a setting out of its range, or a checkpoint of another run.
         RuntimeError: if the loss is not finite.
     """
+    progress = callback_of(progress)
     classes = list(data.classes if classes is None else classes)
     if unknown := sorted(set(classes) - set(data.classes)):
         raise ValueError(f"classes {unknown} are not in {data.name!r}, which has {len(data.classes)} classes")
@@ -157,6 +159,7 @@ def _run(loop: Loop[Batch], batches: ImageBatches, checkpoint: Checkpoint, an_ep
     checkpoint.remove()
 
 
+@reports_progress
 def train_stream(
     data: ImageData | Sequence[ImageData],
     experiences: Sequence[Sequence[int]],
@@ -164,7 +167,7 @@ def train_stream(
     *,
     common_initialisation: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **options: Any,
 ) -> ExpertStream:
@@ -179,6 +182,7 @@ def train_stream(
         checkpoint_dir: expert i keeps its checkpoint in the subfolder ``expert_01`` and so on. The same call continues
             the expert that was interrupted; experts that were finished are trained again.
     """
+    progress = callback_of(progress)
     parts = [data] * len(experiences) if isinstance(data, ImageData) else list(data)
     if len(parts) != len(experiences):
         raise ValueError(f"data must be one data set or {len(experiences)}, one an experience, got {len(parts)}")

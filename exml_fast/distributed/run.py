@@ -23,7 +23,7 @@ from exml_fast.data.shards import MANIFEST_FILE, SHARDS_FOLDER, shard_entry
 from exml_fast.distributed.executors import Executor, LocalExecutor, Lost
 from exml_fast.distributed.job import load_job, prepare
 from exml_fast.inversion import Recipe
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.validation import Precision
 
@@ -39,6 +39,7 @@ LOSSES = 10
 LOG = logging.getLogger(__name__)
 
 
+@reports_progress
 def synthesize(
     teacher: Expert,
     folder: PathLike,
@@ -53,7 +54,7 @@ def synthesize(
     precision: Precision = "auto",
     threads: int = 1,
     executor: Executor | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     **overrides: Any,
 ) -> Shards:
     """Synthetic images of a teacher in shards on disk, made by any number of workers.
@@ -74,6 +75,7 @@ def synthesize(
         RuntimeError: if a shard cannot be made.
         KeyboardInterrupt: after Ctrl-C, once all shards in flight are finished. A second Ctrl-C ends at once.
     """
+    progress = callback_of(progress)
     prepare(
         folder, teacher, shards=shards, per_shard=per_shard, count=count, recipe=recipe, classes=classes, seed=seed,
         device=device, precision=precision, threads=threads, **overrides,
@@ -81,8 +83,10 @@ def synthesize(
     return resume(folder, executor=executor, progress=progress)
 
 
-def resume(folder: PathLike, *, executor: Executor | None = None, progress: Progress | None = None) -> Shards:
+@reports_progress
+def resume(folder: PathLike, *, executor: Executor | None = None, progress: ProgressOption = None) -> Shards:
     """Make the missing shards of the job in ``folder``; arguments and errors as :func:`synthesize`."""
+    progress = callback_of(progress)
     where = Path(folder).resolve()
     job = load_job(where)
     executor = LocalExecutor() if executor is None else executor

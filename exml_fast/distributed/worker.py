@@ -49,7 +49,8 @@ def _opened(folder: str, device: str | None, changed: int) -> tuple[Job, Synthes
 
 
 def _made(job: Job, synthesizer: Synthesizer, index: int) -> Shard:
-    result = synthesizer.run(job.labels(index), seed=job.shard_seed(index), classes=job.classes)
+    labels, seed = job.labels(index), job.shard_seed(index)
+    result = synthesizer.run(labels, seed=seed, classes=job.classes, progress=False)
     images = (result.pixels() * 255).round().to(torch.uint8)
     logits = synthesizer.networks.judge(job.spec.normalize(images))
     terms = torch.stack([values[-1] for values in result.history.values()]).double()

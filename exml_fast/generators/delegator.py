@@ -22,7 +22,7 @@ from exml_fast.generators.generator import Generator, recalibrate
 from exml_fast.generators.networks import LATENT_SIZE
 from exml_fast.models import final_linear, redraw
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Loop, Training, TrainingResult, final_features
 from exml_fast.training.loop import forked, seeded
@@ -146,6 +146,7 @@ class Delegation(TrainingResult):
     """Round and what ``evaluate`` returned."""
 
 
+@reports_progress
 def delegate(
     teacher: Any,
     student: nn.Module | None = None,
@@ -158,7 +159,7 @@ def delegate(
     device: torch.device | str | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
     evaluate_every: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **overrides: Any,
 ) -> Delegation:
@@ -192,6 +193,7 @@ def delegate(
             setting, a checkpoint of another run.
         RuntimeError: if a loss is not finite.
     """
+    progress = callback_of(progress)
     config = (config or Delegator()).replace(**overrides)
     if evaluate_every is not None:
         require_count("evaluate_every", evaluate_every)

@@ -20,13 +20,14 @@ from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.synthesizer import Synthesizer
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.validation import require_count
 
 __all__ = ["class_ids", "invert", "invert_many"]
 
 
+@reports_progress
 def invert(
     model: Any,
     classes: Sequence[int] | None = None,
@@ -42,7 +43,7 @@ def invert(
     statistics: str | Tensor = "running",
     layers: Sequence[str] = (),
     parametrisation: Parametrisation | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **overrides: Any,
 ) -> Result:
@@ -72,6 +73,7 @@ def invert(
     Raises:
         ValueError: naming the argument (see :class:`Synthesizer` and :meth:`Synthesizer.run`).
     """
+    progress = callback_of(progress)
     source = InputSpec.of(model if spec is None else spec)
     require_count("per_class", per_class)
     model, units, classes = unpacked(model, units, classes)
@@ -87,12 +89,13 @@ def invert(
     return synthesizer.run(labels, seed=seed, student=student, progress=progress, checkpoint_dir=checkpoint_dir)
 
 
+@reports_progress
 def invert_many(
     models: Sequence[Any],
     *,
     parallel: int = 4,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     **arguments: Any,
 ) -> list[Result]:
     """:func:`invert` for each of ``models``, ``parallel`` of them at a time, each on a CUDA stream of its own.
@@ -115,6 +118,7 @@ def invert_many(
         ValueError: for no models, a ``checkpoint_dir``, or whatever :func:`invert` raises; the other networks then
             stop after their current block of steps.
     """
+    progress = callback_of(progress)
     if isinstance(models, torch.nn.Module) or not models:
         raise ValueError(f"models must be a sequence of at least one classifier, got {models!r:.200}")
     require_count("parallel", parallel)

@@ -35,7 +35,7 @@ from exml_fast.inversion.set_statistics import SetStatistics
 from exml_fast.inversion.state import State, generator_for, mixed_batches
 from exml_fast.inversion.stepper import Stepper
 from exml_fast.inversion.targets import hard_targets, soft_targets
-from exml_fast.progress import Progress, show_images
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress, show_images
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 
@@ -124,6 +124,7 @@ class Synthesizer:
         """The frozen network that is inverted."""
         return self.networks.teacher
 
+    @reports_progress
     def run(
         self,
         labels: Tensor | Sequence[int],
@@ -133,7 +134,7 @@ class Synthesizer:
         student: nn.Module | None = None,
         start: Tensor | None = None,
         memory: SetStatistics | None = None,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
         checkpoint_dir: PathLike | None = None,
         ranks: Ranks | None = None,
     ) -> Result:
@@ -166,6 +167,7 @@ class Synthesizer:
                 not fit, a batch that needs more memory than there is, or a checkpoint of another run.
             RuntimeError: if a term or the pixels become NaN or infinite; it names term, recipe and step.
         """
+        progress = callback_of(progress)
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device.type):
             asked = torch.as_tensor(labels)
             if asked.dim() != 1 or len(asked) == 0 or asked.is_floating_point() or asked.dtype == torch.bool:

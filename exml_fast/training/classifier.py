@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exml_fast.checkpoint import Stateful
 from exml_fast.data import InputSpec, Split
 from exml_fast.engine.freezing import device_of
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training.batches import Batch, ImageBatches
 from exml_fast.training.config import Training
@@ -25,6 +25,7 @@ Perturb = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """``perturb(network, images, labels)``: images that the network shall learn from instead."""
 
 
+@reports_progress
 def train_classifier(
     model: nn.Module,
     split: Split,
@@ -35,7 +36,7 @@ def train_classifier(
     parts: Mapping[str, Stateful] | None = None,
     identity: Any = (),
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Train a copy of ``model`` on real images.
@@ -50,6 +51,7 @@ def train_classifier(
         identity: plain values that decide ``perturb``.
         seed, progress, checkpoint_dir: as :func:`exml_fast.training.train`.
     """
+    progress = callback_of(progress)
     config = config or Training()
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)

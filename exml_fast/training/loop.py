@@ -30,7 +30,7 @@ from exml_fast.checkpoint import (
 from exml_fast.engine.freezing import device_of, no_autocast
 from exml_fast.engine.substitution import copied, twin
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training.average import Average
@@ -217,6 +217,7 @@ class Loop(Generic[B]):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+@reports_progress
 def train(
     model: nn.Module,
     batches: Batches[B],
@@ -228,7 +229,7 @@ def train(
     identity: Any = (),
     seed: int = 0,
     stage: str = "train",
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Minimise ``loss`` over a copy of ``model``, on the model's device.
@@ -249,6 +250,7 @@ def train(
         ValueError: if no parameter requires a gradient, or for a checkpoint of another run.
         RuntimeError: if a loss is not finite.
     """
+    progress = callback_of(progress)
     device = device_of(model)
     with seeded(seed, device), Meter(device) as meter:
         loop = Loop(copied(model), loss, config, stage=stage, progress=progress, beside=beside)

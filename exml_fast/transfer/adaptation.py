@@ -20,7 +20,7 @@ from exml_fast.data import Augmentation, InputSpec
 from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, ImageBatches, Training, TrainingResult, network_input, seeded, train
 from exml_fast.validation import require
@@ -59,6 +59,7 @@ class DomainDiscriminator(nn.Module):
         return self.layers(x)
 
 
+@reports_progress
 def adapt(
     source: Any,
     impressions: Result | Tensor,
@@ -68,7 +69,7 @@ def adapt(
     config: Training = ADVERSARIAL,
     discriminator_lr: float | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Adversarial discriminative domain adaptation without source images (Tzeng 2017, Eq. 9; Nayak 2021, 4.2).
@@ -88,6 +89,7 @@ def adapt(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    progress = callback_of(progress)
     source, _, _ = unpacked(source)
     impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")
@@ -127,6 +129,7 @@ def adapt(
         )  # fmt: skip
 
 
+@reports_progress
 def adapt_by_rehearsal(
     source: Any,
     impressions: Result | Tensor,
@@ -138,7 +141,7 @@ def adapt_by_rehearsal(
     consistency: float = 1.0,
     confidence: float = 0.8,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Adaptation of ours, without source images and without a discriminator.
@@ -162,6 +165,7 @@ def adapt_by_rehearsal(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    progress = callback_of(progress)
     source, _, _ = unpacked(source)
     impressions, spec = network_input(impressions, spec, "impressions")
     target, _ = network_input(target, spec, "target")

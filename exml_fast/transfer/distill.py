@@ -19,7 +19,7 @@ from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Recipe, Result, Synthesizer, recipes
 from exml_fast.inversion.invert import class_ids
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress, show_images
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress, show_images
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 from exml_fast.training import (
@@ -100,6 +100,7 @@ class DistillResult(TrainingResult):
     """Step and what ``evaluate`` returned."""
 
 
+@reports_progress
 def distill(
     teacher: Any,
     student: nn.Module,
@@ -116,7 +117,7 @@ def distill(
     device: torch.device | str | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
     evaluate_every: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     pool_dir: PathLike | None = None,
     ranks: Ranks | None = None,
@@ -161,6 +162,7 @@ def distill(
             or a student that do not fit the teacher, an unknown setting, a checkpoint of another run.
         RuntimeError: if the loss is not finite.
     """
+    progress = callback_of(progress)
     config = (config or Distillation()).replace(**overrides)
     training, lambda_ce = config.training, config.lambda_ce
     if evaluate_every is not None:

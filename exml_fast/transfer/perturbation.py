@@ -14,7 +14,7 @@ from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
 from exml_fast.models import final_linear
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
     Batch,
@@ -99,6 +99,7 @@ def diversity_loss(features: Tensor, others: Tensor) -> Tensor:
     return F.cosine_similarity(features, others, dim=1).mean()
 
 
+@reports_progress
 def universal_perturbations(
     model: Any,
     impressions: Result | Tensor,
@@ -109,7 +110,7 @@ def universal_perturbations(
     diversity: float = 1.0,
     clamp: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Train a generator of perturbations that change what ``model`` says of any image (Nayak 2021, 4.4).
@@ -131,6 +132,7 @@ def universal_perturbations(
     Raises:
         ValueError: naming the argument that does not fit or leaves its range.
     """
+    progress = callback_of(progress)
     model, _, _ = unpacked(model)
     impressions, spec = network_input(impressions, spec, "impressions")
     valid = isinstance(diversity, int | float) and 0 <= diversity < math.inf

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exml_fast import ops
 from exml_fast.data import InputSpec, Split
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Training, TrainingResult, train_classifier
 from exml_fast.validation import Count, Positive, require, settings
@@ -103,6 +103,7 @@ class RampedAttack:
         self._generator.set_state(state["generator"].cpu())
 
 
+@reports_progress
 def adversarial_training(
     model: nn.Module,
     split: Split,
@@ -112,10 +113,11 @@ def adversarial_training(
     attack: Attack,
     warmup: float = 0.3,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Train a copy of ``model`` with cross-entropy on PGD examples (Madry 2018; :class:`RampedAttack`)."""
+    progress = callback_of(progress)
     perturb = RampedAttack(attack, spec, config.steps, warmup=warmup, seed=seed)
     return train_classifier(
         model, split, spec, config=config, perturb=perturb, parts={"attack": perturb},

@@ -14,7 +14,7 @@ from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
@@ -39,6 +39,7 @@ TEMPERATURE = 20.0
 ZSKD = Training(augmentation=Augmentation(shift=3, rotation=15.0, scale=0.15))
 
 
+@reports_progress
 def zskd(
     teacher: Any,
     student: nn.Module,
@@ -49,7 +50,7 @@ def zskd(
     temperature: float = TEMPERATURE,
     attack: Attack | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> TrainingResult:
     """Train a copy of ``student`` to answer as ``teacher`` does on impressions (Nayak 2021, Eq. 4).
@@ -76,6 +77,7 @@ def zskd(
         ValueError: naming the argument: images of another shape than ``spec``, no specification, different numbers of
             logits, a temperature that is not positive.
     """
+    progress = callback_of(progress)
     number = isinstance(temperature, int | float) and 0 < temperature < math.inf
     require(number, "temperature", "a positive number", temperature)
     require(isinstance(attack, Attack | None), "attack", "an Attack", attack)
@@ -121,6 +123,7 @@ def _outputs(network: nn.Module, image: Tensor) -> int:
         return len(fixed(image)[0])
 
 
+@reports_progress
 def transfer_set_sweep(
     teacher: nn.Module,
     make_student: Callable[[int], nn.Module],
@@ -131,7 +134,7 @@ def transfer_set_sweep(
     *,
     config: Training,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> dict[str, list[float]]:
     """Test accuracy of students by the size of their transfer set (Nayak 2021, Figs. 3 and 4).
 
@@ -145,6 +148,7 @@ def transfer_set_sweep(
     Returns:
         Accuracy of each set, one number a size.
     """
+    progress = callback_of(progress)
     for name, images in sets.items():
         if too_many := [size for size in sizes if not 0 < size <= len(images)]:
             raise ValueError(f"sizes {too_many} are not between 1 and the {len(images)} images of {name!r}")

@@ -24,7 +24,7 @@ from exml_fast.models import final_linear
 from exml_fast.models.weights import require_same_weights
 from exml_fast.ownership import remove_tree
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import Batch, Loss, Training, placed, seeded, with_head
 from exml_fast.validation import Count, Flat, require, settings, to_dict, with_flat_changes
@@ -181,8 +181,9 @@ class Learner(ABC, Generic[S]):
 
     # What all methods share.
 
+    @reports_progress
     def learn(
-        self, task: Task, *, progress: Progress | None = None, checkpoint_dir: PathLike | None = None
+        self, task: Task, *, progress: ProgressOption = None, checkpoint_dir: PathLike | None = None
     ) -> LearnedTask:
         """Learn the task's classes; nothing changes if this is interrupted or raises.
 
@@ -196,6 +197,7 @@ class Learner(ABC, Generic[S]):
                 not fit the network, or a checkpoint of another run.
             RuntimeError: if a loss is not finite.
         """
+        progress = callback_of(progress)
         return self._learned(task, self._first if not self.classes else self.teach, progress, checkpoint_dir)
 
     def adopt(self, task: Task, network: nn.Module) -> LearnedTask:

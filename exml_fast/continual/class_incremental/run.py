@@ -15,7 +15,7 @@ from exml_fast.checkpoint import Checkpoint, fingerprint
 from exml_fast.continual.class_incremental.learner import LearnedTask, Learner
 from exml_fast.continual.class_incremental.tasks import Task, positions
 from exml_fast.data import Split
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 
 __all__ = ["IncrementalResult", "TaskResult", "incremental", "tested"]
@@ -63,6 +63,7 @@ class IncrementalResult:
         return self.tasks[-1].accuracy
 
 
+@reports_progress
 def incremental(
     learner: Learner,
     tasks: Sequence[Task],
@@ -70,7 +71,7 @@ def incremental(
     *,
     first: nn.Module | None = None,
     after: Callable[[IncrementalResult], None] | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
 ) -> IncrementalResult:
     """Teach ``learner`` the tasks one after the other, and test it after each.
@@ -90,6 +91,7 @@ def incremental(
         ValueError: for no tasks, a learner that knows classes already, a class without test images, what
             :meth:`Learner.learn` raises, or a checkpoint of another run.
     """
+    progress = callback_of(progress)
     if not tasks:
         raise ValueError("tasks must hold at least one task")
     if learner.classes:

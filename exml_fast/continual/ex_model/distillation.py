@@ -10,7 +10,7 @@ from exml_fast.continual.ex_model.run import Run
 from exml_fast.continual.ex_model.setup import Setup
 from exml_fast.continual.expert import Expert
 from exml_fast.continual.stream import ExpertStream
-from exml_fast.progress import Progress
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training.loop import seeded
 from exml_fast.validation import require_count
@@ -42,11 +42,12 @@ class ExModelDistillation(Setup):
         ValueError: if the settings do not go together.
     """
 
+    @reports_progress
     def run(
         self,
         stream: ExpertStream | PathLike | Sequence[PathLike] | Sequence[Expert],
         *,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
         checkpoint_dir: PathLike | None = None,
         evaluate: Callable[[Expert], Any] | None = None,
         checkpoint_every: int = 5000,
@@ -71,6 +72,7 @@ class ExModelDistillation(Setup):
                 and is kept; the same call continues from there once the expert is mended or replaced. Experts that were
                 not learned yet may change, and more may have come.
         """
+        progress = callback_of(progress)
         require_count("checkpoint_every", checkpoint_every)
         stream = stream if isinstance(stream, ExpertStream) else ExpertStream(stream)
         with seeded(self.seed, self.device):

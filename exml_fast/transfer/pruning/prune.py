@@ -20,7 +20,7 @@ from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
 from exml_fast.models import resize_layers, widths_of
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
@@ -116,6 +116,7 @@ class PruneResult(TrainingResult):
         return "slimmed", {"architecture": architecture, "arguments": dict(arguments), "widths": self.widths}
 
 
+@reports_progress
 def prune(
     model: Any,
     images: Result | Tensor | ImageSource,
@@ -128,7 +129,7 @@ def prune(
     spec: Any = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **overrides: Any,
 ) -> PruneResult:
@@ -158,6 +159,7 @@ def prune(
         ValueError: naming the argument; if no layer can be pruned, or too few filters are left to reach ``ratio``.
         RuntimeError: if a loss or an importance is not finite.
     """
+    progress = callback_of(progress)
     config = (config or Pruning()).replace(**overrides)
     require(isinstance(ratio, float) and 0 < ratio < 1, "ratio", "a number between 0 and 1, both left out", ratio)
     require(target in ("filters", "flops", "latency"), "target", "'filters', 'flops' or 'latency'", target)

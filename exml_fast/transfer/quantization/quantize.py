@@ -13,7 +13,7 @@ from exml_fast.engine.freezing import chosen_device, probe, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
 from exml_fast.profiling import Meter
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
@@ -38,6 +38,7 @@ from exml_fast.validation import require
 __all__ = ["quantize"]
 
 
+@reports_progress
 def quantize(
     model: Any,
     images: Result | Tensor | ImageSource,
@@ -46,7 +47,7 @@ def quantize(
     spec: Any = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
     **overrides: Any,
 ) -> QuantizeResult:
@@ -72,6 +73,7 @@ def quantize(
         ValueError: naming the argument; for a network that cannot be exported, with what to change.
         RuntimeError: if a loss is not finite.
     """
+    progress = callback_of(progress)
     config = (config or Quantization()).replace(**overrides)
     torchao()
     spec = InputSpec.of(spec if spec is not None else images.spec if isinstance(images, Result) else model)
