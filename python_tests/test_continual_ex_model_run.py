@@ -253,21 +253,39 @@ def test_an_ex_model_of_networks_without_a_factory(tiny: type[nn.Module], tmp_pa
         ParameterAverage([experts[0], wider])
 
 
-def test_a_network_without_a_factory_that_cannot_be_made_anew(tiny: type[nn.Module]) -> None:
+def test_an_ex_model_of_a_network_with_parameters_and_a_head_of_its_own(tiny: type[nn.Module]) -> None:
     spec = quadrants().spec
-    own_heads = [Expert.wrap(tiny(2), spec, [0, 1]), Expert.wrap(tiny(2), spec, [2, 3])]
-    with pytest.raises(ValueError, match=r"needs logits for the classes \[0, 1, 2, 3\].*register\('Tiny', factory\)"):
-        ExModelDistillation(real_images(), QUICK).run(ExpertStream(own_heads))
 
     # A fixture gives the base class, which mypy does not see.
     class Scaled(tiny):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
-            super().__init__(4)
-            self.scale = nn.Parameter(torch.ones(1))
+            super().__init__(2)
+            self.scale = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
 
-    scaled = Expert.wrap(Scaled(), spec, [0, 1, 2, 3])
-    with pytest.raises(ValueError, match=r"Scaled has no reset_parameters.*register\('Scaled', factory\)"):
-        ExModelDistillation(real_images(), QUICK).run(ExpertStream([scaled]))
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(x) * self.scale.mean()
+            return logits
+
+    own_heads = [Expert.wrap(Scaled(), spec, [0, 1]), Expert.wrap(Scaled(), spec, [2, 3])]
+    before = own_heads[0].fingerprint()
+    result = ExModelDistillation(real_images(), change(steps=1, lr=1e-9)).run(ExpertStream(own_heads))
+    assert isinstance(result.model, Scaled) and result.expert.units == (0, 1, 2, 3)
+    assert result.model.scale.flatten().sort().values.allclose(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert not torch.equal(result.model.body.weight, own_heads[0].model.body.weight)
+    assert own_heads[0].fingerprint() == before
+
+
+def test_a_head_that_cannot_be_replaced_is_named() -> None:
+    """Neither without a factory, nor with one that does not take the number of classes."""
+
+    def convolutional() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 2, 32), nn.Flatten())
+
+    spec = quadrants().spec
+    own_heads = [Expert.wrap(convolutional(), spec, classes) for classes in ([0, 1], [2, 3])]
+    needs = r"needs logits for the classes \[0, 1, 2, 3\].*no nn.Linear.*register\('Sequential', factory\)"
+    with pytest.raises(ValueError, match=needs):
+        ExModelDistillation(real_images(), QUICK).run(ExpertStream(own_heads))
 
 
 def test_other_unit_orders_own_models_and_heads() -> None:

@@ -180,7 +180,7 @@ def test_a_registered_network_is_created_by_its_name(tiny: type[nn.Module]) -> N
     [
         ("tiny", LeNet5, "name 'tiny' is taken by Tiny"),
         ("lenet5", LeNet5, "name 'lenet5' is taken by LeNet5"),
-        ("mine/net", LeNet5, 'name must consist of letters, digits, "_", "." and "-", got \'mine/net\''),
+        ("mine/net", LeNet5, 'name must consist of letters, digits, "_", ".", ":" and "-", got \'mine/net\''),
         ("", LeNet5, "name must consist of"),
         ("mine", "package.module:factory", "factory must be a class or a function"),
     ],

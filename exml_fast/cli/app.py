@@ -10,7 +10,9 @@ from exml_fast import build_info
 from exml_fast.cli import catalogue
 from exml_fast.cli.distill import distill
 from exml_fast.cli.experts import evaluate, train_experts_command
+from exml_fast.cli.factories import register_factory
 from exml_fast.cli.generator import generator
+from exml_fast.cli.guard import ERROR
 from exml_fast.cli.incremental import incremental
 from exml_fast.cli.invert import invert
 from exml_fast.cli.learn import demo, learn
@@ -41,11 +43,26 @@ def _show_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FACTORY",
+            help="Network of your own that cards may name, as package.module:factory; repeatable.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="What was built, and exit.")
     ] = False,
 ) -> None:
     context.obj = {"debug": debug}
+    try:
+        for factory in architecture or []:
+            register_factory(factory)
+    except ValueError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(ERROR) from None
 
 
 app.command("train-experts")(train_experts_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +11,9 @@ from typing import Any, Self
 import typer
 
 from exml_fast.cli import INTERRUPTED
+from exml_fast.cli.factories import register_typed
 from exml_fast.ownership import RunFolder
+from exml_fast.progress import silent
 from exml_fast.reading import shortened
 
 __all__ = ["ERROR", "Guard", "print_json"]
@@ -26,10 +29,12 @@ class Guard:
     """``with Guard(context) as guard``: exit code 2 and one line for an error, 130 and a hint for Ctrl-C."""
 
     def __init__(self, context: typer.Context) -> None:
+        self._typed = context.params
         self._debug = bool((context.find_root().obj or {}).get("debug"))
         self.resume: str | None = None
         """The command that continues the run after Ctrl-C, once the run has a folder."""
         self._folder: RunFolder | None = None
+        self._stack = ExitStack()
 
     def own(self, out: Path) -> RunFolder:
         """Write into ``out``, as the only process, until the command ends; see :class:`RunFolder`."""
@@ -37,11 +42,18 @@ class Guard:
         return self._folder
 
     def __enter__(self) -> Self:
+        self._stack.enter_context(silent())  # a command shows its own progress
+        try:
+            register_typed(self._typed)
+        except ValueError as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stack.close()
         if self._folder is not None:
             self._folder.__exit__(None, None, None)
         if isinstance(error, KeyboardInterrupt):

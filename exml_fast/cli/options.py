@@ -77,7 +77,9 @@ PerStep = Annotated[
     ),
 ]
 Parts = Annotated[int, typer.Option(min=1, help="Number of experts in new-instances.")]
-Architecture = Annotated[str, typer.Option(help="lenet5, torchvision/<name> or timm/<name>.")]
+Architecture = Annotated[
+    str, typer.Option(help="lenet5, torchvision/<name>, timm/<name>, or your own as package.module:factory.")
+]
 Judge = Annotated[
     list[str] | None,
     typer.Option(

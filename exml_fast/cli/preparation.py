@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.cli.asked import DistillRun, GeneratorRun, InvertRun
+from exml_fast.cli.factories import TYPED
 from exml_fast.cli.parsing import FAST, parse_pairs, parse_source
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
@@ -259,10 +260,13 @@ def open_named(text: str, device: str = "cpu", spec: InputSpec | None = None) ->
 
     ``spec``: the input of architectures of ours, which carry none.
     """
-    found = NAMED.fullmatch(text)
+    typed = TYPED.match(text)
+    own = "" if typed is None or typed[1] in OWN else typed[0]
+    found = NAMED.fullmatch(text.replace(own, "own", 1) if own else text)
     if Path(text).exists() or found is None:
         return open_teacher(text, device=device)
     source, pairs, weights = found.groups()
+    source = own or source
     arguments = parse_pairs(f"arguments of {source}", pairs.split(",") if pairs else [])
-    own = spec.to_dict() if spec is not None and source in OWN else None
-    return open_teacher(source, weights=weights or "DEFAULT", device=device, arguments=arguments, spec=own)
+    taken = spec.to_dict() if spec is not None and source in OWN else None
+    return open_teacher(source, weights=weights or "DEFAULT", device=device, arguments=arguments, spec=taken)

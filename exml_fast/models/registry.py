@@ -56,7 +56,7 @@ def register(name: str, factory: Callable[..., nn.Module], *, replace: bool = Fa
     nothing is ever imported because a card names it.
 
     Args:
-        name: letters, digits, "_", "." and "-". It must not be taken.
+        name: letters, digits, "_", ".", ":" and "-". It must not be taken.
         factory: the class of the network or a function, called as ``factory(**arguments)`` with JSON values. It returns
             the network with random weights. Arguments named ``num_classes`` and ``in_channels`` are filled in where a
             network is made for a stream or a data set. The arguments may come from a stranger's card.
@@ -65,8 +65,8 @@ def register(name: str, factory: Callable[..., nn.Module], *, replace: bool = Fa
     Raises:
         ValueError: for a name that is taken or has other characters, or a factory that cannot be called.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise ValueError(f'name must consist of letters, digits, "_", "." and "-", got {name!r}')
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", name):
+        raise ValueError(f'name must consist of letters, digits, "_", ".", ":" and "-", got {name!r}')
     if not callable(factory):
         raise ValueError(f"factory must be a class or a function that returns a network, got {factory!r}")
     if name in BUILT_IN or (name in OWN and not replace):

@@ -18,8 +18,9 @@ from exml_fast.continual.expert import Expert, complete_arguments, require_fit
 from exml_fast.continual.stream import ExpertStream
 from exml_fast.data import InputSpec
 from exml_fast.engine.freezing import chosen_device
-from exml_fast.models import create, is_known
+from exml_fast.models import OWN, create, final_linear, is_known, takes
 from exml_fast.storage import PathLike
+from exml_fast.training import with_head
 from exml_fast.validation import require
 
 __all__ = ["Setup"]
@@ -74,15 +75,12 @@ class Setup:
             model, architecture = copy.deepcopy(self.model), self.architecture or type(self.model).__name__
             if self.architecture is not None:
                 arguments = complete_arguments(architecture, self.arguments, len(units), spec)
+        elif not _makes_heads(stream.cards[0].architecture) and units != list(stream.cards[0].units):
+            first = stream[0]
+            model, architecture = _with_units(_anew(first), first, units), first.card.architecture
         elif not is_known(stream.cards[0].architecture):
             first = stream[0]
             model, architecture, arguments = _anew(first), first.card.architecture, dict(first.card.arguments)
-            if units != list(first.units):
-                raise ValueError(
-                    f"the ex-model needs logits for the classes {units}, and the first expert's network has logits for "
-                    f"{list(first.units)}. Give model and units, or call exml_fast.models.register({architecture!r}, "
-                    "factory) with a factory that takes num_classes"
-                )
         else:
             card = stream.cards[0]
             architecture = card.architecture
@@ -110,17 +108,46 @@ class Setup:
         )  # fmt: skip
 
 
+def _makes_heads(architecture: str) -> bool:
+    """Whether :func:`create` makes this network with any number of logits."""
+    return is_known(architecture) and (architecture not in OWN or takes(architecture, "num_classes"))
+
+
 def _anew(expert: Expert) -> nn.Module:
-    """A copy of the expert's network with new random weights, for a network that has no factory."""
+    """A copy of the expert's network with new random weights, for a network that has no factory.
+
+    A layer that cannot draw its own weights, as a network with a parameter of its own, gets the values of each of its
+    tensors in random order.
+    """
     model = copy.deepcopy(expert.model).train().requires_grad_(True)
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if reset is not None:
             reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            name = expert.card.architecture
-            raise ValueError(
-                f"a new {name} cannot be made from the first expert's, because {type(module).__name__} has no "
-                f"reset_parameters: give model and units, or call exml_fast.models.register({name!r}, factory)"
-            )
+            continue
+        for parameter in module.parameters(recurse=False):
+            values = parameter.detach().flatten()
+            order = torch.randperm(len(values)).to(values.device)
+            parameter.data.copy_(values[order].view_as(parameter))
     return model
+
+
+def _with_units(model: nn.Module, expert: Expert, units: list[int]) -> nn.Module:
+    """``model`` with a logit for each of ``units``; ValueError if no linear layer gives its logits."""
+    problem = ""
+    try:
+        example = torch.zeros(2, *expert.input_spec.shape, device=expert.device)
+        layer = final_linear(model, example)
+        if layer.out_features == len(expert.units):
+            name = next(name for name, module in model.named_modules() if module is layer)
+            made = with_head(model, len(units), name)
+            require_fit(made, expert.input_spec, len(units))
+            return made
+        problem = f"its last linear layer has {layer.out_features} outputs"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(
+        f"the ex-model needs logits for the classes {units}, and the first expert's network has logits for "
+        f"{list(expert.units)}, whose layer cannot be replaced ({problem}). Give model and units, or call "
+        f"exml_fast.models.register({expert.card.architecture!r}, factory) with a factory that takes num_classes"
+    )
