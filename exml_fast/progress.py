@@ -35,8 +35,8 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 """``progress(stage, step, total, terms)`` is called after ``step`` of ``total`` steps of ``stage``.
 
 ``terms`` are the losses of the step by name. A callback that has a method ``images(stage, step, total, make)`` is also
-given the images as they form: ``make()`` returns pixels (N, C, H, W) in [0, 1] on the CPU, always of the same images
-until the next batch begins.
+given the images as they form: ``make()`` returns the pixels (N, C, H, W) of a batch of images, in [0, 1], on the CPU,
+after ``step`` of the ``total`` steps of the batch. Step 0 begins a batch.
 """
 
 
@@ -127,7 +127,7 @@ class TensorBoard:
         folder: folder of the event files.
         then: another callback, called afterwards with the same arguments.
         images: the number of images that are written; 0 for none.
-        every: seconds between two times that images are written; the last images of a stage are always written.
+        every: seconds between two times that images are written; the last images of a batch are always written.
 
     Raises:
         ImportError: if tensorboard is missing.
@@ -155,8 +155,8 @@ class TensorBoard:
         now = time.monotonic()
         if self._count and (now - self._written >= self._every or step == total):
             self._written = now
-            before, _ = self._reached.get(stage, (0, 0))
-            self._writer.add_images(f"{stage}/images", make()[: self._count], before + step)
+            place = sum(self._reached.get(stage, (0, 0)))
+            self._writer.add_images(f"{stage}/images", make()[: self._count], place)
         show_images(self._then, stage, step, total, make)
 
     def __enter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 
 from exml_fast.report import Learning, Report, Row, Samples, Similarities, render, write_picture, write_report
-from exml_fast.report.charts import save_similarity
+from exml_fast.report.charts import accuracy_lines, curves, heatmap, save_similarity, scatter, stage_bars
+from exml_fast.report.film import Film
 
 
 def make_report(classes: int = 4, channels: int = 1) -> Report:
@@ -71,14 +73,21 @@ def parse(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return tags.found
 
 
+SECTIONS = ["accuracy", "samples", "results", "confusion", "similarity", "time", "reading", "settings"]
+
+
+def sections_of(tags: list[tuple[str, dict[str, str | None]]]) -> list[str | None]:
+    return [attributes.get("id") for tag, attributes in tags if tag in ("section", "details")]
+
+
 def test_page_has_all_parts_and_refers_to_no_file() -> None:
     page = render(make_report())
     tags = parse(page)
-    sections = [attributes.get("id") for tag, attributes in tags if tag == "section"]
-    assert sections == ["results", "reading", "samples", "accuracy", "confusion", "similarity", "time", "settings"]
+    assert sections_of(tags) == SECTIONS
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
+    assert page.count("<script>") == 1 and not re.search(r"innerHTML|eval\(|fetch\(|XMLHttp", page)
     for tag, attributes in tags:
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe") and not (tag == "script" and attributes)
         for name in ("src", "href", "xlink:href"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, value)
@@ -119,8 +128,7 @@ def test_many_classes() -> None:
 
 def test_empty_parts_are_left_out() -> None:
     report = Report("t", "s", "c", {}, {}, ["a"], [Row("x", "baseline", 1.0)])
-    sections = [a.get("id") for tag, a in parse(render(report)) if tag == "section"]
-    assert sections == ["results", "reading", "settings"]
+    assert sections_of(parse(render(report))) == ["results", "reading", "settings"]
 
 
 def test_write_report(tmp_path: Path) -> None:
@@ -161,6 +169,53 @@ def test_similarity_as_a_picture(tmp_path: Path) -> None:
         save_similarity(tmp_path / "d.png", torch.eye(3), ["a"])
 
 
+def tips_of(svg: str) -> list[str]:
+    return [a["data-tip"] or "" for _, a in parse(svg) if "data-tip" in a]
+
+
+def test_points_and_bars_say_their_values() -> None:
+    lines = accuracy_lines({"a": [20.0, 51.25], "b <&>": [1.0, 2.0]}, {"Joint": 98.0}, "alt", [50.0, 100.0])
+    assert tips_of(lines) == [
+        "a, 1 of 2 experts: 20.00 %", "a, 2 of 2 experts: 51.25 %",
+        "b <&>, 1 of 2 experts: 1.00 %", "b <&>, 2 of 2 experts: 2.00 %", "Joint: 98.00 %",
+    ]  # fmt: skip
+    assert tips_of(curves({"c": [(1, 2), (3, 4.5)]}, "alt", ("x", "y"))) == ["c: x 1, y 2", "c: x 3, y 4.5"]
+    bars = stage_bars({"run": {"generate": 8.0, "distil": 4.0}}, "alt")
+    assert tips_of(bars) == ["run, generate: 8.0 s", "run, distil: 4.0 s"]
+    assert tips_of(scatter({"d": torch.rand(3, 2)}, "alt")) == ["d"] * 3
+
+
+def test_a_matrix_carries_its_values() -> None:
+    svg = heatmap(torch.tensor([[90.0, 10.0], [0.0, 100.0]]), ["cat", "<dog>"], "alt", ("true", "predicted"))
+    grid = next(a["data-grid"] for tag, a in parse(svg) if tag == "svg")
+    assert grid is not None and json.loads(grid) == {
+        "names": ["cat", "<dog>"], "axes": ["true", "predicted"], "values": [["90", "10"], ["0", "100"]],
+    }  # fmt: skip
+    assert "data-grid" not in heatmap(torch.rand(101, 101), [str(i) for i in range(101)], "alt")
+
+
+def test_a_film_keeps_few_frames_of_the_first_batch() -> None:
+    film = Film(most_images=2, most_frames=5)
+    for _batch in range(2):
+        for step in range(0, 101, 5):
+            film.images("invert", step, 100, lambda step=step: torch.full((3, 1, 8, 8), step / 100))
+    steps = [step for step, _ in film.frames["invert"]]
+    assert steps[0] == 0 and steps[-1] == 100 and len(steps) <= 6
+    assert all(images.shape == (2, 1, 8, 8) and images.max() == step / 100 for step, images in film.frames["invert"])
+    big = Film()
+    big.images("invert", 1, 1, lambda: torch.rand(1, 3, 200, 100))
+    assert big.frames["invert"][0][1].shape == (1, 3, 96, 48)
+    report = dataclasses.replace(make_report(), film=film)
+    captions = [f"invert, step {step}" for step in steps]
+    page = render(report)
+    assert all(caption in page for caption in captions) and "data:image/jpeg" in big.pictures()[0][1]
+
+
+def test_the_verdict_comes_first() -> None:
+    page = render(dataclasses.replace(make_report(), verdict="Five experts, <no> data."))
+    assert page.index("Five experts, &lt;no&gt; data.") < page.index("What was done.") < page.index("<svg")
+
+
 STRANGE = [
     "$x^$",
     r"\1 \g<0>",
@@ -183,12 +238,14 @@ def test_any_name_is_shown(tmp_path: Path, name: str) -> None:
         samples=[Samples(name, group.images, group.labels) for group in report.samples],
         learning=Learning({name: [20.0, 51.25]}, {f"{name}!": 98.0}, [50.0, 100.0]),
         confusions={name: torch.eye(4) + 1}, similarities={name: Similarities(torch.rand(4, 4))},
-        seconds={name: {name: 3.0}},
+        seconds={name: {name: 3.0}}, verdict=name,
+        leading={name: curves({name: [(0.0, 1.0), (1.0, 2.0)]}, name, (name, name))},
     )  # fmt: skip
     page = write_report(tmp_path / "page.html", report).read_text("utf-8")
     tags = Tags()
     tags.feed(page)
-    assert not any(tag == "script" and not attributes for tag, attributes in tags.found)
+    assert sum(tag == "script" for tag, _ in tags.found) == 1
+    assert all(not name.startswith("on") for _, attributes in tags.found for name in attributes)
     assert "alert(1)</script>" not in page and not any(c in page for c in "\u202e\x00\x1b")
     save_similarity(tmp_path / "similarity.png", torch.rand(4, 4), report.class_names)
     with Image.open(tmp_path / "similarity.png") as picture:

@@ -19,6 +19,7 @@ from exml_fast.reproduction.incremental_page import (
     feature_plane,
     rows_of_learned,
     sheets,
+    verdict_of,
     write_incremental_page,
 )
 from exml_fast.reproduction.incremental_settings import IncrementalSettings
@@ -158,3 +159,14 @@ def test_what_was_reached_survives_a_file(tmp_path: Path) -> None:
             assert (before is None) == (after is None)
             assert before is None or (torch.equal(before.images, after.images) and before.labels.equal(after.labels))
         assert all(torch.equal(read.maps[k].kept, written.maps[k].kept) for k in read.maps)
+
+
+def test_the_verdict_names_the_best_learners() -> None:
+    rows = [
+        {"name": name, "method": method, "protocol": "b2-2", "average": average}
+        for name, method, average in (("iCaRL", "icarl", 80.0), ("LwF", "lwf", 50.0), ("All", "joint", 90.0))
+    ]
+    assert verdict_of([*rows, {**rows[1], "protocol": "b2-1", "average": 99.0}]) == (
+        "Best: iCaRL, 80.0 % average incremental accuracy; best without real images of earlier classes: LwF, 50.0 % "
+        "average incremental accuracy; all images at once: All, 90.0 % average incremental accuracy."
+    )

@@ -19,6 +19,7 @@ from exml_fast.reproduction import methods
 from exml_fast.reproduction.methods import check_methods, plan_of
 from exml_fast.reproduction.stream import learn_preset, settings_of
 from exml_fast.reproduction.study import Study
+from exml_fast.reproduction.study_page import verdict_of
 from exml_fast.reproduction.study_settings import ExpertSettings, RunOptions, Settings
 from exml_fast.storage import load_json
 
@@ -218,3 +219,19 @@ def test_the_page_shows_own_heads_and_says_what_it_cannot_show(
     said = call(*common, "--report", "--out", tmp_path / "none").output
     assert said.count("no class similarities: source must have a linear layer") == 2
     assert "Class similarities of" not in (tmp_path / "none" / "report" / "index.html").read_text()
+
+
+def test_the_verdict_says_what_came_out() -> None:
+    rows = [
+        {"name": name, "kind": kind, "ours": ours}
+        for name, kind, ours in (
+            ("Inverted Strokes", "strategy", 81.25), ("Model Inversion", "strategy", 50.0),
+            ("Model Inversion, joint expert", "strategy", 95.0), ("Param. Avg.", "baseline", 70.0),
+            ("Oracle", "baseline", 100.0), ("Joint training", "joint", 98.66),
+        )
+    ]  # fmt: skip
+    assert verdict_of(rows, 5) == (
+        "Five experts, no data: 81.2 % (Inverted Strokes); averaging their weights 70.0 %; training on the data itself "
+        "98.7 %."
+    )
+    assert verdict_of(rows[3:], 5) == "" and verdict_of(rows, 1) == "One expert, no data: 81.2 % (Inverted Strokes)."

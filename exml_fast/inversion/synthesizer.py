@@ -248,14 +248,15 @@ class Synthesizer:
                     state.enter(rows, self.canvas.begin(rows, seed, state.start))
                 if stepper is None or stepper.x is not state.x:
                     stepper = self._stepper(state, targets, draws, ranks, sizes[state.batch])
-                rows = batches[state.batch]
+                pixels = functools.partial(self._pixels, state, batches[state.batch])
+                if state.step == 0:
+                    show_images(progress, self._stage, 0, steps, pixels)
                 values = self._advance(state, stepper, wanted, len(batches), draws)
                 if progress is not None:
                     done = state.batch * steps + state.step
                     terms = dict(zip(self.objective.names, values.tolist(), strict=True))
-                    total = len(batches) * steps
-                    progress(self._stage, done, total, terms)
-                    show_images(progress, self._stage, done, total, functools.partial(self._pixels, state, rows))
+                    progress(self._stage, done, len(batches) * steps, terms)
+                    show_images(progress, self._stage, state.step or steps, steps, pixels)
 
     @torch.no_grad()
     def _pixels(self, state: State, rows: Tensor) -> Tensor:

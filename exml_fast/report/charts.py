@@ -1,5 +1,7 @@
 """Charts as SVG, with colours for light and dark pages, and strips of images as PNG.
 
+Points and bars carry their values in ``data-tip``, matrices in ``data-grid``; the script of the page shows them.
+
 Every chart raises ImportError if matplotlib is missing.
 """
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.reading import printable
+from exml_fast.report.tips import MOST_CELLS, grid_of, mark, with_tips
 from exml_fast.storage import PathLike, atomic_path
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ ACCENT = SERIES[0]
 # A matrix with more rows is drawn without numbers in its cells.
 WRITTEN_ROWS = 12
 MAX_TICKS = 20
+# A line of more points has small markers.
+MAX_MARKERS = 60
 # Greatest length of a name in a chart.
 NAME = 60
 
@@ -67,9 +72,10 @@ def accuracy_lines(
     if ceiling:
         axes.plot(range(1, len(ceiling) + 1), ceiling, color=FAINT, lw=1.2, ls=":", label="classes seen so far")
     for (name, values), colour in zip(lines.items(), _colours(len(lines)), strict=True):
-        axes.plot(range(1, len(values) + 1), values, color=colour, lw=2, marker="o", ms=4.5, label=name)
+        (line,) = axes.plot(range(1, len(values) + 1), values, color=colour, lw=2, marker="o", ms=4.5, label=name)
+        mark(line, [f"{name}, {i} of {count} experts: {v:.2f} %" for i, v in enumerate(values, 1)])
     for name, value in references.items():
-        axes.axhline(value, color=INK, lw=1, ls="--", label=name)
+        mark(axes.axhline(value, color=INK, lw=1, ls="--", label=name), [f"{name}: {value:.2f} %"])
     axes.set(xlabel="experts seen", ylabel="test accuracy, %", ylim=(0, 103), xticks=range(1, count + 1))
     axes.set_xlim(0.7, count + 0.3)
     axes.grid(axis="y", color=FAINT, lw=0.4, alpha=0.5)
@@ -89,7 +95,9 @@ def stage_bars(seconds: Mapping[str, Mapping[str, float]], alt: str) -> str:
     names = list(seconds)
     for stage, colour in zip(stages, _colours(len(stages)), strict=True):
         widths = [seconds[name].get(stage, 0.0) for name in names]
-        axes.barh(range(len(names)), widths, left=start, height=0.62, color=colour, label=stage)
+        bars = axes.barh(range(len(names)), widths, left=start, height=0.62, color=colour, label=stage)
+        for bar, name, width in zip(bars, names, widths, strict=True):
+            mark(bar, [f"{name}, {stage}: {width:.1f} s"])
         start = [a + b for a, b in zip(start, widths, strict=True)]
     longest = max([*start, 1e-9])
     for i, total in enumerate(start):
@@ -105,7 +113,7 @@ def heatmap(
     matrix: Tensor, names: Sequence[str], alt: str, axes_labels: tuple[str, str] = ("", ""), written: str = "{:.0f}"
 ) -> str:
     """Draw a matrix (K, K) of numbers of at least 0 as SVG, darker for more. Small matrices show their numbers."""
-    return _svg(_heatmap(matrix, names, axes_labels, written), alt)
+    return _svg(_heatmap(matrix, names, axes_labels, written), alt, grid_of(matrix, names, axes_labels, written))
 
 
 def save_similarity(path: PathLike, similarity: Tensor, names: Sequence[str]) -> None:
@@ -145,7 +153,10 @@ def _curves(lines: Lines, axes_labels: tuple[str, str], logarithmic: bool) -> Fi
     figure, axes = _figure(5.2, 3.1)
     for (name, points), colour in zip(lines.items(), _colours(len(lines)), strict=True):
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=colour, lw=2, marker="o", ms=4.5, label=name)
+        few = len(x) <= MAX_MARKERS
+        (line,) = axes.plot(x, y, color=colour, lw=2, marker="o", ms=4.5 if few else 1.5, label=name)
+        if len(x) <= MOST_CELLS:
+            mark(line, [f"{name}: {axes_labels[0]} {a:.6g}, {axes_labels[1]} {b:.4g}" for a, b in points])
     axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1])
     if logarithmic:
         axes.set_xscale("log")
@@ -174,7 +185,7 @@ def _scatter(groups: Mapping[str, Tensor]) -> Figure:
     figure, axes = _figure(4.4, 4.4)
     for (name, points), colour in zip(groups.items(), _colours(len(groups)), strict=True):
         x, y = points.double().T.tolist()
-        axes.scatter(x, y, s=6, color=colour, label=name, linewidths=0)
+        mark(axes.scatter(x, y, s=6, color=colour, label=name, linewidths=0), [name] * len(x))
     axes.set(xticks=[], yticks=[])
     axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
     return figure
@@ -313,8 +324,11 @@ def _save(path: PathLike, figure: Figure) -> None:
         figure.savefig(temporary, bbox_inches="tight", facecolor="white", dpi=150)
 
 
-def _svg(figure: Figure, alt: str) -> str:
-    """Inline SVG that refers to no file, in the font of the page, with neutral colours as CSS variables."""
+def _svg(figure: Figure, alt: str, grid: str = "") -> str:
+    """Inline SVG that refers to no file, in the font of the page, with neutral colours as CSS variables.
+
+    ``grid`` is the JSON of :func:`grid_of`.
+    """
     import matplotlib
 
     alt = printable(alt)
@@ -333,8 +347,8 @@ def _svg(figure: Figure, alt: str) -> str:
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
     text = re.sub(r'\bid="((?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend)[^"]*)"', "", text)
-    label = escape(alt, quote=True)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    more = f' data-grid="{escape(grid, quote=True)}"' if grid else ""
+    return with_tips(text).replace("<svg", f'<svg role="img" aria-label="{escape(alt, quote=True)}"{more}', 1)
 
 
 def class_strips(images: Tensor, labels: Tensor, classes: Sequence[int], each: int) -> list[tuple[int, str]]:

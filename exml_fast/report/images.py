@@ -13,10 +13,17 @@ from torchvision.utils import save_image
 from exml_fast.continual.teachers import Teacher
 from exml_fast.evaluation import Evaluation
 from exml_fast.inversion import Result
+from exml_fast.report import charts
+from exml_fast.report.film import Film
 from exml_fast.report.page import Report, Samples, write_report
 from exml_fast.storage import atomic_path, save_json
 
-__all__ = ["history_rows", "learned_row", "save_images", "save_report", "write_images_page"]
+__all__ = [
+    "history_rows", "learned_row", "loss_chart", "save_images", "save_report", "verdict_of", "write_images_page",
+]  # fmt: skip
+
+# Points of the curve of the loss.
+MOST_POINTS = 200
 
 READING = (
     "The images below were made from the network alone, without any training image. A network recognises an image if "
@@ -52,6 +59,7 @@ def save_report(
     page: bool,
     real: Tensor | None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    film: Film | None = None,
 ) -> None:
     """Write ``report.json`` into the folder ``out``, and with ``page`` also ``report/index.html``.
 
@@ -65,12 +73,13 @@ def save_report(
         page: write the page too. ImportError if the extra "report" is missing.
         real: pixels (M, C, H, W) among which ``evaluation`` found the nearest.
         tables: further tables, shown first on the page.
+        film: the images after some of the steps.
     """
     summary = {**result.summary, "seconds": round(result.seconds, 3)}
     save_json(out / "report.json", {**origin, "settings": settings, **summary, **evaluation.to_dict()})
     if page:
         path = out / "report" / "index.html"
-        write_images_page(path, result, teacher, evaluation, origin, settings, real, tables)
+        write_images_page(path, result, teacher, evaluation, origin, settings, real, tables, film)
 
 
 def write_images_page(
@@ -82,6 +91,7 @@ def write_images_page(
     settings: dict[str, Any],
     real: Tensor | None = None,
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    film: Film | None = None,
 ) -> Path:
     """Write the page of :func:`save_report` to ``path``. With ``real`` it shows the nearest real image to each image.
 
@@ -139,8 +149,37 @@ def write_images_page(
         tables=shown_tables,
         samples=samples,
         confusions=evaluation.confusion if 1 < len(names) <= 100 else {},
+        leading=loss_chart(result),
+        verdict=verdict_of(evaluation, memory),
+        film=film,
     )
     return write_report(path, report)
+
+
+def loss_chart(result: Result) -> dict[str, str]:
+    """The weighted loss by step as SVG, by its heading; empty without a history."""
+    values = result.history.get("loss")
+    if values is None or len(values) < 2:
+        return {}
+    chosen = torch.linspace(0, len(values) - 1, min(len(values), MOST_POINTS)).round().long().unique().tolist()
+    points = [(float(i + 1), float(values[i])) for i in chosen if values[i].isfinite()]
+    if len(points) < 2:
+        return {}
+    text = f"Loss of the images by step: {points[0][1]:.4g} at first, {points[-1][1]:.4g} at the end"
+    return {"Loss of the images": charts.curves({"loss": points}, text, ("step", "loss"))}
+
+
+def verdict_of(evaluation: Evaluation, memory: Mapping[str, Any] | None) -> str:
+    """Which share of the images each network recognises, and how many are near copies of real images, in words."""
+    (first, own), *others = evaluation.judges.items()
+    text = f"{first} recognises {100 * own['top1']:.0f} % of the images"
+    for name, judge in others:
+        text += f"; {name}, which did not make them, {100 * judge['top1']:.0f} %"
+    if memory:
+        text += (
+            f". {100 * memory['memorised']:.0f} % are much nearer to a real image than real images are to each other"
+        )
+    return text + "."
 
 
 def learned_row(learned: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exml_fast.reading import printable
 from exml_fast.report import charts
+from exml_fast.report.film import Film
 from exml_fast.storage import PathLike, atomic_path
 from exml_fast.validation import named
 
@@ -126,7 +127,9 @@ class Report:
         similarities: class similarities (K, K) of experts, by name.
         seconds: for each run the seconds of each stage.
         pictures: further pictures, SVG by heading.
-        leading: the same, shown before the tables.
+        leading: the same, shown before the images.
+        verdict: what came out, in words and figures; the first lines of the page.
+        film: the images of an inversion after some of its steps.
     """
 
     title: str
@@ -145,6 +148,8 @@ class Report:
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pictures: Mapping[str, str] = field(default_factory=dict)
     leading: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""
+    film: Film | None = None
 
 
 def render(report: Report) -> str:
@@ -159,6 +164,7 @@ def render(report: Report) -> str:
         best=max((row.accuracy for row in report.rows if row.kind == "strategy"), default=None),
         groups=groups,
         columns=len(classes),
+        frames=[] if report.film is None else report.film.pictures(),
         lines="" if report.learning is None else _lines(report.learning),
         confusions={
             name: charts.heatmap(
@@ -193,6 +199,7 @@ def load_template(name: str) -> Any:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["cell"] = _cell
+    environment.globals |= {"style": _read_template("page.css"), "script": _read_template("page.js")}
     return environment.get_template(name)
 
 

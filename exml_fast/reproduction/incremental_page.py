@@ -18,7 +18,7 @@ from exml_fast.reproduction.incremental_study import MAP_CLASSES, IncrementalStu
 from exml_fast.storage import PathLike
 from exml_fast.transfer import tsne
 
-__all__ = ["feature_plane", "rows_of_learned", "sheets", "write_incremental_page"]
+__all__ = ["feature_plane", "rows_of_learned", "sheets", "verdict_of", "write_incremental_page"]
 
 READING = (
     "One network learns classes task by task. After each task it is tested on the test images of all classes so far. "
@@ -120,10 +120,28 @@ def write_incremental_page(
             for name in study.settings.protocols
         },
         pictures=maps,
+        verdict=verdict_of(rows),
     )
     page = write_report(path, report)
     write_picture(page.with_name("samples.png"), samples)
     return page
+
+
+def verdict_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The best learner of the first protocol, and the best of those without real exemplars, in words."""
+    rows = [row for row in rows if row["protocol"] == rows[0]["protocol"]]
+    named = {
+        "Best": [row for row in rows if row["method"] != "joint"],
+        "best without real images of earlier classes": [row for row in rows if not METHODS[row["method"]].real],
+        "all images at once": [row for row in rows if row["method"] == "joint"],
+    }
+    parts, seen = [], set[str]()
+    for words, among in named.items():
+        if among and (best := max(among, key=lambda row: row["average"]))["name"] not in seen:
+            seen.add(best["name"])
+            parts.append(f"{words}: {best['name']}, {best['average']:.1f} % average incremental accuracy")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def accuracy_chart(found: Sequence[Learned], protocol: str) -> str:

@@ -21,7 +21,10 @@ __all__ = ["ExperimentPage", "write_experiment"]
 
 @dataclass(frozen=True)
 class ExperimentPage:
-    """Title, a sentence, the command, tables of settings and machine, and the rows that the runner returns."""
+    """Title, a sentence, the command, tables of settings and machine, and the rows that the runner returns.
+
+    ``verdict`` says in words how many rows reach the paper's figures.
+    """
 
     title: str
     summary: str
@@ -29,6 +32,14 @@ class ExperimentPage:
     settings: Mapping[str, Any]
     machine: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def verdict(self) -> str:
+        compared = [row for row in self.rows if row["paper"] is not None]
+        if not compared:
+            return ""
+        reached = sum(row["ours"] >= row["paper"] for row in compared)
+        return f"{reached} of {len(compared)} rows are at least at the paper's figure."
 
 
 def write_experiment(

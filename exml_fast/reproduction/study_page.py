@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,21 @@ from exml_fast.reproduction.methods import STRATEGIES, plan_of
 from exml_fast.reproduction.study import Study
 from exml_fast.reproduction.study_rows import rows_of_study
 
-__all__ = ["joint_rows", "settings_of_study", "summary_of", "write_page"]
+__all__ = ["joint_rows", "settings_of_study", "summary_of", "verdict_of", "write_page"]
 
 log = logging.getLogger(__name__)
 
 REAL_PER_CLASS = 4
 # More columns would make the page too wide.
 SHOWN_EXPERTS, SHOWN_CLASSES = 10, 20
-JOINT_NAME = "Joint training"
+JOINT_NAME, JOINT_SUFFIX = "Joint training", ", joint expert"
+NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+# Rows that the verdict compares with, and what they do.
+COMPARED = {
+    "Param. Avg.": "averaging their weights",
+    "Ensemble Avg.": "averaging the outputs of all experts",
+    JOINT_NAME: "training on the data itself",
+}
 
 
 def joint_rows(study: Study) -> list[dict[str, Any]]:
@@ -34,7 +42,7 @@ def joint_rows(study: Study) -> list[dict[str, Any]]:
             row |= {"name": JOINT_NAME, "kind": "joint", "note": "all real training data at once"}
             row |= {"seconds": round(sum(trained["seconds"].values()), 3), "peak_mb": round(trained["peak_mb"], 1)}
         else:
-            row |= {"name": f"{row['name']}, joint expert", "note": "images inverted from the one joint model"}
+            row |= {"name": f"{row['name']}{JOINT_SUFFIX}", "note": "images inverted from the one joint model"}
         rows.append(row)
     return rows
 
@@ -57,7 +65,7 @@ def write_page(
     samples = [Samples("Real test images", *_real(study))]
     confusions: dict[str, Tensor] = {}
     seconds: dict[str, dict[str, float]] = {"Experts": study.part("experts")["seconds"]} if _trained(study) else {}
-    for each, suffix in ((study, ""), (joint_study, ", joint expert")):
+    for each, suffix in ((study, ""), (joint_study, JOINT_SUFFIX)):
         if each is None:
             continue
         if each is joint_study:
@@ -101,9 +109,23 @@ def write_page(
         similarities=similarities,
         seconds=seconds,
         tables=_tables(study, own, rows),
+        verdict=verdict_of(rows, len(study.experiences)),
     )
     write_picture(path.with_name("samples.png"), samples)
     return write_report(path, report)
+
+
+def verdict_of(rows: Sequence[Mapping[str, Any]], experts: int) -> str:
+    """The best ex-model, the baselines and training on real data, in words; empty without an ex-model."""
+    learned = [row for row in rows if row["kind"] == "strategy" and not row["name"].endswith(JOINT_SUFFIX)]
+    if not learned:
+        return ""
+    best = max(learned, key=lambda row: row["ours"])
+    count = NUMBERS[experts] if experts < len(NUMBERS) else str(experts)
+    parts = [f"{count} expert{'s' * (experts != 1)}, no data: {best['ours']:.1f} % ({best['name']})"]
+    found = {row["name"]: row["ours"] for row in rows}
+    parts += [f"{words} {found[name]:.1f} %" for name, words in COMPARED.items() if name in found and experts > 1]
+    return "; ".join(parts) + "."
 
 
 def summary_of(study: Study) -> str:
