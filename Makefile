@@ -16,7 +16,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
-.PHONY: demo test faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: demo test test-without-extension faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The ops, the engine and inversion from PyTorch functions, as on a machine without a compiler.
+test-without-extension: $(VENV)/.installed
+	EXML_EXTENSION=0 $(BIN)/python -m pytest python_tests/test_ops_*.py python_tests/test_engine_*.py \
+	  python_tests/test_inversion_*.py python_tests/test_native.py
 
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider

@@ -3,16 +3,30 @@
 The extension has CPU kernels, and CUDA kernels if a CUDA toolkit and a CUDA build of torch are found. Its sources are
 all files in csrc, csrc/ops, csrc/ops/autograd and csrc/ops/cpu, and with CUDA also those in csrc/ops/cuda.
 
-Environment variables: EXML_CUDA=0|1 forces CUDA off or on. TORCH_CUDA_ARCH_LIST names the GPU architectures. MAX_JOBS
-bounds the parallel compilations. EXML_STRICT=1 makes register spills errors. EXML_SANITIZE names sanitizers.
+Where the compilation fails, the package is installed without the extension: its ops are then PyTorch functions.
+
+Environment variables: EXML_EXTENSION=0 builds no extension, EXML_EXTENSION=1 makes a failed compilation an error.
+EXML_CUDA=0|1 forces CUDA off or on. TORCH_CUDA_ARCH_LIST names the GPU architectures. MAX_JOBS bounds the parallel
+compilations. EXML_STRICT=1 makes register spills errors. EXML_SANITIZE names sanitizers.
 """
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import setup
+
+WANTED = os.environ.get("EXML_EXTENSION", "")
+if WANTED not in ("", "0", "1"):
+    sys.exit(f"EXML_EXTENSION must be 0 or 1, got {WANTED!r}")
+
+ROOT = Path(__file__).resolve().parent
+VERSION = runpy.run_path(str(ROOT / "exml_fast/_version.py"))["VERSION"]
+if WANTED == "0":
+    setup(version=VERSION)
+    sys.exit()
 
 try:
     import torch
@@ -22,11 +36,10 @@ except ImportError:
         "exml_fast compiles against the installed torch, but torch is not installed. Run\n"
         "    pip install torch==2.11.0 torchvision==0.26.0 numpy setuptools wheel ninja pybind11\n"
         "    pip install --no-build-isolation .\n"
-        "(--no-build-isolation, because an isolated build cannot see the installed torch)."
+        "(--no-build-isolation, because an isolated build cannot see the installed torch).\n"
+        "EXML_EXTENSION=0 installs the package without compiled ops, which needs no torch here."
     )
 
-ROOT = Path(__file__).resolve().parent
-VERSION = "0.1.0"
 RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
@@ -109,9 +122,23 @@ class BuildExtension(cpp_extension.BuildExtension):
     """Records the torch and the commit of the extension, so that an import under a different torch raises an error."""
 
     def run(self) -> None:
-        super().run()
         folder = ROOT / "exml_fast" if self.inplace else Path(self.build_lib) / "exml_fast"
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "_built_for.py").unlink(missing_ok=True)  # an extension of an earlier build is not loaded
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:  # distutils, ninja, nvcc and torch have an error each
+            if WANTED == "1":
+                raise
+            self.extensions = []
+            print(
+                f"\nexml_fast: the extension was not compiled: {error}\n"
+                "exml_fast is installed without it. Everything works, with PyTorch's ops in place of the fast ones.\n"
+                "`exml-fast doctor` says what is missing. EXML_CUDA=0 leaves the CUDA code out, and EXML_EXTENSION=1\n"
+                "makes this message an error.",
+                file=sys.stderr,
+            )
+            return
         (folder / "_built_for.py").write_text(
             f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\nGIT_COMMIT = "{git_commit()}"\n'
         )

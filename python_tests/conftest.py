@@ -14,6 +14,7 @@ from small_networks import Tiny
 from small_training import SMALL, trained_lenet
 from torch import Tensor, nn
 
+from exml_fast._native import COMPILED
 from exml_fast.data import ImageData, InputSpec, load
 from exml_fast.models import OWN, register
 
@@ -32,6 +33,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not COMPILED:
+        for item in items:
+            if "compiled" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs the compiled extension"))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

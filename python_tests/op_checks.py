@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from exml_fast._native import COMPILED
+
 # Relative error against the float64 reference: rounding of the inputs is not part of it, rounding of the gradient is.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 6e-3}
 
@@ -91,4 +93,4 @@ def assert_second_derivative_raises(op: Callable[[Tensor], Tensor], x: Tensor) -
     except RuntimeError as error:
         assert "second derivatives are not implemented" in str(error)
     else:
-        raise AssertionError("a second derivative was returned")
+        assert not COMPILED, "a second derivative was returned"  # PyTorch's own functions have all derivatives

@@ -41,6 +41,7 @@ def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_
         assert fastest_plan(shape, torch.float32)[1] > 0
 
 
+@pytest.mark.compiled
 def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     only = ConvShape((4, 32, 8, 8), (32, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1, True)
     several = ConvShape((4, 32, 8, 8), (32, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)

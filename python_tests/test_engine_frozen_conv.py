@@ -15,6 +15,8 @@ from exml_fast.engine.conv_plan import ConvShape, Plan
 from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.teacher import FrozenTeacher
 
+pytestmark = pytest.mark.compiled  # plain PyTorch otherwise
+
 SPEC = InputSpec(32, (10, 10), (0.0,) * 32, (1.0,) * 32)
 PLANS = [
     Plan(),

@@ -17,6 +17,8 @@ from exml_fast.engine.substitution import twin
 from exml_fast.models import CifarResNet, SlimResNet18, Vgg11BnCifar
 from exml_fast.models.rectified import rectified
 
+pytestmark = pytest.mark.compiled  # plain PyTorch otherwise
+
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (torch.randn(*shape) * 2 + 1).to(dtype).contiguous(memory_format=torch.channels_last)

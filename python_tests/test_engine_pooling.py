@@ -20,6 +20,7 @@ def test_which_modules_it_stands_for() -> None:
     assert all(AveragePool2d.of(pool) is None for pool in (*others, nn.AvgPool2d(2, divisor_override=3)))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 5), (2, 6, 7), (2, 6, 5, 4), (0, 3), (4,)])
 def test_tanh_is_the_library_s(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -38,6 +39,7 @@ def test_tanh_is_the_library_s(dtype: torch.dtype, shape: tuple[int, ...]) -> No
     assert FrozenTanh.of(hooked) is None and FrozenTanh.of(nn.ReLU()) is None
 
 
+@pytest.mark.compiled
 def test_a_twin_is_trained_with_its_original() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(18, 4)

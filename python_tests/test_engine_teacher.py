@@ -626,6 +626,7 @@ def test_torch_func_is_refused_in_one_line() -> None:
     assert torch.func.grad(lambda x: eager(x)[0].sum())(x).shape == x.shape
 
 
+@pytest.mark.compiled
 def test_a_teacher_with_winograd_layers_compiles() -> None:
     spec = InputSpec(3, (32, 32), SPEC.mean, SPEC.std)
     model = CifarResNet(8).eval()

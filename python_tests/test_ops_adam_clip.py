@@ -202,6 +202,7 @@ def bad_calls() -> list[tuple[str, dict, str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("change,message", [case[1:] for case in bad_calls()], ids=[case[0] for case in bad_calls()])
 def test_bad_input_is_named(change: dict, message: str) -> None:
     x = torch.randn(2, 3, 4, 4)

@@ -30,6 +30,7 @@ def test_values_and_gradients_are_the_library_s(data: st.DataObject) -> None:
     torch.testing.assert_close(grad.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.compiled
 def test_gradcheck_and_what_it_saves() -> None:
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: average_pool2d(x, (2, 3)), (x,))
@@ -53,6 +54,7 @@ def test_nan_stays_in_its_window() -> None:
     assert y.isnan().sum() == 1 and y[0, 1, 0, 0].isnan()
 
 
+@pytest.mark.compiled
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\), got \[3, 4, 4\]"):
         average_pool2d(torch.randn(3, 4, 4), (2, 2))
@@ -62,6 +64,7 @@ def test_errors_name_the_argument() -> None:
         average_pool2d(torch.ones(1, 3, 4, 4, dtype=torch.int64), (2, 2))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("channels", [3, 20])
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
 def test_opcheck_and_compiles(channels: int, form: torch.memory_format) -> None:

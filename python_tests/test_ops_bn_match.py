@@ -87,6 +87,7 @@ def test_gradcheck(device: str, distance: str, moment: str, layout: str) -> None
     assert torch.autograd.gradcheck(lambda x: ops.bn_match(x, mean, var, distance, moment), x)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(device: str, layout: str) -> None:
     x = laid_out(torch.randn(3, 4, 5, 2, device=device), layout).requires_grad_()
@@ -144,6 +145,7 @@ def test_nan_stays_nan(device: str, layout: str, bad: float) -> None:
     assert loss.isnan() and grad[:, 3].isnan().any()
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_no_cancellation_far_from_zero(device: str, layout: str) -> None:
     """E[x²] − E[x]² in float32 would leave nothing of a variance of 1 at a mean of 10⁴."""
@@ -166,6 +168,7 @@ def test_does_not_depend_on_threads() -> None:
     assert len(set(results)) == 2
 
 
+@pytest.mark.compiled
 def test_saves_no_copy_of_x() -> None:
     saved: list[torch.Tensor] = []
     x = torch.randn(4, 16, 10, 10, requires_grad=True)
@@ -216,6 +219,7 @@ def test_mixed_cuda_and_cpu_are_named() -> None:
         ops.bn_match(torch.randn(2, 3, device="cuda"), torch.zeros(3), torch.ones(3))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_every_cpu_capability(capability: str) -> None:
     """The kernels for lesser processors give the same results as those chosen here."""

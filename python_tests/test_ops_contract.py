@@ -35,6 +35,7 @@ def test_every_op_is_documented_and_has_its_twin(name: str) -> None:
     assert [p for p in theirs.parameters if not p.startswith("_")] == positional
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("name", ops.__all__)
 def test_every_op_has_its_kernels(name: str) -> None:
     backend = SINGLE.get(name, f"_{name}_forward")

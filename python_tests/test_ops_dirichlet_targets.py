@@ -166,6 +166,7 @@ def bad_calls() -> list[tuple[str, tuple, type[Exception], str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,error,message", [c[1:] for c in bad_calls()], ids=[c[0] for c in bad_calls()])
 def test_bad_input_is_named(args: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -118,6 +118,7 @@ def test_gradcheck(device: str, activation: str, layout: str) -> None:
     assert torch.autograd.gradcheck(lambda x: ops.frozen_bn_act(x, scale, shift, None, activation), x)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_activations_are_torchs(device: str, activation: str, dtype: torch.dtype) -> None:
@@ -140,6 +141,7 @@ def test_activations_are_torchs(device: str, activation: str, dtype: torch.dtype
     assert grad.isfinite().all()
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_infinities_and_nan(device: str, activation: str, dtype: torch.dtype) -> None:
@@ -181,6 +183,7 @@ def test_no_cancellation_far_from_zero(device: str, layout: str) -> None:
     assert relative_error(mean, expected[0]) < 1e-6 and relative_error(var, expected[1]) < 1e-5
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(device: str, layout: str) -> None:
     x, residual, grad = (laid_out(torch.randn(3, 4, 5, 2, device=device), layout) for _ in range(3))
@@ -228,6 +231,7 @@ def test_does_not_depend_on_threads() -> None:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("activation,planes", [("none", 1), ("relu", 2)])
 def test_saves_nothing_more(activation: str, planes: int) -> None:
     saved: list[Tensor] = []
@@ -238,6 +242,7 @@ def test_saves_nothing_more(activation: str, planes: int) -> None:
     assert large <= {x.data_ptr(), residual.data_ptr()} and len(large) == planes
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("residual_needs_grad,planes", [(False, 1), (True, 2)])
 def test_backward_allocates_only_the_gradients(residual_needs_grad: bool, planes: int) -> None:
     x, residual, grad = (torch.randn(4, 16, 32, 32) for _ in range(3))
@@ -261,6 +266,7 @@ def test_residual_alone_needs_a_gradient() -> None:
         torch.testing.assert_close(grad, torch.autograd.grad(expected, residual)[0].float())
 
 
+@pytest.mark.compiled
 def test_second_derivative_raises() -> None:
     x = torch.randn(4, 3, 2, 2, requires_grad=True)
     (grad,) = torch.autograd.grad(ops.frozen_bn_act(x, *constants(3), None, "tanh")[0].sum(), x, create_graph=True)
@@ -286,6 +292,7 @@ def bad_calls() -> list[tuple[str, tuple, str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,message", [case[1:] for case in bad_calls()], ids=[case[0] for case in bad_calls()])
 def test_bad_input_is_named(args: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -322,6 +329,7 @@ def test_in_a_cuda_graph() -> None:
     torch.testing.assert_close(grads, step())
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_every_cpu_capability(capability: str) -> None:
     """The kernels for lesser processors give the same results as those chosen here."""

@@ -65,6 +65,7 @@ def test_transformed_weights_are_those_of_their_twin(outputs: int, dtype: torch.
     torch.library.opcheck(torch.ops.exml.winograd_weights, (weight,))
 
 
+@pytest.mark.compiled
 def test_opcheck_and_compiles() -> None:
     op, geometry = torch.ops.exml, ((1, 1), (1, 1), (1, 1), 1)
     weight = torch.randn(16, 16, 3, 3)
@@ -107,6 +108,7 @@ def test_winograd_by_every_instruction_set(capability: str) -> None:
     )
 
 
+@pytest.mark.compiled
 def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
     x, weight = torch.zeros(1, 16, 8, 8), torch.randn(20, 16, 3, 3)
     assert winograd_conv2d(x[:0], weight, None, (1, 1)).shape == (0, 20, 8, 8)
@@ -126,6 +128,7 @@ def test_winograd_takes_no_images_and_names_what_it_does_not_take() -> None:
         winograd_weights(weight.requires_grad_())
 
 
+@pytest.mark.compiled
 def test_errors_name_the_argument() -> None:
     x, weight = torch.randn(1, 3, 6, 6), torch.randn(4, 3, 3, 3)
     with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with C = 3"):
@@ -138,6 +141,7 @@ def test_errors_name_the_argument() -> None:
         frozen_conv2d(x.clone().requires_grad_(), weight, adjoint="other").sum().backward()
 
 
+@pytest.mark.compiled
 def test_layouts_are_checked() -> None:
     x, weight = torch.randn(1, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3)
     with pytest.raises(ValueError, match="forward_layout must be 'plain', 'packed', 'windows' or 'winograd', got 'p'"):

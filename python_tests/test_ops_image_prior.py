@@ -72,6 +72,7 @@ def test_gradcheck(device: str, layout: str, per_image: bool) -> None:
         assert torch.autograd.gradcheck(lambda x, k=kernel_size: ops.image_prior(x, k, 1.5, per_image), x)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("per_image", [False, True])
 def test_opcheck(device: str, per_image: bool) -> None:
     x = torch.randn(3, 2, 6, 5, device=device, requires_grad=True)
@@ -150,6 +151,7 @@ def bad_calls() -> list[tuple[str, tuple, str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,message", [case[1:] for case in bad_calls()], ids=[case[0] for case in bad_calls()])
 def test_bad_input_is_named(args: tuple, message: str | None) -> None:
     if message is None:  # the largest kernel that an 8 x 8 image admits

@@ -110,6 +110,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("teacher", [False, True])
 @pytest.mark.parametrize("student", [False, True])
 def test_computes_only_the_gradients_asked_for(device: str, teacher: bool, student: bool) -> None:
@@ -129,6 +130,7 @@ def test_computes_only_the_gradients_asked_for(device: str, teacher: bool, stude
             torch.testing.assert_close(z.grad.double(), x.grad, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.compiled
 def test_saves_the_logits_and_two_numbers_a_row(device: str) -> None:
     p, q = (torch.randn(6, 50, device=device, requires_grad=True) for _ in range(2))
     saved: list[torch.Size] = []
@@ -137,6 +139,7 @@ def test_saves_the_logits_and_two_numbers_a_row(device: str) -> None:
     assert sorted(saved) == [(6,), (6,), (6, 50), (6, 50)]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck(device: str, reduction: str) -> None:
     p, q = (torch.randn(4, 7, device=device, requires_grad=True) for _ in range(2))
@@ -156,6 +159,7 @@ def test_compiles(device: str, reduction: str) -> None:
     assert_compiles(lambda z: ops.jensen_shannon(z * 2, z.sin(), 4.0, reduction), z)
 
 
+@pytest.mark.compiled
 def test_extreme_logits(device: str) -> None:
     """Probabilities that underflow to 0, in either or both: no NaN."""
     p = torch.tensor([[1e4, 0, -1e4], [1e4, 0, -1e4], [1e4, 1e4, -1e4], [3e38, -3e38, 0]], device=device)
@@ -240,6 +244,7 @@ def bad_calls() -> list[tuple[str, tuple, type[Exception], str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,error,message", [c[1:] for c in bad_calls()], ids=[c[0] for c in bad_calls()])
 def test_bad_input_is_named(args: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

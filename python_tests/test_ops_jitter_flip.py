@@ -91,6 +91,7 @@ def test_gradcheck(device: str, border: str) -> None:
     assert torch.autograd.gradgradcheck(f, x)
 
 
+@pytest.mark.compiled
 def test_gradient_keeps_the_memory_format(device: str) -> None:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 3, 6, 6, device=device).to(memory_format=memory_format).requires_grad_()
@@ -99,6 +100,7 @@ def test_gradient_keeps_the_memory_format(device: str) -> None:
         assert grad.dtype == torch.float32 and grad.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.compiled
 def test_saves_no_image() -> None:
     saved: list[torch.Tensor] = []
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
@@ -107,6 +109,7 @@ def test_saves_no_image() -> None:
     assert sum(t.numel() for t in saved) == 4 + 2
 
 
+@pytest.mark.compiled
 def test_opcheck(device: str) -> None:
     x = torch.randn(2, 3, 6, 5, device=device).to(memory_format=torch.channels_last).requires_grad_()
     shift, flip = draws(2, 2, True, device)
@@ -149,6 +152,7 @@ def bad_calls() -> list[tuple[str, dict, str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("change,message", [case[1:] for case in bad_calls()], ids=[case[0] for case in bad_calls()])
 def test_bad_input_is_named(change: dict, message: str) -> None:
     shift, flip = draws(2, 2, False)

@@ -80,6 +80,7 @@ def test_every_instruction_set(capability: str) -> None:
     )
 
 
+@pytest.mark.compiled
 def test_gradcheck_and_second_derivatives() -> None:
     x, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((9, 2, 5, 4), (3, 2, 3, 3), 3))
     assert torch.autograd.gradcheck(lambda *leaves: lane_conv2d(*leaves, (1, 2)), (x, weight, bias))
@@ -90,6 +91,7 @@ def test_gradcheck_and_second_derivatives() -> None:
             grad.sum().backward()
 
 
+@pytest.mark.compiled
 def test_opcheck() -> None:
     op = torch.ops.exml
     for bias in (None, torch.randn(3)):
@@ -131,6 +133,7 @@ def test_format_is_the_librarys(channels: int) -> None:
             assert ours.stride() == library.stride()
 
 
+@pytest.mark.compiled
 def test_several_threads_give_the_same() -> None:
     run_python(
         "import torch, exml_fast\n"
@@ -148,6 +151,7 @@ def test_several_threads_give_the_same() -> None:
     )
 
 
+@pytest.mark.compiled
 def test_errors_name_the_argument() -> None:
     x, weight = torch.randn(9, 3, 6, 6), torch.randn(4, 3, 3, 3)
     with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with C = 3"):
@@ -194,6 +198,7 @@ def lane(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
+@pytest.mark.compiled
 def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> None:
     def runs(conv: nn.Conv2d, x: Tensor) -> bool:
         expected = conv(x)
@@ -221,6 +226,7 @@ def test_module_leaves_to_the_library_what_the_op_cannot_do(always: None) -> Non
         lane(nn.Conv2d(2, 3, 3))(torch.randn(16, 3, 8, 8))
 
 
+@pytest.mark.compiled
 def test_module_is_measured_apart_from_its_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Inside of a checkpoint the measured passes would be run again, for ever."""
     monkeypatch.setenv("EXML_FAST_CACHE", str(tmp_path))

@@ -99,6 +99,7 @@ def test_gradient_of_one_list_only(device: str) -> None:
     assert variances[1].grad is not None and variances[1].grad.shape == (6,)
 
 
+@pytest.mark.compiled
 def test_opcheck(device: str) -> None:
     means, variances, *targets = statistics([2, 5], device)
     detached = (means, variances, *targets)
@@ -154,6 +155,7 @@ def test_nan_stays_nan_in_its_layer(device: str) -> None:
     assert loss.isnan() and [bool(g.isnan().any()) for g in grads] == [False, True]
 
 
+@pytest.mark.compiled
 def test_second_derivative_raises() -> None:
     means, variances, *targets = statistics([3, 5])
     leaves = [t.requires_grad_() for t in means]
@@ -191,6 +193,7 @@ def bad_calls() -> list[tuple[str, tuple, str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,message", [case[1:] for case in bad_calls()], ids=[case[0] for case in bad_calls()])
 def test_bad_input_is_named(args: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -92,6 +92,7 @@ def test_gradcheck(device: str, reduction: str) -> None:
         assert torch.autograd.gradcheck(lambda z, t=target: ops.soft_cross_entropy(z, t, 1.7, reduction), logits)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["indices", "soft"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_opcheck(device: str, kind: str, reduction: str) -> None:
@@ -150,6 +151,7 @@ def bad_calls() -> list[tuple[str, tuple, type[Exception], str]]:
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("args,error,message", [c[1:] for c in bad_calls()], ids=[c[0] for c in bad_calls()])
 def test_bad_input_is_named(args: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

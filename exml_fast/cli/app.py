@@ -9,6 +9,7 @@ import typer
 from exml_fast import build_info
 from exml_fast.cli import catalogue
 from exml_fast.cli.distill import distill
+from exml_fast.cli.doctor import doctor
 from exml_fast.cli.experts import evaluate, train_experts_command
 from exml_fast.cli.factories import register_factory
 from exml_fast.cli.generator import generator
@@ -76,6 +77,7 @@ app.command()(learn)
 app.command()(incremental)
 app.command()(evaluate)
 app.command()(demo)
+app.command()(doctor)
 app.command("reproduce")(reproduce_command)
 app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(transfer, name="transfer")

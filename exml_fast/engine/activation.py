@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
+from exml_fast._native import COMPILED
 from exml_fast.engine.freezing import is_untouched
 
 __all__ = ["FrozenTanh"]
@@ -18,8 +19,8 @@ class FrozenTanh(nn.Module):
 
     @classmethod
     def of(cls, activation: nn.Module) -> FrozenTanh | None:
-        """The equivalent of ``activation``; None where it is not a plain nn.Tanh."""
-        return cls() if type(activation) is nn.Tanh and is_untouched(activation) else None
+        """The equivalent of ``activation``; None where it is not a plain nn.Tanh, or without the extension."""
+        return cls() if COMPILED and type(activation) is nn.Tanh and is_untouched(activation) else None
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from exml_fast._native import COMPILED
 from exml_fast.engine.freezing import is_untouched
 from exml_fast.ops.training import batch_norm_act
 
@@ -45,7 +46,8 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def _takes(self, x: Tensor) -> bool:
         return (
-            self.training
+            COMPILED
+            and self.training
             and self.track_running_stats
             and x.device.type == "cpu"
             and x.dtype in DTYPES

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast._native import build_info
+from exml_fast._native import COMPILED, build_info
 from exml_fast.engine.conv_plan import LANE_IMAGES, ConvShape, Plan, can_pack
 from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.storage import load_json, save_json
@@ -161,6 +161,8 @@ def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_we
         of_input: the pass includes the gradient of the input.
         of_weight: the pass includes the gradient of the weight.
     """
+    if not COMPILED:
+        return False
     small = _few_images(shape)
     plan, _ = _once_a_machine(
         f"{dataclasses.astuple(small)} {dtype}, gradients {of_input, of_weight}",
@@ -180,6 +182,8 @@ def winograd_is_faster(shape: ConvShape, dtype: torch.dtype) -> bool:
         shape: the layer.
         dtype: float32 or bfloat16.
     """
+    if not COMPILED:
+        return False
     small = dataclasses.replace(shape, input=(min(shape.input[0], TRAINED_BATCH), *shape.input[1:]))
     plan, _ = _once_a_machine(
         f"{dataclasses.astuple(small)} {dtype}, learned",
@@ -354,6 +358,9 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
 
 def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
     """The plans to time. Forward and adjoint are timed apart, so not every pair of them occurs."""
+    if not COMPILED:  # PyTorch's own convolution alone
+        yield Plan()
+        return
     packs = (False, True) if shape.channels_last and can_pack(dtype) else (False,)
     adjoints = ["library"]
     dense = shape.groups == 1 and min(shape.weight[:2]) > FEW_CHANNELS

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from exml_fast._native import COMPILED
+
 
 def accumulator(x: Tensor) -> torch.dtype:
     """The dtype in which sums over ``x`` are formed and losses returned."""
@@ -34,7 +36,8 @@ def fake(op: str) -> Callable[[F], F]:
                 raise ValueError(f"{public}: all tensors must be on one device, got {found}")
             return kernel(*args, **kwargs)
 
-        torch.library.register_fake(f"exml::{op}")(checked)
+        if COMPILED or op == "dirichlet_targets":  # otherwise PyTorch traces the functions of _twins.py
+            torch.library.register_fake(f"exml::{op}")(checked)
         return kernel
 
     return register

@@ -165,7 +165,7 @@ def image_prior(
     return tv_l1, tv_l2, norm(residual), norm(x)
 
 
-def _reduced(losses: Tensor, reduction: str) -> Tensor:
+def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
@@ -173,7 +173,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
     """Cross-entropy of softmax(logits / temperature) with class indices or soft targets (Nayak 2021, Eq. 2)."""
     log_p = F.log_softmax(logits / temperature, dim=1)
     loss = -log_p.gather(1, target[:, None])[:, 0] if target.dtype == torch.int64 else -(target * log_p).sum(1)
-    return _reduced(loss, reduction)
+    return reduced(loss, reduction)
 
 
 def jensen_shannon(
@@ -187,7 +187,7 @@ def jensen_shannon(
     log_q = F.log_softmax(student_logits / temperature, dim=1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
-    return _reduced(1 - divergence.sum(1) / 2, reduction)
+    return reduced(1 - divergence.sum(1) / 2, reduction)
 
 
 def adam_clip_(
