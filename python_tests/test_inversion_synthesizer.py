@@ -296,7 +296,7 @@ def test_two_levels_of_smaller_images_and_progress() -> None:
     synthesizer = Synthesizer(network(batch_norm=False), spec, recipe)
     assert len(synthesizer.run([0, 1], progress=lambda *a: seen.append(a[:3])).history["loss"]) == 9
     assert seen == [("invert at 6×6", 3, 3), ("invert at 12×12", 4, 4), ("invert", 2, 2)]
-    with pytest.raises(ValueError, match="rejects images of shape"):
+    with pytest.raises(ValueError, match="images 1×1 are too small for Sequential"):
         Synthesizer(network(), SPEC, recipe.replace(coarse_steps=(1, 1, 1)))
 
 

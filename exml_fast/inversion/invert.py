@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
@@ -16,6 +16,7 @@ from exml_fast.data import InputSpec
 from exml_fast.engine.freezing import unpacked
 from exml_fast.engine.statistics import require_module
 from exml_fast.inversion import recipes
+from exml_fast.inversion.objective import Step, Term
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
@@ -42,6 +43,7 @@ def invert(
     student: nn.Module | None = None,
     statistics: str | Tensor = "running",
     layers: Sequence[str] = (),
+    terms: Sequence[Term | Callable[[Step], Tensor]] = (),
     parametrisation: Parametrisation | None = None,
     progress: ProgressOption = None,
     checkpoint_dir: PathLike | None = None,
@@ -65,6 +67,7 @@ def invert(
         student: the classifier with which the images compete, for the recipes ``adaptive_deep_inversion``.
         statistics: "running", or normalised real images whose statistics are matched instead (:class:`Synthesizer`).
         layers: names of other layers whose outputs are matched (:class:`Synthesizer`).
+        terms: losses of your own (:class:`exml_fast.inversion.CustomTerm`, or functions of a step).
         parametrisation: a family of images, such as drawings of pen strokes (:class:`Synthesizer`).
         progress: ``progress(stage, step, total, terms)``, called every 50 steps.
         checkpoint_dir: a folder from which an interrupted run continues (:meth:`Synthesizer.run`).
@@ -82,7 +85,7 @@ def invert(
         recipe = recipes.suited_to(model, source, parametrisation=parametrisation)
     synthesizer = Synthesizer(
         model, source, recipes.get(recipe).overridden(**overrides), units=units, device=device, precision=precision,
-        statistics=statistics, layers=layers, parametrisation=parametrisation,
+        statistics=statistics, layers=layers, terms=terms, parametrisation=parametrisation,
     )  # fmt: skip
     ids = class_ids(synthesizer.units if classes is None else classes)
     labels = torch.tensor(ids, dtype=torch.int64).repeat(per_class)

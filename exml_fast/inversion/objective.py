@@ -67,6 +67,8 @@ class Step:
     whole: int | None = None
     """Number of images of a batch of which these N are one process's part; None where N is the whole batch. A term of
     the batch then reads the whole batch (:func:`exml_fast.inversion.rank_statistics.over_ranks`)."""
+    number: Tensor | None = None
+    """int64 (1,), on the device: the number of this step, from 0."""
     _priors: dict[Prior, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def prior(self, prior: Prior) -> tuple[Tensor, ...]:
@@ -259,8 +261,9 @@ class Objective:
         priors: Priors,
         matching: Matching | None = None,
         competition: StudentCompetition | None = None,
+        others: Sequence[Term] = (),
     ) -> Objective:
-        """The terms to which a recipe's groups give a positive weight; ValueError if there is none."""
+        """The terms to which a recipe's groups give a positive weight, then ``others``; ValueError if there is none."""
         tv = Prior(priors.tv_scope == "image", priors.prior_augmented)
         norm = Prior(priors.norm_scope == "image", priors.prior_augmented, priors.blur_kernel, priors.blur_sigma)
         if tv.per_image == norm.per_image:
@@ -280,4 +283,4 @@ class Objective:
             )
         if competition is not None:
             candidates.append(Competition(competition.compete, competition.compete_temperature))
-        return cls([term for term in candidates if term.weight > 0])
+        return cls([*(term for term in candidates if term.weight > 0), *others])

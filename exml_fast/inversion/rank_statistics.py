@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from exml_fast.engine.statistics import LayerStatistics
+from exml_fast.inversion.objective import Term
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
@@ -41,7 +42,9 @@ def over_ranks(layers: Sequence[LayerStatistics], count: int, ranks: Ranks) -> l
     return [layer._replace(mean=m.to(layer.mean.dtype), var=v.to(layer.var.dtype)) for layer, m, v in parts]
 
 
-def require_spreadable(recipe: Recipe, ranks: Ranks, batch_size: int, checkpoint_dir: PathLike | None) -> None:
+def require_spreadable(
+    recipe: Recipe, ranks: Ranks, batch_size: int, checkpoint_dir: PathLike | None, terms: Sequence[Term] = ()
+) -> None:
     """ValueError for a batch that cannot be spread over ``ranks``."""
     priors, several = recipe.priors, f"over {ranks.count} ranks"
     require(checkpoint_dir is None, "checkpoint_dir", f"None {several}", checkpoint_dir)
@@ -49,6 +52,8 @@ def require_spreadable(recipe: Recipe, ranks: Ranks, batch_size: int, checkpoint
     stop, memory = recipe.optimisation.stop_confidence, recipe.matching.bn_memory
     require(stop is None, "stop_confidence", f"None {several}, which take the same steps", stop)
     require(memory == 0, "bn_memory", f"0 {several}", memory)
+    coupling = [term.name for term in terms if term.couples]
+    require(not coupling, "terms", f"of single images (couples=False) {several}", coupling)
     for name, scope, weights in (
         ("tv_scope", priors.tv_scope, (priors.tv_l1, priors.tv_l2)),
         ("norm_scope", priors.norm_scope, (priors.blur, priors.l2)),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from exml_fast.engine.teacher import FrozenTeacher
 from exml_fast.inversion import recipes
 from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.canvas import Canvas
+from exml_fast.inversion.custom_terms import checked_terms, identity_of
 from exml_fast.inversion.networks import Networks
-from exml_fast.inversion.objective import Objective, Step
+from exml_fast.inversion.objective import Objective, Step, Term
 from exml_fast.inversion.parametrisation import Parametrisation
 from exml_fast.inversion.rank_statistics import over_ranks, require_spreadable
 from exml_fast.inversion.recipes import Recipe
@@ -61,6 +62,8 @@ class Synthesizer:
             replace them (Yin 2020, A.2 and Table 8).
         layers: names or patterns of the layers whose outputs are matched, for a network without BatchNorm
             (:class:`FrozenTeacher`); ``statistics`` must then be images.
+        terms: losses of your own beside the recipe's: functions of a :class:`exml_fast.inversion.Step`, or
+            :class:`exml_fast.inversion.CustomTerm` with a weight and a name.
         parametrisation: a family of images, like :class:`exml_fast.data.PenStrokes`, whose parameters are optimised
             in place of pixels, within their limits. The recipe's init, clip and spectrum, which are for pixels, are
             then not used.
@@ -86,6 +89,7 @@ class Synthesizer:
         engine: bool = True,
         statistics: str | Tensor = "running",
         layers: Sequence[str] = (),
+        terms: Sequence[Term | Callable[[Step], Tensor]] = (),
         parametrisation: Parametrisation | None = None,
         compact: bool = True,
         block: int = 50,
@@ -113,7 +117,10 @@ class Synthesizer:
         )  # fmt: skip
         self.units = distinct_units(units, self.networks.num_classes)
         matching = self.recipe.matching if self.networks.matches_statistics else None
-        self.objective = Objective.of(self.recipe.classification, self.recipe.priors, matching, self.recipe.competition)
+        self.terms = checked_terms(terms)
+        self.objective = Objective.of(
+            self.recipe.classification, self.recipe.priors, matching, self.recipe.competition, self.terms
+        )
         self.compact = compact and not self.objective.couples
         self.canvas = Canvas(self.spec, self.recipe.pixels, self.device, parametrisation)
         self._stage, self._file = "invert", CHECKPOINT_FILE
@@ -181,7 +188,7 @@ class Synthesizer:
             batch_size = min(optimisation.batch_size, len(asked))
             ranks = ranks or Ranks()
             if ranks.count > 1:
-                require_spreadable(self.recipe, ranks, batch_size, checkpoint_dir)
+                require_spreadable(self.recipe, ranks, batch_size, checkpoint_dir, self.terms)
             require_memory(self.networks.model, self.spec, -(-batch_size // ranks.count), self.device, len(asked))
             start = self.canvas.checked_start(start, len(asked))
             if memory is not None and memory.memory != self.recipe.matching.bn_memory:
@@ -306,7 +313,7 @@ class Synthesizer:
             layers = over_ranks(layers, len(x), ranks)
         soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
         student = None if self.networks.student is None else self.networks.student(inputs)[0].to(logits.dtype)
-        total, values = self.objective(Step(images, inputs, logits, soft, layers, student, whole))
+        total, values = self.objective(Step(images, inputs, logits, soft, layers, student, whole, index))
         (gradient,) = torch.autograd.grad(total, leaf)
         return gradient, values
 
@@ -402,7 +409,7 @@ class Synthesizer:
             coarse = Synthesizer(
                 networks.model, spec, self.recipe.coarser(), units=self.units, device=self.device,
                 precision=networks.precision, engine=networks.engine, statistics=statistics, layers=networks.layers,
-                compact=self.compact, block=self.block,
+                terms=self.terms, compact=self.compact, block=self.block,
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"coarse_steps must be () for a network that takes one size alone: {error}") from error
@@ -456,6 +463,7 @@ class Synthesizer:
             "confidence": float(logits.softmax(1).gather(1, wanted[:, None]).double().mean()),
             "stopped": int((state.stopped_at < self.recipe.optimisation.steps).sum()) if stop is not None else 0,
             "absent": absent,
+            "terms": {term.name: float(term.weight) for term in self.terms},
             "parametrisation": None if self.canvas.parametrisation is None else self.canvas.parametrisation.describe(),
             "device": str(self.device),
             "precision": self.networks.teacher.precision,
@@ -473,6 +481,7 @@ class Synthesizer:
         settings += [networks.precision, networks.engine, networks.layers, repr(networks.model), start is None]
         settings += [] if self.canvas.parametrisation is None else [self.canvas.parametrisation.describe()]
         settings += [] if memory is None else [memory.state_dict()]
+        settings += [identity_of(self.terms)] if self.terms else []
         given = [] if start is None else [start]
         return fingerprint([labels, among, *networks.tensors(student), *given], settings)
 
