@@ -4,6 +4,7 @@ from exml_fast.training.answers import Answers
 from exml_fast.training.batches import Batch, Batches, DrawnImages, ImageBatches, Mixture, network_input
 from exml_fast.training.classifier import train_classifier
 from exml_fast.training.config import Training
+from exml_fast.training.features import FeatureDistance, shared_layers
 from exml_fast.training.heads import final_features, grow_head, inputs_of, with_head
 from exml_fast.training.loop import Loop, Loss, seeded, train
 from exml_fast.training.losses import mixed_cross_entropy, softened_kl
@@ -17,6 +18,7 @@ __all__ = [
     "Batch",
     "Batches",
     "DrawnImages",
+    "FeatureDistance",
     "ImageBatches",
     "Loop",
     "Loss",
@@ -38,6 +40,7 @@ __all__ = [
     "one_cycle",
     "placed",
     "seeded",
+    "shared_layers",
     "softened_kl",
     "train",
     "train_classifier",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
     Batch,
+    FeatureDistance,
     Loop,
     Training,
     TrainingResult,
@@ -60,12 +62,15 @@ class Distillation:
         generation: rounds of new images, and the pool.
         temperature: τ of the divergence (Eq. 1); 3 is that of sec. 4.4.
         lambda_ce: weight of a cross-entropy with the images' labels; the paper has none.
+        lambda_features: weight of the distance of the layers that teacher and student share
+            (:class:`exml_fast.training.FeatureDistance`); the paper has none.
     """
 
     training: Flat[Training] = TRAINING
     generation: Flat[Generation] = field(default_factory=Generation)
     temperature: Positive = 3.0
     lambda_ce: NonNegative = 0.0
+    lambda_features: NonNegative = 0.0
 
     def replace(self, **changes: Any) -> Distillation:
         """A copy with some fields changed; those of ``training`` and ``generation`` are named directly.
@@ -83,7 +88,8 @@ class Distillation:
 class DistillResult(TrainingResult):
     """What :func:`distill` returns: ``history`` of "loss", "kl", "ce", "agreement"; ``seconds`` "generate", "learn".
 
-    "agreement" is the share of images for which student and teacher name the same class.
+    "agreement" is the share of images for which student and teacher name the same class. "features" is in ``history``
+    where ``lambda_features`` is positive.
     """
 
     images: Tensor
@@ -199,16 +205,24 @@ def distill(
         units = distinct_units(units, outputs)
         answers = Answers(fixed, spec, training)
 
+        features: FeatureDistance | None = None
+
         def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            wanted = answers.of(batch)
+            wanted = answers.of(batch) if features is None else features.answers(batch.images)
             logits = network(batch.images)
             kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
             if lambda_ce and batch.labels is not None:
                 ce = mixed_cross_entropy(logits, batch.labels, batch.share, batch.others)
             agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
-            return {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
+            terms = {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
+            if features is not None:
+                terms["features"] = features()
+                terms["loss"] = terms["loss"] + config.lambda_features * terms["features"]
+            return terms
 
         loop = Loop(taught, loss, training, stage="learn", progress=progress, ranks=ranks)
+        if config.lambda_features:
+            features = FeatureDistance(fixed, loop.network.model, precision)
         given = None
         if source is None and images is not None and not isinstance(images, Fast | Shards):
             given = _labelled(images, fixed, units, spec, device)
@@ -279,7 +293,7 @@ def distill(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )
 
-        with checkpoint, ranks.alive():
+        with checkpoint, ranks.alive(), features or contextlib.nullcontext():
             loop.run(pool, between=look, every=evaluate_every)
             look()
         ranks.take_first(loop.model.buffers())

@@ -32,6 +32,7 @@ from exml_fast.training import (
     TrainingResult,
     network_input,
     seeded,
+    shared_layers,
     softened_kl,
 )
 from exml_fast.training.loop import forked
@@ -57,8 +58,9 @@ TRAINING = Training(
     optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, batch_size=128, schedule="constant", precision="auto",
     augmentation=Augmentation(shift=4, flip=0.5),
 )  # fmt: skip
+# The filters that are left know what they computed before: their outputs teach more than logits alone.
 FINE_TUNING = Distillation().replace(
-    steps=2000, batch_size=128, lr=0.01, schedule="cosine", temperature=5.0, precision="auto"
+    steps=2000, batch_size=128, lr=0.01, schedule="cosine", temperature=5.0, lambda_features=10.0, precision="auto"
 )
 Target = Literal["filters", "flops", "latency"]
 Widths = dict[nn.Module, tuple[int, int]]
@@ -148,7 +150,7 @@ def prune(
             milliseconds by ``table``, which then count in the ranking (Eqs. 10, 13 and 14).
         config: :class:`Pruning`'s defaults when None. ``overrides`` are fields of it, as ``chunk=8``.
         fine_tuning: how the pruned network learns from the original afterwards (:func:`exml_fast.distill`); None
-            leaves this out.
+            leaves this out. ``lambda_features`` has no effect if no BatchNorm kept all of its channels.
         table: of latencies; a new one for the network's device, single images and torch's number of threads, when None.
         spec: the input; read from the model or the Result when None.
         seed, device, progress: as :func:`exml_fast.distill`; stages "prune" and "learn".
@@ -188,6 +190,8 @@ def prune(
             checkpoint.keep(lambda: {"run": run.state_dict(), "random": random_state(device)}, write=True)
         pruned, seconds, history = run.model.eval(), {"prune": time.monotonic() - begun}, dict[str, list[float]]()
         if fine_tuning is not None:
+            if not shared_layers(original, pruned):
+                fine_tuning = fine_tuning.replace(lambda_features=0.0)
             taught = distill(
                 original, pruned, given, config=fine_tuning, spec=spec, seed=seed, device=device, progress=progress,
                 checkpoint_dir=checkpoint_dir,
