@@ -39,6 +39,7 @@ from exml_fast.generators import Generator
 from exml_fast.inversion import Result as Inverted
 from exml_fast.models import create
 from exml_fast.profiling import Meter
+from exml_fast.report.live import LivePage
 from exml_fast.storage import load_json
 
 QUICK_LEARN = ("--inversion-steps", "2", "--buffer", "40", "--steps", "20")
@@ -780,3 +781,20 @@ def test_meter_sees_memory_and_time() -> None:
     with Meter() as second:
         torch.ones(40_000_000).sum()
     assert second.seconds > 0 and second.peak_mb - first.peak_mb > 100
+
+
+def test_a_run_is_watched(experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = []
+    images = LivePage.images
+
+    def looking(self: LivePage, *arguments: Any) -> None:
+        images(self, *arguments)
+        self._write("It is running.", running=True)
+        pages.append(self.path.read_text())
+
+    monkeypatch.setattr(LivePage, "images", looking)
+    out = tmp_path / "out"
+    call("invert", experts / "expert_01", "--steps", 60, "--per-class", 1, "--out", out, "--watch")
+    assert len(pages) == 3 and all("data-refresh" in page and "data:image/png" in page for page in pages)
+    final = (out / "report" / "index.html").read_text()
+    assert "data-refresh=" not in final and "How the images form" in final and "recognises" in final

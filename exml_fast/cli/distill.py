@@ -37,6 +37,7 @@ from exml_fast.cli.options import (
     Statistics,
     StatisticsCount,
     Threads,
+    Watch,
     Weights,
 )
 from exml_fast.cli.parsing import (
@@ -51,8 +52,8 @@ from exml_fast.cli.parsing import (
     use_threads,
 )
 from exml_fast.cli.preparation import prepared_distillation
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import RUN_FILE, close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.continual import Card, Expert
 from exml_fast.data.buffer import IMAGES_FILE
 from exml_fast.evaluation import accuracy
@@ -149,6 +150,7 @@ def distill(
         Path | None, typer.Option(help="Folder for files of TensorBoard.", show_default=False)
     ] = None,
     report: Page = False,
+    watch: Watch = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -160,6 +162,7 @@ def distill(
     with Guard(context) as guard, started() as ranks:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        report = report or watch
         if report:
             require_report()
         given = DistillRun(
@@ -201,8 +204,9 @@ def distill(
 
         units = teacher.units or tuple(range(teacher.outputs()))
 
+        viewer = Viewer(out, f"Distilling {run.teacher.model}", watch=watch and ranks.first, followed=run.report)
         with contextlib.ExitStack() as stack:
-            progress: Any = stack.enter_context(Reporter()) if ranks.first else None
+            progress: Any = stack.enter_context(viewer) if ranks.first else None
             if run.tensorboard and ranks.first:
                 progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
@@ -242,7 +246,7 @@ def distill(
         save_images(pool, out / "images", None, run.png)
         found = ready.panel.ask(pool, **{f"{run.learning.student} (student)": taught.model.to(run.machine.device)})
         tables = {"The student": [learned_row(learned)], "Its learning": history_rows(taught.history)}
-        save_report(out, pool, teacher, found, origin, public(run), run.report, ready.panel.real, tables)
+        save_report(out, pool, teacher, found, origin, public(run), run.report, ready.panel.real, tables, viewer.film)
         summary = {
             "out": str(out), "images": len(pool), **learned, "student": str(out / "student"),
             **found.to_dict(), **origin,

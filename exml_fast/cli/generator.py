@@ -26,6 +26,7 @@ from exml_fast.cli.options import (
     Resume,
     Seed,
     Threads,
+    Watch,
     Weights,
 )
 from exml_fast.cli.parsing import (
@@ -38,8 +39,8 @@ from exml_fast.cli.parsing import (
     use_threads,
 )
 from exml_fast.cli.preparation import require_fit, teacher_of
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.continual import Card, Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher
@@ -129,6 +130,7 @@ def generator(
         Path | None, typer.Option(help="Folder for files of TensorBoard.", show_default=False)
     ] = None,
     report: Page = False,
+    watch: Watch = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -140,6 +142,7 @@ def generator(
     with Guard(context) as guard:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        report = report or watch
         if report:
             require_report()
         given = GeneratorRun(
@@ -160,7 +163,8 @@ def generator(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
         ready = ready or _prepared(run)
-        trained = _trained(run, ready, out)
+        viewer = Viewer(out, f"A generator of what {run.teacher.model} knows", watch=watch, followed=run.report)
+        trained = _trained(run, ready, out, viewer)
         summary = _saved(run, ready, trained, out)
         remove_tree(out / "checkpoints")
         close_run(out)
@@ -213,10 +217,10 @@ def _architecture(run: GeneratorRun, teacher: Teacher, outputs: int) -> tuple[st
     return model, complete_arguments(model, run.teacher.arguments, outputs, teacher.spec)
 
 
-def _trained(run: GeneratorRun, ready: _Prepared, out: Path) -> Delegation:
+def _trained(run: GeneratorRun, ready: _Prepared, out: Path, viewer: Viewer) -> Delegation:
     teacher, test = ready.teacher, ready.test
     with contextlib.ExitStack() as stack:
-        progress: Any = stack.enter_context(Reporter())
+        progress: Any = stack.enter_context(viewer)
         if run.tensorboard:
             progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
         return delegate(

@@ -10,10 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast.cli.guard import Guard, print_json
-from exml_fast.cli.options import ArchitectureArgument, Data, DataRoot, Device, Json, Overwrite, Page, Resume, Threads
+from exml_fast.cli.options import (
+    ArchitectureArgument,
+    Data,
+    DataRoot,
+    Device,
+    Json,
+    Overwrite,
+    Page,
+    Resume,
+    Threads,
+    Watch,
+)
 from exml_fast.cli.parsing import given_options, parse_device, parse_pairs, require_report, use_threads
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.continual.class_incremental import METHODS
 from exml_fast.reproduction.incremental_learned import Learned
 from exml_fast.reproduction.incremental_page import rows_of_learned, write_incremental_page
@@ -39,7 +50,7 @@ class IncrementalRun:
     threads: Count | None
     report: bool
 
-    def study_of(self, seed: int, out: Path, progress: Reporter | None = None) -> IncrementalStudy:
+    def study_of(self, seed: int, out: Path, progress: Viewer | None = None) -> IncrementalStudy:
         """The study with one of the seeds."""
         return IncrementalStudy(
             self.study, out / "learners" / f"seed_{seed}", seed=seed, data_root=self.data_root, device=self.device,
@@ -92,12 +103,14 @@ def incremental(
     device: Device = "cpu",
     threads: Threads = None,
     report: Page = False,
+    watch: Watch = False,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Teach one network classes task by task, by one or several methods, and test it after each task."""
     with Guard(context) as guard:
+        report = report or watch
         if report:
             require_report()
             require_package("sklearn", "eval", "scikit-learn")
@@ -116,7 +129,9 @@ def incremental(
             given.study_of(seed, out)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.threads)
-        with Reporter() as progress:
+        with Viewer(
+            out, f"Class-incremental learning of {run.study.data}", watch=watch, followed=run.report
+        ) as progress:
             found = _found(run, out, progress)
             study = run.study_of(run.seed, out)
             rows = rows_of_learned(study, found)
@@ -143,7 +158,7 @@ def incremental(
             typer.echo(f"networks and results: {out}" + (f", page: {page}" if page else ""))
 
 
-def _found(run: IncrementalRun, out: Path, progress: Reporter) -> list[list[Learned]]:
+def _found(run: IncrementalRun, out: Path, progress: Viewer) -> list[list[Learned]]:
     """What the learners reached with each seed."""
 
     def say(learned: Learned) -> None:

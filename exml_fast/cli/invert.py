@@ -25,6 +25,7 @@ from exml_fast.cli.options import (
     Statistics,
     StatisticsCount,
     Threads,
+    Watch,
     Weights,
 )
 from exml_fast.cli.parsing import (
@@ -37,8 +38,8 @@ from exml_fast.cli.parsing import (
     use_threads,
 )
 from exml_fast.cli.preparation import prepared_inversion
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.inversion import invert as invert_model
 from exml_fast.ownership import remove_tree
 from exml_fast.report.images import save_images, save_report
@@ -95,6 +96,7 @@ def invert(
     real: Real = None,
     png: Png = False,
     report: Page = False,
+    watch: Watch = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -106,6 +108,7 @@ def invert(
     with Guard(context) as guard:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        report = report or watch
         if report:
             require_report()
         overrides = parse_pairs("--set", override)
@@ -130,7 +133,7 @@ def invert(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
         teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
-        with Reporter() as reporter:
+        with Viewer(out, f"Images from {run.teacher.model}", watch=watch, followed=run.report) as reporter:
             result = invert_model(
                 teacher.model, wanted, per_class=run.per_class, recipe=chosen, spec=teacher.spec,
                 seed=run.machine.seed, device=run.machine.device, precision=run.machine.precision,
@@ -141,7 +144,7 @@ def invert(
         remove_tree(out / "checkpoints")
         found = asked.ask(result)
         origin = provenance(run.machine.device)
-        save_report(out, result, teacher, found, origin, public(run), run.report, asked.real)
+        save_report(out, result, teacher, found, origin, public(run), run.report, asked.real, film=reporter.film)
         close_run(out)
         summary = {
             "out": str(out), "model": run.teacher.model, "classes": sorted(set(result.labels.tolist())),

@@ -24,11 +24,12 @@ from exml_fast.cli.options import (
     Resume,
     Scenario,
     Seed,
+    Watch,
 )
 from exml_fast.cli.parsing import given_options, parse_device, parse_pairs, parse_sizes, require_report, use_threads
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.rows import print_rows
 from exml_fast.cli.run_file import StudyRun, close_run, open_run, was_typed
+from exml_fast.cli.watch import Viewer
 from exml_fast.data import SOURCES, load
 from exml_fast.reproduction.methods import STRATEGIES
 from exml_fast.reproduction.provenance import provenance
@@ -119,12 +120,14 @@ def learn(
     device: Device = "cpu",
     threads: OneThread = 1,
     report: Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")] = False,
+    watch: Watch = False,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Learn one model from a stream of experts without their data, beside the baselines on the same experts."""
     with Guard(context) as guard:
+        report = report or watch
         values = usual_settings(data) if preset is None else learn_preset(preset)
         typed: dict[str, Any] = {
             "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,
@@ -165,7 +168,7 @@ def learn(
                 require_report()
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.threads)
-        with Reporter() as progress:
+        with Viewer(out, f"Learning from experts of {run.study.data}", watch=watch, followed=run.report) as progress:
             study = Study(run.study, run.options, out, progress=progress)
             study.run()
             rows = rows_of_study(study)
@@ -204,6 +207,7 @@ def demo(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
+    watch: Watch = False,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -233,7 +237,7 @@ def demo(
         use_threads(run.threads)
         inverting = tuple(name for name in run.study.strategies if name in ALL)
         joint_settings = dataclasses.replace(run.study, scenario="joint", strategies=inverting)
-        with Reporter() as progress:
+        with Viewer(out, f"Learning without data: {run.study.data}", watch=watch) as progress:
             study = Study(run.study, run.options, out, progress=progress, title="stream")
             study.run()
             beside = Study(joint_settings, run.options, out / "joint", progress=progress, title="joint expert")

@@ -32,6 +32,7 @@ __all__ = [
     "Statistics",
     "StatisticsCount",
     "Threads",
+    "Watch",
     "Weights",
 ]
 
@@ -108,6 +109,10 @@ Layer = Annotated[
     typer.Option(
         help="Layer whose statistics are matched (* is a wildcard), for networks without BatchNorm; repeatable."
     ),
+]
+Watch = Annotated[
+    bool,
+    typer.Option("--watch", help="Show the run in OUT/report/index.html while it goes on; the report replaces it."),
 ]
 Page = Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")]
 Epochs = Annotated[

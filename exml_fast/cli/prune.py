@@ -28,11 +28,12 @@ from exml_fast.cli.options import (
     Resume,
     Seed,
     Threads,
+    Watch,
     Weights,
 )
 from exml_fast.cli.parsing import given_options, parse_pairs, require_report, use_threads
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.continual import Card, Expert
 from exml_fast.models import widths_of
 from exml_fast.ownership import remove_tree
@@ -101,6 +102,7 @@ def prune(
     formats: Exports = None,
     speed: Speed = True,
     report: Page = False,
+    watch: Watch = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -112,6 +114,7 @@ def prune(
     with Guard(context) as guard:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        report = report or watch
         if report:
             require_report()
         pruning()
@@ -134,7 +137,7 @@ def prune(
         ready = ready or opened(run.options)
         config, fine_tuning = run.configs()
         network = ready.teacher.model
-        with Reporter() as progress:
+        with Viewer(out, "Pruning", watch=watch, followed=run.options.report) as progress:
             result = prune_network(
                 network, ready.images, run.ratio, target=run.target, config=config,
                 fine_tuning=fine_tuning, table=LatencyTable.of(network, path=run.table), spec=ready.spec,

@@ -28,11 +28,12 @@ from exml_fast.cli.options import (
     Resume,
     Seed,
     Threads,
+    Watch,
     Weights,
 )
 from exml_fast.cli.parsing import given_options, parse_pairs, require_report, use_threads
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.ownership import remove_tree
 from exml_fast.transfer import Quantization, QuantizeResult, compiled
 from exml_fast.transfer import quantize as quantize_network
@@ -84,6 +85,7 @@ def quantize(
     formats: Exports = None,
     speed: Speed = True,
     report: Page = False,
+    watch: Watch = False,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -98,6 +100,7 @@ def quantize(
     with Guard(context) as guard:
         if model is None and not resume:
             raise ValueError("MODEL is missing: an expert's folder, torchvision/<name> or timm/<name>")
+        report = report or watch
         if report:
             require_report()
         torchao()
@@ -115,7 +118,7 @@ def quantize(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.options.machine.threads)
         ready = ready or opened(run.options)
-        with Reporter() as progress:
+        with Viewer(out, "Quantisation", watch=watch, followed=run.options.report) as progress:
             result = quantize_network(
                 ready.teacher.model, ready.images, config=run.config(), spec=ready.spec,
                 seed=run.options.machine.seed, progress=progress, checkpoint_dir=out / "checkpoints",

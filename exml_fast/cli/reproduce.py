@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast.cli.guard import Guard, print_json
-from exml_fast.cli.options import Json
+from exml_fast.cli.options import Json, Watch
 from exml_fast.cli.parsing import parse_device, parse_pairs, require_report
-from exml_fast.cli.progress import Reporter
 from exml_fast.cli.run_file import close_run, open_run
+from exml_fast.cli.watch import Viewer
 from exml_fast.reproduction.outcome import Outcome
 from exml_fast.reproduction.preset import Preset, names
 from exml_fast.reproduction.provenance import command_line, provenance
@@ -95,6 +95,7 @@ def _command(task: str, usual: str, about: str) -> None:
         device: Device = "cpu",
         threads: Threads = 1,
         report: Page = False,
+        watch: Watch = False,
         as_json: Json = False,
         resume: Resume = False,
         overwrite: Overwrite = False,
@@ -115,9 +116,9 @@ def _command(task: str, usual: str, about: str) -> None:
                 raise ValueError(f"--preset {preset} is for `exml-fast transfer {found['task']}`")
             asked = PresetRun(
                 name=preset, preset=found, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
-                report=report, typed=command_line(),
+                report=report or watch, typed=command_line(),
             )  # fmt: skip
-            _run(context, guard, asked, out, as_json, resume, overwrite)
+            _run(context, guard, asked, out, as_json, resume, overwrite, watch)
 
     command.__doc__ = about
     transfer.command(task)(command)
@@ -163,6 +164,7 @@ def reproduce_command(
     device: Device = "cpu",
     threads: Threads = 1,
     report: Page = False,
+    watch: Watch = False,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -183,13 +185,20 @@ def reproduce_command(
             choose_strategies(preset, _words(strategies))
         given = PresetRun(
             name=str(name), preset=preset, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
-            report=report, results=None if results is None else str(results.resolve()), typed=command_line(),
+            report=report or watch, results=None if results is None else str(results.resolve()), typed=command_line(),
         )  # fmt: skip
-        _run(context, guard, given, out or Path("reproduced") / str(name), as_json, resume, overwrite)
+        _run(context, guard, given, out or Path("reproduced") / str(name), as_json, resume, overwrite, watch)
 
 
 def _run(
-    context: typer.Context, guard: Guard, given: PresetRun, out: Path, as_json: bool, resume: bool, overwrite: bool
+    context: typer.Context,
+    guard: Guard,
+    given: PresetRun,
+    out: Path,
+    as_json: bool,
+    resume: bool,
+    overwrite: bool,
+    watch: bool,
 ) -> None:
     """Run a preset, write ``results.json`` and the page, and print the rows."""
     if not resume:
@@ -197,7 +206,7 @@ def _run(
     asked = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
     torch.set_num_threads(asked.threads)
     device = parse_device(asked.device)
-    with Reporter() as progress:
+    with Viewer(out, asked.name, watch=watch, followed=asked.report) as progress:
         seeds = range(asked.seed, asked.seed + asked.seeds)
         rows, outcome = run(asked.preset, out, seeds=seeds, data_root=asked.data_root, device=device, progress=progress)
         whole = {

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,7 @@ LARGEST, JPEG_FROM = 96, 64
 
 
 class Film:
-    """A progress callback that keeps the first images of the first batch of each stage.
+    """A progress callback that keeps some images of the first batch of each stage.
 
     Args:
         most_images: number of images that are kept.
@@ -43,7 +44,7 @@ class Film:
         if step >= total:
             self._finished.add(stage)
         if step >= total or not frames or step - frames[-1][0] >= self._every.get(stage, 1):
-            frames.append((step, _small(make()[: self._most_images])))
+            frames.append((step, _small(_spread(make(), self._most_images))))
         if len(frames) > self._most_frames:
             frames[:] = frames[::2] + frames[-1:] * (step >= total and len(frames) % 2 == 0)
             self._every[stage] = frames[1][0] - frames[0][0]
@@ -54,6 +55,11 @@ class Film:
             (f"{stage}, step {step}", picture_of(images))
             for stage, frames in self.frames.items() for step, images in frames
         ]  # fmt: skip
+
+
+def _spread(images: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the images, evenly spaced, so that all classes of a batch have a chance."""
+    return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
 
 
 def _small(images: Tensor) -> Tensor:

@@ -163,6 +163,7 @@
   // An inversion, step by step.
   document.querySelectorAll(".film").forEach((film) => {
     const frames = [...film.querySelectorAll("img")], captions = [...film.querySelectorAll("figcaption")];
+    if (frames.length < 2) return;
     const slider = document.createElement("input");
     Object.assign(slider, { type: "range", min: 0, max: frames.length - 1, value: frames.length - 1 });
     slider.setAttribute("aria-label", "Step of the inversion");
@@ -177,6 +178,12 @@
     film.append(slider);
     choose();
   });
+
+  // The page of a running command; it waits while an image is enlarged.
+  const running = document.querySelector("[data-refresh]");
+  if (running) {
+    setInterval(() => document.querySelector("dialog[open]") || location.reload(), 1000 * running.dataset.refresh);
+  }
 
   // All tables at once.
   const folds = [...document.querySelectorAll("details.fold")];
