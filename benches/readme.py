@@ -201,7 +201,7 @@ def calibrated(path: Path) -> str:
     images = f"5000 in the buffer{forms}{inverted}"
     published = f"the best method of Carta 2022 without real images reaches {best_of_carta('mnist/NC'):.1f} %"
     note = f"¹¹ Calibrated responses to random images, {images}; {published}. "
-    note += "Some settings were chosen with these test digits ([which](ex_model.md#what-each-part-contributes))."
+    note += "Some settings were chosen with these test digits ([which](lab_notes.md#what-each-part-contributes))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -772,7 +772,8 @@ FILES = {
     "docs/scale.md": ["faults", "cost", "limits"],
     "docs/results.md": ["results", "images", "inversion"],
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
-    "docs/ex_model.md": ["strategies", "merging", "buffer-sizes", "rates", "ex-model", "cifar10", "calibration"],
+    "docs/ex_model.md": ["strategies", "merging", "ex-model"],
+    "docs/lab_notes.md": ["buffer-sizes", "rates", "cifar10", "calibration"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
     "docs/reliability.md": ["reliability"],

@@ -43,7 +43,7 @@ from exml_fast.storage import save_json
 __all__ = ["demo", "learn"]
 
 # The demo's own method, and its settings for experts without BatchNorm. Experts and settings were chosen on a held-out
-# quarter of the training digits, with the experts of six seeds from 100 (docs/ex_model.md).
+# quarter of the training digits, with the experts of six seeds from 100 (docs/lab_notes.md).
 DEMO: dict[str, Any] = {
     "strategies": ["inverted-strokes", "model-inversion", "data-impression"],
     "random_images": {
