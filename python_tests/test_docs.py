@@ -233,9 +233,9 @@ def test_commands_have_valid_options(page: str) -> None:
     for line in commands(page):
         command: Any = typer.main.get_command(app)
         words = shlex.split(line, comments=True)[1:]
-        while hasattr(command, "commands"):
-            assert words and words[0] in command.commands, line
-            command, words = command.commands[words[0]], words[1:]
+        while hasattr(command, "list_commands"):
+            assert words and words[0] in command.list_commands(None), line
+            command, words = command.get_command(None, words[0]), words[1:]
         command.make_context(line, words)
 
 
