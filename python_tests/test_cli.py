@@ -798,3 +798,16 @@ def test_a_run_is_watched(experts: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert len(pages) == 3 and all("data-refresh" in page and "data:image/png" in page for page in pages)
     final = (out / "report" / "index.html").read_text()
     assert "data-refresh=" not in final and "How the images form" in final and "recognises" in final
+
+
+def test_tensorboard_gets_terms_and_images_and_may_be_given_with_resume(experts: Path, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board, out = tmp_path / "board", tmp_path / "out"
+    steps = ("--per-class", 1, "--steps", 2, "--out", out)
+    call("invert", experts / "expert_01", *steps, "--tensorboard", board)
+    tags = events.EventAccumulator(str(board)).Reload().Tags()
+    assert "invert/loss" in tags["scalars"] and tags["images"] == ["invert/images"]
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(run | {"finished": False}))
+    call("invert", "--out", out, "--resume", "--tensorboard", tmp_path / "again")
+    assert events.EventAccumulator(str(tmp_path / "again")).Reload().Tags()["scalars"]

@@ -15,7 +15,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Files and folders of this machine, which decide no result or are named elsewhere.
-HIDDEN = {"images", "start", "statistics", "real", "data_root", "tensorboard", "weights", "judges", "pool_dir"}
+HIDDEN = {"images", "start", "statistics", "real", "data_root", "weights", "judges", "pool_dir"}
 
 
 @settings
@@ -97,7 +97,6 @@ class DistillRun:
     recipes: tuple[str, ...]
     inversion: dict[str, Any]
     pool_dir: str | None
-    tensorboard: str | None
     png: bool
     report: bool
 
@@ -116,7 +115,6 @@ class GeneratorRun:
     data: str | None
     data_root: str | None
     real: str | None
-    tensorboard: str | None
     png: bool
     report: bool
 

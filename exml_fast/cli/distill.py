@@ -36,6 +36,7 @@ from exml_fast.cli.options import (
     Seed,
     Statistics,
     StatisticsCount,
+    TensorBoardFolder,
     Threads,
     Watch,
     Weights,
@@ -60,7 +61,6 @@ from exml_fast.evaluation import accuracy
 from exml_fast.evaluation.features import logits as logits_of
 from exml_fast.inversion import Result
 from exml_fast.ownership import remove_tree
-from exml_fast.progress import TensorBoard
 from exml_fast.ranks import started
 from exml_fast.report.images import history_rows, learned_row, save_images, save_report
 from exml_fast.reproduction.provenance import provenance
@@ -146,9 +146,7 @@ def distill(
     precision: Annotated[
         str, typer.Option(help="Precision of the inverted network: auto, float32 or bfloat16.")
     ] = "auto",
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for files of TensorBoard.", show_default=False)
-    ] = None,
+    tensorboard: TensorBoardFolder = None,
     report: Page = False,
     watch: Watch = False,
     seed: Seed = 0,
@@ -184,7 +182,7 @@ def distill(
             ),
             images=images, recipes=tuple(recipe or ()),
             inversion=parse_pairs("--set", inversion), pool_dir=None if pool_dir is None else str(pool_dir),
-            tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
+            png=png, report=report,
         )  # fmt: skip
         ready = None if resume else prepared_distillation(given)
         run = given
@@ -204,11 +202,15 @@ def distill(
 
         units = teacher.units or tuple(range(teacher.outputs()))
 
-        viewer = Viewer(out, f"Distilling {run.teacher.model}", watch=watch and ranks.first, followed=run.report)
+        viewer = Viewer(
+            out,
+            f"Distilling {run.teacher.model}",
+            watch=watch and ranks.first,
+            followed=run.report,
+            tensorboard=tensorboard if ranks.first else None,
+        )
         with contextlib.ExitStack() as stack:
             progress: Any = stack.enter_context(viewer) if ranks.first else None
-            if run.tensorboard and ranks.first:
-                progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
             taught = distill_model(
                 teacher.model, fresh, ready.source or ready.images, recipe=ready.recipes or None, config=config,
                 spec=teacher.spec, classes=None if ready.drawn else wanted, units=teacher.units,

@@ -26,6 +26,7 @@ from exml_fast.cli.options import (
     Resume,
     Scenario,
     Seed,
+    TensorBoardFolder,
     Threads,
 )
 from exml_fast.cli.parsing import parse_device, parse_pairs, parse_sizes, use_threads
@@ -66,6 +67,7 @@ def train_experts_command(
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
+    tensorboard: TensorBoardFolder = None,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -90,7 +92,7 @@ def train_experts_command(
         use_threads(run.threads)
         options = run.options
         loaded = loaded or load(run.study.data, options.data_root)
-        with Reporter() as progress:
+        with Reporter(tensorboard=tensorboard) as progress:
             stream = train_experts(
                 experiences_of(loaded, run.study, options.seed), out, run.study.resolved_experts(), seed=options.seed,
                 device=options.device, progress=progress,

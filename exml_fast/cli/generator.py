@@ -25,6 +25,7 @@ from exml_fast.cli.options import (
     Png,
     Resume,
     Seed,
+    TensorBoardFolder,
     Threads,
     Watch,
     Weights,
@@ -51,7 +52,6 @@ from exml_fast.generators import Delegation, Delegator, Generator, delegate
 from exml_fast.inversion import Result
 from exml_fast.models import create
 from exml_fast.ownership import remove_tree
-from exml_fast.progress import TensorBoard, require_tensorboard
 from exml_fast.report.generators import feature_map, write_generator_page
 from exml_fast.report.images import save_images
 from exml_fast.reproduction.provenance import provenance
@@ -126,9 +126,7 @@ def generator(
     ] = None,
     precision: Annotated[str, typer.Option(help="Precision of all networks: auto, float32 or bfloat16.")] = "auto",
     png: Png = False,
-    tensorboard: Annotated[
-        Path | None, typer.Option(help="Folder for files of TensorBoard.", show_default=False)
-    ] = None,
+    tensorboard: TensorBoardFolder = None,
     report: Page = False,
     watch: Watch = False,
     seed: Seed = 0,
@@ -157,13 +155,19 @@ def generator(
             start=None if start is None else str(start),
             delegator=given_options(steps=steps) | parse_pairs("--set", settings),
             count=count, data=data, data_root=data_root, real=real,
-            tensorboard=None if tensorboard is None else str(tensorboard), png=png, report=report,
+            png=png, report=report,
         )  # fmt: skip
         ready = None if resume else _prepared(given)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
         ready = ready or _prepared(run)
-        viewer = Viewer(out, f"A generator of what {run.teacher.model} knows", watch=watch, followed=run.report)
+        viewer = Viewer(
+            out,
+            f"A generator of what {run.teacher.model} knows",
+            watch=watch,
+            followed=run.report,
+            tensorboard=tensorboard,
+        )
         trained = _trained(run, ready, out, viewer)
         summary = _saved(run, ready, trained, out)
         remove_tree(out / "checkpoints")
@@ -203,8 +207,6 @@ def _prepared(run: GeneratorRun) -> _Prepared:
         pixels = some_images(run.real, teacher.spec.size, 500)
         require_fit("--real", pixels[:1], teacher.spec)
         real = teacher.spec.prepare(pixels)
-    if run.tensorboard:
-        require_tensorboard()
     return _Prepared(teacher, student, architecture, earlier, config, test, real)
 
 
@@ -221,8 +223,6 @@ def _trained(run: GeneratorRun, ready: _Prepared, out: Path, viewer: Viewer) -> 
     teacher, test = ready.teacher, ready.test
     with contextlib.ExitStack() as stack:
         progress: Any = stack.enter_context(viewer)
-        if run.tensorboard:
-            progress = stack.enter_context(TensorBoard(run.tensorboard, progress))
         return delegate(
             teacher.model, ready.student, generator=ready.earlier, config=ready.config, spec=teacher.spec,
             units=teacher.units, seed=run.machine.seed, device=run.machine.device,

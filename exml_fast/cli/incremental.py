@@ -19,6 +19,7 @@ from exml_fast.cli.options import (
     Overwrite,
     Page,
     Resume,
+    TensorBoardFolder,
     Threads,
     Watch,
 )
@@ -104,6 +105,7 @@ def incremental(
     threads: Threads = None,
     report: Page = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -130,7 +132,11 @@ def incremental(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.threads)
         with Viewer(
-            out, f"Class-incremental learning of {run.study.data}", watch=watch, followed=run.report
+            out,
+            f"Class-incremental learning of {run.study.data}",
+            watch=watch,
+            tensorboard=tensorboard,
+            followed=run.report,
         ) as progress:
             found = _found(run, out, progress)
             study = run.study_of(run.seed, out)

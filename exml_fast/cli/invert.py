@@ -24,6 +24,7 @@ from exml_fast.cli.options import (
     Seed,
     Statistics,
     StatisticsCount,
+    TensorBoardFolder,
     Threads,
     Watch,
     Weights,
@@ -97,6 +98,7 @@ def invert(
     png: Png = False,
     report: Page = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -133,7 +135,9 @@ def invert(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
         teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
-        with Viewer(out, f"Images from {run.teacher.model}", watch=watch, followed=run.report) as reporter:
+        with Viewer(
+            out, f"Images from {run.teacher.model}", watch=watch, tensorboard=tensorboard, followed=run.report
+        ) as reporter:
             result = invert_model(
                 teacher.model, wanted, per_class=run.per_class, recipe=chosen, spec=teacher.spec,
                 seed=run.machine.seed, device=run.machine.device, precision=run.machine.precision,

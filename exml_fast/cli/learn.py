@@ -24,6 +24,7 @@ from exml_fast.cli.options import (
     Resume,
     Scenario,
     Seed,
+    TensorBoardFolder,
     Watch,
 )
 from exml_fast.cli.parsing import given_options, parse_device, parse_pairs, parse_sizes, require_report, use_threads
@@ -121,6 +122,7 @@ def learn(
     threads: OneThread = 1,
     report: Annotated[bool, typer.Option("--report", help="Also write OUT/report/index.html.")] = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -168,7 +170,9 @@ def learn(
                 require_report()
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.threads)
-        with Viewer(out, f"Learning from experts of {run.study.data}", watch=watch, followed=run.report) as progress:
+        with Viewer(
+            out, f"Learning from experts of {run.study.data}", watch=watch, tensorboard=tensorboard, followed=run.report
+        ) as progress:
             study = Study(run.study, run.options, out, progress=progress)
             study.run()
             rows = rows_of_study(study)
@@ -208,6 +212,7 @@ def demo(
     device: Device = "cpu",
     threads: OneThread = 1,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -237,7 +242,7 @@ def demo(
         use_threads(run.threads)
         inverting = tuple(name for name in run.study.strategies if name in ALL)
         joint_settings = dataclasses.replace(run.study, scenario="joint", strategies=inverting)
-        with Viewer(out, f"Learning without data: {run.study.data}", watch=watch) as progress:
+        with Viewer(out, f"Learning without data: {run.study.data}", watch=watch, tensorboard=tensorboard) as progress:
             study = Study(run.study, run.options, out, progress=progress, title="stream")
             study.run()
             beside = Study(joint_settings, run.options, out / "joint", progress=progress, title="joint expert")

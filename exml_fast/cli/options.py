@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from exml_fast.data.sets import NAMES
+from exml_fast.progress import require_tensorboard
 
 __all__ = [
     "Architecture",
@@ -31,6 +33,7 @@ __all__ = [
     "Seed",
     "Statistics",
     "StatisticsCount",
+    "TensorBoardFolder",
     "Threads",
     "Watch",
     "Weights",
@@ -110,6 +113,25 @@ Layer = Annotated[
         help="Layer whose statistics are matched (* is a wildcard), for networks without BatchNorm; repeatable."
     ),
 ]
+
+
+def _with_tensorboard(folder: Path | None) -> Path | None:
+    if folder is not None:
+        try:
+            require_tensorboard()
+        except ImportError as error:
+            typer.echo(f"error: --tensorboard: {error}", err=True)
+            raise typer.Exit(2) from None
+    return folder
+
+
+TensorBoardFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard", help="Folder for files of TensorBoard: all terms, and the images as they form.",
+        show_default=False, callback=_with_tensorboard,
+    ),
+]  # fmt: skip
 Watch = Annotated[
     bool,
     typer.Option("--watch", help="Show the run in OUT/report/index.html while it goes on; the report replaces it."),

@@ -25,7 +25,6 @@ from exml_fast.evaluation import Evaluation, evaluate
 from exml_fast.generators import Fast, FastSynthesis
 from exml_fast.inversion import Parametrisation, Result, Synthesizer, recipes
 from exml_fast.models import OWN, create
-from exml_fast.progress import require_tensorboard
 from exml_fast.transfer import Distillation
 from exml_fast.transfer.pool import require_room
 
@@ -248,8 +247,6 @@ def prepared_distillation(run: DistillRun) -> PreparedDistillation:
         config.training, generation, teacher.spec, given, source is not None or bool(in_turn), run.pool_dir,
         cheap=drawn,
     )  # fmt: skip
-    if run.tensorboard:
-        require_tensorboard()
     return PreparedDistillation(
         teacher, wanted, student, arguments, first, source, in_turn, statistics, config, test, asked
     )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from exml_fast.progress import TensorBoard
 
 __all__ = ["Reporter"]
 
@@ -21,10 +26,13 @@ class Reporter:
     """A context manager that is also the library's callback ``reporter(stage, step, total, terms)``.
 
     Each stage gets a bar, and leaves a line with its duration when it has finished. Meanwhile the log messages of the
-    library are printed too.
+    library are printed too. With ``tensorboard``, a folder, terms and images are also written there.
     """
 
-    def __init__(self, console: Console | None = None, line_seconds: float = LINE_SECONDS) -> None:
+    def __init__(
+        self, console: Console | None = None, line_seconds: float = LINE_SECONDS, *, tensorboard: Path | None = None
+    ) -> None:
+        self._board = None if tensorboard is None else TensorBoard(tensorboard)
         self.console = console or Console(stderr=True, highlight=False)
         self._line_seconds = line_seconds
         self._bars: Progress | None = None
@@ -59,8 +67,17 @@ class Reporter:
             self._end_stage()
         if self._bars is not None:
             self._bars.stop()
+        if self._board is not None:
+            self._board.__exit__(kind, error, trace)
+
+    def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
+        """Images as they form, for TensorBoard; see :data:`exml_fast.progress.Progress`."""
+        if self._board is not None:
+            self._board.images(stage, step, total, make)
 
     def __call__(self, stage: str, step: int, total: int, terms: dict[str, float]) -> None:
+        if self._board is not None:
+            self._board(stage, step, total, terms)
         now = time.monotonic()
         if stage != self._stage:
             self._end_stage()

@@ -27,6 +27,7 @@ from exml_fast.cli.options import (
     Page,
     Resume,
     Seed,
+    TensorBoardFolder,
     Threads,
     Watch,
     Weights,
@@ -103,6 +104,7 @@ def prune(
     speed: Speed = True,
     report: Page = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -137,7 +139,7 @@ def prune(
         ready = ready or opened(run.options)
         config, fine_tuning = run.configs()
         network = ready.teacher.model
-        with Viewer(out, "Pruning", watch=watch, followed=run.options.report) as progress:
+        with Viewer(out, "Pruning", watch=watch, tensorboard=tensorboard, followed=run.options.report) as progress:
             result = prune_network(
                 network, ready.images, run.ratio, target=run.target, config=config,
                 fine_tuning=fine_tuning, table=LatencyTable.of(network, path=run.table), spec=ready.spec,

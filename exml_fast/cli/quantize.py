@@ -27,6 +27,7 @@ from exml_fast.cli.options import (
     Page,
     Resume,
     Seed,
+    TensorBoardFolder,
     Threads,
     Watch,
     Weights,
@@ -86,6 +87,7 @@ def quantize(
     speed: Speed = True,
     report: Page = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -118,7 +120,7 @@ def quantize(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.options.machine.threads)
         ready = ready or opened(run.options)
-        with Viewer(out, "Quantisation", watch=watch, followed=run.options.report) as progress:
+        with Viewer(out, "Quantisation", watch=watch, tensorboard=tensorboard, followed=run.options.report) as progress:
             result = quantize_network(
                 ready.teacher.model, ready.images, config=run.config(), spec=ready.spec,
                 seed=run.options.machine.seed, progress=progress, checkpoint_dir=out / "checkpoints",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from exml_fast.cli.guard import Guard, print_json
-from exml_fast.cli.options import Json, Watch
+from exml_fast.cli.options import Json, TensorBoardFolder, Watch
 from exml_fast.cli.parsing import parse_device, parse_pairs, require_report
 from exml_fast.cli.run_file import close_run, open_run
 from exml_fast.cli.watch import Viewer
@@ -96,6 +96,7 @@ def _command(task: str, usual: str, about: str) -> None:
         threads: Threads = 1,
         report: Page = False,
         watch: Watch = False,
+        tensorboard: TensorBoardFolder = None,
         as_json: Json = False,
         resume: Resume = False,
         overwrite: Overwrite = False,
@@ -118,7 +119,7 @@ def _command(task: str, usual: str, about: str) -> None:
                 name=preset, preset=found, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
                 report=report or watch, typed=command_line(),
             )  # fmt: skip
-            _run(context, guard, asked, out, as_json, resume, overwrite, watch)
+            _run(context, guard, asked, out, as_json, resume, overwrite, watch, tensorboard)
 
     command.__doc__ = about
     transfer.command(task)(command)
@@ -165,6 +166,7 @@ def reproduce_command(
     threads: Threads = 1,
     report: Page = False,
     watch: Watch = False,
+    tensorboard: TensorBoardFolder = None,
     as_json: Json = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -187,7 +189,9 @@ def reproduce_command(
             name=str(name), preset=preset, seeds=seeds, seed=seed, device=device, data_root=data_root, threads=threads,
             report=report or watch, results=None if results is None else str(results.resolve()), typed=command_line(),
         )  # fmt: skip
-        _run(context, guard, given, out or Path("reproduced") / str(name), as_json, resume, overwrite, watch)
+        _run(
+            context, guard, given, out or Path("reproduced") / str(name), as_json, resume, overwrite, watch, tensorboard
+        )
 
 
 def _run(
@@ -199,6 +203,7 @@ def _run(
     resume: bool,
     overwrite: bool,
     watch: bool,
+    tensorboard: Path | None,
 ) -> None:
     """Run a preset, write ``results.json`` and the page, and print the rows."""
     if not resume:
@@ -206,7 +211,7 @@ def _run(
     asked = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
     torch.set_num_threads(asked.threads)
     device = parse_device(asked.device)
-    with Viewer(out, asked.name, watch=watch, followed=asked.report) as progress:
+    with Viewer(out, asked.name, watch=watch, tensorboard=tensorboard, followed=asked.report) as progress:
         seeds = range(asked.seed, asked.seed + asked.seeds)
         rows, outcome = run(asked.preset, out, seeds=seeds, data_root=asked.data_root, device=device, progress=progress)
         whole = {

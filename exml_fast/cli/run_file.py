@@ -80,7 +80,7 @@ def open_run(context: typer.Context, guard: Guard, out: Path, given: T, *, resum
         if stored is None or stored.command != command:
             found = f"it holds a run of {shown(stored.command)}" if stored else f"{RUN_FILE} is missing"
             raise ValueError(f"--resume: no run of {command!r} in {out}: {found}")
-        free = {"out", "resume", "as_json", "watch"}
+        free = {"out", "resume", "as_json", "watch", "tensorboard"}
         typed = [p for p in context.params if was_typed(context, p) and p not in free]
         if typed:
             arguments = {p.name for p in context.command.params if p.param_type_name == "argument"}

@@ -26,10 +26,13 @@ class Viewer(Reporter):
         title: of the page.
         watch: write the page.
         followed: whether the command writes a page of its results in the end.
+        tensorboard: as :class:`Reporter`.
     """
 
-    def __init__(self, out: Path, title: str, *, watch: bool, followed: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self, out: Path, title: str, *, watch: bool, followed: bool = True, tensorboard: Path | None = None
+    ) -> None:
+        super().__init__(tensorboard=tensorboard)
         self.film = Film()
         self._page = None
         if watch:
@@ -56,6 +59,7 @@ class Viewer(Reporter):
 
     def images(self, stage: str, step: int, total: int, make: Callable[[], Tensor]) -> None:
         """Keep the images for the page; see :data:`exml_fast.progress.Progress`."""
+        super().images(stage, step, total, make)
         self.film.images(stage, step, total, make)
         if self._page is not None:
             self._page.images(stage, step, total, make)
