@@ -198,6 +198,19 @@ def test_the_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ran["small"]) == 2 and ran["problems"] == {}
 
 
+def test_bringing_your_own(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = networks()
+    pixels, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 2
+    data = xf.data.LabelledImages(pixels.repeat(8, 1, 1, 1), labels.repeat(8))
+    names: dict[str, Any] = {"teacher": next(made), "student": next(made), "pixels": pixels}
+    names |= {"train_set": data, "test_set": data, "result": xf.invert(names["teacher"], [1, 2], per_class=1, steps=1)}
+    for code in blocks("docs/bringing_your_own.md", "python"):
+        if not any(word in code for word in ("lightning", "transformers")):
+            names |= run(code, names)
+    assert names["expert"].units == (0, 1) and (tmp_path / "board").is_dir()
+
+
 def test_class_incremental_learners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code, own = blocks("docs/class_incremental.md", "python")

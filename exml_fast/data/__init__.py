@@ -1,6 +1,8 @@
 """Data sets, shards of synthetic images, random images, augmentation, and descriptions of a network's input."""
 
 from exml_fast.data.augmentation import Augmentation
+from exml_fast.data.foreign import DataSource, images_and_labels, network_images
+from exml_fast.data.hugging_face import to_hugging_face
 from exml_fast.data.labelled import LabelledImages
 from exml_fast.data.photographs import Crops, Photographs
 from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
@@ -13,6 +15,7 @@ __all__ = [
     "SOURCES",
     "Augmentation",
     "Crops",
+    "DataSource",
     "DeadLeaves",
     "ImageData",
     "ImageSource",
@@ -24,6 +27,9 @@ __all__ = [
     "ShardStream",
     "Shards",
     "Split",
+    "images_and_labels",
     "load",
+    "network_images",
     "some_images",
+    "to_hugging_face",
 ]

@@ -18,7 +18,7 @@ from exml_fast.data.core50 import CLASS_NAMES, EVERY, is_core50, read_core50
 from exml_fast.data.image_files import IMAGE_SUFFIXES, open_image, read_image
 from exml_fast.data.npz import read_npz
 from exml_fast.data.spec import InputSpec
-from exml_fast.data.split import ImageData, Split
+from exml_fast.data.split import ImageData, Split, measured_spec
 from exml_fast.profiling import free_bytes
 from exml_fast.validation import nearest
 
@@ -140,7 +140,7 @@ def _digits() -> ImageData:
         is_test[members[order[: round(DIGITS_TEST_SHARE * len(members))]]] = True
     train = Split(images[~is_test], labels[~is_test])
     test = Split(images[is_test], labels[is_test])
-    return ImageData("digits", train, test, [str(c) for c in range(10)], _measured_spec(train.images))
+    return ImageData("digits", train, test, [str(c) for c in range(10)], measured_spec(train.images))
 
 
 def _torchvision(name: str, root: Path) -> ImageData:
@@ -165,7 +165,7 @@ def _torchvision(name: str, root: Path) -> ImageData:
     )
     class_names = list(getattr(parts[0], "classes", map(str, range(10))))
     class_names = [c.split(" - ")[0] if name in ("mnist", "usps") else c for c in class_names]
-    spec = _measured_spec(train.images) if mean is None or std is None else InputSpec(len(mean), (32, 32), mean, std)
+    spec = measured_spec(train.images) if mean is None or std is None else InputSpec(len(mean), (32, 32), mean, std)
     return ImageData(name, train, test, class_names, spec)
 
 
@@ -211,7 +211,7 @@ def _npz(path: Path) -> ImageData:
         raise ValueError(
             f"{path}: 'y_test' has the label {int(test.labels.max())}, but 'y_train' only 0 to {count - 1}"
         )
-    return ImageData(path.stem, train, test, [str(c) for c in range(count)], _measured_spec(train.images))
+    return ImageData(path.stem, train, test, [str(c) for c in range(count)], measured_spec(train.images))
 
 
 def _npz_images(path: Path, key: str, x: np.ndarray) -> Tensor:
@@ -247,7 +247,7 @@ def _folder(path: Path, size: int | None) -> ImageData:
     train, test = (_read_images(files.samples, grey, size) for files in (train_files, test_files))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(f"{path}: train and test images differ in size; give size=... to resize them")
-    return ImageData(path.name, train, test, list(train_files.classes), _measured_spec(train.images))
+    return ImageData(path.name, train, test, list(train_files.classes), measured_spec(train.images))
 
 
 def _first_is_grey(samples: list[tuple[str, int]]) -> bool:
@@ -272,15 +272,3 @@ def _read_images(samples: list[tuple[str, int]], grey: bool, size: int | None) -
             )
         images.append(tensor)
     return Split(torch.stack(images), torch.tensor([label for _, label in samples], dtype=torch.int64))
-
-
-def _measured_spec(images: Tensor) -> InputSpec:
-    """A specification with the mean and the standard deviation of each channel, rounded to four decimals."""
-    channels, height, width = images.shape[1:]
-    mean, std = [], []
-    for channel in range(channels):
-        values = images[:, channel].double()
-        values = values / 255 if images.dtype == torch.uint8 else values
-        mean.append(round(float(values.mean()), 4))
-        std.append(max(round(float(values.std(correction=0)), 4), 1e-3))
-    return InputSpec(channels, (height, width), tuple(mean), tuple(std))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exml_fast.data.foreign import class_names_of, images_and_labels
 from exml_fast.data.spec import InputSpec
 
-__all__ = ["ImageData", "Split"]
+__all__ = ["ImageData", "Split", "measured_spec"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,34 @@ class Split:
                 f"groups must be int64 of shape ({len(self.labels)},), "
                 f"got {self.groups.dtype} of shape {tuple(self.groups.shape)}"
             )
+
+    @classmethod
+    def of(cls, source: Any, *, count: int | None = None, size: int | None = None, name: str = "images") -> Split:
+        """The images of a data set or loader (:func:`exml_fast.data.images_and_labels`); a Split is returned itself.
+
+        Args:
+            source: with labels, and images of bytes or in [0, 1]: without a transform that normalises them.
+            count: greatest number of images.
+            size: height and width to which PIL images are resized.
+            name: of the argument, for messages.
+
+        Raises:
+            ValueError: for images without labels, or of other values.
+        """
+        if isinstance(source, cls):
+            return source
+        images, labels = images_and_labels(source, count=count, size=size, name=name)
+        if labels is None:
+            raise ValueError(f"{name}: the items of {type(source).__name__} must have a class as label")
+        if images.is_floating_point():
+            images = images.float()
+            low, high = (float(bound) for bound in images.aminmax())
+            if not 0 <= low <= high <= 1:
+                raise ValueError(
+                    f"{name}: floating-point images must be in [0, 1], got {low:g} to {high:g}: leave out "
+                    "the transform that normalises them"
+                )
+        return cls(images, labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,7 +110,52 @@ class ImageData:
     class_names: list[str]
     spec: InputSpec
 
+    @classmethod
+    def of(
+        cls,
+        train: Any,
+        test: Any,
+        *,
+        name: str = "data",
+        class_names: Sequence[str] | None = None,
+        spec: InputSpec | None = None,
+        size: int | None = None,
+    ) -> ImageData:
+        """A data set of two of another library: torch, torchvision, Hugging Face, WebDataset, or DataLoaders.
+
+        Args:
+            train, test: :meth:`Split.of` reads them into memory.
+            name: for results and messages.
+            class_names: the name of each label; those of ``train``, or else the labels, when None.
+            spec: size and normalisation; measured on the training images when None.
+            size: height and width to which PIL images are resized.
+
+        Raises:
+            ValueError: for what :meth:`Split.of` refuses, images of different shapes, or a label without a name.
+        """
+        parts = Split.of(train, size=size, name="train"), Split.of(test, size=size, name="test")
+        shapes = [tuple(part.images.shape[1:]) for part in parts]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"test: images must be {shapes[0]}, as those of train, got {shapes[1]}")
+        highest = max(int(part.labels.max()) for part in parts)
+        names = list(class_names or class_names_of(train) or map(str, range(highest + 1)))
+        if highest >= len(names):
+            raise ValueError(f"class_names must name all labels up to {highest}, got {len(names)} names")
+        return cls(name, *parts, names, spec or measured_spec(parts[0].images))
+
     @property
     def classes(self) -> list[int]:
         """All labels, 0 to K − 1."""
         return list(range(len(self.class_names)))
+
+
+def measured_spec(images: Tensor) -> InputSpec:
+    """A specification with the mean and the standard deviation of each channel, rounded to four decimals."""
+    channels, height, width = images.shape[1:]
+    mean, std = [], []
+    for channel in range(channels):
+        values = images[:, channel].double()
+        values = values / 255 if images.dtype == torch.uint8 else values
+        mean.append(round(float(values.mean()), 4))
+        std.append(max(round(float(values.std(correction=0)), 4), 1e-3))
+    return InputSpec(channels, (height, width), tuple(mean), tuple(std))

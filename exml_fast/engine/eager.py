@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec
+from exml_fast.data.foreign import network_statistics
 from exml_fast.engine.freezing import device_of, dtype_name, dtype_of, frozen_copy, probe
 from exml_fast.engine.statistics import (
     LayerStatistics,
@@ -50,10 +51,11 @@ class EagerTeacher:
         spec: InputSpec,
         *,
         device: torch.device | str | None = None,
-        statistics: str | Tensor = "running",
+        statistics: str | Tensor | DataSource = "running",
         layers: Sequence[str] = (),
     ) -> None:
         require_module(model)
+        statistics = network_statistics(statistics, spec)
         check_statistics(statistics, layers, spec)
         self.model = frozen_copy(model, device)
         self.dtype = dtype_of(self.model)

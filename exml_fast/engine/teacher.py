@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec
+from exml_fast.data.foreign import network_statistics
 from exml_fast.engine.conv_plan import ConvShape
 from exml_fast.engine.conv_tuning import PRECISIONS, Plans, check_plans, choose_plans, without_winograd
 from exml_fast.engine.eager import check_statistics, with_targets
@@ -45,8 +46,8 @@ class FrozenTeacher:
             faster (:func:`exml_fast.engine.conv_tuning.choose_plans`). Statistics, logits and images are always
             float32. A bfloat16 or float64 network keeps its dtype; a float16 network becomes float32.
         batch_size: the batch size for which weights are prepared; other sizes work too.
-        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W) whose
-            statistics replace them (Yin 2020, A.2).
+        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W), or a data set
+            or DataLoader of some, whose statistics replace them (Yin 2020, A.2).
         layers: names or patterns (:func:`exml_fast.engine.statistics.observe`) of layers whose outputs are matched
             instead of the BatchNorms' inputs; ``statistics`` must then be images.
         plans: :attr:`plans` of another teacher of the same network. This teacher then computes the same bits as that
@@ -73,13 +74,14 @@ class FrozenTeacher:
         device: torch.device | str | None = None,
         precision: str = "auto",
         batch_size: int = 8,
-        statistics: str | Tensor = "running",
+        statistics: str | Tensor | DataSource = "running",
         layers: Sequence[str] = (),
         plans: Plans | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         require_module(model)
+        statistics = network_statistics(statistics, spec)
         check_statistics(statistics, layers, spec)
         self.device = chosen_device(device, model)
         # With named layers, the statistics of the BatchNorms are not read.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec, network_images
 from exml_fast.evaluation.features import features, logits
 from exml_fast.evaluation.scores import Neighbours, agreement, diversity, inception_score, nearest_neighbours
 from exml_fast.inversion import Result
@@ -52,7 +52,7 @@ class Evaluation:
 def evaluate(
     images: Result,
     judges: Mapping[str, Any],
-    real: Tensor | None = None,
+    real: Tensor | DataSource | None = None,
     splits: int = 1,
 ) -> Evaluation:
     """Score synthetic images with independent networks, the judges.
@@ -63,7 +63,8 @@ def evaluate(
             ``.model`` and its ``.input_spec`` and ``.units`` (an Expert); or a pair of a classifier and its InputSpec.
             Images are converted to the input of the judge. ``units[j]`` is the class of logit j; a judge without
             ``units`` has class j at logit j.
-        real: pixels (M, c, h, w), uint8 or float in [0, 1], among which copies are looked for.
+        real: pixels (M, c, h, w), uint8 or float in [0, 1], or a data set of images (whose floats are normalised
+            already), among which copies are looked for.
         splits: number of parts over which the Inception score is averaged.
 
     Raises:
@@ -102,8 +103,12 @@ def evaluate(
     assert space is not None
     network, spec = space
     seen = features(network, _for(spec, images))
-    neighbours = None if real is None else nearest_neighbours(seen, features(network, spec.prepare(real)))
+    neighbours = None if real is None else nearest_neighbours(seen, features(network, _real(real, spec)))
     return Evaluation(found, confusion, names, diversity(seen, images.labels), neighbours)
+
+
+def _real(real: Tensor | DataSource, spec: InputSpec) -> Tensor:
+    return spec.prepare(real) if isinstance(real, Tensor) else network_images(real, spec, name="real")
 
 
 def _for(spec: InputSpec, images: Result) -> Tensor:

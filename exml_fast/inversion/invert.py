@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec
 from exml_fast.engine.freezing import unpacked
 from exml_fast.engine.statistics import require_module
 from exml_fast.inversion import recipes
@@ -41,7 +41,7 @@ def invert(
     precision: str = "auto",
     units: Sequence[int] | None = None,
     student: nn.Module | None = None,
-    statistics: str | Tensor = "running",
+    statistics: str | Tensor | DataSource = "running",
     layers: Sequence[str] = (),
     terms: Sequence[Term | Callable[[Step], Tensor]] = (),
     parametrisation: Parametrisation | None = None,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from exml_fast._native import reused_memory
 from exml_fast.checkpoint import Checkpoint, fingerprint
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec
+from exml_fast.data.foreign import network_statistics
 from exml_fast.engine.eager import EagerTeacher
 from exml_fast.engine.freezing import chosen_device, distinct_units, dtype_of, no_autocast
 from exml_fast.engine.memory import require_memory
@@ -58,8 +59,8 @@ class Synthesizer:
         device: where to run; the model's device when None.
         precision: of the network, "auto", "float32" or "bfloat16" (:class:`FrozenTeacher`).
         engine: False runs the network in plain PyTorch (:class:`EagerTeacher`), as a reference.
-        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W) whose statistics
-            replace them (Yin 2020, A.2 and Table 8).
+        statistics: "running" for the BatchNorms' running statistics, or normalised images (N, C, H, W), or a data set
+            or DataLoader of some, whose statistics replace them (Yin 2020, A.2 and Table 8).
         layers: names or patterns of the layers whose outputs are matched, for a network without BatchNorm
             (:class:`FrozenTeacher`); ``statistics`` must then be images.
         terms: losses of your own beside the recipe's: functions of a :class:`exml_fast.inversion.Step`, or
@@ -87,7 +88,7 @@ class Synthesizer:
         device: torch.device | str | None = None,
         precision: str = "auto",
         engine: bool = True,
-        statistics: str | Tensor = "running",
+        statistics: str | Tensor | DataSource = "running",
         layers: Sequence[str] = (),
         terms: Sequence[Term | Callable[[Step], Tensor]] = (),
         parametrisation: Parametrisation | None = None,
@@ -113,7 +114,7 @@ class Synthesizer:
         self.networks = Networks(
             model, self.spec, self.recipe.matching, self.recipe.competition,
             batch_size=self.recipe.optimisation.batch_size, device=self.device, precision=precision, engine=engine,
-            statistics=statistics, layers=layers,
+            statistics=network_statistics(statistics, self.spec), layers=layers,
         )  # fmt: skip
         self.units = distinct_units(units, self.networks.num_classes)
         matching = self.recipe.matching if self.networks.matches_statistics else None

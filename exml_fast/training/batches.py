@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from exml_fast.data import InputSpec
+from exml_fast.data import DataSource, InputSpec, network_images
+from exml_fast.data.foreign import is_source
 from exml_fast.inversion import Result
 from exml_fast.ranks import Ranks
 from exml_fast.training.config import Training
 from exml_fast.training.mixup import mixed
+from exml_fast.validation import require
 
 __all__ = ["Batch", "Batches", "DrawnImages", "ImageBatches", "Mixture", "PreparedBatches", "network_input"]
 
@@ -219,8 +221,12 @@ class Mixture:
             source.load_state_dict(state[str(k)])
 
 
-def network_input(images: Result | Tensor, spec: InputSpec | None, name: str = "images") -> tuple[Tensor, InputSpec]:
-    """Images of a result, or network input (N, C, H, W) as it is, in float32, and the specification of the input.
+def network_input(
+    images: Result | Tensor | DataSource, spec: InputSpec | None, name: str = "images"
+) -> tuple[Tensor, InputSpec]:
+    """Images of a result or a data set, or network input (N, C, H, W) as it is, in float32, and its specification.
+
+    Images of a data set or DataLoader are read into memory (:func:`exml_fast.data.network_images`).
 
     ValueError naming the argument where no specification is given, the shape or dtype is another, or a value is not
     finite.
@@ -228,8 +234,14 @@ def network_input(images: Result | Tensor, spec: InputSpec | None, name: str = "
     if isinstance(images, Result):
         spec = spec or images.spec
         images = images.images
+    elif is_source(images):
+        require(spec is not None, "spec", f"given where {name} are a data set", spec)
+        assert spec is not None
+        images = network_images(images, spec, name=name)
     if not isinstance(images, Tensor):
-        raise ValueError(f"{name} must be a tensor or the result of exml_fast.invert, got {type(images).__name__}")
+        raise ValueError(
+            f"{name} must be a tensor, a data set or the result of exml_fast.invert, got {type(images).__name__}"
+        )
     if spec is None:
         raise ValueError(f"spec must be given where {name} are a tensor")
     if images.dim() != 4 or tuple(images.shape[1:]) != spec.shape or len(images) == 0:

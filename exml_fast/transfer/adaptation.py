@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast import ops
-from exml_fast.data import Augmentation, InputSpec
+from exml_fast.data import Augmentation, DataSource, InputSpec
 from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
@@ -62,8 +62,8 @@ class DomainDiscriminator(nn.Module):
 @reports_progress
 def adapt(
     source: Any,
-    impressions: Result | Tensor,
-    target: Tensor,
+    impressions: Result | Tensor | DataSource,
+    target: Tensor | DataSource,
     *,
     spec: InputSpec | None = None,
     config: Training = ADVERSARIAL,
@@ -132,8 +132,8 @@ def adapt(
 @reports_progress
 def adapt_by_rehearsal(
     source: Any,
-    impressions: Result | Tensor,
-    target: Tensor,
+    impressions: Result | Tensor | DataSource,
+    target: Tensor | DataSource,
     *,
     spec: InputSpec | None = None,
     config: Training = REHEARSAL,

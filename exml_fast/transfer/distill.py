@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, load_state, random_state, set_random_state, state_of
-from exml_fast.data import Augmentation, ImageSource, InputSpec, Shards
+from exml_fast.data import Augmentation, DataSource, ImageSource, InputSpec, Shards
+from exml_fast.data.foreign import network_statistics
 from exml_fast.engine.freezing import chosen_device, distinct_units, frozen, probe, unpacked
 from exml_fast.engine.memory import require_memory
 from exml_fast.generators import Fast, FastSynthesis
@@ -110,14 +111,14 @@ class DistillResult(TrainingResult):
 def distill(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor | ImageSource | Fast | Shards | None = None,
+    images: Result | Tensor | DataSource | ImageSource | Fast | Shards | None = None,
     *,
     recipe: str | Recipe | Sequence[str | Recipe] | None = None,
     config: Distillation | None = None,
     spec: Any = None,
     classes: Sequence[int] | None = None,
     units: Sequence[int] | None = None,
-    statistics: str | Tensor = "running",
+    statistics: str | Tensor | DataSource = "running",
     layers: Sequence[str] = (),
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -139,7 +140,8 @@ def distill(
     Args:
         teacher: a classifier that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: a classifier of the same input with K logits.
-        images: to learn from, a Result or normalised images (N, C, H, W) that the teacher labels; with ``recipe`` the
+        images: to learn from, a Result, or normalised images (N, C, H, W), a data set or a DataLoader
+            (:func:`exml_fast.data.network_images`) that the teacher labels; with ``recipe`` the
             first of the pool. Or :class:`exml_fast.data.Shards`, which stay on disk and are read a few at a time, each
             image once an epoch. Or an :class:`exml_fast.data.ImageSource`, from which all images are drawn; or
             :class:`exml_fast.generators.Fast`, with which a meta-generator makes all images (Fang 2022).
@@ -176,6 +178,7 @@ def distill(
     if spec is None:
         spec = images.spec if isinstance(images, Result | Shards) else teacher
     spec = InputSpec.of(spec)
+    statistics = network_statistics(statistics, spec)
     asked = classes  # an Expert's own classes restrict no images that exist
     teacher, units, classes = unpacked(teacher, units, classes)
     for name, network in (("teacher", teacher), ("student", student)):

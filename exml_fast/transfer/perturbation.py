@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exml_fast.data import InputSpec, Split
+from exml_fast.data import DataSource, InputSpec, Split
 from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.evaluation import logits
 from exml_fast.inversion import Result
@@ -102,7 +102,7 @@ def diversity_loss(features: Tensor, others: Tensor) -> Tensor:
 @reports_progress
 def universal_perturbations(
     model: Any,
-    impressions: Result | Tensor,
+    impressions: Result | Tensor | DataSource,
     *,
     spec: InputSpec | None = None,
     epsilon: float = EPSILON,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import Augmentation, ImageSource, InputSpec, Split
+from exml_fast.data import Augmentation, DataSource, ImageSource, InputSpec, Split
 from exml_fast.engine.freezing import device_of, frozen, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.evaluation import accuracy
@@ -43,7 +43,7 @@ ZSKD = Training(augmentation=Augmentation(shift=3, rotation=15.0, scale=0.15))
 def zskd(
     teacher: Any,
     student: nn.Module,
-    images: Result | Tensor | ImageSource,
+    images: Result | Tensor | DataSource | ImageSource,
     *,
     spec: InputSpec | None = None,
     config: Training = ZSKD,
@@ -61,7 +61,8 @@ def zskd(
     Args:
         teacher: a network that returns logits (N, K), or an object with one as ``.model`` (an Expert).
         student: the same; its device is where everything runs.
-        images: impressions, as :func:`exml_fast.invert` gives them, or network input (N, C, H, W); or an
+        images: impressions, as :func:`exml_fast.invert` gives them, network input (N, C, H, W) or a
+            data set; or an
             :class:`exml_fast.data.ImageSource`, which draws the images of every step anew.
         spec: of the network input; the impressions' own when None. A source needs it.
         config: how to train. With ``mixup`` or ``cutmix``, which are ours, teacher and student see mixtures.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exml_fast.checkpoint import fingerprint
 from exml_fast.continual.expert import Expert
-from exml_fast.data import ImageData, ImageSource, InputSpec
+from exml_fast.data import DataSource, ImageData, ImageSource, InputSpec, images_and_labels
 from exml_fast.data.buffer import balanced_indices
 from exml_fast.data.procedural import images_at_once
 from exml_fast.inversion import Parametrisation, Recipe, Result, Synthesizer, recipes
@@ -262,13 +262,16 @@ class AuxiliaryData(Strategy):
     """Images of another domain, labelled by the expert: the argmax over its own classes.
 
     Args:
-        images: (N, c, h, w), uint8 or float in [0, 1]; fitted to the expert's input (InputSpec.fit).
+        images: (N, c, h, w), uint8 or float in [0, 1], or a data set or DataLoader of such; fitted to the expert's
+            input (InputSpec.fit).
         name: for :meth:`describe`.
         pool: how many random images are labelled for one expert; from them the samples are chosen, balanced over
             the labels as far as the labels allow.
     """
 
-    def __init__(self, images: Tensor, name: str = "auxiliary", pool: int = 20000) -> None:
+    def __init__(self, images: Tensor | DataSource, name: str = "auxiliary", pool: int = 20000) -> None:
+        if not isinstance(images, Tensor):
+            images, _ = images_and_labels(images)
         if images.dim() != 4 or len(images) == 0:
             raise ValueError(f"images must be (N, c, h, w) with N > 0, got shape {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint, fingerprint, random_state, set_random_state
-from exml_fast.data import Augmentation, ImageSource, InputSpec
+from exml_fast.data import Augmentation, DataSource, ImageSource, InputSpec
 from exml_fast.engine.freezing import chosen_device, device_of, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
@@ -121,7 +121,7 @@ class PruneResult(TrainingResult):
 @reports_progress
 def prune(
     model: Any,
-    images: Result | Tensor | ImageSource,
+    images: Result | Tensor | DataSource | ImageSource,
     ratio: Annotated[float, Field(gt=0, lt=1)],
     *,
     target: Target = "filters",
@@ -144,7 +144,7 @@ def prune(
     Args:
         model: a classifier with a final linear layer, or an object with one as ``.model`` (an Expert). It is not
             changed.
-        images: a Result, normalised images (N, C, H, W), or a source of images.
+        images: a Result, normalised images (N, C, H, W), a data set or DataLoader, or a source of images.
         ratio: the share to remove, in (0, 1), of what ``target`` says.
         target: "filters", of all convolutions; "flops", multiplications of convolutions and linear layers; "latency",
             milliseconds by ``table``, which then count in the ranking (Eqs. 10, 13 and 14).

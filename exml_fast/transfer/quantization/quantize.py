@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exml_fast.data import ImageSource, InputSpec
+from exml_fast.data import DataSource, ImageSource, InputSpec
 from exml_fast.engine.freezing import chosen_device, probe, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
@@ -41,7 +41,7 @@ __all__ = ["quantize"]
 @reports_progress
 def quantize(
     model: Any,
-    images: Result | Tensor | ImageSource,
+    images: Result | Tensor | DataSource | ImageSource,
     *,
     config: Quantization | None = None,
     spec: Any = None,
