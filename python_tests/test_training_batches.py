@@ -190,7 +190,7 @@ def test_network_input_names_what_does_not_fit() -> None:
     assert found.dtype == torch.float32 and spec is SMALL and torch.equal(found.double(), images.double())
     for given, spec_given, said in (
         (images, None, "spec must be given where targets are a tensor"),
-        ([1], SMALL, "targets must be a tensor or the result of exml_fast.invert, got list"),
+        ([1], SMALL, "targets must be a tensor, a data set or the result of exml_fast.invert, got list"),
         (images[0], SMALL, r"targets must be \(N, 1, 8, 8\), got \(1, 8, 8\)"),
         (images[:0], SMALL, r"targets must be \(N, 1, 8, 8\), got \(0, 1, 8, 8\)"),
         (images.long(), SMALL, "targets must be floating point, network input and no bytes, got torch.int64"),
