@@ -255,6 +255,21 @@ OBSERVED = {
 }  # fmt: skip
 
 
+class Untraceable(nn.Module):
+    """Neither torch.fx nor torch.export follows a branch on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x).mean((2, 3))
+        return self.head(hidden if float(hidden.detach().sum()) < 1e9 else -hidden)  # type: ignore[no-any-return]
+
+
+OBSERVED["without tracing"] = (Untraceable(), ["conv"], (0, 2, 3))
+
+
 @pytest.mark.parametrize("name", OBSERVED)
 def test_statistics_of_named_layers(name: str) -> None:
     model, layers, dims = OBSERVED[name]

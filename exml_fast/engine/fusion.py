@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from exml_fast import ops
 from exml_fast.engine.freezing import HOOKS
-from exml_fast.engine.statistics import LayerStatistics, Tape, is_batch_norm
+from exml_fast.engine.statistics import LayerStatistics, Observer, Tape, is_batch_norm
 from exml_fast.engine.substitution import copied
 from exml_fast.engine.tracing import export, trace
 
@@ -93,7 +93,8 @@ def _fused(traced: fx.GraphModule, tape: Tape) -> tuple[nn.Module, str]:
 
 def replace_modules(model: nn.Module, _example: Tensor, tape: Tape) -> tuple[nn.Module, str]:
     """As :func:`fuse`, without tracing: replace each BatchNorm alone, under all of its names, with its hooks."""
-    model = copied(model, (*model.parameters(), *model.buffers()))
+    tapes = [module.tape for module in model.modules() if isinstance(module, Observer)]
+    model = copied(model, (*model.parameters(), *model.buffers(), *tapes))
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if _freezable(module):

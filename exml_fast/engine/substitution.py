@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from exml_fast.engine.activation import FrozenTanh
 from exml_fast.engine.batch_norm import FusedBatchNorm2d, FusedSequential
@@ -26,10 +26,10 @@ def substitute(model: nn.Module) -> None:
             model.set_submodule(name, same)
 
 
-def copied(model: nn.Module, shared: Sequence[Tensor] = ()) -> nn.Module:
-    """A copy of ``model`` that shares the tensors ``shared`` with it; ``model`` itself where it cannot be copied."""
+def copied(model: nn.Module, shared: Sequence[object] = ()) -> nn.Module:
+    """A copy of ``model`` that shares the objects ``shared`` with it; ``model`` itself where it cannot be copied."""
     try:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+        return copy.deepcopy(model, {id(each): each for each in shared})
     except (RuntimeError, TypeError):  # tensors of a graph (torch.nn.utils.prune leaves some), or a lock
         return model
 
