@@ -12,7 +12,7 @@ DIST_ENV    := $(BUILD_DIR)/dist-env
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
-# Hostile files, bad commands, kills and faults: hours, and ten minutes with SHORT=1. Another call continues.
+# Hostile files, bad commands, kills and faults: an hour, and some minutes with SHORT=1. Another call continues.
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 

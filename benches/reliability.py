@@ -1,10 +1,12 @@
-"""Hostile files, bad commands, kills and faults: `make faults`, and `make faults SHORT=1` for a tenth of an hour.
+"""Hostile files, bad commands, kills and faults: `make faults`, and `make faults SHORT=1` for a few minutes.
 
 python benches/reliability.py [--short] [--only NAME …] [--fresh]
 
 Every test adds its row to benches/results/reliability.json when it is done: `tried`, `failed`, the `worst_seconds` of a
 process and its `worst_mb` over the process that started it. A case that fails is described in build/reliability/.
-A second call continues with the tests, and the cases, that are missing. The cases are made by python_tests/fuzz.
+A second call continues with the tests, and the cases, that are missing. The cases are made by python_tests/fuzz, those
+of "nodes killed" by benches/cluster.py. "native ops" are random arguments to the ops of an extension built with
+AddressSanitizer and UBSan.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,13 +47,17 @@ from runs import (  # noqa: E402
 from exml_fast.storage import load_json, save_json  # noqa: E402
 
 RESULTS, PROGRESS = ROOT / "benches" / "results" / "reliability.json", ROOT / "build" / "reliability"
+# Random calls of an op under the sanitizers, which are ten minutes for all ops.
+SANITIZED = 1000
 # How many cases of each test, in full and in the short form.
 COUNTS = {
     "hostile experts": (1000, 100), "bad command lines": (300, 50), "kills": (300, 14),
-    "disk and permissions": (100, 7), "two writers": (21, 2), "Ctrl-C twice": (42, 7),
+    "disk and permissions": (100, 7), "two writers": (21, 2), "Ctrl-C twice": (42, 7), "nodes killed": (20, 0),
+    "native ops": (SANITIZED, 0),
 }  # fmt: skip
-# A process may take this long and this much memory over the one that started it.
-SECONDS, MEGABYTES = 10.0, 1024.0
+# A process may take this long and this much memory over the one that started it. The short form looks for hangs on
+# machines of any speed.
+SECONDS, SHORT_SECONDS, MEGABYTES = 10.0, 60.0, 1024.0
 WHOLE = 300.0
 """Limit of a process that works, where SECONDS are for those that only refuse."""
 TROUBLE = ("Traceback (most recent call last)", "internal error: ")
@@ -59,6 +68,8 @@ Case = tuple[list[str], list[Outcome]]
 
 class Workplace:
     """A folder with data and experts, and the digest of each command's uninterrupted run."""
+
+    patience = SECONDS
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,7 +112,7 @@ def hostile_experts(place: Workplace, number: int) -> Case:
         assert "bad" in problems or Expert.load(folder / "bad")
 
     found = run(task)
-    wrong = refused_at_once(found, (0,))
+    wrong = refused_at_once(place, found, (0,))
     if sentinel.exists():
         wrong.append("code was run")
         sentinel.unlink()
@@ -118,7 +129,7 @@ def bad_command_lines(place: Workplace, number: int) -> Case:
     folder = place.folder / "commands"
     arguments = bad_command(number, folder)
     found = run(lambda: (os.chdir(folder), command(arguments)()))
-    wrong = refused_at_once(found, (0, 1, 2))
+    wrong = refused_at_once(place, found, (0, 1, 2))
     if not {"data.npz", "file"} <= set(os.listdir(folder)):
         wrong.append("files were deleted")
     return [f"{arguments!r}: {each}"[:1500] for each in wrong], [found]
@@ -185,9 +196,9 @@ def interrupts(place: Workplace, number: int) -> Case:
     process.send(signal.SIGINT)
     if process.running(chance.uniform(0, 0.3)):
         process.send(signal.SIGINT)
-    late = process.running(SECONDS)
+    late = process.running(place.patience)
     outcomes = [process.wait(WHOLE)]
-    wrong = ["it did not end within 10 s"] if late else []
+    wrong = [f"it did not end within {place.patience:.0f} s"] if late else []
     wrong += complaints(outcomes[0], (0, 1, 130, -signal.SIGINT))
     return [f"{name}: {each}" for each in wrong + _ended(place, name, out, wanted, outcomes)], outcomes
 
@@ -221,9 +232,9 @@ def complaints(found: Outcome, codes: tuple[int, ...]) -> list[str]:
     return wrong + ([f"{found.mb:.0f} MB"] if found.mb > MEGABYTES else [])
 
 
-def refused_at_once(found: Outcome, codes: tuple[int, ...]) -> list[str]:
+def refused_at_once(place: Workplace, found: Outcome, codes: tuple[int, ...]) -> list[str]:
     """:func:`complaints`, and one for a hang."""
-    return complaints(found, codes) + ([f"{found.seconds:.1f} s"] if found.seconds > SECONDS else [])
+    return complaints(found, codes) + ([f"{found.seconds:.1f} s"] if found.seconds > place.patience else [])
 
 
 TESTS: dict[str, Callable[[Workplace, int], Case]] = {
@@ -232,9 +243,44 @@ TESTS: dict[str, Callable[[Workplace, int], Case]] = {
 }  # fmt: skip
 
 
+def nodes_killed(count: int) -> dict[str, Any]:
+    """The row of a job on four Ray nodes, of which one after the other is killed."""
+    from cluster import chaos
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = chaos(Path(folder), shards=200, kills=count, every=5.0, seconds=1.0)
+    wrong = ("lost", "entered_twice", "different_bytes", "made_twice_after_driver")
+    return {"tried": found["nodes_killed"], "failed": sum(found[key] for key in wrong)}
+
+
+def native_ops(count: int) -> dict[str, Any]:
+    """The row of random shapes, strides, dtypes and formats, ``count`` of each op, under the sanitizers."""
+    begun = time.monotonic()
+    script, build = ROOT / "csrc" / "tests" / "asan_python.sh", ROOT / "build" / "asan-python"
+    tests = [str(ROOT / "python_tests" / "test_ops_fuzz.py"), "-v"]
+    found = subprocess.run(
+        ["bash", str(script), sys.executable, str(build), *tests], env=os.environ | {"EXML_EXAMPLES": str(count)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    passed, failed = (len(re.findall(rf"^\S+ {word}", found.stdout, re.M)) for word in ("PASSED", "FAILED"))
+    if found.returncode and not failed:
+        raise RuntimeError(f"the ops do not run under the sanitizers:\n{found.stdout[-3000:]}")
+    return {"tried": count * (passed + failed), "failed": failed, "minutes": round((time.monotonic() - begun) / 60, 1)}
+
+
+WHOLE_TESTS: dict[str, Callable[[int], dict[str, Any]]] = {"nodes killed": nodes_killed, "native ops": native_ops}
+"""Tests that are not made of single cases. They measure neither the seconds nor the memory of a process."""
+
+
 def measured(name: str, count: int, place: Workplace, progress: Path) -> dict[str, Any]:
     """The row of a test. ``progress`` keeps it after each case; a killed run's case is tried anew."""
-    row: dict[str, Any] = {"test": name, "tried": 0, "failed": 0, "worst_seconds": 0.0, "worst_mb": 0.0}
+    if name in WHOLE_TESTS:
+        if progress.exists():
+            return dict(load_json(progress))
+        row = {"test": name, **WHOLE_TESTS[name](count), "worst_seconds": None, "worst_mb": None}
+        save_json(progress, row)
+        return row
+    row = {"test": name, "tried": 0, "failed": 0, "worst_seconds": 0.0, "worst_mb": 0.0}
     if progress.exists():
         row = load_json(progress)
         row["tried"] -= row["tried"] % 3 if name == "kills" and row["tried"] < count else 0
@@ -264,10 +310,12 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a tenth of the cases; no figures are written")
-    parser.add_argument("--only", nargs="*", choices=list(TESTS), default=list(TESTS))
+    parser.add_argument("--only", nargs="*", choices=list(COUNTS), default=list(COUNTS))
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have done")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.short:
+        Workplace.patience = SHORT_SECONDS
     for module in ("torchvision", "timm", "matplotlib.figure", "exml_fast.cli.app", "sklearn.datasets"):
         __import__(module)
     folder = PROGRESS / ("short" if options.short else "full")
@@ -277,6 +325,8 @@ def main() -> None:
     for place in places():
         for name in options.only:
             count = COUNTS[name][options.short]
+            if not count:
+                continue
             rows.append(measured(name, count, place, folder / f"{name.replace(' ', '-')}.json"))
             print(json.dumps(rows[-1]), flush=True)
             if not options.short:
