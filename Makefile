@@ -16,7 +16,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
-.PHONY: demo test test-without-extension faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: docs demo test test-without-extension faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,11 @@ dist: $(VENV)/.torch
 	$(DIST_ENV)/bin/pip install --quiet 'exml_fast[cli,report,eval]'
 	cd $(DIST_ENV) && bin/exml-fast --version && bin/exml-fast reproduce
 	cd $(DIST_ENV) && bin/python $(CURDIR)/examples/quick_start.py
+
+# The documentation as a site in $(BUILD_DIR)/docs; a warning is an error. The notebooks of docs/ are executed.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d $(BUILD_DIR)/doctrees docs $(BUILD_DIR)/docs
+	@echo "site: $(BUILD_DIR)/docs/index.html"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ Every training takes two steps here, every recipe one.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -275,3 +276,36 @@ def test_files_that_the_pages_name_exist(page: str) -> None:
         assert any((place / name).exists() for place in places), name
     for name in re.findall(r"`(test_\w+\.py)`", (ROOT / page).read_text()):
         assert (ROOT / "python_tests" / name).exists(), name
+
+
+def test_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks("docs/howto.md", "python")).replace("epochs=20", "epochs=1")
+    code = code.replace('{"steps": 200, "buffer_size": 200}', '{"steps": 2, "buffer_size": 20, "batch_size": 8}')
+    found = run(code, {})
+    assert found["images"].history["contrast"].isfinite().all() and len(found["images"]) == 10
+    assert found["ex_model"].classes == tuple(range(10))
+
+
+def test_notebooks_are_stored_without_outputs() -> None:
+    found = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert len(found) >= 2
+    for notebook in found:
+        for cell in json.loads(notebook.read_text())["cells"]:
+            assert not cell.get("outputs") and cell.get("execution_count") is None, notebook
+
+
+def test_a_notebook_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra docs")
+    pytest.importorskip("ipykernel", reason="needs the extra docs")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from notebook_pages import write_page
+
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell("import sys\nprint('seen')\nprint('unseen', file=sys.stderr)\n6 * 7"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    page = write_page(tmp_path / "a.ipynb").read_text()
+    assert page.startswith("# Title") and "```text\nseen\n```" in page and "```text\n42\n```" in page
+    assert "\nunseen" not in page

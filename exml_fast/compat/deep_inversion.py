@@ -1,6 +1,8 @@
 """Fast versions of two names of the published DeepInversion code. A script that uses them only changes its import::
 
-from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_prior_losses
+    from exml_fast.compat.deep_inversion import DeepInversionFeatureHook, get_image_prior_losses
+
+The rest of the script stays as it is.
 """
 
 from __future__ import annotations

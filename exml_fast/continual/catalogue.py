@@ -154,7 +154,7 @@ class Catalogue:
         Args:
             classes: names of classes that the expert was trained on (units without training images do not count).
             match: "all" of the classes, or "any".
-            architecture: pattern for the card's architecture, as "lenet5" or "torchvision/*".
+            architecture: pattern for the card's architecture, as ``lenet5`` or ``torchvision/*``.
             licence: of the weights; an expert without a licence never matches.
             min_accuracy: in [0, 1], on the test images of the expert's classes; an expert without one never matches.
             min_parameters, max_parameters, min_bytes, max_bytes: inclusive; see :class:`Entry`.
