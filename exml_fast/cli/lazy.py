@@ -50,6 +50,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "experts:evaluate",
         "Accuracy of an expert or ex-model on a data set's test images: overall, by class, and the confusion matrix.",
     ),
+    "leaks": (
+        "leaks:leaks",
+        "Measure copies of training images among synthetic ones, and whether networks reveal their training images.",
+    ),
     "demo": (
         "learn:demo",
         "Show everything in minutes: experts on digits, three ways to learn from them, baselines and a page.",

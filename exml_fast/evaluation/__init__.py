@@ -1,7 +1,8 @@
-"""Scores of synthetic images: recognition by other networks, diversity, memorisation (Yin 2020, 4.2 and C.5)."""
+"""Scores of synthetic images: recognition by other networks, diversity, copies, leaks (Yin 2020, 4.2 and C.5)."""
 
 from exml_fast.evaluation.features import features, logits
 from exml_fast.evaluation.images import Evaluation, evaluate
+from exml_fast.evaluation.leaks import Distances, Leaks, Membership, leaks, membership
 from exml_fast.evaluation.predictions import accuracy, class_accuracies
 from exml_fast.evaluation.scores import (
     Neighbours,
@@ -12,7 +13,10 @@ from exml_fast.evaluation.scores import (
 )
 
 __all__ = [
+    "Distances",
     "Evaluation",
+    "Leaks",
+    "Membership",
     "Neighbours",
     "accuracy",
     "agreement",
@@ -21,6 +25,8 @@ __all__ = [
     "evaluate",
     "features",
     "inception_score",
+    "leaks",
     "logits",
+    "membership",
     "nearest_neighbours",
 ]

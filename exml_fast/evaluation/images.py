@@ -78,7 +78,7 @@ def evaluate(
     confusion: dict[str, Tensor] = {}
     space: tuple[nn.Module, InputSpec] | None = None
     for name, judge in judges.items():
-        network, spec, units = _opened(name, judge, images.spec)
+        network, spec, units = opened(name, judge, images.spec)
         space = space or (network, spec)
         says = logits(network, _for(spec, images))
         known = list(range(says.shape[1])) if units is None else units
@@ -115,7 +115,8 @@ def _for(spec: InputSpec, images: Result) -> Tensor:
     return images.images if spec == images.spec else spec.prepare(images.pixels())
 
 
-def _opened(name: str, judge: Any, spec: InputSpec) -> tuple[nn.Module, InputSpec, list[int] | None]:
+def opened(name: str, judge: Any, spec: InputSpec) -> tuple[nn.Module, InputSpec, list[int] | None]:
+    """A network with its input (``spec`` if it names none) and its units. ValueError if it is no network."""
     units = getattr(judge, "units", None)
     if isinstance(judge, tuple):
         network, spec = judge[0], InputSpec.of(judge[1])
@@ -124,5 +125,5 @@ def _opened(name: str, judge: Any, spec: InputSpec) -> tuple[nn.Module, InputSpe
     else:
         network = judge
     if not isinstance(network, nn.Module):
-        raise ValueError(f"judge {name!r} must be a torch.nn.Module, got {type(network).__name__}")
+        raise ValueError(f"network {name!r} must be a torch.nn.Module, got {type(network).__name__}")
     return network, spec, None if units is None or isinstance(judge, nn.Module) else list(units)
