@@ -88,7 +88,7 @@ def test_a_loss_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert set(result.history) == {"step", "loss", "kl", "overconfidence"} and result.model is not student
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/deep_inversion.md"])
+@pytest.mark.parametrize("page", ["docs/tour.md", "docs/deep_inversion.md"])
 def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     import timm
@@ -113,7 +113,7 @@ def test_images_and_students(page: str, short: None, tmp_path: Path, monkeypatch
     assert len(ran) >= 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/transfer.md"])
+@pytest.mark.parametrize("page", ["docs/tour.md", "docs/transfer.md"])
 def test_impressions(page: str, short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("art", reason="needs the extra attacks")
     monkeypatch.chdir(tmp_path)
@@ -174,7 +174,7 @@ def test_compression(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = blocks("docs/ex_model.md", "python") + [c for c in blocks("README.md", "python") if "continual" in c]
+    found = blocks("docs/ex_model.md", "python") + [c for c in blocks("docs/tour.md", "python") if "continual" in c]
     whole = found[0].replace('load("mnist", "data")', 'load("digits")').replace('"experts")', '"experts", epochs=1)', 1)
     (tmp_path / "photos").mkdir()
     save_image(torch.rand(3, 40, 40), tmp_path / "photos" / "a.png")
@@ -278,6 +278,25 @@ def test_files_that_the_pages_name_exist(page: str) -> None:
         assert (ROOT / "python_tests" / name).exists(), name
 
 
+def test_the_lines_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md", "python")
+    (shown,) = blocks("README.md", "text")
+    run(code.replace("epochs=20", "epochs=1").replace("generate_every=200", "generate_every=1"), {})
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [line.split(":")[0] for line in shown.splitlines()]
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_its_lines_print(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md", "python")
+    (shown,) = blocks("README.md", "text")
+    exec(code, {})
+    accuracies = [float(value) for value in re.findall(r"([\d.]+)%", capsys.readouterr().out)]
+    expected = [float(value) for value in re.findall(r"([\d.]+)%", shown)]
+    assert accuracies == pytest.approx(expected, abs=2.0)
+
+
 def test_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks("docs/howto.md", "python")).replace("epochs=20", "epochs=1")
@@ -309,3 +328,14 @@ def test_a_notebook_becomes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     page = write_page(tmp_path / "a.ipynb").read_text()
     assert page.startswith("# Title") and "```text\nseen\n```" in page and "```text\n42\n```" in page
     assert "\nunseen" not in page
+
+
+def test_what_leaks(short: None) -> None:
+    (code,) = blocks("docs/privacy.md", "python")
+    digits = xf.data.load("digits")
+    names = {
+        "digits": digits,
+        "teacher": xf.continual.train_expert(digits, arguments={"batch_norm": True}, epochs=1).expert,
+    }
+    found = run(code, {**names, "student": names["teacher"]})["found"]
+    assert set(found.loss) == {"teacher", "student"} and not found.copies

@@ -24,7 +24,7 @@ def blocks(page: str, word: str) -> list[str]:
     return [block for block in found if word in block]
 
 
-@pytest.mark.parametrize(("page", "word"), [("README.md", "BNStatistics"), ("docs/engine.md", "FrozenTeacher")])
+@pytest.mark.parametrize(("page", "word"), [("docs/tour.md", "BNStatistics"), ("docs/engine.md", "FrozenTeacher")])
 def test_the_examples_of_the_engine_in_the_pages_run(page: str, word: str) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
