@@ -339,3 +339,11 @@ def test_what_leaks(short: None) -> None:
     }
     found = run(code, {**names, "student": names["teacher"]})["found"]
     assert set(found.loss) == {"teacher", "student"} and not found.copies
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = (ROOT / "docs" / "index.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.stem == "index" or re.search(rf"^(.* <)?{page.stem}>?$", listed, re.MULTILINE), page.name
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        assert page.stem == "index" or f"\n{page.stem}\n" in (ROOT / "docs/api/index.md").read_text(), page.name
