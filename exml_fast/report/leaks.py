@@ -29,7 +29,7 @@ READING = (
     "far by these distances, and properties of the training set other than single images are not examined.",
 )
 # Images that are shown, and points of a curve.
-SHOWN, POINTS = 10, 60
+SHOWN, POINTS = 10, 30
 
 
 def leak_verdict(found: Leaks) -> str:
@@ -90,6 +90,7 @@ def write_leaks_page(
         ],
         leading={f"Distance to the nearest training image, by {name}": _curves(name, d) for name, d in spaces.items()},
         verdict=leak_verdict(found),
+        columns="Each column has a synthetic image, and below it the training image that is nearest to it.",
     )
     return write_report(path, report)
 

@@ -21,6 +21,10 @@ __all__ = ["Learning", "Report", "Row", "Similarities", "Samples", "render", "wr
 
 KINDS = {"strategy": "ex-model", "baseline": "baseline", "joint": "real data"}
 STRIP_CLASSES, STRIP_IMAGES = 10, 4
+CLASS_COLUMNS = (
+    "Columns are classes. Synthetic images show what the network reacts to; they can teach without looking like real "
+    "images."
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Report:
         leading: the same, shown before the images.
         verdict: what came out, in words and figures; the first lines of the page.
         film: the images of an inversion after some of its steps.
+        columns: what the columns of the images are.
     """
 
     title: str
@@ -150,6 +155,7 @@ class Report:
     leading: Mapping[str, str] = field(default_factory=dict)
     verdict: str = ""
     film: Film | None = None
+    columns: str = CLASS_COLUMNS
 
 
 def render(report: Report) -> str:
