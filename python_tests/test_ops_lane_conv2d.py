@@ -63,7 +63,7 @@ def test_values_and_gradients_are_the_librarys(data: st.DataObject) -> None:
 def test_every_instruction_set(capability: str) -> None:
     """The choice is made when the extension is loaded."""
     run_python(
-        "import torch, torch.nn.functional as F, exml_fast\n"
+        "import torch, torch.nn.functional as F, exml_fast.ops\n"
         "op = torch.ops.exml.lane_conv2d\n"
         "for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-11), (torch.bfloat16, 0.5)):\n"
         "    for kernel, outputs, padding in ((5, 16, 0), (3, 7, 1), (1, 1, 0), (6, 13, 5)):\n"
@@ -136,7 +136,7 @@ def test_format_is_the_librarys(channels: int) -> None:
 @pytest.mark.compiled
 def test_several_threads_give_the_same() -> None:
     run_python(
-        "import torch, exml_fast\n"
+        "import torch, exml_fast.ops\n"
         "x, w = torch.randn(100, 3, 9, 9), torch.randn(4, 3, 3, 3)\n"
         "g = torch.randn(100, 4, 9, 9)\n"
         "found = []\n"

@@ -79,9 +79,11 @@ def quantize(
     spec = InputSpec.of(spec if spec is not None else images.spec if isinstance(images, Result) else model)
     model, *_ = unpacked(model)
     given = images if isinstance(images, ImageSource) else network_input(images, spec)[0]
-    device = chosen_device("cpu" if device is None and config.bits == 8 else device, model)
-    on_cpu = config.bits == 4 or device.type == "cpu"
-    require(on_cpu, "device", "'cpu' with bits 8, as torchao quantises statically for CPUs alone", str(device))
+    if config.bits == 8:
+        on_cpu = str(device or "cpu").startswith("cpu")
+        require(on_cpu, "device", "'cpu' with bits 8, as torchao quantises statically for CPUs alone", str(device))
+        device = "cpu"
+    device = chosen_device(device, model)
     with seeded(seed, device), Meter(device) as meter:
         original = copied(model).to(device).eval().requires_grad_(False)
         some = _some(given, max(config.calibration, config.sensitivity), spec, seed).to(device)
