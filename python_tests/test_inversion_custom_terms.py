@@ -34,7 +34,7 @@ def test_the_total_is_the_weighted_sum_of_all_terms() -> None:
     terms = [CustomTerm(darkness, 3.0, couples=False), CustomTerm(pull, -2.0)]
     synthesizer = Synthesizer(model, SPEC, recipe, engine=False, terms=terms)
     draws = recipe.augmentation.draw(1, SPEC.size, torch.Generator(), torch.device("cpu"), SPEC.bounds("cpu")[0])
-    found, values = synthesizer._gradient(LABELS, draws, start, torch.zeros(1, dtype=torch.int64))
+    found, values = synthesizer.problem.gradient(LABELS, draws, start, torch.zeros(1, dtype=torch.int64))
     ce = nn.functional.cross_entropy(model(start), LABELS, reduction="none")
     total = ce.sum() + 3 * (start + 1).square().mean((1, 2, 3)).sum() - 2 * 4 * start.mean().square()
     (expected,) = torch.autograd.grad(total, start)

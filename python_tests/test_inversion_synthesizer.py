@@ -101,8 +101,8 @@ def test_an_interrupted_run_continues_bit_for_bit(
     for _ in range(3):
         synthesizer = Synthesizer(model, SPEC, recipe, block=5)
         if during == "step":
-            gradient = synthesizer._gradient
-            monkeypatch.setattr(synthesizer, "_gradient", lambda *a, g=gradient, **k: (g(*a, **k), interrupt())[0])
+            gradient = synthesizer.problem.gradient
+            monkeypatch.setattr(synthesizer.problem, "gradient", lambda *a, g=gradient, **k: (g(*a, **k), interrupt())[0])
         try:
             result = synthesizer.run(
                 labels, seed=2, checkpoint_dir=tmp_path, progress=interrupt if during == "progress" else None
@@ -236,7 +236,7 @@ def test_competition_is_in_the_gradient() -> None:
     labels = torch.arange(4)
     synthesizer.networks.compete_with(student)
     draws = synthesizer.recipe.augmentation.draw(1, SPEC.size, torch.Generator())
-    gradient, values = synthesizer._gradient(labels, draws, x, torch.zeros(1, dtype=torch.int64))
+    gradient, values = synthesizer.problem.gradient(labels, draws, x, torch.zeros(1, dtype=torch.int64))
     leaf, (bn,) = x.clone().requires_grad_(), [teacher[1]]
     teacher.eval(), student.eval()
     z = teacher[0](leaf)

@@ -1,11 +1,9 @@
-"""The loop: images are optimised until the frozen network classifies them as it is asked to."""
+"""Inversion of one network: what a run is asked for, its checkpoint, and its result."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +22,20 @@ from exml_fast.engine.memory import require_memory
 from exml_fast.engine.statistics import require_module
 from exml_fast.engine.teacher import FrozenTeacher
 from exml_fast.inversion import recipes
-from exml_fast.inversion.augmentation import Draws
 from exml_fast.inversion.canvas import Canvas
 from exml_fast.inversion.custom_terms import checked_terms, identity_of
+from exml_fast.inversion.descent import Descent
 from exml_fast.inversion.networks import Networks
 from exml_fast.inversion.objective import Objective, Step, Term
 from exml_fast.inversion.parametrisation import Parametrisation
-from exml_fast.inversion.rank_statistics import over_ranks, require_spreadable
+from exml_fast.inversion.problem import Problem
+from exml_fast.inversion.rank_statistics import require_spreadable
 from exml_fast.inversion.recipes import Recipe
 from exml_fast.inversion.result import Result
 from exml_fast.inversion.set_statistics import SetStatistics
-from exml_fast.inversion.state import State, generator_for, mixed_batches
-from exml_fast.inversion.stepper import Stepper
+from exml_fast.inversion.state import State, generator_for
 from exml_fast.inversion.targets import hard_targets, soft_targets
-from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress, show_images
+from exml_fast.progress import ProgressOption, callback_of, reports_progress
 from exml_fast.ranks import Ranks
 from exml_fast.storage import PathLike
 
@@ -124,6 +122,7 @@ class Synthesizer:
         )
         self.compact = compact and not self.objective.couples
         self.canvas = Canvas(self.spec, self.recipe.pixels, self.device, parametrisation)
+        self.problem = Problem(self.recipe, self.spec, self.networks, self.objective, self.canvas)
         self._stage, self._file = "invert", CHECKPOINT_FILE
         self._coarse = self._coarser() if self.recipe.optimisation.coarse_steps else None
 
@@ -210,9 +209,6 @@ class Synthesizer:
                     options["progress"] = progress
                     self._begin_coarse(state, torch.as_tensor(labels), checkpoint_dir, options)
                     checkpoint.keep(functools.partial(self._saved, state), write=True)
-            batches = mixed_batches(positions, optimisation.batch_size)
-            sizes = [len(rows) for rows in batches]
-            batches = [ranks.share(rows) for rows in batches]
             soft, wanted = state.soft, positions
             if soft is not None and self.recipe.classification.label == "argmax":
                 wanted = among[soft[:, among].argmax(1)]
@@ -221,59 +217,18 @@ class Synthesizer:
                 wanted = soft.argmax(1)
             wanted = wanted.to(self.device)
             targets = wanted if soft is None else soft.to(self.device)
+            descent = Descent(
+                self.problem, state, positions, targets, wanted,
+                seed=seed, ranks=ranks, block=self.block, compact=self.compact, stage=self._stage,
+            )  # fmt: skip
             with reused_memory():
-                self._optimise(state, targets, wanted, batches, seed, progress, checkpoint, ranks, sizes)
+                descent.run(progress, checkpoint, self._saved)
             state.images, state.history, state.counted = map(ranks.sum, (state.images, state.history, state.counted))
             logits = self.networks.judge(state.images)
         checkpoint.remove()
         if memory is not None and state.matched is not None:
             memory.load_state_dict(state.matched)
         return self._result(state, asked, soft, seed, logits, wanted.cpu())
-
-    def _optimise(
-        self,
-        state: State,
-        targets: Tensor,
-        wanted: Tensor,
-        batches: list[Tensor],
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Checkpoint,
-        ranks: Ranks,
-        sizes: list[int],
-    ) -> None:
-        """All steps of all ``batches``, which are this rank's parts of batches of these ``sizes``."""
-        steps, generator = self.recipe.optimisation.steps, generator_for("augmentation", seed)
-        low = self.spec.bounds(self.device)[0]
-        draws = self.recipe.augmentation.draw(steps, self.spec.size, generator, self.device, low)
-        stepper = None
-        with checkpoint:
-            while state.batch < len(batches):
-                # A block changes tensors in place: an interrupt saves the copy from before it.
-                checkpoint.keep(lambda: self._saved(state.snapshot()))
-                if state.step == 0 and len(state.rows) == 0:
-                    rows = batches[state.batch]
-                    state.enter(rows, self.canvas.begin(rows, seed, state.start))
-                if stepper is None or stepper.x is not state.x:
-                    stepper = self._stepper(state, targets, draws, ranks, sizes[state.batch])
-                pixels = functools.partial(self._pixels, state, batches[state.batch])
-                if state.step == 0:
-                    show_images(progress, self._stage, 0, steps, pixels)
-                values = self._advance(state, stepper, wanted, len(batches), draws)
-                if progress is not None:
-                    done = state.batch * steps + state.step
-                    terms = dict(zip(self.objective.names, values.tolist(), strict=True))
-                    progress(self._stage, done, len(batches) * steps, terms)
-                    show_images(progress, self._stage, state.step or steps, steps, pixels)
-
-    @torch.no_grad()
-    def _pixels(self, state: State, rows: Tensor) -> Tensor:
-        """The images ``rows`` of the run as they are now, in [0, 1], on the CPU; some may be finished."""
-        images = state.images.index_select(0, rows)
-        if len(state.rows):
-            place = {row: i for i, row in enumerate(rows.tolist())}
-            images[[place[row] for row in state.rows.tolist()]] = self.canvas.images(state.x).float().cpu()
-        return self.spec.denormalize(images).clamp(0, 1)
 
     def plans(self) -> list[dict[str, Any]]:
         """How the convolutions compute, as plain values for :meth:`use_plans`; also for ``coarse_steps``.
@@ -288,104 +243,6 @@ class Synthesizer:
         self.networks.use_plans(own, None)
         if self._coarse is not None:
             self._coarse.use_plans(coarser)
-
-    # One step and one block.
-
-    def _gradient(
-        self,
-        targets: Tensor,
-        draws: Draws,
-        x: Tensor,
-        index: Tensor,
-        earlier: SetStatistics | None = None,
-        ranks: Ranks | None = None,
-        whole: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient of the objective at ``x`` (R, …), and the values of its terms (T,).
-
-        Over several ``ranks``, ``x`` is a part of a batch of ``whole`` images.
-        """
-        leaf = x.detach().requires_grad_()
-        images = self.canvas.images(leaf)
-        inputs = self.recipe.augmentation(images, draws, index)
-        logits, layers = self.networks.teacher(inputs)
-        layers = layers if earlier is None else earlier.mixed(layers, len(x))
-        if ranks is not None and ranks.count > 1:
-            layers = over_ranks(layers, len(x), ranks)
-        soft = targets.to(logits.dtype) if targets.is_floating_point() else targets
-        student = None if self.networks.student is None else self.networks.student(inputs)[0].to(logits.dtype)
-        total, values = self.objective(Step(images, inputs, logits, soft, layers, student, whole, index))
-        (gradient,) = torch.autograd.grad(total, leaf)
-        return gradient, values
-
-    def _stepper(self, state: State, targets: Tensor, draws: Draws, ranks: Ranks, whole: int) -> Stepper:
-        rows = state.rows.to(self.device)
-        gradient = functools.partial(
-            self._gradient, targets[rows], draws, earlier=self._earlier(state), ranks=ranks,
-            whole=whole if ranks.count > 1 else None,
-        )  # fmt: skip
-        active = None if self.recipe.optimisation.stop_confidence is None else state.active
-        moments = (state.exp_avg, state.exp_avg_sq)
-        return Stepper(
-            gradient, state.x, moments, active, self.recipe.optimisation, self.canvas.bounds, state.step, self.block,
-            self.canvas.spectrum, capture=ranks.count == 1,
-        )  # fmt: skip
-
-    def _earlier(self, state: State) -> SetStatistics | None:
-        """The statistics of the finished images, on the device; None if they are not matched."""
-        memory = self.recipe.matching.bn_memory
-        if memory == 0 or self.recipe.matching.bn == 0 or not self.networks.matches_statistics:
-            return None
-        earlier = SetStatistics(memory)
-        if state.matched is not None:
-            earlier.load_state_dict(state.matched)
-        return earlier.to(self.device)
-
-    @torch.no_grad()
-    def _remember(self, state: State, draws: Draws) -> None:
-        """Add the finished batch, augmented as in its last step, to the statistics of the finished images."""
-        if (earlier := self._earlier(state)) is not None:
-            last = torch.full((1,), state.step - 1, dtype=torch.int64, device=self.device)
-            inputs = self.recipe.augmentation(self.canvas.images(state.x), draws, last)
-            earlier.add(self.networks.teacher(inputs)[1], len(state.rows))
-            state.matched = earlier.state_dict()
-
-    def _advance(self, state: State, stepper: Stepper, wanted: Tensor, batches: int, draws: Draws) -> Tensor:
-        """Take up to ``block`` steps of the current batch; retire it after the last. Values (T,) of the last step."""
-        begun = time.monotonic()
-        first, last = state.step, min(state.step + self.block, self.recipe.optimisation.steps)
-        block = stepper.run(last - first).to("cpu", torch.float64)
-        state.step = last
-        self._require_finite(block, state.x, first, f"batch {state.batch + 1} of {batches}")
-        state.history[first:last] += block * len(state.rows)
-        state.counted[first:last] += len(state.rows)
-        if self.recipe.optimisation.stop_confidence is not None:
-            self._stop_confident(state, wanted[state.rows.to(self.device)])
-        if state.step == self.recipe.optimisation.steps or not state.active.any():
-            self._remember(state, draws)
-            self._retire(state, torch.ones(len(state.rows), dtype=torch.bool))
-            state.batch, state.step = state.batch + 1, 0
-        state.seconds += time.monotonic() - begun
-        return block[-1]
-
-    def _stop_confident(self, state: State, wanted: Tensor) -> None:
-        assert self.recipe.optimisation.stop_confidence is not None
-        with torch.no_grad():
-            logits, _ = self.networks.teacher(self.canvas.images(state.x))
-        probability = logits.softmax(1).gather(1, wanted[:, None])[:, 0]
-        confident = (probability >= self.recipe.optimisation.stop_confidence) & state.active
-        state.active &= ~confident
-        state.stopped_at[state.rows[confident.cpu()]] = state.step
-        stopped = ~state.active.cpu()
-        # On CUDA a batch of another size needs another capture.
-        enough = len(stopped) / 2 if self.device.type == "cuda" else 1
-        if self.compact and stopped.sum() >= enough:
-            self._retire(state, stopped)
-
-    def _retire(self, state: State, chosen: Tensor) -> None:
-        """Take the rows ``chosen`` (R,) bool out of the loop."""
-        with torch.no_grad():
-            state.retire(chosen, self.canvas.images(state.x[chosen.to(self.device)]))
 
     # Around the loop.
 
@@ -427,21 +284,6 @@ class Synthesizer:
             model, self.recipe.classification, positions,
             example=example, among=among, logits=self.networks.num_classes, generator=generator,
         )  # fmt: skip
-
-    def _require_finite(self, block: Tensor, x: Tensor, first: int, where: str) -> None:
-        bad = (~block.isfinite()).nonzero()
-        if len(bad):
-            # The weighted sum is the last column, so the first bad column is the term that caused it.
-            row, column = bad[0].tolist()
-            name, value, step = self.objective.names[column], block[row, column].item(), first + row
-        elif not bool(x.isfinite().all()):
-            name, value, step = "the images' values", math.nan, first + len(block) - 1
-        else:
-            return
-        raise RuntimeError(
-            f"recipe {self.recipe.name!r}: {name} became {value} at step {step} ({where}); a smaller learning rate "
-            f"than {self.recipe.optimisation.lr} or other weights may help, and the network's weights should be finite"
-        )
 
     def _result(
         self, state: State, labels: Tensor, soft: Tensor | None, seed: int, logits: Tensor, wanted: Tensor
