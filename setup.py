@@ -1,11 +1,15 @@
-"""Builds the extension exml_fast._C against the installed torch.
+"""Builds the compiled libraries of exml_fast against the installed torch.
 
-The extension has CPU kernels, and CUDA kernels if a CUDA toolkit and a CUDA build of torch are found. Its sources are
-all files in csrc, csrc/ops, csrc/ops/autograd and csrc/ops/cpu, and with CUDA also those in csrc/ops/cuda.
+- exml_fast/_ops.so: the ops with CPU kernels, from csrc/ops and csrc/ops/cpu. It uses PyTorch's stable ABI alone and
+  works with every torch from TARGET on.
+- exml_fast/_ops_cuda.so: their CUDA kernels, from csrc/ops/cuda, if a CUDA toolkit and a CUDA build of torch are found.
+  It uses the stable ABI too.
+- exml_fast/_memory.so: the allocator of reused memory, from csrc/memory. The stable ABI has no allocators, so this
+  library works with the torch that it was compiled for.
 
-Where the compilation fails, the package is installed without the extension: its ops are then PyTorch functions.
+Where the compilation fails, the package is installed without the libraries: its ops are then PyTorch functions.
 
-Environment variables: EXML_EXTENSION=0 builds no extension, EXML_EXTENSION=1 makes a failed compilation an error.
+Environment variables: EXML_EXTENSION=0 builds no library, EXML_EXTENSION=1 makes a failed compilation an error.
 EXML_CUDA=0|1 forces CUDA off or on. TORCH_CUDA_ARCH_LIST names the GPU architectures. MAX_JOBS bounds the parallel
 compilations. EXML_STRICT=1 makes register spills errors. EXML_SANITIZE names sanitizers.
 """
@@ -39,6 +43,9 @@ except ImportError:
         "(--no-build-isolation, because an isolated build cannot see the installed torch).\n"
         "EXML_EXTENSION=0 installs the package without compiled ops, which needs no torch here."
     )
+
+TARGET = (2, 11)
+"""The oldest torch that the ops work with."""
 
 RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -87,44 +94,59 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-def extension():
+CXX = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
+CXX.append("-fno-math-errno")  # a std::sqrt that sets errno cannot be vectorised
+LINK = ["-Wl,--as-needed"]
+if sanitize := os.environ.get("EXML_SANITIZE"):  # e.g. "address,undefined"; see `make asan`
+    CXX += [f"-fsanitize={sanitize}", "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-g1", "-O1"]
+    LINK.append(f"-fsanitize={sanitize}")
+STABLE = [f"-DTORCH_TARGET_VERSION={TARGET[0]:#04x}{TARGET[1]:02x}000000000000"]
+
+
+def library(make, name: str, files: list[str], flags: list[str], nvcc: tuple[str, ...] = ()):
+    compiler_flags = {"cxx": CXX + flags} | ({"nvcc": [*nvcc, *flags]} if nvcc else {})
+    return make(
+        f"exml_fast.{name}",
+        files,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=compiler_flags,
+        extra_link_args=LINK,
+        py_limited_api=True,  # the libraries call nothing of Python's, and need no libtorch_python
+    )
+
+
+def libraries() -> list:
+    """The libraries to build, and the GPU architectures of the CUDA kernels."""
+    cpp = cpp_extension.CppExtension
+    made = [
+        library(cpp, "_ops", sources("ops/*.cpp") + sources("ops/cpu/*.cpp"), STABLE),
+        library(cpp, "_memory", sources("memory/*.cpp"), []),
+    ]
     toolkit = cuda_toolkit()
-    cuda = wants_cuda(toolkit)
-    files = [name for folder in (".", "ops", "ops/autograd", "ops/cpu") for name in sources(f"{folder}/*.cpp")]
-    macros = [("EXML_VERSION", VERSION), ("EXML_TORCH_VERSION", torch.__version__)]
-    cxx = ["-std=c++20", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas", "-g0"]
-    cxx.append("-fno-math-errno")  # a std::sqrt that sets errno cannot be vectorised
-    if sanitize := os.environ.get("EXML_SANITIZE"):  # e.g. "address,undefined"; see `make asan`
-        cxx += [f"-fsanitize={sanitize}", "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-g1", "-O1"]
-    link = ["-fopenmp"] + ([f"-fsanitize={sanitize}"] if sanitize else [])
-    arguments = {"extra_link_args": link}
-    make = cpp_extension.CppExtension
-    if cuda:
-        cpp_extension.CUDA_HOME = toolkit
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", RELEASE_ARCHS)
-        make = cpp_extension.CUDAExtension
-        files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")
-        macros += [("EXML_WITH_CUDA", "1"), ("EXML_CUDA_ARCHS", os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";"))]
-    defines = [f"-D{name}={value}" for name, value in macros]
-    flags = {"cxx": cxx + defines}
-    if cuda:
-        # A register spill is a performance bug that the compiler reports without a GPU.
-        flags["nvcc"] = [
-            "-std=c++20",
-            "-O3",
-            "-lineinfo",
-            "-Xptxas=-warn-spills,-warn-lmem-usage" + (",-Werror" if os.environ.get("EXML_STRICT") == "1" else ""),
-        ]
-    return make("exml_fast._C", files, include_dirs=[str(ROOT / "csrc")], extra_compile_args=flags, **arguments)
+    if not wants_cuda(toolkit):
+        return made
+    cpp_extension.CUDA_HOME = toolkit
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", RELEASE_ARCHS)
+    # A register spill is a performance bug that the compiler reports without a GPU.
+    spills = "-Xptxas=-warn-spills,-warn-lmem-usage" + (",-Werror" if os.environ.get("EXML_STRICT") == "1" else "")
+    binders = sources("ops/cuda/*.cpp")
+    checks = [name for name in sources("ops/*.cpp") if any(Path(name).name == Path(binder).name for binder in binders)]
+    files = [*checks, *binders, *sources("ops/cuda/*.cu")]
+    flags = [*STABLE, "-DUSE_CUDA", "-DEXML_CUDA_LIBRARY"]
+    nvcc = ("-std=c++20", "-O3", "-lineinfo", spills)
+    return [*made, library(cpp_extension.CUDAExtension, "_ops_cuda", files, flags, nvcc)]
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Records the torch and the commit of the extension, so that an import under a different torch raises an error."""
+    """Records what the libraries were built from and for, and gives them names without Python's version."""
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        return f"{ext_name.replace('.', '/')}.so"
 
     def run(self) -> None:
         folder = ROOT / "exml_fast" if self.inplace else Path(self.build_lib) / "exml_fast"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "_built_for.py").unlink(missing_ok=True)  # an extension of an earlier build is not loaded
+        (folder / "_built_for.py").unlink(missing_ok=True)  # libraries of an earlier build are not loaded
         try:
             super().run()
         except (Exception, SystemExit) as error:  # distutils, ninja, nvcc and torch have an error each
@@ -139,9 +161,12 @@ class BuildExtension(cpp_extension.BuildExtension):
                 file=sys.stderr,
             )
             return
+        with_cuda = any(extension.name.endswith("_cuda") for extension in self.extensions)
+        archs = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if with_cuda else None
         (folder / "_built_for.py").write_text(
             f'"""Written by setup.py."""\n\nTORCH = "{torch.__version__}"\nGIT_COMMIT = "{git_commit()}"\n'
+            f"CUDA_ARCHS: str | None = {archs!r}\n"
         )
 
 
-setup(version=VERSION, ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+setup(version=VERSION, ext_modules=libraries(), cmdclass={"build_ext": BuildExtension})

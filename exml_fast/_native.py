@@ -1,46 +1,73 @@
-"""Loads the compiled extension, which registers the ops of :mod:`exml_fast.ops` with PyTorch.
+"""Loads the compiled libraries of the package (setup.py).
 
-Without the extension, :mod:`exml_fast.ops` registers the same ops from PyTorch functions: everything works, but more
-slowly.
+``_ops.so`` and ``_ops_cuda.so`` hold the kernels of :mod:`exml_fast.ops`. They use PyTorch's stable ABI and work with
+every torch from 2.11 on. Without them, :mod:`exml_fast.ops` computes with PyTorch functions: everything works, but more
+slowly. ``_memory.so`` holds the allocator behind :func:`reused_memory` and works with the torch that it was compiled
+for.
 """
 
 from __future__ import annotations
 
-import importlib
+import ctypes
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from exml_fast._version import VERSION
 
-__all__ = ["COMPILED", "HOW_TO_COMPILE", "WHY_NOT", "build_info", "reused_memory"]
+__all__ = [
+    "COMPILED",
+    "HOW_TO_COMPILE",
+    "WHY_NOT",
+    "WHY_NO_CUDA",
+    "WHY_NO_REUSED_MEMORY",
+    "build_info",
+    "reused_memory",
+]
 
 HOW_TO_COMPILE = "pip install --no-build-isolation --no-deps --force-reinstall . (in a checkout, with a C++ compiler)"
 
 
-def _load() -> tuple[Any, str | None]:
-    """The extension and None, or None and the reason why there is none."""
+class _Missing(Exception):
+    """The reason why a library is not in use."""
+
+
+def _load(name: str) -> ctypes.CDLL:
+    """The library exml_fast/<name>.so. _Missing with the reason where it cannot be used."""
     if os.environ.get("EXML_EXTENSION") == "0":
-        return None, "EXML_EXTENSION=0 turns the compiled extension off"
+        raise _Missing("EXML_EXTENSION=0 turns the compiled extension off")
     try:
-        from exml_fast._built_for import TORCH
+        from exml_fast._built_for import CUDA_ARCHS, TORCH
     except ImportError:
-        return None, "the extension is not compiled"
-    if torch.__version__ != TORCH:
-        return None, f"the extension was compiled for torch {TORCH}, but this is torch {torch.__version__}"
+        raise _Missing("the extension is not compiled") from None
+    if name == "_ops_cuda" and CUDA_ARCHS is None:
+        raise _Missing("the extension was compiled without CUDA")
+    if name == "_ops_cuda" and torch.version.cuda is None:
+        raise _Missing("this torch has no CUDA")
+    if name == "_memory" and torch.__version__ != TORCH:
+        raise _Missing(f"it was compiled for torch {TORCH}, but this is torch {torch.__version__}")
     try:
-        return importlib.import_module("exml_fast._C"), None
-    except ImportError as error:
-        return None, f"the extension cannot be loaded ({error})"
+        return ctypes.CDLL(str(Path(__file__).with_name(f"{name}.so")))
+    except OSError as error:
+        raise _Missing(f"the extension cannot be loaded ({error})") from None
 
 
-_extension, WHY_NOT = _load()
-COMPILED = _extension is not None
+def _tried(name: str) -> tuple[ctypes.CDLL | None, str | None]:
+    try:
+        return _load(name), None
+    except _Missing as reason:
+        return None, str(reason)
+
+
+_ops, WHY_NOT = _tried("_ops")
+COMPILED = _ops is not None
 """Whether the compiled ops are in use. If not, WHY_NOT says why."""
+_cuda, WHY_NO_CUDA = _tried("_ops_cuda") if COMPILED else (None, WHY_NOT)
+_memory, WHY_NO_REUSED_MEMORY = _tried("_memory")
 
 if not COMPILED and os.environ.get("EXML_EXTENSION") != "0":
     warnings.warn(
@@ -54,29 +81,55 @@ def build_info() -> dict[str, str | None]:
     """How the extension was built.
 
     Returns:
-        ``version``, ``git_commit``, ``torch`` (the version compiled against), ``cuda_archs`` (None without CUDA),
-        ``compiler`` and ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels used on this machine). Without
-        the extension, ``torch`` is the installed version, ``git_commit`` is "unknown", and the last three are None.
+        ``version``, ``git_commit``, ``torch`` (the version compiled against; the ops work with every torch from 2.11
+        on), ``cuda_archs`` (None where the CUDA kernels are not in use), ``compiler``, ``cpu_capability`` (baseline,
+        avx2 or avx512: the CPU kernels used on this machine) and ``reused_memory`` ("in use", or the reason why not).
+        Without the extension, ``torch`` is the installed version, ``git_commit`` is "unknown", and ``cuda_archs``,
+        ``compiler`` and ``cpu_capability`` are None.
     """
-    if _extension is None:
+    memory = WHY_NO_REUSED_MEMORY or "in use"
+    if _ops is None:
         info = dict.fromkeys(("cuda_archs", "compiler", "cpu_capability"))
-        return {"version": VERSION, "torch": torch.__version__, **info, "git_commit": "unknown"}
-    from exml_fast._built_for import GIT_COMMIT
+        return {
+            "version": VERSION,
+            "torch": torch.__version__,
+            **info,
+            "git_commit": "unknown",
+            "reused_memory": memory,
+        }
+    from exml_fast._built_for import CUDA_ARCHS, GIT_COMMIT, TORCH
 
-    return {**_extension.build_info(), "git_commit": GIT_COMMIT}
+    return {
+        "version": VERSION,
+        "torch": TORCH,
+        "cuda_archs": CUDA_ARCHS if _cuda is not None else None,
+        "compiler": _text(_ops, "exml_compiler"),
+        "cpu_capability": _text(_ops, "exml_cpu_capability"),
+        "git_commit": GIT_COMMIT,
+        "reused_memory": memory,
+    }
+
+
+def _text(library: ctypes.CDLL, name: str) -> str:
+    """The text that a function of the library returns."""
+    function = library[name]
+    function.restype = ctypes.c_char_p
+    value: bytes = function()
+    return value.decode()
 
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Context manager in which CPU tensors of at least 64 KiB reuse the memory of freed ones (csrc/reused_memory.h).
+    """Context manager in which CPU tensors of at least 64 KiB reuse the memory of freed ones (csrc/memory).
 
-    The effect covers all threads of the process. Blocks can be nested. Without the extension, nothing happens.
+    The effect covers all threads of the process. Blocks can be nested. Nothing happens without
+    ``_memory.so``.
     """
-    if _extension is None:
+    if _memory is None:
         yield
         return
-    _extension.begin_reused_memory()
+    _memory.exml_begin_reused_memory()
     try:
         yield
     finally:
-        _extension.end_reused_memory()
+        _memory.exml_end_reused_memory()

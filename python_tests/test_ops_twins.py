@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from exml_fast._native import COMPILED
-from exml_fast.ops._registration import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,12 +21,6 @@ def without_extension(code: str, **environment: str) -> subprocess.CompletedProc
     )
     assert run.returncode == 0, run.stderr
     return run
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_the_schema_is_that_of_the_compiled_op(name: str) -> None:
-    own = torch._C.parse_schema(f"exml::{name}{SCHEMAS[name]}")
-    assert str(own) == str(getattr(torch.ops.exml, name).default._schema)
 
 
 def test_nothing_is_said_where_the_user_chose_it() -> None:

@@ -1,8 +1,7 @@
 #include "ops/bn_match.h"
 
-#include <torch/library.h>
-
 #include "ops/checks.h"
+#include "ops/schema.h"
 
 namespace exml {
 
@@ -10,31 +9,28 @@ Distance distance_from(const char* op, std::string_view name) {
   if (name == "l2") return Distance::l2;
   if (name == "squared") return Distance::squared;
   if (name == "gaussian_kl") return Distance::gaussian_kl;
-  TORCH_CHECK_VALUE(false, op, ": distance must be 'l2', 'squared' or 'gaussian_kl', got '", name, "'");
+  EXML_CHECK_VALUE(false, op, ": distance must be 'l2', 'squared' or 'gaussian_kl', got '", name, "'");
 }
 
 Moment moment_from(const char* op, std::string_view name) {
   if (name == "var") return Moment::var;
   if (name == "std") return Moment::std;
-  TORCH_CHECK_VALUE(false, op, ": moment must be 'var' or 'std', got '", name, "'");
+  EXML_CHECK_VALUE(false, op, ": moment must be 'var' or 'std', got '", name, "'");
 }
 
 namespace {
 
-using at::Tensor;
-
 void check_x(const Tensor& x) {
   check_pixels("bn_match", "x", x);
-  TORCH_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
-                    x.sizes());
-  TORCH_CHECK_VALUE(x.numel() > 0, "bn_match: x must not be empty, got shape ", x.sizes());
+  EXML_CHECK_VALUE(x.dim() >= 2 && x.dim() <= 5, "bn_match: x must have 2 to 5 dimensions (N, C, ...), got shape ",
+                   x.sizes());
+  EXML_CHECK_VALUE(x.numel() > 0, "bn_match: x must not be empty, got shape ", x.sizes());
 }
 
 void check_given(const char* name, const Tensor& given, const Tensor& x) {
-  TORCH_CHECK_VALUE(given.dim() == 1 && given.size(0) == x.size(1), "bn_match: ", name, " must have shape (C,) = (",
-                    x.size(1), ",) to match x of shape ", x.sizes(), ", got ", given.sizes());
-  TORCH_CHECK_VALUE(given.is_floating_point(), "bn_match: ", name, " must be floating point, got ",
-                    given.scalar_type());
+  EXML_CHECK_VALUE(given.dim() == 1 && given.size(0) == x.size(1), "bn_match: ", name, " must have shape (C,) = (",
+                   x.size(1), ",) to match x of shape ", x.sizes(), ", got ", given.sizes());
+  EXML_CHECK_VALUE(is_floating_point(given), "bn_match: ", name, " must be floating point, got ", given.scalar_type());
   check_device("bn_match", name, given, "x", x);
 }
 
@@ -49,8 +45,8 @@ BNMatch bn_match_arguments(const Tensor& x, const Tensor& mean, const Tensor& va
   const auto [dense, layout] = with_channel_layout(x);
   return {dense,
           layout,
-          mean.to(accumulator).contiguous(),
-          var.to(accumulator).contiguous(),
+          as_contiguous(as_type(mean, accumulator)),
+          as_contiguous(as_type(var, accumulator)),
           distance_from("bn_match", distance),
           moment_from("bn_match", moment)};
 }
@@ -63,8 +59,7 @@ BNMatchBackward bn_match_backward_arguments(const Tensor& grad, const Tensor& x,
           checked_saved("bn_match", "coefficients", coefficients, {3, x.size(1)}, accumulator, x)};
 }
 
-TORCH_LIBRARY_FRAGMENT(exml, m) {
-  m.def("bn_match(Tensor x, Tensor mean, Tensor var, str distance='l2', str moment='var') -> Tensor");
+EXML_SCHEMAS(m) {
   m.def(
       "_bn_match_forward(Tensor x, Tensor mean, Tensor var, str distance, str moment) -> (Tensor loss, Tensor "
       "coefficients)");

@@ -1,8 +1,6 @@
 // Distance between the channel statistics of an activation and given statistics (Yin 2020, Eq. 4).
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <string_view>
 #include <tuple>
 
@@ -18,24 +16,23 @@ Moment moment_from(const char* op, std::string_view name);
 // accumulator's dtype. It returns the loss (scalar) and what the backward pass needs: (3, C), PixelGradient by rows.
 // Both are in the accumulator's dtype.
 struct BNMatch {
-  at::Tensor x;
+  Tensor x;
   ChannelLayout layout;
-  at::Tensor mean, var;
+  Tensor mean, var;
   Distance distance;
   Moment moment;
 };
 
 // The arguments of a backward kernel. It returns the gradient of x, laid out as x.
 struct BNMatchBackward {
-  at::Tensor grad, x;
+  Tensor grad, x;
   ChannelLayout layout;
-  at::Tensor coefficients;
+  Tensor coefficients;
 };
 
 // Checks the arguments of exml::_bn_match_forward and _backward and lays them out for a kernel.
-BNMatch bn_match_arguments(const at::Tensor& x, const at::Tensor& mean, const at::Tensor& var,
-                           std::string_view distance, std::string_view moment);
-BNMatchBackward bn_match_backward_arguments(const at::Tensor& grad, const at::Tensor& x,
-                                            const at::Tensor& coefficients);
+BNMatch bn_match_arguments(const Tensor& x, const Tensor& mean, const Tensor& var, std::string_view distance,
+                           std::string_view moment);
+BNMatchBackward bn_match_backward_arguments(const Tensor& grad, const Tensor& x, const Tensor& coefficients);
 
 }  // namespace exml

@@ -1,7 +1,9 @@
 // How the channels of an activation (N, C, ...) lie in memory.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <utility>
+
+#include "ops/tensor.h"
 
 namespace exml {
 
@@ -14,16 +16,16 @@ struct ChannelLayout {
 };
 
 // Returns x if its memory is dense in one of the two orders, otherwise a contiguous copy; and the layout.
-inline std::pair<at::Tensor, ChannelLayout> with_channel_layout(const at::Tensor& x) {
-  const auto rows = [&](const at::Tensor& t) { return t.dim() > 2 && t.movedim(1, -1).is_contiguous(); };
-  ChannelLayout layout{x.size(0), x.size(1), 1, false};
-  for (int64_t d = 2; d < x.dim(); ++d) layout.plane *= x.size(d);
+inline std::pair<Tensor, ChannelLayout> with_channel_layout(const Tensor& x) {
+  const Sizes sizes = x.sizes();
+  ChannelLayout layout{sizes[0], sizes[1], 1, false};
+  for (size_t d = 2; d < sizes.size(); ++d) layout.plane *= sizes[d];
   if (x.is_contiguous()) {
     layout.channels_last = layout.plane == 1;
     return {x, layout};
   }
-  layout.channels_last = rows(x);
-  return {layout.channels_last ? x : x.contiguous(), layout};
+  layout.channels_last = has_channels_innermost(x);
+  return {layout.channels_last ? x : as_contiguous(x), layout};
 }
 
 }  // namespace exml

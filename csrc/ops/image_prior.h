@@ -1,12 +1,11 @@
 // Image priors in one pass: total variation, Gaussian-blur residual, l2 norm (Yin 2020, Eq. 3; Carta 2022, 4.1).
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <tuple>
 #include <vector>
 
 #include "math/image_prior.h"
+#include "ops/tensor.h"
 
 namespace exml {
 
@@ -25,7 +24,7 @@ struct PriorShape {
 // The arguments of a forward kernel: x (N, C, H, W), contiguous or channels_last. It returns the losses in the
 // accumulator's dtype, (kPriorLosses,) or, per image, (kPriorLosses, N), and the sums (groups, kPriorSums) in float64.
 struct ImagePrior {
-  at::Tensor x;
+  Tensor x;
   PriorShape shape;
   int kernel_size;
   double sigma;
@@ -35,12 +34,12 @@ struct ImagePrior {
 // gradient of x, laid out as x.
 struct ImagePriorBackward {
   ImagePrior op;
-  at::Tensor grads, sums;
+  Tensor grads, sums;
 };
 
 // Checks the arguments of exml::_image_prior_forward and _backward and lays them out for a kernel.
-ImagePrior image_prior_arguments(const at::Tensor& x, int64_t kernel_size, double sigma, bool per_image);
-ImagePriorBackward image_prior_backward_arguments(const at::Tensor& grads, const at::Tensor& x, const at::Tensor& sums,
+ImagePrior image_prior_arguments(const Tensor& x, int64_t kernel_size, double sigma, bool per_image);
+ImagePriorBackward image_prior_backward_arguments(const Tensor& grads, const Tensor& x, const Tensor& sums,
                                                   int64_t kernel_size, double sigma, bool per_image);
 
 }  // namespace exml

@@ -1,26 +1,23 @@
 #include "ops/jensen_shannon.h"
 
-#include <torch/library.h>
-
 #include "ops/checks.h"
+#include "ops/schema.h"
 
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 void check(const Tensor& teacher_logits, const Tensor& student_logits, double temperature) {
   check_pixels("jensen_shannon", "teacher_logits", teacher_logits);
   check_pixels("jensen_shannon", "student_logits", student_logits);
-  TORCH_CHECK_VALUE(teacher_logits.dim() == 2 && teacher_logits.numel() > 0,
-                    "jensen_shannon: teacher_logits must have shape (N, K) and not be empty, got shape ",
-                    teacher_logits.sizes());
-  TORCH_CHECK_VALUE(student_logits.sizes() == teacher_logits.sizes(),
-                    "jensen_shannon: student_logits must have teacher_logits' shape ", teacher_logits.sizes(), ", got ",
-                    student_logits.sizes());
-  TORCH_CHECK_VALUE(student_logits.scalar_type() == teacher_logits.scalar_type(),
-                    "jensen_shannon: student_logits must have teacher_logits' dtype ", teacher_logits.scalar_type(),
-                    ", got ", student_logits.scalar_type());
+  EXML_CHECK_VALUE(teacher_logits.dim() == 2 && teacher_logits.numel() > 0,
+                   "jensen_shannon: teacher_logits must have shape (N, K) and not be empty, got shape ",
+                   teacher_logits.sizes());
+  EXML_CHECK_VALUE(equal(student_logits.sizes(), teacher_logits.sizes()),
+                   "jensen_shannon: student_logits must have teacher_logits' shape ", teacher_logits.sizes(), ", got ",
+                   student_logits.sizes());
+  EXML_CHECK_VALUE(student_logits.scalar_type() == teacher_logits.scalar_type(),
+                   "jensen_shannon: student_logits must have teacher_logits' dtype ", teacher_logits.scalar_type(),
+                   ", got ", student_logits.scalar_type());
   check_device("jensen_shannon", "student_logits", student_logits, "teacher_logits", teacher_logits);
   check_temperature("jensen_shannon", temperature);
 }
@@ -30,7 +27,7 @@ void check(const Tensor& teacher_logits, const Tensor& student_logits, double te
 JensenShannon jensen_shannon_arguments(const Tensor& teacher_logits, const Tensor& student_logits, double temperature,
                                        std::string_view reduction) {
   check(teacher_logits, student_logits, temperature);
-  return {teacher_logits.contiguous(), student_logits.contiguous(), temperature,
+  return {as_contiguous(teacher_logits), as_contiguous(student_logits), temperature,
           reduction_from("jensen_shannon", reduction)};
 }
 
@@ -42,18 +39,15 @@ JensenShannonBackward jensen_shannon_backward_arguments(const Tensor& grad, cons
   const Reduction reduced = reduction_from("jensen_shannon", reduction);
   const auto accumulator = accumulator_dtype(logits);
   return {checked_saved("jensen_shannon", "grad", grad, reduced_shape(reduced, logits.size(0)), accumulator, logits),
-          logits.contiguous(),
-          other_logits.contiguous(),
+          as_contiguous(logits),
+          as_contiguous(other_logits),
           checked_saved("jensen_shannon", "lse", lse, {logits.size(0)}, accumulator, logits),
           checked_saved("jensen_shannon", "other_lse", other_lse, {logits.size(0)}, accumulator, logits),
           temperature,
           reduced};
 }
 
-TORCH_LIBRARY_FRAGMENT(exml, m) {
-  m.def(
-      "jensen_shannon(Tensor teacher_logits, Tensor student_logits, float temperature=1.0, str reduction='mean') -> "
-      "Tensor");
+EXML_SCHEMAS(m) {
   m.def(
       "_jensen_shannon_forward(Tensor teacher_logits, Tensor student_logits, float temperature, str reduction) -> "
       "(Tensor loss, Tensor teacher_lse, Tensor student_lse)");

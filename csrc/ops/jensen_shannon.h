@@ -2,11 +2,10 @@
 // Eq. 8).
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <tuple>
 
 #include "ops/reduction.h"
+#include "ops/tensor.h"
 
 namespace exml {
 
@@ -14,7 +13,7 @@ namespace exml {
 // scalar, and for both logits the log-sum-exp of (logits - the largest of the row) / temperature (N,), all in the
 // accumulator's dtype.
 struct JensenShannon {
-  at::Tensor teacher_logits, student_logits;
+  Tensor teacher_logits, student_logits;
   double temperature;
   Reduction reduction;
 };
@@ -23,17 +22,17 @@ struct JensenShannon {
 // and their log-sum-exps. It returns the gradient of `logits`. These may be the teacher's or the student's, because the
 // divergence is symmetric.
 struct JensenShannonBackward {
-  at::Tensor grad, logits, other_logits, lse, other_lse;
+  Tensor grad, logits, other_logits, lse, other_lse;
   double temperature;
   Reduction reduction;
 };
 
 // Checks the arguments of exml::_jensen_shannon_forward and _backward and lays them out for a kernel.
-JensenShannon jensen_shannon_arguments(const at::Tensor& teacher_logits, const at::Tensor& student_logits,
-                                       double temperature, std::string_view reduction);
-JensenShannonBackward jensen_shannon_backward_arguments(const at::Tensor& grad, const at::Tensor& logits,
-                                                        const at::Tensor& other_logits, const at::Tensor& lse,
-                                                        const at::Tensor& other_lse, double temperature,
+JensenShannon jensen_shannon_arguments(const Tensor& teacher_logits, const Tensor& student_logits, double temperature,
+                                       std::string_view reduction);
+JensenShannonBackward jensen_shannon_backward_arguments(const Tensor& grad, const Tensor& logits,
+                                                        const Tensor& other_logits, const Tensor& lse,
+                                                        const Tensor& other_lse, double temperature,
                                                         std::string_view reduction);
 
 }  // namespace exml

@@ -1,52 +1,48 @@
 #include "ops/match_statistics.h"
 
-#include <torch/library.h>
-
 #include <string>
 
 #include "ops/bn_match.h"
 #include "ops/checks.h"
+#include "ops/schema.h"
 
 namespace exml {
 namespace {
 
-using at::Tensor;
-using at::TensorList;
-
 void check_length(const char* name, size_t length, size_t layers) {
-  TORCH_CHECK_VALUE(length == layers, "match_statistics: ", name, " must have one entry for each of the ", layers,
-                    " means, got ", length);
+  EXML_CHECK_VALUE(length == layers, "match_statistics: ", name, " must have one entry for each of the ", layers,
+                   " means, got ", length);
 }
 
 void check_statistic(const char* list, size_t i, const Tensor& t, const Tensor& mean) {
-  TORCH_CHECK_VALUE(t.sizes() == mean.sizes(), "match_statistics: ", list, "[", i, "] must have the shape ",
-                    mean.sizes(), " of means[", i, "], got ", t.sizes());
-  TORCH_CHECK_VALUE(t.is_floating_point(), "match_statistics: ", list, "[", i, "] must be floating point, got ",
-                    t.scalar_type());
+  EXML_CHECK_VALUE(equal(t.sizes(), mean.sizes()), "match_statistics: ", list, "[", i, "] must have the shape ",
+                   mean.sizes(), " of means[", i, "], got ", t.sizes());
+  EXML_CHECK_VALUE(is_floating_point(t), "match_statistics: ", list, "[", i, "] must be floating point, got ",
+                   t.scalar_type());
 }
 
 void check_same_dtype(const char* list, size_t i, const Tensor& t, const Tensor& anchor) {
-  TORCH_CHECK_VALUE(t.scalar_type() == anchor.scalar_type(), "match_statistics: ", list, "[", i,
-                    "] must have the dtype of means[0], ", anchor.scalar_type(), ", got ", t.scalar_type());
+  EXML_CHECK_VALUE(t.scalar_type() == anchor.scalar_type(), "match_statistics: ", list, "[", i,
+                   "] must have the dtype of means[0], ", anchor.scalar_type(), ", got ", t.scalar_type());
 }
 
 void check(TensorList means, TensorList variances, TensorList target_means, TensorList target_variances,
            const LayerWeights& weights) {
-  TORCH_CHECK_VALUE(!means.empty(), "match_statistics: means must hold at least one layer, got none");
+  EXML_CHECK_VALUE(!means.empty(), "match_statistics: means must hold at least one layer, got none");
   check_length("variances", variances.size(), means.size());
   check_length("target_means", target_means.size(), means.size());
   check_length("target_variances", target_variances.size(), means.size());
   if (weights) check_length("weights", weights->size(), means.size());
   const Tensor& first = means[0];
-  TORCH_CHECK_VALUE(first.scalar_type() == at::kFloat || first.scalar_type() == at::kDouble,
-                    "match_statistics: means must be float32 or float64, got ", first.scalar_type());
+  EXML_CHECK_VALUE(first.scalar_type() == ScalarType::Float || first.scalar_type() == ScalarType::Double,
+                   "match_statistics: means must be float32 or float64, got ", first.scalar_type());
   const std::pair<const char*, TensorList> lists[] = {{"means", means},
                                                       {"variances", variances},
                                                       {"target_means", target_means},
                                                       {"target_variances", target_variances}};
   for (size_t i = 0; i < means.size(); ++i) {
-    TORCH_CHECK_VALUE(means[i].dim() == 1 && means[i].size(0) > 0, "match_statistics: means[", i,
-                      "] must have shape (C,) and not be empty, got ", means[i].sizes());
+    EXML_CHECK_VALUE(means[i].dim() == 1 && means[i].size(0) > 0, "match_statistics: means[", i,
+                     "] must have shape (C,) and not be empty, got ", means[i].sizes());
     for (const auto& [name, list] : lists) {
       check_statistic(name, i, list[i], means[i]);
       if (list[i].device() != first.device())
@@ -64,8 +60,9 @@ std::vector<MatchedLayer> layers_of(TensorList means, TensorList variances, Tens
   std::vector<MatchedLayer> layers;
   layers.reserve(means.size());
   for (size_t i = 0; i < means.size(); ++i)
-    layers.push_back({means[i].contiguous(), variances[i].contiguous(), target_means[i].to(dtype).contiguous(),
-                      target_variances[i].to(dtype).contiguous(), weights ? (*weights)[i] : 1.0});
+    layers.push_back({as_contiguous(means[i]), as_contiguous(variances[i]),
+                      as_contiguous(as_type(target_means[i], dtype)),
+                      as_contiguous(as_type(target_variances[i], dtype)), weights ? (*weights)[i] : 1.0});
   return layers;
 }
 
@@ -88,13 +85,10 @@ MatchStatisticsBackward match_statistics_backward_arguments(const Tensor& grad, 
                            distance_from("match_statistics", distance), moment_from("match_statistics", moment)};
   const int64_t layers = static_cast<int64_t>(means.size());
   return {checked_saved("match_statistics", "grad", grad, {}, means[0].scalar_type(), means[0]), op,
-          checked_saved("match_statistics", "sums", sums, {layers, 2}, at::kDouble, means[0])};
+          checked_saved("match_statistics", "sums", sums, {layers, 2}, ScalarType::Double, means[0])};
 }
 
-TORCH_LIBRARY_FRAGMENT(exml, m) {
-  m.def(
-      "match_statistics(Tensor[] means, Tensor[] variances, Tensor[] target_means, Tensor[] target_variances, "
-      "float[]? weights=None, str distance='l2', str moment='var') -> Tensor");
+EXML_SCHEMAS(m) {
   m.def(
       "_match_statistics_forward(Tensor[] means, Tensor[] variances, Tensor[] target_means, Tensor[] "
       "target_variances, float[]? weights, str distance, str moment) -> (Tensor loss, Tensor sums)");

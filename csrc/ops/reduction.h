@@ -1,11 +1,11 @@
 // From a loss for each row to the result.
 #pragma once
 
-#include <c10/util/Exception.h>
-
 #include <cstdint>
 #include <string_view>
 #include <vector>
+
+#include "ops/checks.h"
 
 namespace exml {
 
@@ -15,7 +15,7 @@ inline Reduction reduction_from(const char* op, std::string_view name) {
   if (name == "none") return Reduction::none;
   if (name == "mean") return Reduction::mean;
   if (name == "sum") return Reduction::sum;
-  TORCH_CHECK_VALUE(false, op, ": reduction must be 'none', 'mean' or 'sum', got '", name, "'");
+  EXML_CHECK_VALUE(false, op, ": reduction must be 'none', 'mean' or 'sum', got '", name, "'");
 }
 
 // The shape of the result.

@@ -1,28 +1,26 @@
 #include "ops/soft_cross_entropy.h"
 
-#include <torch/library.h>
-
 #include "ops/checks.h"
+#include "ops/schema.h"
 
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 void check(const Tensor& logits, const Tensor& target, double temperature) {
   check_pixels("soft_cross_entropy", "logits", logits);
-  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.numel() > 0,
-                    "soft_cross_entropy: logits must have shape (N, K) and not be empty, got shape ", logits.sizes());
-  if (target.is_floating_point()) {
-    TORCH_CHECK_VALUE(target.sizes() == logits.sizes(), "soft_cross_entropy: soft target must have the logits' shape ",
-                      logits.sizes(), ", got ", target.sizes());
+  EXML_CHECK_VALUE(logits.dim() == 2 && logits.numel() > 0,
+                   "soft_cross_entropy: logits must have shape (N, K) and not be empty, got shape ", logits.sizes());
+  if (is_floating_point(target)) {
+    EXML_CHECK_VALUE(equal(target.sizes(), logits.sizes()),
+                     "soft_cross_entropy: soft target must have the logits' shape ", logits.sizes(), ", got ",
+                     target.sizes());
   } else {
-    TORCH_CHECK_VALUE(target.scalar_type() == at::kLong,
-                      "soft_cross_entropy: target must be int64 class indices or floating point, got ",
-                      target.scalar_type());
-    TORCH_CHECK_VALUE(target.dim() == 1 && target.size(0) == logits.size(0),
-                      "soft_cross_entropy: target indices must have shape (N,) = (", logits.size(0), ",), got ",
-                      target.sizes());
+    EXML_CHECK_VALUE(target.scalar_type() == ScalarType::Long,
+                     "soft_cross_entropy: target must be int64 class indices or floating point, got ",
+                     target.scalar_type());
+    EXML_CHECK_VALUE(target.dim() == 1 && target.size(0) == logits.size(0),
+                     "soft_cross_entropy: target indices must have shape (N,) = (", logits.size(0), ",), got ",
+                     target.sizes());
   }
   check_device("soft_cross_entropy", "target", target, "logits", logits);
   check_temperature("soft_cross_entropy", temperature);
@@ -30,7 +28,7 @@ void check(const Tensor& logits, const Tensor& target, double temperature) {
 
 // Indices as they are, probabilities in the accumulator's dtype.
 Tensor prepared(const Tensor& target, const Tensor& logits) {
-  return (target.is_floating_point() ? target.to(accumulator_dtype(logits)) : target).contiguous();
+  return as_contiguous(is_floating_point(target) ? as_type(target, accumulator_dtype(logits)) : target);
 }
 
 }  // namespace
@@ -38,7 +36,8 @@ Tensor prepared(const Tensor& target, const Tensor& logits) {
 SoftCrossEntropy soft_cross_entropy_arguments(const Tensor& logits, const Tensor& target, double temperature,
                                               std::string_view reduction) {
   check(logits, target, temperature);
-  return {logits.contiguous(), prepared(target, logits), temperature, reduction_from("soft_cross_entropy", reduction)};
+  return {as_contiguous(logits), prepared(target, logits), temperature,
+          reduction_from("soft_cross_entropy", reduction)};
 }
 
 SoftCrossEntropyBackward soft_cross_entropy_backward_arguments(const Tensor& grad, const Tensor& logits,
@@ -49,15 +48,14 @@ SoftCrossEntropyBackward soft_cross_entropy_backward_arguments(const Tensor& gra
   const auto accumulator = accumulator_dtype(logits);
   return {
       checked_saved("soft_cross_entropy", "grad", grad, reduced_shape(reduced, logits.size(0)), accumulator, logits),
-      logits.contiguous(),
+      as_contiguous(logits),
       prepared(target, logits),
       checked_saved("soft_cross_entropy", "lse", lse, {logits.size(0)}, accumulator, logits),
       temperature,
       reduced};
 }
 
-TORCH_LIBRARY_FRAGMENT(exml, m) {
-  m.def("soft_cross_entropy(Tensor logits, Tensor target, float temperature=1.0, str reduction='mean') -> Tensor");
+EXML_SCHEMAS(m) {
   m.def(
       "_soft_cross_entropy_forward(Tensor logits, Tensor target, float temperature, str reduction) -> "
       "(Tensor loss, Tensor lse)");

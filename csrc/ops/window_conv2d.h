@@ -3,7 +3,7 @@
 // or none.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "ops/tensor.h"
 
 namespace exml {
 
@@ -11,7 +11,6 @@ namespace exml {
 // accumulator dtype: the kernel_width * C values of a row of taps, then zeros up to S, a multiple of 64 bytes.
 // Returns (N, K, H', W') channels_last in x's dtype. An infinity in x makes the outputs of a few pixels beside its
 // window NaN.
-at::Tensor window_conv2d_cpu(const at::Tensor& x, const at::Tensor& windows, int64_t kernel_width,
-                             at::IntArrayRef padding);
+Tensor window_conv2d_cpu(const Tensor& x, const Tensor& windows, int64_t kernel_width, Sizes padding);
 
 }  // namespace exml

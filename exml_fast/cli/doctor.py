@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import typer
 
-from exml_fast._native import COMPILED, HOW_TO_COMPILE, WHY_NOT, build_info
+from exml_fast._native import COMPILED, HOW_TO_COMPILE, WHY_NO_CUDA, WHY_NO_REUSED_MEMORY, WHY_NOT, build_info
 
 __all__ = ["advice", "doctor", "findings"]
 
@@ -54,10 +54,12 @@ def advice() -> list[str]:
         lines.append(f"The fast ops are not in use: {WHY_NOT}. Compile them: {HOW_TO_COMPILE}")
         if _version_of("c++") is None:
             lines.append("There is no C++ compiler: install g++ 11 or later (Debian: apt install g++), then compile.")
+    elif WHY_NO_REUSED_MEMORY is not None:
+        lines.append(f"Memory is not reused between steps: {WHY_NO_REUSED_MEMORY}. Compile again: {HOW_TO_COMPILE}")
     if shutil.which("nvidia-smi") and torch.version.cuda is not None and not torch.cuda.is_available():
         lines.append("There is an NVIDIA driver, but torch finds no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES.")
     if torch.cuda.is_available() and COMPILED and build_info()["cuda_archs"] is None:
-        lines.append(f"The extension has no CUDA kernels. Compile them with EXML_CUDA=1: {HOW_TO_COMPILE}")
+        lines.append(f"CUDA kernels are not in use: {WHY_NO_CUDA}. Compile them with EXML_CUDA=1: {HOW_TO_COMPILE}")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         lines.append("There is an NVIDIA driver, but this torch has no CUDA: install a CUDA build (pytorch.org).")
     for extra, state in _extras().items():
@@ -75,6 +77,8 @@ def _package() -> dict[str, str]:
         "version": str(info["version"]),
         "folder": str(Path(__file__).resolve().parents[1]),
         "ops": "compiled" if COMPILED else f"PyTorch's ({WHY_NOT})",
+        "compiled against": f"torch {info['torch']}" if COMPILED else "nothing",
+        "reused memory": str(info["reused_memory"]),
         "CPU kernels": info["cpu_capability"] or "none",
         "CUDA kernels": info["cuda_archs"] or "none",
         "compiled by": info["compiler"] or "nothing",

@@ -5,14 +5,6 @@ Each function calls a PyTorch custom op (``torch.ops.exml.*``) that works under 
 pooling exist for the CPU; on other devices PyTorch computes them.
 """
 
-from exml_fast import _native
-from exml_fast.ops import _registration
-
-# The compiled extension has registered the ops. Without it, PyTorch functions take their place.
-if not _native.COMPILED:
-    _registration.register()
-
-
 from exml_fast.ops.augmentation import jitter_flip
 from exml_fast.ops.convolution import frozen_conv2d, lane_conv2d, winograd_conv2d, winograd_weights
 from exml_fast.ops.losses import jensen_shannon, soft_cross_entropy

@@ -1,4 +1,4 @@
-"""Argument checks of the ops that are registered from PyTorch functions; the compiled ops have the same (csrc/ops)."""
+"""Argument checks in Python: all of those of the twins, and the few that the compiled ops do not have in csrc/ops."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ def same_device(op: str, anchor: str, x: Tensor, **others: Tensor | None) -> Non
         )
 
 
+def lengths(op: str, layers: int, **lists: Sequence[object] | None) -> None:
+    """All ``lists`` must have one entry for each of the layers, of which there is at least one."""
+    expect(layers > 0, f"{op}: means must hold at least one layer, got none")
+    for name, given in lists.items():
+        expect(
+            given is None or len(given) == layers,
+            f"{op}: {name} must have one entry for each of the {layers} means, got {len(given or ())}",
+        )
+
+
 def shaped(op: str, name: str, t: Tensor, *shapes: Sequence[int]) -> None:
     """t must have one of these shapes."""
     expect(
@@ -77,6 +87,15 @@ def one_of(op: str, name: str, value: str, choices: Sequence[str]) -> None:
 def positive(op: str, name: str, value: float) -> None:
     """value must be positive and finite."""
     expect(value > 0 and math.isfinite(value), f"{op}: {name} must be positive and finite, got {value}")
+
+
+def own_memory(op: str, name: str, t: Tensor) -> None:
+    """t, which is written, must be no view without memory of its own."""
+    expect(
+        not (t.is_neg() or t.is_conj() or t._is_zerotensor()),
+        f"{op}: {name} is written in place and "
+        "must have memory of its own, got a view that is negated, conjugated or zero",
+    )
 
 
 def apart(op: str, written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:

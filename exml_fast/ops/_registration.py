@@ -1,18 +1,21 @@
-"""Registers the ops with PyTorch from PyTorch functions, for an installation without the extension.
+"""Defines the public ops ``torch.ops.exml.*``: from the compiled kernels, or from PyTorch functions without them.
 
-PyTorch differentiates and traces what these functions call. So the ops have derivatives of any order and no fake
-kernels of their own, save for the random one. The private ops, which only the compiled ones call, do not exist.
+The libraries of csrc/ define private ops only (``exml::_bn_match_forward``), because PyTorch's stable ABI has no
+autograd. A public op is a Python function that calls private ops through a ``torch.autograd.Function``, or, without the
+extension, the function of :mod:`exml_fast.ops._twins`. PyTorch differentiates and traces what either of them calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from exml_fast._native import COMPILED
 from exml_fast.ops import _twins
 
-__all__ = ["SCHEMAS", "register"]
+__all__ = ["SCHEMAS", "define", "implement", "kernels"]
 
 SCHEMAS: dict[str, str] = {
     "adam_clip_": "(Tensor(a!) x, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor step, Tensor lr, "
@@ -37,15 +40,59 @@ SCHEMAS: dict[str, str] = {
     "winograd_weights": "(Tensor weight) -> Tensor",
 }
 
-_library: list[torch.library.Library] = []  # the ops exist as long as this does
+EXPLICIT = ("dirichlet_targets", "winograd_weights")
+"""Ops without a derivative, which tracing keeps whole: they have fake kernels."""
+
+_library = torch.library.Library("exml", "FRAGMENT")  # the ops exist as long as this does
 
 
-def register() -> None:
-    """Define the ops of the library ``exml`` from the functions of :mod:`exml_fast.ops._twins`."""
-    library = torch.library.Library("exml", "FRAGMENT")
-    _library.append(library)
-    for name, schema in SCHEMAS.items():
-        function: Callable[..., object] = getattr(_twins, name)
-        random = name == "dirichlet_targets"
-        library.define(name + schema, tags=(torch.Tag.nondeterministic_seeded,) if random else ())
-        library.impl(name, function, "CompositeExplicitAutograd" if random else "CompositeImplicitAutograd")
+class _Kernels:
+    """The private ops as attributes: ``kernels._bn_match_forward(...)``.
+
+    An error that their checks raise is a ValueError. torch 2.15 turns what C++ throws into a RuntimeError, older ones
+    turn it into a ValueError.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op = getattr(torch.ops.exml, name).default
+
+        def call(*args: Any) -> Any:
+            try:
+                return op(*args)
+            except RuntimeError as error:
+                if type(error) is RuntimeError and str(error).partition(":")[0] in SCHEMAS:
+                    raise ValueError(str(error)) from None
+                raise
+
+        setattr(self, name, call)  # the next look-up finds it at once
+        return call
+
+
+kernels = _Kernels()
+
+
+def implement(name: str, kernel: Callable[..., Any], key: str) -> None:
+    """Register ``kernel`` for ``exml::name`` and a dispatch key."""
+    _library.impl(name, kernel, key)
+
+
+def define(name: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Define ``exml::name``, from ``compiled`` where the compiled kernels are in use, otherwise from its twin.
+
+    Returns:
+        A function for callers in Python. It calls ``compiled`` itself, which saves the way through the dispatcher and
+        back; ``torch.compile`` gets the op.
+    """
+    function = compiled if COMPILED else getattr(_twins, name)
+    explicit = name in EXPLICIT
+    tags = (torch.Tag.nondeterministic_seeded,) if name == "dirichlet_targets" else ()
+    _library.define(name + SCHEMAS[name], tags=tags)
+    _library.impl(name, function, "CompositeExplicitAutograd" if explicit else "CompositeImplicitAutograd")
+    op = getattr(torch.ops.exml, name).default
+    if explicit or not COMPILED:
+        return op
+
+    def call(*args: Any) -> Any:
+        return op(*args) if torch.compiler.is_compiling() else compiled(*args)
+
+    return call

@@ -85,13 +85,8 @@ def match_statistics(
     moment: str = "var",
 ) -> Tensor:
     op = "match_statistics"
-    check.expect(len(means) > 0, f"{op}: means must hold at least one layer, got none")
     lists = {"means": means, "variances": variances, "target_means": target_means, "target_variances": target_variances}
-    for name, given in {**lists, "weights": weights}.items():
-        check.expect(
-            given is None or len(given) == len(means),
-            f"{op}: {name} must have one entry for each of the {len(means)} means, got {len(given or ())}",
-        )
+    check.lengths(op, len(means), **lists, weights=weights)
     first = means[0]
     check.expect(first.dtype in check.STATISTICS, f"{op}: means must be float32 or float64, got {first.dtype}")
     for name, tensors in lists.items():
@@ -298,15 +293,14 @@ def winograd_weights(weight: Tensor) -> Tensor:
     check.pixels(op, "weight", weight)
     check.expect(
         weight.dim() == 4 and tuple(weight.shape[2:]) == (3, 3),
-        f"{op}: weight must have shape (K, C, 3, 3), got {tuple(weight.shape)}",
+        f"{op}: weight must have shape (K, C, 3, 3), got {list(weight.shape)}",
     )
     check.constant(op, weight=weight)
     return reference.winograd_weights(weight).contiguous()
 
 
-def dirichlet_targets(
-    similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def check_dirichlet_targets(similarity: Tensor, classes: Tensor, betas: Tensor) -> None:
+    """Also checks the values, which waits for a GPU, except while a CUDA graph is recorded."""
     op = "dirichlet_targets"
     check.expect(
         similarity.dtype in check.STATISTICS, f"{op}: similarity must be float32 or float64, got {similarity.dtype}"
@@ -321,18 +315,27 @@ def dirichlet_targets(
         f"{op}: classes must have shape (N,) and not be empty, got {tuple(classes.shape)}",
     )
     check.floating(op, betas=betas)
-    check.shaped(op, "betas", betas, classes.shape)
+    check.expect(
+        betas.shape == classes.shape,
+        f"{op}: betas must have the shape of classes, {list(classes.shape)}, got {list(betas.shape)}",
+    )
     check.same_device(op, "similarity", similarity, classes=classes, betas=betas)
-    if similarity.device.type == "cpu":
-        for name, t in (("similarity", similarity), ("betas", betas)):
+    if not (similarity.is_cuda and torch.cuda.is_current_stream_capturing()):
+        for name, t, where in (("similarity", similarity, " everywhere"), ("betas", betas, "")):
             check.expect(
                 bool(((t > 0) & t.isfinite()).all()),
-                f"{op}: {name} must be positive and finite, got values from {t.min()} to {t.max()}",
+                f"{op}: {name} must be positive and finite{where}, got values from {t.min()} to {t.max()}",
             )
         if int(classes.min()) < 0 or int(classes.max()) >= len(similarity):
             raise IndexError(
                 f"{op}: classes must be in [0, {len(similarity)}), got values from {classes.min()} to {classes.max()}"
             )
+
+
+def dirichlet_targets(
+    similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    check_dirichlet_targets(similarity, classes, betas)
     return reference.dirichlet_targets(similarity, classes, betas, generator)
 
 
@@ -353,11 +356,7 @@ def adam_clip_(
     op, read = "adam_clip_", {"grad": grad, "step": step, "lr": lr, "low": low, "high": high, "active": active}
     written = {"x": x, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     for name, t in written.items():
-        check.expect(
-            not (t.is_neg() or t.is_conj() or t._is_zerotensor()),
-            f"{op}: {name} is written in place and "
-            "must have memory of its own, got a view that is negated, conjugated or zero",
-        )
+        check.own_memory(op, name, t)
     check.expect(x.dtype in check.STATISTICS, f"{op}: x must be float32 or float64, got {x.dtype}")
     check.pixels(op, "x", x, 2, 5)
     dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from exml_fast.ops._fake import fake
+from exml_fast.ops._fake import fake, is_channels_last
+from exml_fast.ops._registration import define, kernels
 
 
 def jitter_flip(
@@ -37,7 +40,49 @@ def jitter_flip(
     Raises:
         ValueError: naming the argument, for a wrong rank, shape, dtype, device, memory format or border.
     """
-    return torch.ops.exml.jitter_flip(x, shift, flip, dtype, memory_format, border)
+    y: Tensor = _call(x, shift, flip, dtype, memory_format, border)
+    return y
+
+
+class _JitterFlip(torch.autograd.Function):
+    """Linear in ``x``: its derivative is its adjoint, and derivatives of any order exist."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        shift: Tensor,
+        flip: Tensor,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+        border: str,
+        adjoint: bool,
+    ) -> Tensor:
+        y: Tensor = kernels._jitter_flip(x, shift, flip, dtype, memory_format, border, adjoint)
+        ctx.save_for_backward(shift, flip)
+        form = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        ctx.settings = x.dtype, form, border, not adjoint
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _JitterFlip.apply(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
+
+
+def _jitter_flip(
+    x: Tensor,
+    shift: Tensor,
+    flip: Tensor,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+    border: str = "wrap",
+) -> Tensor:
+    form = torch.contiguous_format if memory_format is None else memory_format
+    y: Tensor = _JitterFlip.apply(x, shift, flip, dtype or x.dtype, form, border, False)
+    return y
+
+
+_call = define("jitter_flip", _jitter_flip)
 
 
 @fake("_jitter_flip")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast.ops import _checks as check
+from exml_fast.ops import _twins
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import check_device, empty_like, fake, is_channels_last
+from exml_fast.ops._registration import define, kernels
 
 Pair = tuple[int, int]
 
@@ -31,7 +37,42 @@ def lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: 
     Raises:
         ValueError: naming the argument, for a wrong rank, shape, dtype, device or padding.
     """
-    return torch.ops.exml.lane_conv2d(x, weight, bias, padding)
+    y: Tensor = _call_lane_conv2d(x, weight, bias, padding)
+    return y
+
+
+class _LaneConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
+        y: Tensor = kernels._lane_conv2d_forward(x, weight, bias, padding)
+        ctx.save_for_backward(x, weight)
+        ctx.padding = padding
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x = _gradient(kernels._lane_conv2d_input, grad, weight, x.shape, ctx.padding)
+        if ctx.needs_input_grad[1]:
+            of_weight = _gradient(kernels._lane_conv2d_weight, grad, x, weight.shape, ctx.padding)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None
+
+
+def _gradient(op: Any, grad: Tensor, other: Tensor, sizes: torch.Size, padding: Pair) -> Tensor:
+    result: Tensor = once_differentiable("lane_conv2d", (grad, other), lambda: op(grad, other, sizes, padding))
+    return result
+
+
+def _lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
+    y: Tensor = _LaneConv2d.apply(x, weight, bias, padding)
+    return y
+
+
+_call_lane_conv2d = define("lane_conv2d", _lane_conv2d)
 
 
 @fake("_lane_conv2d_forward")
@@ -68,7 +109,11 @@ def winograd_weights(weight: Tensor) -> Tensor:
     Raises:
         ValueError: for a wrong shape or dtype, or a ``weight`` that requires grad.
     """
-    return torch.ops.exml.winograd_weights(weight)
+    panels: Tensor = _call_winograd_weights(weight)
+    return panels
+
+
+_call_winograd_weights = define("winograd_weights", _twins.winograd_weights)
 
 
 @fake("winograd_weights")
@@ -166,10 +211,72 @@ def frozen_conv2d(
         ValueError: naming the argument, for a wrong shape, dtype, device, layout or adjoint, or a ``weight`` or
             ``bias`` that requires grad. An error in what the gradient needs is raised by the backward pass.
     """
-    return torch.ops.exml.frozen_conv2d(
+    y: Tensor = _call_frozen_conv2d(
         x, weight, bias, stride, padding, dilation, groups, forward_weight, forward_layout, lanes, adjoint_weight,
         adjoint_layout, adjoint,
     )  # fmt: skip
+    return y
+
+
+class _FrozenConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        forward_weight: Tensor | None,
+        forward_layout: str,
+        lanes: bool,
+        adjoint_weight: Tensor | None,
+        adjoint_layout: str,
+        adjoint: str,
+    ) -> Tensor:
+        y: Tensor = kernels._frozen_conv2d_forward(
+            x, weight, bias, stride, padding, dilation, groups, forward_weight, forward_layout, lanes
+        )
+        # Weights are constants: there is no version to watch, and oneDNN's tensors have none.
+        ctx.settings = (
+            weight, x.shape, is_channels_last(x), stride, padding, dilation, groups, adjoint_weight, adjoint_layout,
+            adjoint,
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = kernels._frozen_conv2d_backward
+        of_x = once_differentiable("frozen_conv2d", (grad,), lambda: backward(grad, *ctx.settings))
+        return of_x, *[None] * 12
+
+
+def _frozen_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    forward_weight: Tensor | None = None,
+    forward_layout: str = "plain",
+    lanes: bool = False,
+    adjoint_weight: Tensor | None = None,
+    adjoint_layout: str = "plain",
+    adjoint: str = "library",
+) -> Tensor:
+    check.constant("frozen_conv2d", weight=weight, bias=bias)
+    y: Tensor = _FrozenConv2d.apply(
+        x, weight, bias, stride, padding, dilation, groups, forward_weight, forward_layout, lanes, adjoint_weight,
+        adjoint_layout, adjoint,
+    )  # fmt: skip
+    return y
+
+
+_call_frozen_conv2d = define("frozen_conv2d", _frozen_conv2d)
 
 
 @fake("_frozen_conv2d_forward")

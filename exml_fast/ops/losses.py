@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast.ops import _checks as check
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import accumulator, fake
+from exml_fast.ops._registration import define, kernels
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
@@ -28,7 +33,35 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
             that requires grad.
         IndexError: for a class index outside [0, K) on the CPU. On CUDA such a row's loss is NaN.
     """
-    return torch.ops.exml.soft_cross_entropy(logits, target, temperature, reduction)
+    loss: Tensor = _call_soft_cross_entropy(logits, target, temperature, reduction)
+    return loss
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
+        loss, lse = kernels._soft_cross_entropy_forward(logits, target, temperature, reduction)
+        ctx.save_for_backward(logits, target, lse)
+        ctx.settings = temperature, reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        backward = kernels._soft_cross_entropy_backward
+        of_logits = once_differentiable(
+            "soft_cross_entropy", (grad, saved[0]), lambda: backward(grad, *saved, *ctx.settings)
+        )
+        return of_logits, None, None, None
+
+
+def _soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0, reduction: str = "mean") -> Tensor:
+    check.constant("soft_cross_entropy", target=target)
+    loss: Tensor = _SoftCrossEntropy.apply(logits, target, temperature, reduction)
+    return loss
+
+
+_call_soft_cross_entropy = define("soft_cross_entropy", _soft_cross_entropy)
 
 
 @fake("_soft_cross_entropy_forward")
@@ -67,7 +100,44 @@ def jensen_shannon(
         ValueError: naming the argument, for a wrong shape, dtype, device or temperature, an unknown ``reduction``, or
             an empty batch.
     """
-    return torch.ops.exml.jensen_shannon(teacher_logits, student_logits, temperature, reduction)
+    loss: Tensor = _call_jensen_shannon(teacher_logits, student_logits, temperature, reduction)
+    return loss
+
+
+class _JensenShannon(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, teacher_logits: Tensor, student_logits: Tensor, temperature: float, reduction: str) -> Tensor:
+        loss, *lses = kernels._jensen_shannon_forward(teacher_logits, student_logits, temperature, reduction)
+        ctx.save_for_backward(teacher_logits, student_logits, *lses)
+        ctx.settings = temperature, reduction
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        teacher, student, teacher_lse, student_lse = ctx.saved_tensors
+        backward = kernels._jensen_shannon_backward
+
+        def gradient(wanted: bool, *tensors: Tensor) -> Tensor | None:
+            if not wanted:
+                return None
+            result: Tensor = once_differentiable(
+                "jensen_shannon", (grad, teacher, student), lambda: backward(grad, *tensors, *ctx.settings)
+            )
+            return result
+
+        of_teacher = gradient(ctx.needs_input_grad[0], teacher, student, teacher_lse, student_lse)
+        of_student = gradient(ctx.needs_input_grad[1], student, teacher, student_lse, teacher_lse)
+        return of_teacher, of_student, None, None
+
+
+def _jensen_shannon(
+    teacher_logits: Tensor, student_logits: Tensor, temperature: float = 1.0, reduction: str = "mean"
+) -> Tensor:
+    loss: Tensor = _JensenShannon.apply(teacher_logits, student_logits, temperature, reduction)
+    return loss
+
+
+_call_jensen_shannon = define("jensen_shannon", _jensen_shannon)
 
 
 @fake("_jensen_shannon_forward")

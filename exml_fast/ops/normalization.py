@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast.ops import _checks as check
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import accumulator, fake
+from exml_fast.ops._registration import define, kernels
 
 
 def frozen_bn_act(
@@ -45,7 +50,58 @@ def frozen_bn_act(
         ValueError: naming the argument, for a wrong rank, shape, dtype or device, an empty ``x``, an unknown
             ``activation``, or a ``scale`` or ``shift`` that requires grad.
     """
-    return torch.ops.exml.frozen_bn_act(x, scale, shift, residual, activation, negative_slope)
+    results: tuple[Tensor, Tensor, Tensor] = _call(x, scale, shift, residual, activation, negative_slope)
+    return results
+
+
+class _FrozenBNAct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None,
+        activation: str,
+        negative_slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, var = kernels._frozen_bn_act_forward(x, scale, shift, residual, activation, negative_slope)
+        ctx.set_materialize_grads(False)
+        # Without an activation, the gradient does not depend on the values of the residual.
+        ctx.save_for_backward(x, scale, shift, residual if activation != "none" else None, mean)
+        ctx.settings = activation, negative_slope
+        return y, mean, var
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        of_residual = ctx.needs_input_grad[3] and grad_y is not None
+        computed = of_residual and ctx.settings[0] != "none"
+        backward = kernels._frozen_bn_act_backward
+        results = once_differentiable(
+            "frozen_bn_act",
+            (grad_y, grad_mean, grad_var, *saved),
+            lambda: tuple(backward(grad_y, grad_mean, grad_var, *saved, *ctx.settings, computed)),
+        )
+        return results[0], None, None, results[1] if computed else grad_y if of_residual else None, None, None
+
+
+def _frozen_bn_act(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check.constant("frozen_bn_act", scale=scale, shift=shift)
+    results: tuple[Tensor, Tensor, Tensor] = _FrozenBNAct.apply(x, scale, shift, residual, activation, negative_slope)
+    return results
+
+
+_call = define("frozen_bn_act", _frozen_bn_act)
 
 
 @fake("_frozen_bn_act_forward")

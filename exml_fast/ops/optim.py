@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast._native import COMPILED
+from exml_fast.ops import _checks as check
 from exml_fast.ops._fake import fake
+from exml_fast.ops._registration import define, implement, kernels
 
 
 def adam_clip_(
@@ -58,11 +63,46 @@ def adam_clip_(
         step = torch.full((), step, dtype=torch.int64, device=x.device)
     if not isinstance(lr, Tensor):
         lr = torch.full((), lr, dtype=x.dtype, device=x.device)
-    torch.ops.exml.adam_clip_(x, grad, exp_avg, exp_avg_sq, step, lr, *betas, eps, low, high, active)
+    _call(x, grad, exp_avg, exp_avg_sq, step, lr, *betas, eps, low, high, active)
     return x
 
 
-@fake("adam_clip_")
+def _adam_clip(x: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *settings: Any) -> None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise RuntimeError("adam_clip_: x requires grad and is written in place: call it under torch.no_grad()")
+    with torch.no_grad():
+        kernels._adam_clip_(x, grad, exp_avg, exp_avg_sq, *settings)
+    # A graph that saved one of these tensors then raises an error.
+    torch.autograd.graph.increment_version([t for t in (x, exp_avg, exp_avg_sq) if not t.is_inference()])
+
+
+_call = define("adam_clip_", _adam_clip)
+
+
+def _without_views(x: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *settings: Any) -> None:
+    """The same where a tensor is a view that is negated, conjugated, or zero without memory.
+
+    PyTorch's own fallback for such views assumes that an op returns what it mutates. Without a result it corrupts the
+    stack. Here such constants are made real, and such states are refused.
+    """
+    for name, t in (("x", x), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        check.own_memory("adam_clip_", name, t)
+    real = [_real(setting) if isinstance(setting, Tensor) else setting for setting in settings]
+    kernels._adam_clip_(x, _real(grad), exp_avg, exp_avg_sq, *real)
+
+
+def _real(t: Tensor) -> Tensor:
+    if t._is_zerotensor():
+        return torch.zeros(t.shape, dtype=t.dtype, device=t.device)
+    return t.resolve_conj().resolve_neg()
+
+
+if COMPILED:
+    for key in ("Negative", "Conjugate", "ZeroTensor"):
+        implement("_adam_clip_", _without_views, key)
+
+
+@fake("_adam_clip_")
 def _(
     x: Tensor,
     grad: Tensor,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import empty_like, fake, is_channels_last
+from exml_fast.ops._registration import define, kernels
 
 
 def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -25,7 +29,29 @@ def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: naming the argument, for a wrong rank, dtype or window.
     """
-    return torch.ops.exml.average_pool2d(x, kernel)
+    y: Tensor = _call(x, kernel)
+    return y
+
+
+class _AveragePool2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
+        y: Tensor = kernels._average_pool2d_forward(x, kernel)
+        ctx.settings = x.shape, kernel, x.is_contiguous(memory_format=torch.channels_last)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        backward = kernels._average_pool2d_backward
+        return once_differentiable("average_pool2d", (grad,), lambda: backward(grad, *ctx.settings)), None
+
+
+def _average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    y: Tensor = _AveragePool2d.apply(x, kernel)
+    return y
+
+
+_call = define("average_pool2d", _average_pool2d)
 
 
 @fake("_average_pool2d_forward")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import accumulator, fake
+from exml_fast.ops._registration import define, kernels
 
 
 def image_prior(
@@ -37,8 +41,32 @@ def image_prior(
         ValueError: naming the argument, for a wrong rank, dtype or kernel size, an empty batch, or images with fewer
             than 2 or ``kernel_size // 2 + 1`` pixels a side.
     """
-    tv_l1, tv_l2, blur, l2 = torch.ops.exml.image_prior(x, kernel_size, sigma, per_image).unbind(0)
+    tv_l1, tv_l2, blur, l2 = _call(x, kernel_size, sigma, per_image).unbind(0)
     return tv_l1, tv_l2, blur, l2
+
+
+class _ImagePrior(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel_size: int, sigma: float, per_image: bool) -> Tensor:
+        losses, sums = kernels._image_prior_forward(x, kernel_size, sigma, per_image)
+        ctx.save_for_backward(x, sums)
+        ctx.settings = kernel_size, sigma, per_image
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, sums = ctx.saved_tensors
+        backward = kernels._image_prior_backward
+        of_x = once_differentiable("image_prior", (grads, x), lambda: backward(grads, x, sums, *ctx.settings))
+        return of_x, None, None, None
+
+
+def _image_prior(x: Tensor, kernel_size: int = 3, sigma: float = 1.0, per_image: bool = False) -> Tensor:
+    losses: Tensor = _ImagePrior.apply(x, kernel_size, sigma, per_image)
+    return losses
+
+
+_call = define("image_prior", _image_prior)
 
 
 @fake("_image_prior_forward")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exml_fast.ops import _checks as check
+from exml_fast.ops._autograd import once_differentiable
 from exml_fast.ops._fake import accumulator, fake
+from exml_fast.ops._registration import define, kernels
 
 
 def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
@@ -35,7 +39,37 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
         ValueError: naming the argument, for a wrong rank, shape, dtype or device, an empty ``x``, an unknown
             ``distance`` or ``moment``, or a ``mean`` or ``var`` that requires grad.
     """
-    return torch.ops.exml.bn_match(x, mean, var, distance, moment)
+    loss: Tensor = _call_bn_match(x, mean, var, distance, moment)
+    return loss
+
+
+class _BNMatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> Tensor:
+        loss, coefficients = kernels._bn_match_forward(x, mean, var, distance, moment)
+        ctx.save_for_backward(x, coefficients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, coefficients = ctx.saved_tensors
+        backward = kernels._bn_match_backward
+        return (
+            once_differentiable("bn_match", (grad, x), lambda: backward(grad, x, coefficients)),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment: str = "var") -> Tensor:
+    check.constant("bn_match", mean=mean, var=var)
+    loss: Tensor = _BNMatch.apply(x, mean, var, distance, moment)
+    return loss
+
+
+_call_bn_match = define("bn_match", _bn_match)
 
 
 @fake("_bn_match_forward")
@@ -77,9 +111,55 @@ def match_statistics(
         ValueError: naming the argument, for lists that are empty or differ in length, a wrong shape, dtype or device,
             an unknown ``distance`` or ``moment``, or a target that requires grad.
     """
-    if len(means) == 0:
-        raise ValueError("match_statistics: means must hold at least one layer, got none")
-    return torch.ops.exml.match_statistics(means, variances, target_means, target_variances, weights, distance, moment)
+    loss: Tensor = _call_match_statistics(means, variances, target_means, target_variances, weights, distance, moment)
+    return loss
+
+
+class _MatchStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, layers: int, weights: Sequence[float] | None, distance: str, moment: str, *tensors: Tensor
+    ) -> Tensor:
+        lists = [tensors[i : i + layers] for i in range(0, 4 * layers, layers)]
+        loss, sums = kernels._match_statistics_forward(*lists, weights, distance, moment)
+        ctx.save_for_backward(*tensors, sums)
+        ctx.settings = layers, weights, distance, moment
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        layers, *settings = ctx.settings
+        *tensors, sums = ctx.saved_tensors
+        lists = [tensors[i : i + layers] for i in range(0, 4 * layers, layers)]
+        backward = kernels._match_statistics_backward
+        gradient = once_differentiable(
+            "match_statistics", (grad, *lists[0], *lists[1]), lambda: backward(grad, *lists, sums, *settings)
+        )
+        channels = [mean.shape[0] for mean in lists[0]]
+        of_means, of_variances = (row.split(channels) for row in gradient.unbind())
+        return None, None, None, None, *of_means, *of_variances, *[None] * (2 * layers)
+
+
+def _match_statistics(
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    target_means: Sequence[Tensor],
+    target_variances: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    distance: str = "l2",
+    moment: str = "var",
+) -> Tensor:
+    lists = {"means": means, "variances": variances, "target_means": target_means, "target_variances": target_variances}
+    check.lengths("match_statistics", len(means), **lists, weights=weights)
+    for name in ("target_means", "target_variances"):
+        for t in lists[name]:
+            check.constant("match_statistics", **{name: t})
+    tensors = (*means, *variances, *target_means, *target_variances)
+    loss: Tensor = _MatchStatistics.apply(len(means), weights, distance, moment, *tensors)
+    return loss
+
+
+_call_match_statistics = define("match_statistics", _match_statistics)
 
 
 @fake("_match_statistics_forward")

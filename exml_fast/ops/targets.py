@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from exml_fast.ops._fake import fake
+from exml_fast.ops._registration import define, kernels
+from exml_fast.ops._twins import check_dirichlet_targets
 
 
 def dirichlet_targets(
@@ -35,7 +37,27 @@ def dirichlet_targets(
     """
     if not isinstance(betas, Tensor):
         betas = torch.full(classes.shape, float(betas), dtype=similarity.dtype, device=similarity.device)
-    return torch.ops.exml.dirichlet_targets(similarity, classes, betas, generator=generator)
+    targets: Tensor = _call(similarity, classes, betas, generator=generator)
+    return targets
+
+
+def _dirichlet_targets(
+    similarity: Tensor, classes: Tensor, betas: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    check_dirichlet_targets(similarity, classes, betas)
+    # The stable ABI of torch 2.11 has no generators, so that the kernel gets a number of 64 random bits. It is drawn on
+    # the device: a CUDA graph draws a new one at each replay.
+    seed = torch.empty((), dtype=torch.int64, device=similarity.device).random_(-(2**63), None, generator=generator)
+    targets: Tensor = kernels._dirichlet_targets(similarity, classes, betas, seed)
+    return targets
+
+
+_call = define("dirichlet_targets", _dirichlet_targets)
+
+
+@fake("_dirichlet_targets")
+def _(similarity: Tensor, classes: Tensor, betas: Tensor, seed: Tensor) -> Tensor:
+    return similarity.new_empty((classes.shape[0], similarity.shape[1]))
 
 
 @fake("dirichlet_targets")

@@ -1,12 +1,10 @@
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "ops/adam_clip.h"
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/dispatch.h"
 
 #define EXML_SIMD_SOURCE "ops/cpu/adam_clip_simd.h"
@@ -15,15 +13,13 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 // Values that one call of the inner loop handles, and that one task of a parallel loop handles.
 constexpr int64_t kRun = 1024, kTask = 16384;
 
 template <typename A>
-std::vector<A> bounds(const Tensor& given, int64_t channels, A otherwise) {
-  if (!given.defined()) return std::vector<A>(channels, otherwise);
-  const A* values = given.const_data_ptr<A>();
+std::vector<A> bounds(const OptionalTensor& given, int64_t channels, A otherwise) {
+  if (!given) return std::vector<A>(channels, otherwise);
+  const A* values = given->const_data_ptr<A>();
   return {values, values + channels};
 }
 
@@ -52,9 +48,10 @@ template <typename A, typename G>
 void step(const AdamClip& arguments, const G* grad) {
   const auto& layout = arguments.layout;
   const int64_t channels = layout.channels, plane = layout.plane, image = channels * plane;
-  const double count = arguments.step.scalar_type() == at::kLong ? double(*arguments.step.const_data_ptr<int64_t>())
-                                                                 : double(*arguments.step.const_data_ptr<float>());
-  TORCH_CHECK_VALUE(count >= 1, "adam_clip_: step counts from 1, got ", count);
+  const double count = arguments.step.scalar_type() == ScalarType::Long
+                           ? double(*arguments.step.const_data_ptr<int64_t>())
+                           : double(*arguments.step.const_data_ptr<float>());
+  EXML_CHECK_VALUE(count >= 1, "adam_clip_: step counts from 1, got ", count);
   const auto shared = adam_step<A>(arguments.rates, A(count), *arguments.lr.const_data_ptr<A>());
   const A infinity = std::numeric_limits<A>::infinity();
   auto low = bounds<A>(arguments.low, channels, -infinity), high = bounds<A>(arguments.high, channels, infinity);
@@ -65,11 +62,11 @@ void step(const AdamClip& arguments, const G* grad) {
     low = repeated(low, run);
     high = repeated(high, run);
   }
-  const bool* active = arguments.active.defined() ? arguments.active.const_data_ptr<bool>() : nullptr;
+  const bool* active = values_or_null<bool>(arguments.active);
   A *x = arguments.x.mutable_data_ptr<A>(), *m = arguments.exp_avg.mutable_data_ptr<A>(),
     *v = arguments.exp_avg_sq.mutable_data_ptr<A>();
   const int64_t units = layout.batch * image / unit;
-  at::parallel_for(0, units * runs, std::max<int64_t>(1, kTask / run), [&](int64_t begin, int64_t end) {
+  parallel_for(0, units * runs, std::max<int64_t>(1, kTask / run), [&](int64_t begin, int64_t end) {
     std::vector<A> gathered(arguments.grad_transposed ? run : 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t u = task / runs, first = task % runs * run, size = std::min(run, unit - first);
@@ -101,7 +98,7 @@ void adam_clip(const AdamClip& arguments) {
   });
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("adam_clip_", checked<&adam_clip_arguments, &adam_clip>); }
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("_adam_clip_", checked<&adam_clip_arguments, &adam_clip>); }
 
 }  // namespace
 }  // namespace exml

@@ -1,7 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -15,20 +11,18 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 // Values that one task of a parallel loop handles.
 constexpr int64_t kTask = 16384;
 
-constexpr auto kChannelsLast = at::MemoryFormat::ChannelsLast;
+constexpr auto kChannelsLast = MemoryFormat::ChannelsLast;
 // From this number of channels on, the library's forward pass fills its vectors.
 constexpr int64_t kManyChannels = 16;
 
 Tensor forward(const AveragePool2d& arguments) {
   const auto& [x, height, width] = arguments;
   const int64_t channels = x.size(1), rows = x.size(2) / height, outputs = x.size(3) / width;
-  if (!x.is_contiguous(kChannelsLast) || channels >= kManyChannels) return library_average_pool2d(arguments);
-  Tensor out = at::empty({x.size(0), channels, rows, outputs}, x.options().memory_format(kChannelsLast));
+  if (!is_channels_last(x) || channels >= kManyChannels) return library_average_pool2d(arguments);
+  Tensor out = empty({x.size(0), channels, rows, outputs}, x.scalar_type(), x, kChannelsLast);
   if (out.numel() == 0) return out;
   const int64_t row = x.size(3) * channels;
   dispatch_pixels(x, [&](auto* pixels) {
@@ -36,7 +30,7 @@ Tensor forward(const AveragePool2d& arguments) {
     using A = Accumulator<T>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
-    at::parallel_for(0, x.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<A> line(row);
       for (int64_t task = begin; task < end; ++task) {
         const T* from = pixels + (task / rows * x.size(2) + task % rows * height) * row;
@@ -51,8 +45,8 @@ Tensor forward(const AveragePool2d& arguments) {
 Tensor backward(const AveragePool2dBackward& arguments) {
   const auto& [unordered, sizes, height, width, channels_last] = arguments;
   if (!channels_last) return library_average_pool2d_backward(arguments);
-  const Tensor grad = unordered.contiguous(kChannelsLast);
-  Tensor out = at::empty(sizes, grad.options().memory_format(kChannelsLast));
+  const Tensor grad = as_contiguous(unordered, kChannelsLast);
+  Tensor out = empty(sizes, grad.scalar_type(), grad, kChannelsLast);
   if (out.numel() == 0) return out;
   const int64_t channels = grad.size(1), rows = grad.size(2), outputs = grad.size(3);
   const int64_t row = out.size(3) * channels, written = outputs * width * channels;
@@ -61,7 +55,7 @@ Tensor backward(const AveragePool2dBackward& arguments) {
     using T = PixelOf<decltype(pulls)>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const int64_t grain = std::max<int64_t>(1, kTask / (height * row));
-    at::parallel_for(0, grad.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, grad.size(0) * rows, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> line(outputs * channels);
       for (int64_t task = begin; task < end; ++task) {
         T* to = result + (task / rows * out.size(2) + task % rows * height) * row;
@@ -75,7 +69,7 @@ Tensor backward(const AveragePool2dBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_average_pool2d_forward", checked<&average_pool2d_arguments, &forward>);
   m.impl("_average_pool2d_backward", checked<&average_pool2d_backward_arguments, &backward>);
 }

@@ -1,7 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <vector>
 
 #include "ops/backend.h"
@@ -15,12 +11,11 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 std::tuple<Tensor, Tensor> forward(const BNMatch& arguments) {
   const auto& [x, layout, mean, var, distance, moment] = arguments;
   const int64_t channels = layout.channels;
-  Tensor loss = at::empty({}, mean.options()), coefficients = at::empty({3, channels}, mean.options());
+  const ScalarType accumulator = mean.scalar_type();
+  Tensor loss = empty({}, accumulator, x), coefficients = empty({3, channels}, accumulator, x);
   dispatch_pixels(x, [&](auto* pixels) {
     using A = Accumulator<PixelOf<decltype(pixels)>>;
     const auto batch = channel_moments(
@@ -38,8 +33,8 @@ std::tuple<Tensor, Tensor> forward(const BNMatch& arguments) {
       sums.mean += term.mean;
       sums.moment += term.moment;
     }
-    *loss.data_ptr<A>() = static_cast<A>(distance_loss(distance, sums));
-    A* out = coefficients.data_ptr<A>();
+    *loss.mutable_data_ptr<A>() = static_cast<A>(distance_loss(distance, sums));
+    A* out = coefficients.mutable_data_ptr<A>();
     for (int64_t c = 0; c < channels; ++c) {
       const auto g = pixel_gradient<double>(distance, moment, statistics(c), given(c), sums, layout.count());
       out[c] = static_cast<A>(g.offset);
@@ -52,7 +47,7 @@ std::tuple<Tensor, Tensor> forward(const BNMatch& arguments) {
 
 Tensor backward(const BNMatchBackward& arguments) {
   const auto& [grad, x, layout, coefficients] = arguments;
-  Tensor out = at::empty_like(x);
+  Tensor out = new_like(x);
   const int64_t channels = layout.channels;
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
@@ -76,7 +71,7 @@ Tensor backward(const BNMatchBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_bn_match_forward", checked<&bn_match_arguments, &forward>);
   m.impl("_bn_match_backward", checked<&bn_match_backward_arguments, &backward>);
 }

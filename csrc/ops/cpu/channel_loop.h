@@ -1,8 +1,6 @@
 // Loops over the channels of an activation on the CPU, in parts that do not depend on the number of threads.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -29,19 +27,18 @@ std::vector<Moments<double>> channel_moments(const ChannelLayout& layout, Rows r
   const int64_t chunk = (least + fold - 1) / fold * fold, chunks = (units + chunk - 1) / chunk;
   std::vector<Moments<double>> partial(chunks * channels);
   if (layout.channels_last) {
-    at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         rows(i * chunk * channels, std::min(chunk, units - i * chunk), partial.data() + i * channels);
     });
   } else {
-    at::parallel_for(0, chunks * channels, std::max<int64_t>(1, kTask / (chunk * plane)),
-                     [&](int64_t begin, int64_t end) {
-                       for (int64_t n = begin / channels * chunk; n < layout.batch && n / chunk * channels < end; ++n) {
-                         const int64_t row = n / chunk * channels;
-                         for (int64_t c = std::max<int64_t>(0, begin - row); c < std::min(channels, end - row); ++c)
-                           partial[row + c] = combine(partial[row + c], plane_moments((n * channels + c) * plane, c));
-                       }
-                     });
+    parallel_for(0, chunks * channels, std::max<int64_t>(1, kTask / (chunk * plane)), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin / channels * chunk; n < layout.batch && n / chunk * channels < end; ++n) {
+        const int64_t row = n / chunk * channels;
+        for (int64_t c = std::max<int64_t>(0, begin - row); c < std::min(channels, end - row); ++c)
+          partial[row + c] = combine(partial[row + c], plane_moments((n * channels + c) * plane, c));
+      }
+    });
   }
   for (int64_t i = 1; i < chunks; ++i)
     for (int64_t c = 0; c < channels; ++c) partial[c] = combine(partial[c], partial[i * channels + c]);
@@ -55,11 +52,11 @@ void for_each_channel(const ChannelLayout& layout, Rows rows, Plane plane_values
   const int64_t channels = layout.channels, plane = layout.plane;
   if (layout.channels_last) {
     const int64_t unit = fold * channels, units = (layout.count() + fold - 1) / fold;
-    at::parallel_for(0, units, (kTask + unit - 1) / unit, [&](int64_t begin, int64_t end) {
+    parallel_for(0, units, (kTask + unit - 1) / unit, [&](int64_t begin, int64_t end) {
       rows(begin * unit, std::min(layout.count(), end * fold) - begin * fold);
     });
   } else {
-    at::parallel_for(0, layout.batch * channels, (kTask + plane - 1) / plane, [&](int64_t begin, int64_t end) {
+    parallel_for(0, layout.batch * channels, (kTask + plane - 1) / plane, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) plane_values(p * plane, p % channels);
     });
   }

@@ -1,7 +1,3 @@
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <numeric>
 
 #include "math/statistics_distance.h"
@@ -35,8 +31,6 @@ struct BNActBackward {
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 template <typename T>
 T* shifted(T* p, int64_t i) {
@@ -167,20 +161,15 @@ void backward_rows(Activation activation, const BNActBackward<T>& p, int64_t row
   if (at.grad_residual) std::copy_n(d.begin(), rest, at.grad_residual);
 }
 
-template <typename T>
-const T* data_or_null(const Tensor& t) {
-  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
-}
-
 std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
   const Tensor& x = op.x;
   const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
-  Tensor y = at::empty_like(x), mean = at::empty({channels}, op.scale.options()), var = at::empty_like(mean);
+  Tensor y = new_like(x), mean = empty({channels}, op.scale.scalar_type(), x), var = new_like(mean);
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    const BNActForward<T> p{pixels, data_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
+    const BNActForward<T> p{pixels, values_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
                             static_cast<A>(op.negative_slope)};
     const A *scale = op.scale.const_data_ptr<A>(), *shift = op.shift.const_data_ptr<A>();
     const Lanes lanes(channels, cpu::kLanes<A>);
@@ -207,16 +196,16 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
   const Tensor& x = op.x;
   const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
-  std::vector<Tensor> results{at::empty_like(x)};
-  if (with_residual) results.push_back(at::empty_like(x));
+  std::vector<Tensor> results{new_like(x)};
+  if (with_residual) results.push_back(new_like(x));
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const A *shift = op.shift.const_data_ptr<A>(), *means = mean.const_data_ptr<A>();
-    const A *mean_pulls = data_or_null<A>(grad_mean), *var_pulls = data_or_null<A>(grad_var);
+    const A *mean_pulls = values_or_null<A>(grad_mean), *var_pulls = values_or_null<A>(grad_var);
     // Without a gradient of y, x times 0 takes its place. This is NaN only where x is not finite, and then the mean is
     // not finite either.
-    const bool flows = grad_y.defined();
+    const bool flows = grad_y.has_value();
     const Activation activation = flows ? op.activation : Activation::none;
     std::vector<A> scale(channels), offset(channels), slope(channels);
     for (int64_t c = 0; c < channels; ++c) {
@@ -224,9 +213,9 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
       offset[c] = mean_pulls ? mean_pulls[c] / layout.count() : A(0);
       slope[c] = var_pulls ? 2 * var_pulls[c] / layout.count() : A(0);
     }
-    const BNActBackward<T> p{data_or_null<T>(flows ? grad_y : x),
+    const BNActBackward<T> p{flows ? values_or_null<T>(grad_y) : pixels,
                              pixels,
-                             data_or_null<T>(op.residual),
+                             values_or_null<T>(op.residual),
                              static_cast<T*>(results[0].mutable_data_ptr()),
                              with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                              static_cast<A>(op.negative_slope)};
@@ -248,7 +237,7 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
   return results;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_frozen_bn_act_forward", checked<&frozen_bn_act_arguments, &forward>);
   m.impl("_frozen_bn_act_backward", checked<&frozen_bn_act_backward_arguments, &backward>);
 }

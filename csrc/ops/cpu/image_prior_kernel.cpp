@@ -1,9 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -35,8 +29,6 @@ struct Plane {
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 // Calls f(plane index, plane, blur residual, scratch) for every plane of x, in parallel; a thread's buffers are its
 // own.
 template <typename T, typename F>
@@ -45,7 +37,7 @@ void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, c
   using A = Accumulator<T>;
   const int64_t step = x.is_contiguous() ? 1 : shape.channels, length = shape.width * step;
   const int64_t size = shape.height * length, planes = x.numel() / size;
-  at::parallel_for(0, planes, std::max<int64_t>(1, 8192 / size), [&](int64_t begin, int64_t end) {
+  parallel_for(0, planes, std::max<int64_t>(1, 8192 / size), [&](int64_t begin, int64_t end) {
     std::vector<A> widened(std::is_same_v<T, A> ? 0 : size), residual(size);
     std::vector<A> scratch(size + length + 2 * window.radius * step);
     for (int64_t p = begin; p < end; ++p) {
@@ -66,9 +58,8 @@ void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, c
 std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
   const auto& [x, shape, kernel_size, sigma] = arguments;
   const int64_t groups = shape.groups();
-  const auto options = x.options().memory_format(std::nullopt);
-  Tensor sums = at::zeros({groups, kPriorSums}, options.dtype(at::kDouble));
-  Tensor losses = at::empty(shape.losses(), options.dtype(accumulator_dtype(x)));
+  Tensor sums = empty({groups, kPriorSums}, ScalarType::Double, x);
+  Tensor losses = empty(shape.losses(), accumulator_dtype(x), x);
   dispatch_pixels(x, [&](auto* pixels) {
     using A = Accumulator<PixelOf<decltype(pixels)>>;
     const int64_t planes = shape.images * (x.is_contiguous() ? shape.channels : 1);
@@ -77,13 +68,14 @@ std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
                    [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A*) {
                      EXML_CPU_CALL(plane_sums, plane, residual, partial.data() + p * kPriorSums);
                    });
-    double* total = sums.data_ptr<double>();
+    double* total = sums.mutable_data_ptr<double>();
+    std::fill_n(total, groups * kPriorSums, 0.0);
     for (int64_t p = 0; p < planes; ++p)  // in a fixed order, which does not depend on the threads
       for (int i = 0; i < kPriorSums; ++i) total[p * groups / planes * kPriorSums + i] += partial[p * kPriorSums + i];
     for (int64_t g = 0; g < groups; ++g) {
       double group[kPriorLosses];
       prior_losses(total + g * kPriorSums, shape.planes_per_group(), shape.height, shape.width, group);
-      for (int i = 0; i < kPriorLosses; ++i) losses.data_ptr<A>()[i * groups + g] = static_cast<A>(group[i]);
+      for (int i = 0; i < kPriorLosses; ++i) losses.mutable_data_ptr<A>()[i * groups + g] = static_cast<A>(group[i]);
     }
   });
   return {losses, sums};
@@ -92,7 +84,7 @@ std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
 Tensor backward(const ImagePriorBackward& arguments) {
   const auto& [op, grads, sums] = arguments;
   const auto& [x, shape, kernel_size, sigma] = op;
-  Tensor out = at::empty_like(x);
+  Tensor out = new_like(x);
   const int64_t groups = shape.groups();
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
@@ -121,7 +113,7 @@ Tensor backward(const ImagePriorBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_image_prior_forward", checked<&image_prior_arguments, &forward>);
   m.impl("_image_prior_backward", checked<&image_prior_backward_arguments, &backward>);
 }

@@ -1,8 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "math/jensen_shannon.h"
 #include "ops/backend.h"
 #include "ops/checks.h"
@@ -16,14 +11,12 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
   const auto& [teacher_logits, student_logits, temperature, reduction] = arguments;
   const int64_t rows = teacher_logits.size(0), classes = teacher_logits.size(1);
-  const auto options = teacher_logits.options().dtype(accumulator_dtype(teacher_logits));
-  Tensor losses = at::empty({rows}, options), teacher_lse = at::empty({rows}, options),
-         student_lse = at::empty({rows}, options), loss;
+  const ScalarType dtype = accumulator_dtype(teacher_logits);
+  Tensor losses = empty({rows}, dtype, teacher_logits), teacher_lse = new_like(losses), student_lse = new_like(losses),
+         loss;
   dispatch_pixels(teacher_logits, [&](auto* teacher) {
     using T = PixelOf<decltype(teacher)>;
     using A = Accumulator<T>;
@@ -31,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
     const A scale = static_cast<A>(1 / temperature);
     A *row_losses = losses.mutable_data_ptr<A>(), *teacher_lses = teacher_lse.mutable_data_ptr<A>(),
       *student_lses = student_lse.mutable_data_ptr<A>();
-    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T *p = teacher + n * classes, *q = student + n * classes;
         A p_lse, q_lse;
@@ -50,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
 Tensor backward(const JensenShannonBackward& arguments) {
   const auto& [grad, logits, other_logits, lse, other_lse, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  Tensor out = at::empty_like(logits);
+  Tensor out = new_like(logits);
   dispatch_pixels(logits, [&](auto* p) {
     using T = PixelOf<decltype(p)>;
     using A = Accumulator<T>;
@@ -60,7 +53,7 @@ Tensor backward(const JensenShannonBackward& arguments) {
     const A *pulls = grad.const_data_ptr<A>(), *p_lses = lse.const_data_ptr<A>(),
             *q_lses = other_lse.const_data_ptr<A>();
     T* result = static_cast<T*>(out.mutable_data_ptr());
-    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int64_t start = n * classes;
         const A pull = share * pulls[reduction == Reduction::none ? n : 0];
@@ -72,7 +65,7 @@ Tensor backward(const JensenShannonBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_jensen_shannon_forward", checked<&jensen_shannon_arguments, &forward>);
   m.impl("_jensen_shannon_backward", checked<&jensen_shannon_backward_arguments, &backward>);
 }

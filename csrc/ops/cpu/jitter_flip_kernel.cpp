@@ -1,6 +1,3 @@
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
 #include <algorithm>
 
 #include "math/jitter.h"
@@ -14,8 +11,6 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 // Values that one task of a parallel loop handles.
 constexpr int64_t kTask = 16384;
 
@@ -27,7 +22,7 @@ void jitter_rows(const JitterFlip& arguments, const T* x, U* out) {
   const int64_t* shift = arguments.shift.const_data_ptr<int64_t>();
   const bool* flip = arguments.flip.const_data_ptr<bool>();
   // Rows of an image one after the other, each in all channels, so that channels_last is written as it lies.
-  at::parallel_for(0, sizes[0] * height, std::max<int64_t>(1, kTask / (channels * width)), [&](int64_t b, int64_t e) {
+  parallel_for(0, sizes[0] * height, std::max<int64_t>(1, kTask / (channels * width)), [&](int64_t b, int64_t e) {
     for (int64_t row = b; row < e; ++row) {
       const int64_t n = row / height, i = row % height;
       const int64_t* down_right = shift + n * arguments.shift_step();
@@ -64,7 +59,7 @@ Tensor jitter_flip(const JitterFlip& arguments) {
   return arguments.out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
 
 }  // namespace
 }  // namespace exml

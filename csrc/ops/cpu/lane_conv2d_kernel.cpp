@@ -1,12 +1,9 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/cpu/scratch.h"
 #include "ops/dispatch.h"
 #include "ops/lane_conv2d.h"
@@ -27,7 +24,6 @@ struct LaneShape {
 namespace exml {
 namespace {
 
-using at::Tensor;
 using cpu::LaneShape;
 
 // Planes lie an odd number of vectors apart. At powers of two their pixels would compete for the same cache lines.
@@ -46,7 +42,7 @@ LaneShape shape_of(const Tensor& x, int64_t kernel_height, int64_t kernel_width,
 // Where each value of an image, in the order of the memory format, lies in scratch memory.
 std::vector<int32_t> places(const Tensor& x, int64_t row, int64_t plane, int64_t left) {
   const int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
-  TORCH_CHECK(channels * plane <= INT32_MAX, "lane_conv2d: images of ", x.sizes(), " are too large");
+  STD_TORCH_CHECK(channels * plane <= INT32_MAX, "lane_conv2d: images of ", shown(x.sizes()), " are too large");
   const bool rows_first = x.is_contiguous();
   std::vector<int32_t> place(channels * height * width);
   for (int64_t c = 0; c < channels; ++c)
@@ -66,14 +62,14 @@ A* padded_images(const LaneShape& s, int64_t left, int64_t images) {
 }
 
 // The convolution of x, or its adjoint's with the weights of the convolution.
-Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t top, int64_t left,
+Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, int64_t top, int64_t left,
                 bool adjoint) {
   const int64_t batch = x.size(0), outputs = weight.size(adjoint ? 1 : 0);
   const LaneShape s = shape_of(x, weight.size(2), weight.size(3), top, left);
   const auto format = lane_conv2d_format(x, weight);
-  Tensor out = at::empty({batch, outputs, s.out_height, s.out_width}, x.options().memory_format(format));
+  Tensor out = empty({batch, outputs, s.out_height, s.out_width}, x.scalar_type(), x, format);
   const auto from = places(x, s.row, s.plane, left), to = places(out, s.out_width, s.out_plane, 0);
-  const Tensor plain = weight.contiguous(), offsets = bias ? bias->contiguous() : Tensor();
+  const Tensor plain = as_contiguous(weight), offsets = bias ? as_contiguous(*bias) : plain;
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
@@ -85,7 +81,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
     if (bias)
       for (int64_t k = 0; k < outputs; ++k) start[k] = widen(static_cast<const T*>(offsets.const_data_ptr())[k]);
     const int64_t size = from.size(), out_size = to.size();
-    at::parallel_for(0, (batch + n - 1) / n, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, (batch + n - 1) / n, 1, [&](int64_t begin, int64_t end) {
       A *images = padded_images<A>(s, left, n), *results = scratch<A, 1>(outputs * s.out_plane * n);
       for (int64_t block = begin; block < end; ++block) {
         const int64_t count = std::min(n, batch - block * n);
@@ -99,28 +95,29 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 }
 
 Tensor dense(const Tensor& x) {
-  return x.is_contiguous() || x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x
-                                                                              : x.contiguous(x.suggest_memory_format());
+  return x.is_contiguous() || is_channels_last(x) ? x : as_contiguous(x, suggested_format(x));
 }
 
-Tensor forward(const LaneConv2d& a) {
+}  // namespace
+
+Tensor lane_conv2d_cpu(const LaneConv2d& a) {
   if (a.x.numel() == 0 || a.weight.numel() == 0) return library_lane_conv2d(a);
   return convolve(dense(a.x), a.weight, a.bias, a.padding[0], a.padding[1], false);
 }
 
-Tensor input_gradient(const LaneConv2dInput& a) {
+Tensor lane_conv2d_input_cpu(const LaneConv2dInput& a) {
   if (a.grad.numel() == 0 || a.weight.numel() == 0) return library_lane_conv2d_input(a);
   const int64_t top = a.weight.size(2) - 1 - a.padding[0], left = a.weight.size(3) - 1 - a.padding[1];
   return convolve(dense(a.grad), a.weight, std::nullopt, top, left, true);
 }
 
-Tensor weight_gradient(const LaneConv2dWeight& a) {
+Tensor lane_conv2d_weight_cpu(const LaneConv2dWeight& a) {
   if (a.grad.numel() == 0 || a.x.numel() == 0) return library_lane_conv2d_weight(a);
   const Tensor grad = dense(a.grad), x = dense(a.x);
-  const at::IntArrayRef sizes = a.sizes, padding = a.padding;
+  const Sizes sizes = a.sizes, padding = a.padding;
   const int64_t batch = x.size(0), outputs = sizes[0];
   const LaneShape s = shape_of(x, sizes[2], sizes[3], padding[0], padding[1]);
-  Tensor out = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor out = empty(sizes, x.scalar_type(), x);
   const auto from = places(x, s.row, s.plane, padding[1]), to = places(grad, s.out_width, s.out_plane, 0);
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
@@ -129,9 +126,9 @@ Tensor weight_gradient(const LaneConv2dWeight& a) {
     const int64_t size = from.size(), out_size = to.size(), weights = out.numel();
     const T* pulls = static_cast<const T*>(grad.const_data_ptr());
     // Totals of each thread's blocks, added in their order.
-    const int64_t tasks = std::min<int64_t>(at::get_num_threads(), blocks);
+    const int64_t tasks = std::min<int64_t>(torch::stable::get_num_threads(), blocks);
     std::vector<A> totals(tasks * weights * n, A(0));
-    at::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
       A *images = padded_images<A>(s, padding[1], n), *grads = scratch<A, 1>(outputs * s.out_plane * n);
       for (int64_t task = first; task < last; ++task) {
         for (int64_t block = task * blocks / tasks; block < (task + 1) * blocks / tasks; ++block) {
@@ -149,11 +146,10 @@ Tensor weight_gradient(const LaneConv2dWeight& a) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("_lane_conv2d_forward", checked<&lane_conv2d_arguments, &forward>);
-  m.impl("_lane_conv2d_input", checked<&lane_conv2d_input_arguments, &input_gradient>);
-  m.impl("_lane_conv2d_weight", checked<&lane_conv2d_weight_arguments, &weight_gradient>);
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
+  m.impl("_lane_conv2d_forward", checked<&lane_conv2d_arguments, &lane_conv2d_cpu>);
+  m.impl("_lane_conv2d_input", checked<&lane_conv2d_input_arguments, &lane_conv2d_input_cpu>);
+  m.impl("_lane_conv2d_weight", checked<&lane_conv2d_weight_arguments, &lane_conv2d_weight_cpu>);
 }
 
-}  // namespace
 }  // namespace exml

@@ -1,14 +1,9 @@
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/dispatch.h"
 #include "ops/match_statistics.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 // Calls f(statistics, target) for every channel of a layer, all in double.
 template <typename A, typename F>
@@ -21,9 +16,9 @@ void along_channels(const MatchedLayer& layer, F f) {
 
 std::tuple<Tensor, Tensor> forward(const MatchStatistics& arguments) {
   const auto& [layers, distance, moment] = arguments;
-  const auto options = layers[0].mean.options();
-  Tensor loss = at::empty({}, options);
-  Tensor sums = at::empty({static_cast<int64_t>(layers.size()), 2}, options.dtype(at::kDouble));
+  const Tensor& first_mean = layers[0].mean;
+  Tensor loss = empty({}, first_mean.scalar_type(), first_mean);
+  Tensor sums = empty({static_cast<int64_t>(layers.size()), 2}, ScalarType::Double, first_mean);
   dispatch_statistics(layers[0].mean, [&](auto* first) {
     using A = PixelOf<decltype(first)>;
     double* row = sums.mutable_data_ptr<double>();
@@ -49,7 +44,7 @@ Tensor backward(const MatchStatisticsBackward& arguments) {
   const auto& [layers, distance, moment] = op;
   int64_t channels = 0;
   for (const auto& layer : layers) channels += layer.channels();
-  Tensor out = at::empty({2, channels}, layers[0].mean.options());
+  Tensor out = empty({2, channels}, layers[0].mean.scalar_type(), layers[0].mean);
   dispatch_statistics(layers[0].mean, [&](auto* first) {
     using A = PixelOf<decltype(first)>;
     const double* row = sums.const_data_ptr<double>();
@@ -68,7 +63,7 @@ Tensor backward(const MatchStatisticsBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_match_statistics_forward", checked<&match_statistics_arguments, &forward>);
   m.impl("_match_statistics_backward", checked<&match_statistics_backward_arguments, &backward>);
 }

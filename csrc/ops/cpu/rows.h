@@ -1,9 +1,6 @@
 // Helpers of the CPU kernels of losses over rows of logits.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 
 #include "ops/reduction.h"
@@ -15,13 +12,13 @@ inline int64_t row_grain(int64_t classes) { return std::max<int64_t>(1, 8192 / c
 
 // losses: (N,), of type A.
 template <typename A>
-at::Tensor reduced_rows(const at::Tensor& losses, Reduction reduction) {
+Tensor reduced_rows(const Tensor& losses, Reduction reduction) {
   if (reduction == Reduction::none) return losses;
   const int64_t rows = losses.size(0);
   const A* values = losses.const_data_ptr<A>();
   double total = 0;
   for (int64_t n = 0; n < rows; ++n) total += values[n];
-  at::Tensor result = at::empty({}, losses.options());
+  Tensor result = empty({}, losses.scalar_type(), losses);
   *result.mutable_data_ptr<A>() = static_cast<A>(total * row_share(reduction, rows));
   return result;
 }

@@ -1,8 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -18,19 +13,24 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
+void check_indices(const Tensor& target, int64_t classes) {
+  const int64_t* indices = target.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < target.size(0); ++n)
+    EXML_CHECK_INDEX(indices[n] >= 0 && indices[n] < classes, "soft_cross_entropy: target must be in [0, ", classes,
+                     "), got ", indices[n], " at row ", n);
+}
 
 std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
   const auto& [logits, target, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  const bool soft = target.is_floating_point();
-  const auto options = logits.options().dtype(accumulator_dtype(logits));
-  Tensor lse = at::empty({rows}, options), losses = at::empty({rows}, options), loss;
+  const bool soft = is_floating_point(target);
+  if (!soft) check_indices(target, classes);
+  Tensor lse = empty({rows}, accumulator_dtype(logits), logits), losses = new_like(lse), loss;
   dispatch_pixels(logits, [&](auto* z) {
     using A = Accumulator<PixelOf<decltype(z)>>;
     const A scale = static_cast<A>(1 / temperature);
-    A *row_losses = losses.data_ptr<A>(), *row_lses = lse.data_ptr<A>();
-    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+    A *row_losses = losses.mutable_data_ptr<A>(), *row_lses = lse.mutable_data_ptr<A>();
+    parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const auto* row = z + n * classes;
         const A top = EXML_CPU_CALL(row_top, row, classes);
@@ -40,8 +40,6 @@ std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
               EXML_CPU_CALL(row_loss, row, target.const_data_ptr<A>() + n * classes, classes, top, scale, row_lses[n]);
         } else {
           const int64_t k = target.const_data_ptr<int64_t>()[n];
-          TORCH_CHECK_INDEX(k >= 0 && k < classes, "soft_cross_entropy: target must be in [0, ", classes, "), got ", k,
-                            " at row ", n);
           row_losses[n] = row_lses[n] - (widen(row[k]) - top) * scale;
         }
       }
@@ -54,8 +52,9 @@ std::tuple<Tensor, Tensor> forward(const SoftCrossEntropy& arguments) {
 Tensor backward(const SoftCrossEntropyBackward& arguments) {
   const auto& [grad, logits, target, lse, temperature, reduction] = arguments;
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  const bool soft = target.is_floating_point();
-  Tensor out = at::empty_like(logits);
+  const bool soft = is_floating_point(target);
+  if (!soft) check_indices(target, classes);
+  Tensor out = new_like(logits);
   dispatch_pixels(logits, [&](auto* z) {
     using T = PixelOf<decltype(z)>;
     using A = Accumulator<T>;
@@ -63,7 +62,7 @@ Tensor backward(const SoftCrossEntropyBackward& arguments) {
     const A share = static_cast<A>(row_share(reduction, rows) / temperature);
     const A *pulls = grad.const_data_ptr<A>(), *row_lses = lse.const_data_ptr<A>();
     T* result = static_cast<T*>(out.mutable_data_ptr());
-    at::parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, row_grain(classes), [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* row = z + n * classes;
         const A pull = share * pulls[reduction == Reduction::none ? n : 0];
@@ -80,7 +79,7 @@ Tensor backward(const SoftCrossEntropyBackward& arguments) {
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CPU, m) {
   m.impl("_soft_cross_entropy_forward", checked<&soft_cross_entropy_arguments, &forward>);
   m.impl("_soft_cross_entropy_backward", checked<&soft_cross_entropy_backward_arguments, &backward>);
 }

@@ -1,6 +1,3 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -12,15 +9,12 @@
 
 namespace exml {
 
-using at::Tensor;
-
-Tensor window_conv2d_cpu(const Tensor& x, const Tensor& windows, int64_t kernel_width, at::IntArrayRef padding) {
+Tensor window_conv2d_cpu(const Tensor& x, const Tensor& windows, int64_t kernel_width, Sizes padding) {
   const int64_t batch = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const int64_t outputs = windows.size(0), kernel_height = windows.size(1), span = windows.size(2);
   const int64_t top = padding[0], left = padding[1];
   const int64_t out_height = height + 2 * top - kernel_height + 1, out_width = width + 2 * left - kernel_width + 1;
-  Tensor out =
-      at::empty({batch, outputs, out_height, out_width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor out = empty({batch, outputs, out_height, out_width}, x.scalar_type(), x, MemoryFormat::ChannelsLast);
   // Rows of an image with zeros around them; the last window's vectors reach past its end.
   const int64_t row = (width + 2 * left) * channels, slack = span;
   const int64_t tile = std::clamp<int64_t>(65536 / std::max<int64_t>(1, row), 1, out_height);
@@ -30,7 +24,7 @@ Tensor window_conv2d_cpu(const Tensor& x, const Tensor& windows, int64_t kernel_
     using A = Accumulator<T>;
     T* result = static_cast<T*>(out.mutable_data_ptr());
     const A* weights = windows.const_data_ptr<A>();
-    at::parallel_for(0, batch * tiles, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, batch * tiles, 1, [&](int64_t begin, int64_t end) {
       std::vector<A> padded((tile + kernel_height - 1) * row + slack);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t n = task / tiles, first = task % tiles * tile, last = std::min(first + tile, out_height);

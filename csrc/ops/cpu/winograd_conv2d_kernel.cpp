@@ -1,14 +1,8 @@
-#include <ATen/Parallel.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/matmul.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
-#include "ops/backend.h"
 #include "ops/checks.h"
 #include "ops/cpu/scratch.h"
 #include "ops/dispatch.h"
@@ -20,8 +14,6 @@
 namespace exml {
 namespace {
 
-using at::Tensor;
-
 constexpr int64_t kTile = 4, kPlaces = 36, kVector = cpu::kLanes<float>;
 // Floats of scratch memory for the factors of a block, a part of the second-level cache; bounds on the tiles of a
 // block.
@@ -30,13 +22,15 @@ constexpr int64_t kBlockFloats = 1 << 16, kLeastRows = 28, kMostRows = 224;
 // Number of blocks of tiles. Block sizes differ by at most one tile, and every thread gets the same number of blocks.
 // floats: of the factors of a tile.
 int64_t block_count(int64_t tiles, int64_t floats) {
-  const int64_t fits = std::clamp(kBlockFloats / floats, kLeastRows, kMostRows), threads = at::get_num_threads();
+  const int64_t fits = std::clamp(kBlockFloats / floats, kLeastRows, kMostRows),
+                threads = torch::stable::get_num_threads();
   return std::min(tiles, threads * ((tiles + fits * threads - 1) / (fits * threads)));
 }
 
-std::vector<float> starts(const std::optional<Tensor>& bias, int64_t panels) {
+std::vector<float> starts(const OptionalTensor& bias, int64_t panels) {
   std::vector<float> start(panels * kPanel, 0.0f);
-  if (bias) std::copy_n(bias->to(at::kFloat).contiguous().const_data_ptr<float>(), bias->numel(), start.data());
+  if (bias)
+    std::copy_n(as_contiguous(as_type(*bias, ScalarType::Float)).const_data_ptr<float>(), bias->numel(), start.data());
   return start;
 }
 
@@ -57,14 +51,14 @@ void window(const T* image, const Plane& in, int64_t top, int64_t left, const T*
 }
 
 template <typename T>
-void convolve(const T* pixels, int64_t batch, const Plane& in, const float* panels, const float* start,
-              at::IntArrayRef padding, const Plane& out, T* result) {
+void convolve(const T* pixels, int64_t batch, const Plane& in, const float* panels, const float* start, Sizes padding,
+              const Plane& out, T* result) {
   const int64_t down = (out.height + kTile - 1) / kTile, across = (out.width + kTile - 1) / kTile;
   // Rows lie a vector more than the channels apart. At powers of two they would compete for the same cache lines.
   const int64_t tiles = batch * down * across, row = in.channels + kVector;
   const int64_t blocks = block_count(tiles, kPlaces * row), rows = (tiles + blocks - 1) / blocks;
   const std::vector<T> zeros(in.channels, T{});
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     const int64_t place = rows * row, panel_place = rows * kPanel + kVector;
     float *factors = scratch<float, 0>(kPlaces * place), *products = scratch<float, 1>(kPlaces * panel_place);
     for (int64_t block = begin; block < end; ++block) {
@@ -99,59 +93,26 @@ void convolve(const T* pixels, int64_t batch, const Plane& in, const float* pane
   });
 }
 
-// The transform of three weights for F(4, 3) with the points 0, +-1, +-2 and infinity (Lavin 2016, 4.2).
-constexpr double kWeightTransform[6][3] = {{1.0 / 4, 0, 0},
-                                           {-1.0 / 6, -1.0 / 6, -1.0 / 6},
-                                           {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                           {1.0 / 24, 1.0 / 12, 1.0 / 6},
-                                           {1.0 / 24, -1.0 / 12, 1.0 / 6},
-                                           {0, 0, 1}};
-
-// The transform of the nine weights of a kernel: (36, 9).
-Tensor both_transforms() {
-  Tensor both = at::empty({kPlaces, 9}, at::kFloat);
-  float* entry = both.mutable_data_ptr<float>();
-  for (const auto& down : kWeightTransform)
-    for (const auto& across : kWeightTransform)
-      for (const double vertical : down)
-        for (const double horizontal : across) *entry++ = static_cast<float>(vertical * horizontal);
-  return both;
-}
-
-Tensor winograd_weights(const Tensor& weight) {
-  const int64_t outputs = weight.size(0), channels = weight.size(1), rest = (kPanel - outputs % kPanel) % kPanel;
-  const Tensor kernels = at::constant_pad_nd(weight.to(at::kFloat).flatten(2), {0, 0, 0, 0, 0, rest});
-  const Tensor panels = kernels.unflatten(0, {-1, kPanel}).permute({0, 3, 2, 1});  // (P, 9, C, kPanel)
-  const Tensor transformed = at::matmul(both_transforms(), panels.flatten(2));
-  return transformed.unflatten(2, {channels, kPanel}).unflatten(1, {6, 6}).contiguous();
-}
-
-TORCH_LIBRARY_IMPL(exml, CPU, m) {
-  m.impl("winograd_weights", checked<&winograd_weights_arguments, &winograd_weights>);
-}
-
 }  // namespace
 
-Tensor winograd_conv2d_cpu(const Tensor& x, const Tensor& panels, const std::optional<Tensor>& bias, int64_t outputs,
-                           at::IntArrayRef padding) {
-  TORCH_CHECK_VALUE(x.device().is_cpu() && panels.device().is_cpu(),
-                    "frozen_conv2d: x and Winograd's weights must be on the CPU, got ", x.device(), " and ",
-                    panels.device());
-  TORCH_CHECK_VALUE(!bias || bias->sizes() == at::IntArrayRef({outputs}), "frozen_conv2d: bias must have shape (",
-                    outputs, ",), got ", bias ? bias->sizes() : at::IntArrayRef());
-  TORCH_CHECK_VALUE(x.scalar_type() != at::kDouble && x.size(1) >= kVector, "frozen_conv2d: x must have at least ",
-                    kVector, " channels and be float32 or bfloat16 where the weights are Winograd's, got ", x.sizes(),
-                    " ", x.scalar_type());
-  TORCH_CHECK_VALUE(panels.scalar_type() == at::kFloat && panels.is_contiguous() &&
-                        panels.sizes() == at::IntArrayRef({(outputs + kPanel - 1) / kPanel, 6, 6, x.size(1), kPanel}),
-                    "frozen_conv2d: Winograd's weights must be contiguous float32 of ceil(", outputs, " / ", kPanel,
-                    ") panels for ", x.size(1), " channels, got ", panels.sizes(), " ", panels.scalar_type());
+Tensor winograd_conv2d_cpu(const Tensor& x, const Tensor& panels, const OptionalTensor& bias, int64_t outputs,
+                           Sizes padding) {
+  EXML_CHECK_VALUE(x.is_cpu() && panels.is_cpu(), "frozen_conv2d: x and Winograd's weights must be on the CPU, got ",
+                   x.device(), " and ", panels.device());
+  EXML_CHECK_VALUE(!bias || equal(bias->sizes(), {outputs}), "frozen_conv2d: bias must have shape (", outputs,
+                   ",), got ", bias ? bias->sizes() : Sizes());
+  EXML_CHECK_VALUE(
+      x.scalar_type() != ScalarType::Double && x.size(1) >= kVector, "frozen_conv2d: x must have at least ", kVector,
+      " channels and be float32 or bfloat16 where the weights are Winograd's, got ", x.sizes(), " ", x.scalar_type());
+  EXML_CHECK_VALUE(panels.scalar_type() == ScalarType::Float && panels.is_contiguous() &&
+                       equal(panels.sizes(), {(outputs + kPanel - 1) / kPanel, 6, 6, x.size(1), kPanel}),
+                   "frozen_conv2d: Winograd's weights must be contiguous float32 of ceil(", outputs, " / ", kPanel,
+                   ") panels for ", x.size(1), " channels, got ", panels.sizes(), " ", panels.scalar_type());
   const Plane in{x.size(2), x.size(3), x.size(1)};
   const Plane out{in.height + 2 * padding[0] - 2, in.width + 2 * padding[1] - 2, outputs};
-  TORCH_CHECK_VALUE(out.height > 0 && out.width > 0,
-                    "frozen_conv2d: kernels of 3x3 are larger than the padded images of x, ", x.sizes());
-  Tensor result =
-      at::empty({x.size(0), outputs, out.height, out.width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  EXML_CHECK_VALUE(out.height > 0 && out.width > 0,
+                   "frozen_conv2d: kernels of 3x3 are larger than the padded images of x, ", x.sizes());
+  Tensor result = empty({x.size(0), outputs, out.height, out.width}, x.scalar_type(), x, MemoryFormat::ChannelsLast);
   if (result.numel() == 0) return result;
   const std::vector<float> start = starts(bias, panels.size(0));
   dispatch_pixels(x, [&](auto* pixels) {

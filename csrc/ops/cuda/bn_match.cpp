@@ -1,16 +1,11 @@
 #include "ops/bn_match.h"
 
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/bn_match_kernel.h"
 #include "ops/cuda/context.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 cuda::ChannelShape shape_of(const ChannelLayout& layout) {
   return {layout.batch, layout.channels, layout.plane, layout.channels_last};
@@ -30,25 +25,25 @@ std::tuple<Tensor, Tensor> forward(const BNMatch& arguments) {
                            multiprocessors, workspace.mutable_data_ptr(), loss.mutable_data_ptr<A>(),
                            coefficients.mutable_data_ptr<A>(), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, coefficients};
 }
 
 Tensor backward(const BNMatchBackward& arguments) {
   const auto& [grad, x, layout, coefficients] = arguments;
   const cuda::Context context(x);
-  Tensor out = at::empty_like(x);
+  Tensor out = new_like(x);
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     cuda::bn_match_backward(grad.const_data_ptr<A>(), pixels, shape_of(layout), coefficients.const_data_ptr<A>(),
                             context.multiprocessors(), static_cast<T*>(out.mutable_data_ptr()), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) {
   m.impl("_bn_match_forward", checked<&bn_match_arguments, &forward>);
   m.impl("_bn_match_backward", checked<&bn_match_backward_arguments, &backward>);
 }

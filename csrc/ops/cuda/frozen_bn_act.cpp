@@ -1,21 +1,11 @@
 #include "ops/frozen_bn_act.h"
 
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/frozen_bn_act_kernel.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
-
-template <typename T>
-const T* data_or_null(const Tensor& t) {
-  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
-}
 
 cuda::ChannelShape shape_of(const ChannelLayout& layout) {
   return {layout.batch, layout.channels, layout.plane, layout.channels_last};
@@ -24,7 +14,7 @@ cuda::ChannelShape shape_of(const ChannelLayout& layout) {
 template <typename T>
 cuda::FrozenNorm<T> norm_of(const FrozenBNAct& op) {
   using A = Accumulator<T>;
-  return {op.scale.const_data_ptr<A>(), op.shift.const_data_ptr<A>(), data_or_null<T>(op.residual), op.activation,
+  return {op.scale.const_data_ptr<A>(), op.shift.const_data_ptr<A>(), values_or_null<T>(op.residual), op.activation,
           static_cast<A>(op.negative_slope)};
 }
 
@@ -32,8 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
   const Tensor& x = op.x;
   const ChannelLayout& layout = op.layout;
   const cuda::Context context(x);
-  Tensor y = at::empty_like(x);
-  Tensor mean = context.empty({layout.channels}, op.scale.scalar_type()), var = at::empty_like(mean);
+  Tensor y = new_like(x);
+  Tensor mean = context.empty({layout.channels}, op.scale.scalar_type()), var = new_like(mean);
   const auto shape = shape_of(layout);
   const int multiprocessors = context.multiprocessors();
   dispatch_pixels(x, [&](auto* pixels) {
@@ -46,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
     cuda::frozen_bn_act_forward(pixels, norm, shape, multiprocessors, workspace.mutable_data_ptr(), out,
                                 mean.mutable_data_ptr<A>(), var.mutable_data_ptr<A>(), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {y, mean, var};
 }
 
@@ -54,23 +44,23 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
   const auto& [op, grad_y, grad_mean, grad_var, mean, with_residual] = arguments;
   const Tensor& x = op.x;
   const cuda::Context context(x);
-  std::vector<Tensor> results{at::empty_like(x)};
-  if (with_residual) results.push_back(at::empty_like(x));
+  std::vector<Tensor> results{new_like(x)};
+  if (with_residual) results.push_back(new_like(x));
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    const cuda::FrozenNormGrads<T> arriving{data_or_null<T>(grad_y), data_or_null<A>(grad_mean),
-                                            data_or_null<A>(grad_var), mean.const_data_ptr<A>()};
+    const cuda::FrozenNormGrads<T> arriving{values_or_null<T>(grad_y), values_or_null<A>(grad_mean),
+                                            values_or_null<A>(grad_var), mean.const_data_ptr<A>()};
     cuda::frozen_bn_act_backward(arriving, pixels, norm_of<T>(op), shape_of(op.layout), context.multiprocessors(),
                                  static_cast<T*>(results[0].mutable_data_ptr()),
                                  with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                                  context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return results;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) {
   m.impl("_frozen_bn_act_forward", checked<&frozen_bn_act_arguments, &forward>);
   m.impl("_frozen_bn_act_backward", checked<&frozen_bn_act_backward_arguments, &backward>);
 }

@@ -1,16 +1,11 @@
 #include "ops/image_prior.h"
 
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/image_prior_kernel.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 cuda::Images images(const Tensor& x, const PriorShape& shape) {
   return {shape.images, shape.channels, shape.height, shape.width, !x.is_contiguous(), shape.per_image};
@@ -19,17 +14,17 @@ cuda::Images images(const Tensor& x, const PriorShape& shape) {
 std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
   const auto& [x, shape, kernel_size, sigma] = arguments;
   const cuda::Context context(x);
-  Tensor sums = context.empty({shape.groups(), kPriorSums}, at::kDouble), losses;
+  Tensor sums = context.empty({shape.groups(), kPriorSums}, ScalarType::Double), losses;
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
-    losses = context.empty(shape.losses(), c10::CppTypeToScalarType<A>::value);
+    losses = context.empty(shape.losses(), torch::headeronly::CppTypeToScalarType<A>::value);
     const auto batch = images(x, shape);
     const Tensor workspace = context.workspace(cuda::image_prior_forward_workspace<T>(batch));
     cuda::image_prior_forward(pixels, batch, gaussian_window<A>(kernel_size, sigma), workspace.mutable_data_ptr(),
                               losses.mutable_data_ptr<A>(), sums.mutable_data_ptr<double>(), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {losses, sums};
 }
 
@@ -37,7 +32,7 @@ Tensor backward(const ImagePriorBackward& arguments) {
   const auto& [op, grads, sums] = arguments;
   const auto& [x, shape, kernel_size, sigma] = op;
   const cuda::Context context(x);
-  Tensor out = at::empty_like(x);
+  Tensor out = new_like(x);
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
@@ -47,11 +42,11 @@ Tensor backward(const ImagePriorBackward& arguments) {
                                gaussian_window<A>(kernel_size, sigma), workspace.mutable_data_ptr(),
                                static_cast<T*>(out.mutable_data_ptr()), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) {
   m.impl("_image_prior_forward", checked<&image_prior_arguments, &forward>);
   m.impl("_image_prior_backward", checked<&image_prior_backward_arguments, &backward>);
 }

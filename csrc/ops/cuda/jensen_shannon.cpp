@@ -1,16 +1,11 @@
 #include "ops/jensen_shannon.h"
 
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/jensen_shannon_kernel.h"
 #include "ops/cuda/rows.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
   const auto& [teacher_logits, student_logits, temperature, reduction] = arguments;
@@ -20,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
   dispatch_pixels(teacher_logits, [&](auto* teacher) {
     using T = PixelOf<decltype(teacher)>;
     using A = Accumulator<T>;
-    const auto dtype = c10::CppTypeToScalarType<A>::value;
+    const auto dtype = torch::headeronly::CppTypeToScalarType<A>::value;
     const Tensor losses = context.empty({rows}, dtype);
     teacher_lse = context.empty({rows}, dtype);
     student_lse = context.empty({rows}, dtype);
@@ -30,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const JensenShannon& arguments) {
                                  context.stream());
     loss = cuda::reduced_rows<A>(context, losses, reduction);
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, teacher_lse, student_lse};
 }
 
@@ -38,7 +33,7 @@ Tensor backward(const JensenShannonBackward& arguments) {
   const auto& [grad, logits, other_logits, lse, other_lse, temperature, reduction] = arguments;
   const cuda::Context context(logits);
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  Tensor out = at::empty_like(logits);
+  Tensor out = new_like(logits);
   dispatch_pixels(logits, [&](auto* z) {
     using T = PixelOf<decltype(z)>;
     using A = Accumulator<T>;
@@ -48,11 +43,11 @@ Tensor backward(const JensenShannonBackward& arguments) {
                                   static_cast<A>(row_share(reduction, rows) / temperature),
                                   static_cast<T*>(out.mutable_data_ptr()), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) {
   m.impl("_jensen_shannon_forward", checked<&jensen_shannon_arguments, &forward>);
   m.impl("_jensen_shannon_backward", checked<&jensen_shannon_backward_arguments, &backward>);
 }

@@ -1,7 +1,5 @@
 #include "ops/jitter_flip.h"
 
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/jitter_flip_kernel.h"
@@ -9,7 +7,7 @@
 namespace exml {
 namespace {
 
-at::Tensor jitter_flip(const JitterFlip& a) {
+Tensor jitter_flip(const JitterFlip& a) {
   if (a.x.numel() == 0) return a.out;
   const cuda::Context context(a.x);
   const bool channels_last = !a.out.is_contiguous();
@@ -35,11 +33,11 @@ at::Tensor jitter_flip(const JitterFlip& a) {
                         context.stream());
     });
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return a.out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) { m.impl("_jitter_flip", checked<&jitter_flip_arguments, &jitter_flip>); }
 
 }  // namespace
 }  // namespace exml

@@ -1,15 +1,11 @@
 #include "ops/match_statistics.h"
 
-#include <torch/library.h>
-
 #include "ops/backend.h"
 #include "ops/cuda/context.h"
 #include "ops/cuda/match_statistics_kernel.h"
 
 namespace exml {
 namespace {
-
-using at::Tensor;
 
 template <typename A>
 std::vector<cuda::StatisticsLayer<A>> pointers(const std::vector<MatchedLayer>& layers) {
@@ -30,13 +26,13 @@ std::tuple<Tensor, Tensor> forward(const MatchStatistics& arguments) {
   const auto& [layers, distance, moment] = arguments;
   const cuda::Context context(layers[0].mean);
   const int64_t count = static_cast<int64_t>(layers.size());
-  Tensor loss = context.empty({}, layers[0].mean.scalar_type()), sums = context.empty({count, 2}, at::kDouble);
+  Tensor loss = context.empty({}, layers[0].mean.scalar_type()), sums = context.empty({count, 2}, ScalarType::Double);
   dispatch_statistics(layers[0].mean, [&](auto* first) {
     using A = PixelOf<decltype(first)>;
     cuda::match_statistics_forward(pointers<A>(layers).data(), count, distance, moment, sums.mutable_data_ptr<double>(),
                                    loss.mutable_data_ptr<A>(), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {loss, sums};
 }
 
@@ -53,11 +49,11 @@ Tensor backward(const MatchStatisticsBackward& arguments) {
         grad.const_data_ptr<A>(), pointers<A>(layers).data(), static_cast<int64_t>(layers.size()), distance, moment,
         sums.const_data_ptr<double>(), channels, out.mutable_data_ptr<A>(), context.stream());
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
 
-TORCH_LIBRARY_IMPL(exml, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(exml, CUDA, m) {
   m.impl("_match_statistics_forward", checked<&match_statistics_arguments, &forward>);
   m.impl("_match_statistics_backward", checked<&match_statistics_backward_arguments, &backward>);
 }

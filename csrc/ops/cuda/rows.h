@@ -9,11 +9,11 @@ namespace exml::cuda {
 
 // losses: (N,), of type A.
 template <typename A>
-at::Tensor reduced_rows(const Context& context, const at::Tensor& losses, Reduction reduction) {
+Tensor reduced_rows(const Context& context, const Tensor& losses, Reduction reduction) {
   if (reduction == Reduction::none) return losses;
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   const int64_t rows = losses.size(0);
-  const at::Tensor total = context.empty({}, losses.scalar_type());
+  const Tensor total = context.empty({}, losses.scalar_type());
   row_total(losses.const_data_ptr<A>(), rows, row_share(reduction, rows), total.mutable_data_ptr<A>(),
             context.stream());
   return total;

@@ -1,4 +1,4 @@
-#include "reused_memory.h"
+#include "memory/reused_memory.h"
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -172,12 +172,12 @@ class ReusedMemory final : public c10::Allocator {
 
 }  // namespace
 
-#ifdef __linux__
-void begin_reused_memory() { ReusedMemory::instance().begin(); }
-void end_reused_memory() { ReusedMemory::instance().end(); }
-#else
-void begin_reused_memory() {}
-void end_reused_memory() {}
-#endif
-
 }  // namespace exml
+
+#ifdef __linux__
+void exml_begin_reused_memory() { exml::ReusedMemory::instance().begin(); }
+void exml_end_reused_memory() { exml::ReusedMemory::instance().end(); }
+#else
+void exml_begin_reused_memory() {}
+void exml_end_reused_memory() {}
+#endif
