@@ -17,7 +17,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
-.PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy wheel dist matrix gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,12 +72,16 @@ time-to-accuracy: $(VENV)/.installed
 	$(BIN)/python benches/time_to_accuracy.py cifar10 --data $(DATA) --weights $(WEIGHTS) \
 	  --photographs $(PHOTOGRAPHS) --minutes $(MINUTES) --seeds $(SEEDS)
 
-# Builds dist/*.tar.gz, and dist/*.whl from it. Installs the wheel in a new environment, and runs the quick start there.
-# The new environment finds the torch of $(VENV) by a .pth file. Its own packages come first on the path.
-dist: $(VENV)/.torch
-	rm -rf dist $(DIST_ENV)
+# Builds dist/*.tar.gz, and dist/*.whl from it.
+wheel: $(VENV)/.torch
+	rm -rf dist
 	$(BIN)/python setup.py -q sdist
 	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist dist/exml_fast-*.tar.gz
+
+# Installs the wheel in a new environment, and runs the quick start there. The new environment finds the torch of
+# $(VENV) by a .pth file. Its own packages come first on the path.
+dist: wheel
+	rm -rf $(DIST_ENV)
 	$(BIN)/python -m venv $(DIST_ENV)
 	$(DIST_ENV)/bin/pip install --quiet --no-deps dist/exml_fast-*.whl
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
@@ -85,6 +89,12 @@ dist: $(VENV)/.torch
 	$(DIST_ENV)/bin/pip install --quiet 'exml_fast[cli,report,eval]'
 	cd $(DIST_ENV) && bin/exml-fast --version && bin/exml-fast reproduce
 	cd $(DIST_ENV) && bin/python $(CURDIR)/examples/quick_start.py
+
+# The one wheel with each torch of MATRIX: the tests of the ops, and the quick start, in an environment of its own. pip
+# finds the torchvision for each torch. An environment takes up to 5 GB and is removed after its tests.
+MATRIX ?= 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
+matrix: wheel
+	for torch in $(MATRIX); do bash .ci/with_torch.sh $$torch $(BUILD_DIR)/matrix-$$torch $(PYTHON) || exit 1; done
 
 # The documentation as a site in $(BUILD_DIR)/docs; a warning is an error. The notebooks of docs/ are executed.
 docs: $(VENV)/.installed
@@ -126,4 +136,4 @@ gpu:
 	STAGE=$(STAGE) bash benches/gpu.sh
 
 clean:
-	rm -rf $(BUILD_DIR) dist exml_fast/_C*.so exml_fast/_built_for.py *.egg-info
+	rm -rf $(BUILD_DIR) dist exml_fast/*.so exml_fast/_built_for.py *.egg-info
