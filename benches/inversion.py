@@ -14,8 +14,8 @@ A teacher's rows are written when it is finished. The same command at the same c
 - bare: only forward and input gradient of the frozen teacher in eager PyTorch, with BatchNorm folded into the
   convolutions, in channels_last, in the faster dtype.
 
-On a CPU every contender runs in the engine's reused memory (csrc/reused_memory.h), after one step that fills it. Some
-rounds are repeated with the C library's allocation, also for the engine (the columns `plain_ms`).
+On a CPU every contender runs in the engine's reused memory (csrc/memory/reused_memory.h), after one step that fills it.
+Some rounds are repeated with the C library's allocation, also for the engine (the columns `plain_ms`).
 
 Reference, alternative and engine compute the same loss of the same images: cross-entropy, total variation, l2 norm and
 BatchNorm statistics of shifted and flipped images. Adam and the clip follow (python_tests/test_benches.py,
