@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exml_fast.ops._autograd import Derivative
 from exml_fast.ops._fake import fake, is_channels_last
 from exml_fast.ops._registration import define, kernels
 
@@ -44,7 +45,7 @@ def jitter_flip(
     return y
 
 
-class _JitterFlip(torch.autograd.Function):
+class _JitterFlip(Derivative):
     """Linear in ``x``: its derivative is its adjoint, and derivatives of any order exist."""
 
     @staticmethod

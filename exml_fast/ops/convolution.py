@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exml_fast.ops import _checks as check
 from exml_fast.ops import _twins
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import check_device, empty_like, fake, is_channels_last
 from exml_fast.ops._registration import define, kernels
 
@@ -41,7 +41,7 @@ def lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: 
     return y
 
 
-class _LaneConv2d(torch.autograd.Function):
+class _LaneConv2d(Derivative):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
         y: Tensor = kernels._lane_conv2d_forward(x, weight, bias, padding)
@@ -218,7 +218,7 @@ def frozen_conv2d(
     return y
 
 
-class _FrozenConv2d(torch.autograd.Function):
+class _FrozenConv2d(Derivative):
     @staticmethod
     def forward(
         ctx: Any,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.ops import _checks as check
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import accumulator, fake
 from exml_fast.ops._registration import define, kernels
 
@@ -37,7 +37,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
     return loss
 
 
-class _SoftCrossEntropy(torch.autograd.Function):
+class _SoftCrossEntropy(Derivative):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
         loss, lse = kernels._soft_cross_entropy_forward(logits, target, temperature, reduction)
@@ -104,7 +104,7 @@ def jensen_shannon(
     return loss
 
 
-class _JensenShannon(torch.autograd.Function):
+class _JensenShannon(Derivative):
     @staticmethod
     def forward(ctx: Any, teacher_logits: Tensor, student_logits: Tensor, temperature: float, reduction: str) -> Tensor:
         loss, *lses = kernels._jensen_shannon_forward(teacher_logits, student_logits, temperature, reduction)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.ops import _checks as check
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import accumulator, fake
 from exml_fast.ops._registration import define, kernels
 
@@ -54,7 +54,7 @@ def frozen_bn_act(
     return results
 
 
-class _FrozenBNAct(torch.autograd.Function):
+class _FrozenBNAct(Derivative):
     @staticmethod
     def forward(
         ctx: Any,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import empty_like, fake, is_channels_last
 from exml_fast.ops._registration import define, kernels
 
@@ -33,7 +33,7 @@ def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     return y
 
 
-class _AveragePool2d(torch.autograd.Function):
+class _AveragePool2d(Derivative):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
         y: Tensor = kernels._average_pool2d_forward(x, kernel)

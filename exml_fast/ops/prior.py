@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import accumulator, fake
 from exml_fast.ops._registration import define, kernels
 
@@ -45,7 +45,7 @@ def image_prior(
     return tv_l1, tv_l2, blur, l2
 
 
-class _ImagePrior(torch.autograd.Function):
+class _ImagePrior(Derivative):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel_size: int, sigma: float, per_image: bool) -> Tensor:
         losses, sums = kernels._image_prior_forward(x, kernel_size, sigma, per_image)

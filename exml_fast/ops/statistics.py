@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exml_fast.ops import _checks as check
-from exml_fast.ops._autograd import once_differentiable
+from exml_fast.ops._autograd import Derivative, once_differentiable
 from exml_fast.ops._fake import accumulator, fake
 from exml_fast.ops._registration import define, kernels
 
@@ -43,7 +43,7 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
     return loss
 
 
-class _BNMatch(torch.autograd.Function):
+class _BNMatch(Derivative):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> Tensor:
         loss, coefficients = kernels._bn_match_forward(x, mean, var, distance, moment)
@@ -115,7 +115,7 @@ def match_statistics(
     return loss
 
 
-class _MatchStatistics(torch.autograd.Function):
+class _MatchStatistics(Derivative):
     @staticmethod
     def forward(
         ctx: Any, layers: int, weights: Sequence[float] | None, distance: str, moment: str, *tensors: Tensor
