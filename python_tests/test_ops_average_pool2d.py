@@ -56,8 +56,11 @@ def test_nan_stays_in_its_window() -> None:
 
 @pytest.mark.compiled
 def test_errors_name_the_argument() -> None:
-    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\), got \[3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with at least one channel, got \[3, 4, 4\]"):
         average_pool2d(torch.randn(3, 4, 4), (2, 2))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with pytest.raises(ValueError, match="with at least one channel"):
+            average_pool2d(torch.randn(0, 0, 4, 4).contiguous(memory_format=layout), (2, 2))
     with pytest.raises(ValueError, match="kernel must be from 1 to x's height and width"):
         average_pool2d(torch.randn(1, 3, 4, 4), (5, 2))
     with pytest.raises(ValueError, match="x must be float32, bfloat16 or float64"):

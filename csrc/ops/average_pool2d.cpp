@@ -11,7 +11,8 @@ namespace exml {
 
 AveragePool2d average_pool2d_arguments(const Tensor& x, Sizes kernel) {
   check_pixels("average_pool2d", "x", x);
-  EXML_CHECK_VALUE(x.dim() == 4, "average_pool2d: x must have shape (N, C, H, W), got ", x.sizes());
+  EXML_CHECK_VALUE(x.dim() == 4 && x.size(1) > 0,
+                   "average_pool2d: x must have shape (N, C, H, W) with at least one channel, got ", x.sizes());
   EXML_CHECK_VALUE(kernel.size() == 2, "average_pool2d: kernel must be two numbers, got ", kernel);
   EXML_CHECK_VALUE(kernel[0] > 0 && kernel[1] > 0 && kernel[0] <= x.size(2) && kernel[1] <= x.size(3),
                    "average_pool2d: kernel must be from 1 to x's height and width, got ", kernel, " for ", x.sizes());

@@ -220,6 +220,9 @@ def average_pool2d(x: Tensor, kernel: Pair) -> Tensor:
     op = "average_pool2d"
     check.pixels(op, "x", x, 4, 4)
     check.expect(
+        x.shape[1] > 0, f"{op}: x must have shape (N, C, H, W) with at least one channel, got {tuple(x.shape)}"
+    )
+    check.expect(
         0 < kernel[0] <= x.shape[2] and 0 < kernel[1] <= x.shape[3],
         f"{op}: kernel must be from 1 to x's height and width, got {kernel} for {tuple(x.shape)}",
     )

@@ -20,7 +20,7 @@ def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
     activation is saved. Differentiable once.
 
     Args:
-        x: (N, C, H, W), float32, bfloat16 or float64; contiguous and channels_last are read in place.
+        x: (N, C, H, W) with C > 0, float32, bfloat16 or float64; contiguous and channels_last are read in place.
         kernel: height and width of a window, from 1 to x's.
 
     Returns:
