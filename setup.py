@@ -4,8 +4,8 @@
   works with every torch from TARGET on.
 - exml_fast/_ops_cuda.so: their CUDA kernels, from csrc/ops/cuda, if a CUDA toolkit and a CUDA build of torch are found.
   It uses the stable ABI too.
-- exml_fast/_memory.so: the allocator of reused memory, from csrc/memory. The stable ABI has no allocators, so this
-  library works with the torch that it was compiled for.
+- exml_fast._memory: a module with the allocator of reused memory, from csrc/memory. The stable ABI has no allocators,
+  so the module works with the torch and the Python that it was compiled for.
 
 Where the compilation fails, the package is installed without the libraries: its ops are then PyTorch functions.
 
@@ -46,6 +46,9 @@ except ImportError:
 
 TARGET = (2, 11)
 """The oldest torch that the ops work with."""
+
+MODULE = "_memory"
+"""The library that Python imports; it loads the others by their paths."""
 
 RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -111,7 +114,7 @@ def library(make, name: str, files: list[str], flags: list[str], nvcc: tuple[str
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=compiler_flags,
         extra_link_args=LINK,
-        py_limited_api=True,  # the libraries call nothing of Python's, and need no libtorch_python
+        py_limited_api=name != MODULE,  # the other libraries call nothing of Python's, and need no libtorch_python
     )
 
 
@@ -120,7 +123,7 @@ def libraries() -> list:
     cpp = cpp_extension.CppExtension
     made = [
         library(cpp, "_ops", sources("ops/*.cpp") + sources("ops/cpu/*.cpp"), STABLE),
-        library(cpp, "_memory", sources("memory/*.cpp"), []),
+        library(cpp, MODULE, sources("memory/*.cpp"), []),
     ]
     toolkit = cuda_toolkit()
     if not wants_cuda(toolkit):
@@ -138,10 +141,11 @@ def libraries() -> list:
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Records what the libraries were built from and for, and gives them names without Python's version."""
+    """Records what the libraries were built from and for. Those of the ops have names without Python's version."""
 
     def get_ext_filename(self, ext_name: str) -> str:
-        return f"{ext_name.replace('.', '/')}.so"
+        name = ext_name.rpartition(".")[2]
+        return super().get_ext_filename(ext_name) if name == MODULE else f"{ext_name.replace('.', '/')}.so"
 
     def run(self) -> None:
         folder = ROOT / "exml_fast" if self.inplace else Path(self.build_lib) / "exml_fast"

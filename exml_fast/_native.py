@@ -2,18 +2,20 @@
 
 ``_ops.so`` and ``_ops_cuda.so`` hold the kernels of :mod:`exml_fast.ops`. They use PyTorch's stable ABI and work with
 every torch from 2.11 on. Without them, :mod:`exml_fast.ops` computes with PyTorch functions: everything works, but more
-slowly. ``_memory.so`` holds the allocator behind :func:`reused_memory` and works with the torch that it was compiled
-for.
+slowly. The module ``_memory`` holds the allocator behind :func:`reused_memory` and works with the torch that it was
+compiled for.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,8 +38,8 @@ class _Missing(Exception):
     """The reason why a library is not in use."""
 
 
-def _load(name: str) -> ctypes.CDLL:
-    """The library exml_fast/<name>.so. _Missing with the reason where it cannot be used."""
+def _load(name: str) -> Any:
+    """The library exml_fast/<name>.so, or the module. _Missing with the reason where it cannot be used."""
     if os.environ.get("EXML_EXTENSION") == "0":
         raise _Missing("EXML_EXTENSION=0 turns the compiled extension off")
     try:
@@ -51,12 +53,14 @@ def _load(name: str) -> ctypes.CDLL:
     if name == "_memory" and torch.__version__ != TORCH:
         raise _Missing(f"it was compiled for torch {TORCH}, but this is torch {torch.__version__}")
     try:
+        if name == "_memory":
+            return importlib.import_module("exml_fast._memory")
         return ctypes.CDLL(str(Path(__file__).with_name(f"{name}.so")))
-    except OSError as error:
+    except (OSError, ImportError) as error:
         raise _Missing(f"the extension cannot be loaded ({error})") from None
 
 
-def _tried(name: str) -> tuple[ctypes.CDLL | None, str | None]:
+def _tried(name: str) -> tuple[Any, str | None]:
     try:
         return _load(name), None
     except _Missing as reason:
@@ -122,14 +126,14 @@ def _text(library: ctypes.CDLL, name: str) -> str:
 def reused_memory() -> Iterator[None]:
     """Context manager in which CPU tensors of at least 64 KiB reuse the memory of freed ones (csrc/memory).
 
-    The effect covers all threads of the process. Blocks can be nested. Nothing happens without
-    ``_memory.so``.
+    The effect covers all threads of the process. Blocks can be nested. Nothing happens where
+    the module _memory is not in use.
     """
     if _memory is None:
         yield
         return
-    _memory.exml_begin_reused_memory()
+    _memory.begin_reused_memory()
     try:
         yield
     finally:
-        _memory.exml_end_reused_memory()
+        _memory.end_reused_memory()

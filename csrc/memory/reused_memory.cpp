@@ -172,12 +172,12 @@ class ReusedMemory final : public c10::Allocator {
 
 }  // namespace
 
-}  // namespace exml
-
 #ifdef __linux__
-void exml_begin_reused_memory() { exml::ReusedMemory::instance().begin(); }
-void exml_end_reused_memory() { exml::ReusedMemory::instance().end(); }
+void begin_reused_memory() { ReusedMemory::instance().begin(); }
+void end_reused_memory() { ReusedMemory::instance().end(); }
 #else
-void exml_begin_reused_memory() {}
-void exml_end_reused_memory() {}
+void begin_reused_memory() {}
+void end_reused_memory() {}
 #endif
+
+}  // namespace exml

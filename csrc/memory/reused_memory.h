@@ -4,12 +4,12 @@
 // MobileNetV2.
 #pragma once
 
-extern "C" {
+namespace exml {
 
 // From the first begin to the last end, PyTorch's CPU tensors of at least 64 KiB lie side by side in one range of
 // addresses, in all threads. The range grows to what was in use at one time, and the last end gives its free memory
 // back. These functions do nothing if a different allocator than PyTorch's own is set, or on another system than Linux.
-[[gnu::visibility("default")]] void exml_begin_reused_memory();
-[[gnu::visibility("default")]] void exml_end_reused_memory();
+void begin_reused_memory();
+void end_reused_memory();
 
-}  // extern "C"
+}  // namespace exml
