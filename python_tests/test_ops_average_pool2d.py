@@ -56,7 +56,9 @@ def test_nan_stays_in_its_window() -> None:
 
 @pytest.mark.compiled
 def test_errors_name_the_argument() -> None:
-    with pytest.raises(ValueError, match=r"x must have shape \(N, C, H, W\) with at least one channel, got \[3, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(N, C, H, W\) with at least one channel, got \[3, 4, 4\]"
+    ):
         average_pool2d(torch.randn(3, 4, 4), (2, 2))
     for layout in (torch.contiguous_format, torch.channels_last):
         with pytest.raises(ValueError, match="with at least one channel"):
