@@ -576,7 +576,8 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
     )  # fmt: skip
     sources = [source(path, results)] + ([source(bounds_path, bounds)] if bounds["rows"] else [])
     notes = [
-        f"{reuse}. Medians of {steps[0]['rounds']} interleaved rounds.",
+        f"{reuse}. Medians of {steps[0]['rounds']} interleaved rounds"
+        + ("; the published loop and the C library's allocation take part in every third." if same else "."),
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
         "⁵ The same loss, compiled with the network frozen, under the fastest of the options that were tried: "

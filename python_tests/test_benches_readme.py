@@ -98,7 +98,7 @@ def test_a_step_of_inversion(readme: Any, tmp_path: Path) -> None:
     )
     assert f"{cells} 7.0 / 8.5 ms | 30 / 25 / 90 MB | 1.0 / 50 s |" in text
     assert "| 16.0 ms (15.0 to 17.0) | 2.50× | 1.25× (bfloat16, frozen) | 1.33× (float32) | – / – ms |" in text
-    assert "All contenders run in the engine's reused memory. Medians of 21 interleaved rounds." in text
+    assert "All contenders run in the engine's reused memory. Medians of 21 interleaved rounds; the" in text
     assert "at commit abc on" in text and "at commit def on" in text
     alone = "| tiny 8², batch 4, bfloat16 | 2.00× | 1.50× | 1.00× | 1.50× | 1.50× | 40 / 28 / 95 MB |"
     assert alone in text
