@@ -140,7 +140,8 @@ def rows_of_this_commit(path: Path, device: str = "cpu") -> list[dict[str, Any]]
     """Rows that a run which was interrupted has written at the commit of now, a tree without changes."""
     found = load_json(path) if path.exists() else {"commit": None}
     commit = provenance(device)["commit"]
-    return found["rows"] if found["commit"] == commit and not commit.endswith("+changes") else []
+    known = commit is not None and not commit.endswith("+changes")
+    return found["rows"] if known and found["commit"] == commit else []
 
 
 def as_row(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:

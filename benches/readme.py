@@ -131,7 +131,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def source(path: Path, results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    commit = results["commit"].replace(CHANGED, ", with changes")
+    commit = (results["commit"] or "unknown").replace(CHANGED, ", with changes")
     return (
         f"`{results['command']}` at commit {commit} on {where}, torch {machine['torch']} "
         f"([{path.name}](benches/results/{path.name}))."
@@ -141,7 +141,7 @@ def source(path: Path, results: dict[str, Any]) -> str:
 def clean(path: Path) -> dict[str, Any]:
     """Results for a headline; ValueError if the tree had changes when they were measured."""
     results = load_json(path)
-    if results["commit"].endswith(CHANGED):
+    if (results["commit"] or CHANGED).endswith(CHANGED):
         raise ValueError(f"{path.name} cannot be a headline: it was measured at {results['commit']}")
     return results
 

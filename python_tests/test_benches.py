@@ -368,7 +368,13 @@ def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     machine = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
     for seed, accuracy in ((0, 70.0), (1, 75.0)):
         row = {"cell": "a", "name": "A method", "ours": accuracy, "seconds": 9.0, "peak_mb": 1.0}
-        run = {"command": "exml-fast demo", "machine": machine, "settings": {"seed": seed}, "rows": [row]}
+        run = {
+            "command": "exml-fast demo",
+            "commit": None,
+            "machine": machine,
+            "settings": {"seed": seed},
+            "rows": [row],
+        }
         (tmp_path / f"run{seed}" / "report").mkdir(parents=True)
         (tmp_path / f"run{seed}" / "results.json").write_text(json.dumps(run))
     (tmp_path / "docs").mkdir()
