@@ -30,6 +30,9 @@ def test_a_change_to_less_is_said() -> None:
     assert shortened(load_preset("nayak2021/table1", changes)) == [
         "teacher.steps 1 instead of 14000", "impressions.count 10 instead of 24000",
     ]  # fmt: skip
+    batches = {"teacher.batch_size": 64, "distillation.batch_size": 256, "impressions.batch_size": 10}
+    assert shortened(load_preset("nayak2021/table1", batches)) == ["teacher.batch_size 64 instead of 128"]
+    assert shortened(load_preset("nayak2021/table5-usps-mnist")) == ["adaptation.steps 500 instead of 20000"]
 
 
 def test_other_data_and_other_teachers_stand_beside_no_papers_figures() -> None:

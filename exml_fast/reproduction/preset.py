@@ -22,7 +22,9 @@ __all__ = ["Preset", "changed", "lengths", "names", "read_preset", "shortened", 
 
 Preset = dict[str, Any]
 # Endings of settings that make a run shorter when they are smaller.
-LENGTHS = ("steps", "count", "_images")
+LENGTHS = ("steps", "count", "_images", "batch_size")
+# Images are inverted in batches, but all of them are.
+NO_LENGTHS = ("impressions.batch_size",)
 # Settings with which the paper's figures no longer say anything about the run.
 OTHERS = re.compile(
     r"(teacher|student)(\.expert|\.architecture)?|architecture|arguments(\..+)?|protocols|held_out|methods(\..+\.method)?"
@@ -81,10 +83,14 @@ def changed(preset: Preset, changes: Mapping[str, Any], name: str, *, streams: b
 def shorter(preset: Preset, before: Preset) -> dict[str, int | str]:
     """By dotted key, the lengths of ``before`` that are smaller in ``preset``; see :func:`lengths`.
 
-    The length is "all" if ``before`` does not limit a number of images.
+    Where ``before`` does not have the key, a number of images is "all", and a batch size that of ``Training``.
     """
+    from exml_fast.training.config import Training
+
     usual: dict[str, int | str] = {**lengths(before)}
-    usual |= {key: "all" for key in lengths(preset) if key.endswith("_images") and key not in usual}
+    others = [key for key in lengths(preset) if key not in usual]
+    usual |= {key: "all" for key in others if key.endswith("_images")}
+    usual |= {key: Training().batch_size for key in others if key.endswith("batch_size")}
     return {key: length for key, length in usual.items() if _is_less(_look_up(preset, key), length)}
 
 
@@ -93,7 +99,8 @@ def lengths(preset: Preset) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, value in preset.items():
         if isinstance(value, dict) and name not in NOTES:
-            found |= {f"{name}.{key}": length for key, length in lengths(value).items()}
+            inside = {f"{name}.{key}": length for key, length in lengths(value).items()}
+            found |= {key: length for key, length in inside.items() if key not in NO_LENGTHS}
         elif isinstance(value, int) and not isinstance(value, bool) and name.endswith(LENGTHS):
             found[name] = value
     return found
