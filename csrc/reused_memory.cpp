@@ -3,25 +3,105 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
-#include <algorithm>
+#ifdef __linux__
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <mutex>
-
-#ifdef __GLIBC__
-#include <malloc.h>
-#include <pthread.h>
+#include <set>
+#include <utility>
 #endif
 
 namespace exml {
 namespace {
 
-#ifdef __GLIBC__
+#ifdef __linux__
 
-// Smaller blocks are left to glibc.
+// Smaller blocks are left to the C library.
 constexpr size_t kLeast = 64 << 10;
-// A block is reused for tensors of at least this share of its size.
-constexpr double kShare = 0.8;
+// Pieces begin at pages, so that a free piece can be given back to the system.
+constexpr size_t kPage = 4096;
+
+// A range of addresses as large as the machine's memory. The system provides memory only where a piece has been used.
+// A piece is cut from the smallest free piece that holds it, and is joined with its free neighbours when it is freed.
+class Region {
+ public:
+  // False if the system does not reserve such a range.
+  bool reserve() {
+    if (end_ != 0) return true;
+    const size_t size = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    void* start = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) return false;
+    madvise(start, size, MADV_HUGEPAGE);
+    start_ = reinterpret_cast<uintptr_t>(start);
+    end_ = start_ + size;
+    add(start_, size);
+    return true;
+  }
+
+  bool holds(const void* data) const {
+    const auto at = reinterpret_cast<uintptr_t>(data);
+    return start_ <= at && at < end_;
+  }
+
+  // Null if no free piece is large enough.
+  void* take(size_t size) {
+    size = (size + kPage - 1) / kPage * kPage;
+    const auto found = by_size_.lower_bound({size, 0});
+    if (found == by_size_.end()) return nullptr;
+    const auto [whole, at] = *found;
+    remove(free_.find(at));
+    if (whole > size) add(at + size, whole - size);
+    used_.emplace(at, size);
+    return reinterpret_cast<void*>(at);
+  }
+
+  void give_back(void* data) {
+    const auto found = used_.find(reinterpret_cast<uintptr_t>(data));
+    auto at = found->first;
+    auto size = found->second;
+    used_.erase(found);
+    if (const auto next = free_.find(at + size); next != free_.end()) {
+      size += next->second;
+      remove(next);
+    }
+    if (const auto next = free_.lower_bound(at); next != free_.begin()) {
+      const auto before = std::prev(next);
+      if (before->first + before->second == at) {
+        at = before->first;
+        size += before->second;
+        remove(before);
+      }
+    }
+    add(at, size);
+  }
+
+  // Gives the memory of the free pieces back to the system.
+  void shrink() {
+    for (const auto& [at, size] : free_) madvise(reinterpret_cast<void*>(at), size, MADV_DONTNEED);
+  }
+
+ private:
+  using Pieces = std::map<uintptr_t, size_t>;
+
+  void add(uintptr_t at, size_t size) {
+    free_.emplace(at, size);
+    by_size_.emplace(size, at);
+  }
+
+  void remove(Pieces::iterator piece) {
+    by_size_.erase({piece->second, piece->first});
+    free_.erase(piece);
+  }
+
+  uintptr_t start_ = 0, end_ = 0;
+  Pieces free_, used_;
+  std::set<std::pair<size_t, uintptr_t>> by_size_;  // the free pieces
+};
 
 class ReusedMemory final : public c10::Allocator {
  public:
@@ -31,8 +111,13 @@ class ReusedMemory final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t size) override {
-    void* p = size < kLeast ? c10::alloc_cpu(size) : take(size);
-    return {p, p, &give_back, c10::Device(c10::DeviceType::CPU)};
+    void* data = nullptr;
+    if (size >= kLeast) {
+      const std::lock_guard lock(mutex_);
+      data = region_.take(size);
+    }
+    if (data == nullptr) data = c10::alloc_cpu(size);
+    return {data, data, &give_back, c10::Device(c10::DeviceType::CPU)};
   }
 
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
@@ -41,7 +126,7 @@ class ReusedMemory final : public c10::Allocator {
 
   void begin() {
     const std::lock_guard lock(mutex_);
-    if (users_++ > 0 || c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator()) return;
+    if (users_++ > 0 || c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator() || !region_.reserve()) return;
     c10::SetCPUAllocator(this);
   }
 
@@ -49,16 +134,10 @@ class ReusedMemory final : public c10::Allocator {
     const std::lock_guard lock(mutex_);
     if (--users_ > 0) return;
     if (c10::GetCPUAllocator() == this) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
-    keep_at_most(0);
-    used_ = most_used_ = 0;
+    region_.shrink();
   }
 
  private:
-  struct Block {
-    void* data;
-    uint64_t freed_at;
-  };
-
   ReusedMemory() {
     // A child process has one thread, and has not called begin().
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
@@ -70,71 +149,30 @@ class ReusedMemory final : public c10::Allocator {
                    });
   }
 
-  void* take(size_t size) {
-    {
-      const std::lock_guard lock(mutex_);
-      const auto found = free_.lower_bound(size);
-      if (found != free_.end() && static_cast<double>(size) >= kShare * static_cast<double>(found->first)) {
-        void* data = found->second.data;
-        count(found->first);
-        kept_ -= found->first;
-        free_.erase(found);
-        return data;
-      }
-    }
-    void* data = c10::alloc_cpu(size);
-    const std::lock_guard lock(mutex_);
-    count(malloc_usable_size(data));
-    return data;
-  }
-
-  // Any block of alloc_cpu, also one that was taken before begin().
+  // Any block of this allocator or of alloc_cpu.
   static void give_back(void* data) {
     auto& self = instance();
-    const size_t size = data == nullptr ? 0 : malloc_usable_size(data);
-    if (size >= kLeast) {
+    {
       const std::lock_guard lock(self.mutex_);
-      if (self.users_ > 0) {
-        self.used_ -= std::min(self.used_, size);
-        self.kept_ += size;
-        self.free_.emplace(size, Block{data, ++self.time_});
-        self.keep_at_most(self.most_used_);
+      if (self.region_.holds(data)) {
+        self.region_.give_back(data);
+        if (self.users_ == 0) self.region_.shrink();
         return;
       }
     }
     c10::free_cpu(data);
   }
 
-  void count(size_t size) {
-    used_ += size;
-    most_used_ = std::max(most_used_, used_);
-  }
-
-  // Gives the blocks that have been free for the longest time back to the system.
-  void keep_at_most(size_t bytes) {
-    while (kept_ > bytes) {
-      const auto oldest = std::min_element(free_.begin(), free_.end(), [](const auto& a, const auto& b) {
-        return a.second.freed_at < b.second.freed_at;
-      });
-      kept_ -= oldest->first;
-      c10::free_cpu(oldest->second.data);
-      free_.erase(oldest);
-    }
-  }
-
   std::mutex mutex_;
   int users_ = 0;
-  uint64_t time_ = 0;
-  // Bytes of the blocks in use that were taken here, their maximum, and bytes of the free ones.
-  size_t used_ = 0, most_used_ = 0, kept_ = 0;
-  std::multimap<size_t, Block> free_;  // by usable size
+  Region region_;
 };
 
 #endif
 
 }  // namespace
 
-#ifdef __GLIBC__
+#ifdef __linux__
 void begin_reused_memory() { ReusedMemory::instance().begin(); }
 void end_reused_memory() { ReusedMemory::instance().end(); }
 #else
