@@ -3,17 +3,23 @@
     python benches/inversion.py            # all teachers on the CPU: benches/results/inversion-cpu.json
     python benches/inversion.py --quick    # the two smallest teachers, within two minutes; compiles only LeNet's step
 
+A teacher's rows are written when it is finished. The same command at the same commit continues with the next teacher.
+
 - reference: the published style. A hook on every BatchNorm computes the mean, the variance of a transposed copy, and
   two norms. Weights have gradients, and every step calls `.item()`. float32; on CUDA float16 autocast without loss
   scaling.
 - alternative: torch.compile of the same loss, with a frozen teacher in channels_last and statistics by
-  `torch.var_mean`; the faster one of float32 and bfloat16.
+  `torch.var_mean`, under the fastest of several options (OPTIONS below), which are tried first.
 - engine: `exml_fast.inversion.Synthesizer`, through its public interface.
-- floor: only forward and input gradient of the frozen teacher, with BatchNorm folded into the convolutions, in
-  channels_last. On a CPU it reuses memory as the engine does.
+- bare: only forward and input gradient of the frozen teacher in eager PyTorch, with BatchNorm folded into the
+  convolutions, in channels_last, in the faster dtype.
+
+On a CPU every contender runs in the engine's reused memory (csrc/reused_memory.h), after one step that fills it. Some
+rounds are repeated with the C library's allocation, also for the engine (the columns `plain_ms`).
 
 Reference, alternative and engine compute the same loss of the same images: cross-entropy, total variation, l2 norm and
-BatchNorm statistics of shifted and flipped images. Adam and the clip follow (python_tests/test_benches.py).
+BatchNorm statistics of shifted and flipped images. Adam and the clip follow (python_tests/test_benches.py,
+test_benches_inversion.py).
 """
 
 from __future__ import annotations
@@ -24,16 +30,18 @@ import importlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch._inductor.config as inductor
 import torch.nn.functional as F
 import torchvision
-from measure import RESULTS, Timing, milliseconds, peak_rss_mb, rotating, write_results
+from measure import RESULTS, Timing, milliseconds, peak_rss_mb, rotating, rows_of_this_commit, write_results
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -228,13 +236,34 @@ class Published:
         return loss.item()
 
 
-class Compiled:
-    """A step by torch.compile: the loss is one compiled function; augmentation and update are eager."""
+@dataclass(frozen=True)
+class Option:
+    """How torch.compile is used."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, backend: str = "inductor") -> None:
-        self.problem, self.draws, self.dtype = problem, problem.draws(), dtype
+    dtype: str
+    """ "float32", "bfloat16" (cast weights; BatchNorms stay in float32), or "autocast" (to bfloat16)."""
+    mode: str = "default"
+    """ "default", "max-autotune", or "frozen": max-autotune with inductor's freezing, which stores the weights as
+    constants and packs them. Inductor freezes only functions that run without gradients, so the gradient of the images
+    is then taken inside of the compiled function, by torch.func."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, {self.mode}"
+
+
+# The modes are tried in the fastest dtype.
+OPTIONS = [Option(dtype) for dtype in ("float32", "bfloat16", "autocast")]
+MODES = {"cpu": ("max-autotune", "frozen"), "cuda": ("max-autotune",)}
+
+
+class Compiled:
+    """A step by torch.compile: loss and gradient are compiled; augmentation and update are eager."""
+
+    def __init__(self, problem: Problem, option: Option, backend: str = "inductor") -> None:
+        self.problem, self.draws, self.option = problem, problem.draws(), option
+        self.dtype = torch.bfloat16 if option.dtype == "bfloat16" else torch.float32
         self.model = copy.deepcopy(problem.model).requires_grad_(False)
-        self.model.to(dtype=dtype, memory_format=torch.channels_last)
+        self.model.to(dtype=self.dtype, memory_format=torch.channels_last)
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
         for (_, layer), (_, original) in zip(bn_layers(self.model), bn_layers(problem.model), strict=True):
             layer.float()
@@ -244,8 +273,12 @@ class Compiled:
         settings = problem.recipe.optimisation
         self.optimizer = torch.optim.Adam([self.x], settings.lr, settings.adam_betas, fused=True)
         self.low, self.high = problem.spec.bounds(problem.device)
-        mode = "max-autotune" if problem.device == "cuda" and backend == "inductor" else None
-        self.loss = torch.compile(self._loss, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
+        if option.mode == "max-autotune" and backend == "inductor":
+            options["mode"] = "max-autotune" if problem.device == "cuda" else "max-autotune-no-cudagraphs"
+        frozen = option.mode == "frozen"
+        self.compiled = torch.compile(self._loss_and_gradient if frozen else self._loss, **options)
+        self.gradient = self._frozen if frozen else self._backward
 
     def _record(self, layer: Any, args: tuple[Tensor, ...]) -> None:
         self.calls.append((args[0], layer.running_mean, layer.running_var))
@@ -254,7 +287,8 @@ class Compiled:
         recipe = self.problem.recipe
         norm = torch.linalg.vector_norm
         self.calls.clear()
-        logits = self.model(x.to(dtype=self.dtype, memory_format=torch.channels_last))
+        with torch.autocast(self.problem.device, torch.bfloat16, enabled=self.option.dtype == "autocast"):
+            logits = self.model(x.to(dtype=self.dtype, memory_format=torch.channels_last))
         loss = recipe.classification.ce * F.cross_entropy(logits.float(), self.problem.labels)
         loss = loss + recipe.priors.l2 * norm(x)
         for d in differences(x):
@@ -265,15 +299,29 @@ class Compiled:
         self.calls.clear()
         return loss
 
+    def _loss_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, loss = torch.func.grad_and_value(self._loss)(x)
+        return loss, gradient
+
+    def _backward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.compiled(x)
+        (gradient,) = torch.autograd.grad(loss, x)
+        return loss.detach(), gradient
+
+    def _frozen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with inductor.patch(freezing=True, max_autotune=True), torch.no_grad():
+            return self.compiled(x.detach())
+
     def rest(self) -> None:
         self.optimizer.zero_grad()
 
     def step(self) -> Tensor:
-        loss = self.loss(augmented(self.x, next(self.draws)))
-        (self.x.grad,) = torch.autograd.grad(loss, self.x)
+        x = augmented(self.x, next(self.draws))
+        loss, gradient = self.gradient(x)
+        (self.x.grad,) = torch.autograd.grad(x, self.x, gradient)
         self.optimizer.step()
         torch.clamp(self.x.data, self.low, self.high, out=self.x.data)
-        return loss.detach()
+        return loss
 
 
 class Engine:
@@ -287,18 +335,17 @@ class Engine:
         self.first_block = 0.0
 
     def run(self) -> float:
-        """Milliseconds of a step in the second block."""
+        """Milliseconds of a step in the second block. The Synthesizer reuses memory by itself."""
         stamps = [time.perf_counter()]
         self.synthesizer.run(self.labels, progress=lambda *_: stamps.append(time.perf_counter()))
         self.first_block = stamps[1] - stamps[0]
         return (stamps[2] - stamps[1]) * 1e3 / self.block
 
 
-class Floor:
+class Bare:
     """Only forward and input gradient of the folded teacher; on a GPU as one CUDA graph."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, block: int) -> None:
-        self.device, self.block = problem.device, block
+    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
         self.model = folded(problem.model, problem.start).to(dtype=dtype, memory_format=torch.channels_last)
         self.x = problem.start.to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
         with torch.no_grad():
@@ -318,11 +365,8 @@ class Floor:
     def _step(self) -> None:
         torch.autograd.grad(self.model(self.x), self.x, self.gradient)
 
-    def run(self) -> float:
-        """Milliseconds of a step in a block, after one step that allocates the memory."""
-        with reused_memory():
-            self.step()
-            return milliseconds(lambda: [self.step() for _ in range(self.block)], self.device) / self.block
+    def rest(self) -> None:
+        pass
 
 
 def folded(model: Any, example: Tensor) -> nn.Module:
@@ -386,22 +430,31 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begun
 
 
-class Race:
-    """The contenders of one teacher: "reference", and for each dtype "alternative …", "floor …" and "engine …"."""
+@contextmanager
+def plain_memory() -> Iterator[None]:
+    """The C library's allocation for every contender: nothing enters the reused memory."""
+    with (
+        patch(f"{__name__}.reused_memory", nullcontext),
+        patch("exml_fast.inversion.synthesizer.reused_memory", nullcontext),
+    ):
+        yield
 
-    def __init__(self, problem: Problem, block: int, alternatives: list[str], precisions: list[str]) -> None:
+
+class Race:
+    """The contenders of one teacher: "reference", "alternative", "bare", and for each precision "engine …"."""
+
+    def __init__(self, problem: Problem, block: int, option: Option | None, precisions: list[str], bare: str) -> None:
         self.problem, self.block = problem, block
         self.contenders: dict[str, Any] = {}
         self.setup_s: dict[str, float] = {}
         self.cuda_peaks: dict[str, float] = {}
         self._add("reference", partial(Published, problem))
-        for name in alternatives:
+        if option is not None:
             torch._dynamo.reset()
-            self._add(f"alternative {name}", partial(Compiled, problem, DTYPES[name]))
+            self._add("alternative", partial(Compiled, problem, option))
         for name in precisions:
             self._add(f"engine {name}", partial(Engine, problem, name, block))
-        for name in DTYPES if "auto" in precisions else precisions:
-            self._add(f"floor {name}", partial(Floor, problem, DTYPES[name], block))
+        self._add("bare", partial(Bare, problem, DTYPES[bare]))
 
     def _add(self, name: str, make: Callable[[], Any]) -> None:
         """Create and warm up a contender. Its set-up time is all time before a steady step, including compilation."""
@@ -425,29 +478,46 @@ class Race:
         print(f"  {name}: set up in {self.setup_s[name]:.2f} s", flush=True)
 
     def times(self, rounds: int) -> dict[str, Timing]:
-        def block_of(contender: Any) -> float:
-            steps = lambda: [contender.step() for _ in range(self.block)]  # noqa: E731
-            return milliseconds(steps, self.problem.device) / self.block
+        """Milliseconds of a step of each contender, and of "plain …" with the C library's allocation.
 
-        measures = {n: getattr(c, "run", partial(block_of, c)) for n, c in self.contenders.items()}
-        return rotating(measures, rounds)
+        Each third round has the latter, and the reference, whose step takes longest.
+        """
+        names = list(self.contenders)
+        measures = {name: partial(self._milliseconds, name) for name in names}
+        seldom = ["reference"]
+        if self.problem.device == "cpu":
+            measures |= {f"plain {name}": partial(self._plain_milliseconds, name) for name in names}
+            seldom += [f"plain {name}" for name in names]
+        return rotating(measures, rounds, seldom)
+
+    def _milliseconds(self, name: str) -> float:
+        """A step in a block of steps, after one step that fills the reused memory."""
+        contender = self.contenders[name]
+        if isinstance(contender, Engine):
+            return contender.run()
+        with reused_memory():
+            contender.step()
+            return milliseconds(lambda: [contender.step() for _ in range(self.block)], self.problem.device) / self.block
+
+    def _plain_milliseconds(self, name: str) -> float:
+        with plain_memory():
+            return self._milliseconds(name)
 
     def peaks(self) -> dict[str, float]:
-        """Peak memory in MiB of a step of each contender.
+        """Peak memory in MiB of a step of each contender, and on a CPU of "plain …".
 
         On a CPU it excludes the memory held between two steps (weights, images, optimiser). On CUDA it includes that
         memory, because a CUDA graph allocates when it is captured and not when it is replayed.
         """
         if self.problem.device == "cuda":
             return self.cuda_peaks
-        peaks = {}
+        found = {}
         for name, contender in self.contenders.items():
-            if isinstance(contender, Engine | Floor):
-                peaks[name] = peak_rss_mb(contender.run)
-            else:
-                contender.rest()
-                peaks[name] = peak_rss_mb(contender.step)
-        return peaks
+            for prefix, measure in (("", self._milliseconds), ("plain ", self._plain_milliseconds)):
+                if not isinstance(contender, Engine):
+                    contender.rest()
+                found[f"{prefix}{name}"] = peak_rss_mb(partial(measure, name))
+        return found
 
 
 def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -> int | None:
@@ -457,37 +527,30 @@ def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -
     return max(0, round((setup - engine_setup) * 1e3 / (engine_ms - ms)))
 
 
+KINDS = ("reference", "alternative", "bare", "engine")
+
+
 def rows_of(
     head: dict[str, Any], race: Race, timings: dict[str, Timing], precisions: list[str]
 ) -> list[dict[str, Any]]:
     """One row for each precision of the engine."""
     peaks = race.peaks()
-
-    def fastest(kind: str) -> str | None:
-        names = [name for name in timings if name.startswith(kind)]
-        return min(names, key=lambda name: timings[name].median) if names else None
-
     rows = []
     for precision in precisions:
-        chosen = {
-            "reference": "reference",
-            "alternative": fastest("alternative"),
-            "floor": f"floor {precision}" if precision in DTYPES else fastest("floor"),
-            "engine": f"engine {precision}" if f"engine {precision}" in timings else None,
-        }
-        found = {kind: name for kind, name in chosen.items() if name is not None}
+        names = {kind: f"engine {precision}" if kind == "engine" else kind for kind in KINDS}
+        found = {kind: name for kind, name in names.items() if name in timings}
         row = {**head, "dtype": precision}
-        row |= {f"{kind}_ms": round(timings[name].median, 3) if name else None for kind, name in chosen.items()}
-        row |= {f"{kind}_peak_mb": round(peaks[name], 1) if name else None for kind, name in chosen.items()}
+        row |= {
+            f"{kind}_ms": round(timings[name].median, 3) if name in timings else None for kind, name in names.items()
+        }
+        row |= {f"{kind}_peak_mb": round(peaks[name], 1) if name in peaks else None for kind, name in names.items()}
         row["spread"] = {
             kind: [round(timings[name].low, 3), round(timings[name].high, 3)] for kind, name in found.items()
         }
         row["setup_s"] = {kind: round(race.setup_s[name], 3) for kind, name in found.items()}
-        row["alternatives_ms"] = {
-            name.split()[1]: round(timing.median, 3)
-            for name, timing in timings.items()
-            if name.startswith("alternative")
-        }
+        plain = {kind: f"plain {name}" for kind, name in found.items() if f"plain {name}" in timings}
+        row["plain_ms"] = {kind: round(timings[name].median, 3) for kind, name in plain.items()}
+        row["plain_peak_mb"] = {kind: round(peaks[name], 1) for kind, name in plain.items()}
         if engine := found.get("engine"):
             row["catches_up_after_steps"] = {
                 kind: catches_up(race.setup_s[name], timings[name].median, race.setup_s[engine], timings[engine].median)
@@ -498,8 +561,43 @@ def rows_of(
     return rows
 
 
+def tried(make: Callable[[], Any], problem: Problem, steps: int = 3) -> float:
+    """Milliseconds of the fastest of a few steps of a contender, in reused memory, after its set-up."""
+    contender = make()
+    with reused_memory():
+        for _ in range(2):
+            contender.step()
+        return min(milliseconds(contender.step, problem.device) for _ in range(steps))
+
+
+def searched(problem: Problem, known: dict[str, float], found: Callable[[dict[str, float]], None]) -> dict[str, float]:
+    """Milliseconds of a step of torch.compile under each option: dtypes first, then the modes in the fastest dtype.
+
+    Args:
+        problem: the step.
+        known: options that were tried before.
+        found: called with all of them after each option.
+    """
+    times = dict(known)
+
+    def attempt(option: Option) -> None:
+        if str(option) in times:
+            return
+        torch._dynamo.reset()
+        times[str(option)] = round(tried(partial(Compiled, problem, option), problem), 3)
+        print(f"  torch.compile, {option}: {times[str(option)]:.1f} ms", flush=True)
+        found(times)
+
+    for option in OPTIONS:
+        attempt(option)
+    dtype = min(OPTIONS, key=lambda option: times[str(option)]).dtype
+    for mode in MODES[problem.device]:
+        attempt(Option(dtype, mode))
+    return times
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds of a step, and ratios: reference and alternative to the engine, and the engine to the floor."""
+    """Milliseconds of a step, and ratios: reference and alternative to the engine, and the engine to bare."""
 
     def cell(value: float | None, digits: int = 2, unit: str = "") -> str:
         return "–" if value is None else f"{value:.{digits}f}{unit}"
@@ -508,21 +606,30 @@ def table(rows: list[dict[str, Any]]) -> str:
         engine, value = row["engine_ms"], row[f"{other}_ms"]
         if engine is None or value is None:
             return None
-        return engine / value if other == "floor" else value / engine
+        return engine / value if other == "bare" else value / engine
 
-    header = ["teacher", "dtype", "reference", "alternative", "floor", "engine", "over ref.", "over alt.", "of floor"]
-    header += ["peak MiB", "of ref.", "set-up s", "alt. s"]
+    header = [
+        "teacher",
+        "dtype",
+        *KINDS,
+        "over ref.",
+        "over alt.",
+        "of bare",
+        "peak MiB",
+        "of alt.",
+        "set-up s",
+        "alt. s",
+    ]
     lines = [header]
     for row in rows:
-        peak, reference_peak = row["engine_peak_mb"], row["reference_peak_mb"]
         lines.append(
             [
                 f"{row['teacher']} {row['size']}² b{row['batch']}",
                 row["dtype"],
-                *(cell(row[f"{kind}_ms"], 1) for kind in ("reference", "alternative", "floor", "engine")),
-                *(cell(ratio(row, other), 2, "×") for other in ("reference", "alternative", "floor")),
-                cell(peak, 0),
-                cell(None if peak is None else 100 * peak / reference_peak, 0, " %"),
+                *(cell(row[f"{kind}_ms"], 1) for kind in KINDS),
+                *(cell(ratio(row, other), 2, "×") for other in ("reference", "alternative", "bare")),
+                cell(row["engine_peak_mb"], 0),
+                cell(row["alternative_peak_mb"], 0),
                 cell(row["setup_s"].get("engine")),
                 cell(row["setup_s"].get("alternative")),
             ]
@@ -534,7 +641,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, help="default: all")
-    parser.add_argument("--rounds", type=int, help="default: 11, or 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="default: 21, or 3 with --quick")
     parser.add_argument(
         "--quick", action="store_true", help=f"only {' and '.join(QUICK)}; compile only the first, in float32"
     )
@@ -549,37 +656,53 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     names = args.teachers or (QUICK if args.quick else list(TEACHERS))
-    rounds = args.rounds or (3 if args.quick else 11)
+    rounds = args.rounds or (3 if args.quick else 21)
     precisions = (args.precisions or ("bfloat16" if args.device == "cuda" else "float32,bfloat16")).split(",")
     path = args.json or (None if args.quick else RESULTS / f"inversion-{args.device}.json")
     torch.backends.cudnn.benchmark = True
     torch.compiler.config.force_disable_caches = True  # measure the set-up of a first run
 
-    rows: list[dict[str, Any]] = []
+    rows = [] if path is None else rows_of_this_commit(path, args.device)
     for name in names:
         teacher = TEACHERS[name]
+        own = {"teacher": name, "device": args.device, "threads": torch.get_num_threads()}
+        if any(own.items() <= row.items() and row["rounds"] == rounds for row in rows if "rounds" in row):
+            print(f"{name}: measured before at this commit")
+            continue
         print(name, flush=True)
         problem, weights = problem_of(teacher, args.device)
-        alternatives = list(DTYPES)
-        if args.quick:
-            alternatives = ["float32"] if name == QUICK[0] else []
-        if args.no_compile:
-            alternatives = []
         block = 20 if args.device == "cuda" else teacher.block
-        race = Race(problem, block, alternatives, precisions)
+        earlier = next((row["options_ms"] for row in rows if own.items() <= row.items() and "options_ms" in row), {})
+        rows = [row for row in rows if not own.items() <= row.items()]
+
+        def write(options: dict[str, float], others: list[dict[str, Any]] = rows, own: dict[str, Any] = own) -> None:
+            if path is not None:
+                write_results(path, [*others, {**own, "options_ms": options}], args.device)
+
+        options, option = dict[str, float](), None
+        if args.quick and name == QUICK[0]:
+            option = OPTIONS[0]
+        elif not (args.no_compile or args.quick):
+            options = searched(problem, earlier, write)
+            option = Option(*min(options, key=lambda found: options[found]).split(", "))
+        bare = {dtype: tried(partial(Bare, problem, DTYPES[dtype]), problem) for dtype in DTYPES}
+        fastest = min(bare, key=lambda dtype: bare[dtype])
+        race = Race(problem, block, option, precisions, fastest)
         head = {
-            "teacher": name,
+            **own,
             "weights": weights,
             "size": teacher.size,
             "batch": len(problem.labels),
-            "device": args.device,
             "rounds": rounds,
             "steps_per_round": block,
+            "alternative": None if option is None else str(option),
+            "alternatives_ms": options,
+            "bare": fastest,
         }
         rows += rows_of(head, race, race.times(rounds), precisions)
         if path is not None:
             write_results(path, rows, args.device)
-    print(table(rows))
+    print(table([row for row in rows if "engine_ms" in row]))
     if path is not None:
         print(f"written to {path}")
 

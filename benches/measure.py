@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from exml_fast.reproduction.provenance import command_line, provenance
-from exml_fast.storage import save_json
+from exml_fast.storage import load_json, save_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,17 +58,25 @@ def interleaved(
     return rotating({name: partial(milliseconds, call, device) for name, call in contenders.items()}, rounds)
 
 
-def rotating(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """As :func:`interleaved`, for contenders that need no warm-up and return their own milliseconds."""
+def rotating(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, seldom: Collection[str] = ()
+) -> dict[str, Timing]:
+    """As :func:`interleaved`, for contenders that need no warm-up and return their own milliseconds.
+
+    Those in ``seldom`` take part in every third round.
+    """
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(contenders[name]())
-    if rounds == 1:
-        return {name: Timing(values[0], values[0], values[0]) for name, values in times.items()}
-    quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
-    return {name: Timing(statistics.median(times[name]), q[0], q[2]) for name, q in quartiles.items()}
+            if i % 3 == 0 or name not in seldom:
+                times[name].append(contenders[name]())
+    return {name: timing_of(values) for name, values in times.items()}
+
+
+def timing_of(values: Sequence[float]) -> Timing:
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    return Timing(statistics.median(values), quartiles[0], quartiles[2])
 
 
 def peak_mb(call: Callable[[], Any], device: str = "cpu") -> float:
@@ -126,6 +134,13 @@ def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -
     """Write rows, with the command, the commit, the date and the machine."""
     command = os.environ.get("EXML_BENCH_COMMAND") or command_line(Path(sys.argv[0]).name, names_only=True)
     save_json(path, {**provenance(device, command), "rows": rows})
+
+
+def rows_of_this_commit(path: Path, device: str = "cpu") -> list[dict[str, Any]]:
+    """Rows that a run which was interrupted has written at the commit of now, a tree without changes."""
+    found = load_json(path) if path.exists() else {"commit": None}
+    commit = provenance(device)["commit"]
+    return found["rows"] if found["commit"] == commit and not commit.endswith("+changes") else []
 
 
 def as_row(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,10 @@
-"""A lower bound for the time of one step of inversion on this machine, next to the measured time.
+"""Lower bounds for the time of one step of inversion on this machine, next to the measured time.
 
     python benches/roofline.py                    # compares with benches/results/inversion-cpu.json, if it exists
     python benches/roofline.py --device cuda
+
+*convolutions* is measured: forward and input gradient of every convolution of the engine's copy alone, each by the
+fastest algorithm that the engine knows. *ideal* is computed:
 
 The time of a layer is the larger of two times: to compute (its FLOPs at the rate of a large matrix product) and to move
 data (its bytes at the bandwidth of a large copy). The bound is the sum over the layers:
@@ -12,7 +15,7 @@ data (its bytes at the bandwidth of a large copy). The bound is the sum over the
 - other modules (pooling): read and write once in each direction.
 - images: shift and flip with their adjoint, the prior forward and backward, Adam and the clip, in float32.
 
-The engine may be faster than this bound in two cases: activations that stay in the cache move faster, and on a CPU
+The engine may be faster than *ideal* in two cases: activations that stay in the cache move faster, and on a CPU
 Winograd's algorithm needs only a quarter of the multiplications of a 3x3 convolution.
 """
 
@@ -25,10 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inversion import DTYPES, TEACHERS
+from inversion import DTYPES, TEACHERS, calibrate
 from measure import RESULTS, milliseconds, write_results
 from torch import Tensor, nn
 
+from exml_fast._native import reused_memory
+from exml_fast.data import InputSpec
+from exml_fast.engine import FrozenTeacher
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.storage import load_json
 
@@ -129,6 +136,29 @@ def ideal(layers: list[Cost], images: int, machine: Machine, dtype: str) -> dict
     }
 
 
+def convolutions_ms(model: nn.Module, spec: InputSpec, images: Tensor, precision: str) -> float:
+    """Milliseconds of all convolutions of the engine's copy, forward and input gradient, each measured alone."""
+    device = images.device.type
+    teacher = FrozenTeacher(model, spec, precision=precision, batch_size=len(images))
+    calls: list[tuple[nn.Module, Tensor]] = []
+    for module in teacher.model.modules():
+        if isinstance(module, FrozenConv2d):
+            module.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0].detach())))
+    with torch.no_grad():
+        teacher(images)
+    total = 0.0
+    with reused_memory():
+        for layer, x in list(calls):
+            x = x.requires_grad_()
+            gradient = torch.randn_like(layer(x))
+
+            def call(layer: nn.Module = layer, x: Tensor = x, gradient: Tensor = gradient) -> None:
+                torch.autograd.grad(layer(x), x, gradient)
+
+            total += 1e3 * best(call, device, 5)
+    return total
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
@@ -141,7 +171,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     path = args.measured or RESULTS / f"inversion-{args.device}.json"
     results = load_json(path)["rows"] if path.exists() else []
-    steps = {(row["teacher"], row["dtype"], row["batch"]): row for row in results}
+    steps = {(row["teacher"], row["dtype"], row["batch"]): row for row in results if "engine_ms" in row}
 
     machine = measured(args.device)
     rates = ", ".join(f"{value / 1e9:.0f} GFLOP/s {name}" for name, value in machine.flops_per_s.items())
@@ -150,21 +180,27 @@ def main() -> None:
     for name in args.teachers:
         teacher = TEACHERS[name]
         batch = teacher.cuda_batch if args.device == "cuda" else teacher.batch
-        model, _ = teacher.build()
-        images = torch.randn(batch, *teacher.spec.shape, device="meta")
-        layers = costs(model.eval().to("meta"), images)
+        torch.manual_seed(0)
+        model, weights = teacher.build()
+        if weights.startswith("random"):
+            calibrate(model, teacher)
+        model.eval().to(args.device)
+        images = torch.randn(batch, *teacher.spec.shape, device=args.device)
+        layers = costs(model, images)
         for dtype in DTYPES:
             row: dict[str, Any] = {"teacher": name, "batch": batch, "device": args.device, "dtype": dtype}
             row |= {key: round(value, 3) for key, value in ideal(layers, images.numel(), machine, dtype).items()}
             step = steps.get((name, dtype, batch), {})
-            row |= {key: step.get(key) for key in ("floor_ms", "engine_ms")}
+            row["convolutions_ms"] = round(convolutions_ms(model, teacher.spec, images, dtype), 3)
+            row |= {key: step.get(key) for key in ("bare_ms", "engine_ms")}
             rows.append(row)
-    header = ["teacher", "dtype", "GFLOP", "MB", "compute ms", "memory ms", "ideal ms", "floor ms", "engine ms"]
-    header.append("ideal/engine")
+    header = ["teacher", "dtype", "GFLOP", "MB", "compute ms", "memory ms", "ideal ms", "convolutions ms", "bare ms"]
+    header += ["engine ms", "ideal/engine"]
     lines = [header]
     for row in rows:
         engine = row["engine_ms"]
-        numbers = [row[key] for key in ("gflop", "mb", "compute_ms", "memory_ms", "ideal_ms", "floor_ms", "engine_ms")]
+        keys = ("gflop", "mb", "compute_ms", "memory_ms", "ideal_ms", "convolutions_ms", "bare_ms", "engine_ms")
+        numbers = [row[key] for key in keys]
         share = "–" if engine is None else f"{row['ideal_ms'] / engine:.0%}"
         cells = ["–" if value is None else f"{value:.1f}" for value in numbers]
         lines.append([f"{row['teacher']} b{row['batch']}", row["dtype"], *cells, share])
