@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -29,6 +30,8 @@ from exml_fast.storage import atomic_path, load_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benches" / "results"
+CHANGED = "+changes"
+"""Ends the commit of results that were measured in a tree with changes."""
 
 
 NETWORKS = {
@@ -41,30 +44,45 @@ NETWORKS = {
 YIN_TEACHERS = {"vgg11_bn_cifar": 92.34, "resnet34_cifar": 95.42}
 PAIRS = ("vgg11_bn-vgg11_bn", "vgg11_bn-resnet18", "resnet34-resnet18")
 
-# Rows of the README's table: description, file and cell of our figure, the paper's figure (a cell of the same file, or
-# the best method without real images of a data set and scenario of Carta 2022), and the page with details.
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the table of headlines."""
+
+    what: str
+    file: str
+    cell: str
+    """Of our figure."""
+    published: str | None
+    """The paper's figure: a cell of the same file, or the best method of Carta 2022 in a scenario, as "mnist/NC"."""
+    teacher: str
+    """Cell of the teacher's accuracy, or of the experts' ensemble."""
+    page: str
+    known: str = "–"
+    """What was known of the domain, besides the networks."""
+    tested: bool = False
+    """Whether settings were chosen with these test images, too."""
+    chosen: int = 1
+    """Number of seeds that took part in a choice: the first of each file. They are left out."""
+
+
 HEADLINES = [
-    ("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "transfer"),
-    ("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "transfer"),
-    ("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "transfer"),
-    ("MNIST network adapted to unlabelled USPS images", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
-     "transfer"),
-    ("USPS network adapted to unlabelled MNIST images", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
-     "transfer"),
-    ("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
-     "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "transfer"),
-    ("one expert of ten classes, MNIST", "carta2022-table2-mnist-joint", "MNIST/Joint/Model Inversion ED",
-     "mnist/Joint", "ex_model"),
-    ("five experts of two classes each, MNIST", "calibrated-mnist-nc", "MNIST/NC/Pen Strokes ED", "mnist/NC",
-     "ex_model"),
-    ("the same, experts with BatchNorm", "calibrated-mnist-nc-bn-inverted", "MNIST/NC/Inverted Strokes ED", None,
-     "ex_model"),
-    ("one expert of ten classes, CIFAR-10", "calibrated-cifar10-joint", "CIFAR-10/Joint/Model Inversion ED",
-     "cifar10/Joint", "ex_model"),
-    ("five experts of two classes each, CIFAR-10", "calibrated-cifar10-nc", "CIFAR-10/NC/Model Inversion ED",
-     "cifar10/NC", "ex_model"),
-    ("the same, task-incremental", "calibrated-cifar10-mt-joint", "CIFAR-10/MT/Model Inversion ED", "cifar10/MT",
-     "ex_model"),
+    Headline("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "Teacher-CE", "transfer"),
+    Headline("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "Teacher-CE", "transfer",
+             "natural spectrum"),
+    Headline("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "Teacher-CE", "transfer",
+             "natural spectrum", tested=True),
+    Headline("MNIST network adapted to USPS", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
+             "Baseline/Avg", "transfer", "unlabelled USPS images", tested=True),
+    Headline("USPS network adapted to MNIST", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
+             "Baseline/Avg", "transfer", "unlabelled MNIST images", tested=True),
+    Headline("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
+             "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "robust Teacher/pgd A_adv",
+             "transfer"),
+    Headline("five experts of two classes each, MNIST", "calibrated-mnist-nc-inverted", "MNIST/NC/Inverted Strokes ED",
+             "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model", "pen drawings", tested=True),
+    Headline("the same, experts with BatchNorm", "calibrated-mnist-nc-bn-inverted", "MNIST/NC/Inverted Strokes ED",
+             None, "MNIST/NC/Ensemble Avg.", "ex_model", "pen drawings", tested=True),
 ]  # fmt: skip
 # What each op computes, and where it comes from.
 OPS = {
@@ -94,14 +112,14 @@ def distillation_steps(settings: dict[str, Any]) -> int:
     return int(found["steps"] if "steps" in found else found["iterations"])
 
 
-# Rows of the README.
+# Rows of the README, and a name that needs no row before it.
 FULL_NAME = "five experts of two classes each, with BatchNorm, MNIST"
 FIVE = (
     "LeNet-5 → half a LeNet-5, MNIST",
     "AlexNet → half an AlexNet, CIFAR-10",
-    "USPS network adapted to unlabelled MNIST images",
+    "USPS network adapted to MNIST",
+    "five experts of two classes each, MNIST",
     "the same, experts with BatchNorm",
-    "five experts of two classes each, CIFAR-10",
 )
 
 
@@ -113,7 +131,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def source(path: Path, results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    return f"`{results['command']}` on {where}, torch {machine['torch']} ([{path.name}](benches/results/{path.name}))."
+    commit = results["commit"].replace(CHANGED, ", with changes")
+    return (
+        f"`{results['command']}` at commit {commit} on {where}, torch {machine['torch']} "
+        f"([{path.name}](benches/results/{path.name}))."
+    )
+
+
+def clean(path: Path) -> dict[str, Any]:
+    """Results for a headline; ValueError if the tree had changes when they were measured."""
+    results = load_json(path)
+    if results["commit"].endswith(CHANGED):
+        raise ValueError(f"{path.name} cannot be a headline: it was measured at {results['commit']}")
+    return results
 
 
 def number(value: float | None, digits: int = 1, unit: str = "") -> str:
@@ -125,36 +155,47 @@ def reached(row: dict[str, Any], digits: int = 1) -> str:
     return number(row["ours"], digits) + ("" if row["std"] is None else f" ± {row['std']:.{digits}f}")
 
 
-def best_of_carta(scenario: str) -> float:
-    """Of the methods of Carta 2022 without real images in a scenario, as "mnist/NC"."""
+def best_of_carta(scenario: str) -> tuple[str, float]:
+    """Name and accuracy of the best method of Carta 2022 without the experts' data in a scenario, as "mnist/NC"."""
     data, _, short = scenario.partition("/")
     found = published(data, next(name for name, shown in SCENARIOS.items() if shown == short))
     assert found is not None
-    return max(value for method, value in found.paper.items() if method.startswith(("Model", "Data")))
+    methods = {name: value for name, value in found.paper.items() if name.startswith(("Model", "Data", "Auxiliary"))}
+    best = max(methods, key=lambda name: methods[name])
+    return best, methods[best]
+
+
+def headline(row: Headline, folder: Path) -> list[str]:
+    """Our figure, of the seeds that took part in no choice, beside the paper's."""
+    found = {cell["cell"]: cell for cell in clean(folder / f"{row.file}.json")["rows"]}
+    ours, teacher = found[row.cell], found[row.teacher]
+    values = ours["values"][row.chosen :]
+    if len(values) < 2:
+        raise ValueError(f"{row.what} cannot be a headline: {len(values)} of its seeds took part in no choice")
+    paper = None
+    if row.published is not None:
+        paper = found[row.published]["paper"] if row.published in found else best_of_carta(row.published)[1]
+    signs = " †" * ours["reduced"] + " ‡" * row.tested
+    accuracies = f"{number(teacher['paper'] if row.published else None)} / {number(teacher['ours'])}"
+    mean = f"**{statistics.mean(values):.1f}** ± {statistics.stdev(values):.1f}{signs}"
+    return [row.what, row.known, number(paper), mean, str(len(values)), accuracies, f"[{row.page}]({row.page}.md)"]
 
 
 def headlines(folder: Path) -> str:
     """Our figures beside the published ones; all of :data:`HEADLINES`."""
-    rows, ensembles = [], []
-    for what, file, cell, theirs, page in HEADLINES:
-        found = {row["cell"]: row for row in load_json(folder / f"{file}.json")["rows"]}
-        row = found[cell]
-        paper = None
-        if theirs is not None:
-            paper = found[theirs]["paper"] if theirs in found else best_of_carta(theirs)
-        ensembles += [row["ours"] for cell, row in found.items() if cell.endswith("/NC/Ensemble Avg.")]
-        mean, *spread = reached(row).partition(" ")
-        ours = f"**{mean}**{''.join(spread)}" + (" †" if row["reduced"] else "")
-        rows.append([what, number(paper), ours, str(row["seeds"]), f"[{page}]({page}.md)"])
-    header = ["trained without the teachers' data: accuracy in %", "published", "ours", "seeds", "page"]
-    kept = ", ".join(number(share) for share in ensembles)
+    header = ["trained without the teachers' data: accuracy in %", "known of the domain", "published ᵃ", "ours"]
+    header += ["seeds ᵇ", "teacher, published / ours ᶜ", "page"]
     notes = (
-        "† The run was shorter than published, or than our preset. Some rows use a method of ours, and some settings "
-        "were chosen with these test images; the pages say where. Nayak 2021 does not give the bound of the robust "
-        "student. Carta 2022 has no experts with BatchNorm on MNIST. Averaging the outputs of all five experts, where "
-        f"they may be kept, reaches {kept} %, in the order of the rows with five experts."
+        "ᵃ The paper's best figure for the same knowledge, images of other data sets included. Carta 2022 has no "
+        "experts with BatchNorm on MNIST. Nayak 2021 does not give the bound of the robust student.\n"
+        "ᵇ Seed 0 took part in choices of settings and is left out. The pages have all seeds, and rows of one seed.\n"
+        "ᶜ Of the adapted networks: before adaptation. Of five experts: the average of all of their outputs, where "
+        "they may be kept. Where ours is better than the paper's, so may be what is learned from it.\n"
+        "† The run was shorter than published, or than our preset.\n"
+        "‡ Some settings were chosen with these test images, on seed 0 or before; the page says which. Most rows use a "
+        "method of ours."
     )
-    return table(header, rows) + "\n\n" + notes
+    return table(header, [headline(row, folder) for row in HEADLINES]) + "\n\n" + notes
 
 
 def five_headlines(folder: Path) -> str:
@@ -163,7 +204,10 @@ def five_headlines(folder: Path) -> str:
     chosen = [next(line for line in lines if line.startswith(f"| {what} |")) for what in FIVE]
     shown = [line.replace("| the same, experts with BatchNorm |", f"| {FULL_NAME} |") for line in chosen]
     text = "\n".join([*lines[:2], *shown]).replace("](", "](docs/")
-    notes = "† Shorter than published. Settings, seeds and reservations: [results](docs/results.md#all-headlines)."
+    notes = (
+        "† Shorter than published. ‡ Some settings were chosen with these test images. "
+        "All signs, and reservations: [results](docs/results.md#all-headlines)."
+    )
     return f"{text}\n\n{notes}"
 
 
@@ -220,7 +264,7 @@ def calibrated(path: Path) -> str:
     views = max(values.get("random_images", {}).get("views", 1) for values in results["details"].values())
     forms = f", each in {views} views" if views > 1 else ""
     images = f"5000 in the buffer{forms}{inverted}"
-    published = f"the best method of Carta 2022 without real images reaches {best_of_carta('mnist/NC'):.1f} %"
+    published = f"the best method of Carta 2022 without the experts' data reaches {best_of_carta('mnist/NC')[1]:.1f} %"
     note = f"¹¹ Calibrated responses to random images, {images}; {published}. "
     note += "Some settings were chosen with these test digits ([which](lab_notes.md#what-each-part-contributes))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
@@ -234,7 +278,9 @@ def cifar10(path: Path) -> str:
         rows.append([row["cell"].split("/", 1)[1], number(row["paper"]), reached(row)])
         rows[-1].append(number(row["seconds"] / 60, 1, " min"))
         if row["kind"] == "strategy":
-            notes.append(f"{row['cell'].split('/')[1]}: {row['note']}.")
+            scenario = row["cell"].split("/")[1]
+            best, accuracy = best_of_carta(f"cifar10/{scenario}")
+            notes.append(f"{scenario}: {row['note']}. The paper's best method here is {best} ({accuracy:.1f} %).")
     seeds = results["rows"][0]["seeds"]
     scenarios = {row["cell"].split("/")[1] for row in results["rows"]}
     experts = ", one slim ResNet-18 of ten classes" if scenarios == {"Joint"} else ""
@@ -364,7 +410,7 @@ def imagenet(path: Path) -> str:
         [name, number(100 * j["top1"], 0, " %"), number(100 * j["top5"], 0, " %")] for name, j in row["judges"].items()
     ]
     header = [f"{row['images']} images out of EfficientNet-Lite0, 224²: recognised by", "top-1", "top-5"]
-    note = f"{row['images_per_second']:.2f} images a second: {row['note']} (0.23 a second). "
+    note = f"{row['images_per_second']:.2f} images a second: {row['note']}. "
     note += f"At that time the example had {len(row['classes'])} classes."
     if row.get("shown"):
         each, classes = row["images"] // len(row["classes"]), len(row["classes"])
@@ -404,21 +450,36 @@ def over_pytorch(row: dict[str, Any]) -> float | None:
     return next((row["times_faster"][name] for name in names if name in row["times_faster"]), None)
 
 
-def ops(path: Path) -> str:
-    """From the slowest to the fastest case of each op: all shapes, memory formats and dtypes."""
+def over_best(row: dict[str, Any]) -> float | None:
+    """How many times as fast as torch.compile an op was, or as eager PyTorch where compiling gains nothing."""
+    return min(row["times_faster"].values()) if "compiled" in row["times_faster"] else None
 
-    def between(values: list[float | None]) -> str:
-        known = [value for value in values if value is not None]
-        return f"{min(known):.1f} to {max(known):.1f}×" if known else "–"
+
+def case_of(row: dict[str, Any]) -> str:
+    size = " × ".join(map(str, row["shape"])) if "shape" in row else f"{row['layers']} layers"
+    what = [size, *(row[key] for key in ("layer", "activation", "memory_format", "target") if key in row)]
+    dtype = row.get("to", row["dtype"])
+    return ", ".join([*what, *([dtype] if dtype != "float32" else [])])
+
+
+def ops(path: Path) -> str:
+    """Medians over the cases of each op (shapes, memory formats and dtypes), and the worst case."""
+
+    def summary(own: list[dict[str, Any]], over: Callable[[dict[str, Any]], float | None]) -> list[str]:
+        known = {case_of(row): value for row in own if (value := over(row)) is not None}
+        if not known:
+            return ["–", "–"]
+        worst = min(known, key=lambda case: known[case])
+        return [f"{statistics.median(known.values()):.1f}×", f"{known[worst]:.1f}×: {worst}"]
 
     results, rows = load_json(path), []
     for name, (computes, origin) in OPS.items():
         own = [row for row in results["rows"] if row["op"] == name]
-        compiled = [row["times_faster"].get("compiled") for row in own]
-        rows.append([f"`{name}`", computes, origin, between([over_pytorch(row) for row in own]), between(compiled)])
-    header = ["op", "computes", "source", "speed-up over PyTorch", "over torch.compile"]
+        rows.append([f"`{name}`", computes, origin, *summary(own, over_pytorch), *summary(own, over_best)])
+    header = ["op", "computes", "source", "over PyTorch: median", "worst case", "over the best ¹: median", "worst case"]
     lines = table(header, rows).replace("| --- | ---: | ---: |", "| --- | --- | --- |", 1)
-    return lines + "\n\n" + source(path, results)
+    note = "¹ torch.compile, or eager PyTorch where that is faster: there compiling only copies it."
+    return lines + "\n\n" + note + "\n\n" + source(path, results)
 
 
 def all_ops(path: Path) -> str:
@@ -426,14 +487,10 @@ def all_ops(path: Path) -> str:
     rows = []
     for row in results["rows"]:
         others = row["times_faster"]
-        size = " × ".join(map(str, row["shape"])) if "shape" in row else f"{row['layers']} layers"
-        what = [size, *(row[key] for key in ("layer", "activation", "memory_format", "target") if key in row)]
-        dtype = row.get("to", row["dtype"])
-        what += [dtype] if dtype != "float32" else []
         memory = row.get("peak_mb")
         rows.append(
             [
-                f"`{row['op']}` {', '.join(what)}",
+                f"`{row['op']}` {case_of(row)}",
                 number(row["ms"]["exml_fast"]["median"], 2, " ms"),
                 number(over_pytorch(row), 1, "×"),
                 number(others.get("var_mean"), 1, "×"),
@@ -456,49 +513,96 @@ def all_ops(path: Path) -> str:
 def fastest(path: Path) -> str:
     """Each network in its faster dtype; docs/results.md has both."""
     best: dict[str, dict[str, Any]] = {}
-    for row in load_json(path)["rows"]:
+    for row in steps_of(clean(path)):
         other = best.get(row["teacher"])
-        if row["engine_ms"] is not None and (other is None or row["engine_ms"] < other["engine_ms"]):
+        if other is None or row["engine_ms"] < other["engine_ms"]:
             best[row["teacher"]] = row
     return inversion(path, list(best.values()))
 
 
+def steps_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows with a step of the engine; those that say which option of torch.compile was fastest have none.
+
+    Earlier files have the bare network in the dtype of each row, where later ones have it in the faster dtype.
+    """
+    rows = [row for row in results["rows"] if row.get("engine_ms") is not None]
+    for row in rows:
+        if "floor_ms" in row:
+            both = {other["dtype"]: other["floor_ms"] for other in rows if other["teacher"] == row["teacher"]}
+            row["bare"] = min(both, key=lambda dtype: both[dtype])
+            row["bare_ms"] = both[row["bare"]]
+            times = row["alternatives_ms"]
+            row["alternative"] = min(times, key=lambda name: times[name]) if times else None
+    return rows
+
+
+def step_name(row: dict[str, Any]) -> str:
+    return f"{row['teacher']} {row['size']}², batch {row['batch']}, {row['dtype']}"
+
+
 def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
     results = load_json(path)
+    steps = steps_of(results)
+    bounds_path = path.with_name(path.name.replace("inversion", "roofline"))
+    bounds = load_json(bounds_path) if bounds_path.exists() else {"rows": []}
+    ideal = {(row["teacher"], row["batch"], row["dtype"]): row for row in bounds["rows"]}
     rows = []
-    for row in results["rows"] if shown is None else shown:
-        engine, peak = row["engine_ms"], row["engine_peak_mb"]
-        if engine is None:
-            continue
-        faster = [None if row[f"{k}_ms"] is None else row[f"{k}_ms"] / engine for k in ("reference", "alternative")]
-        setup = row["setup_s"]
+    for row in steps if shown is None else shown:
+        engine, setup = row["engine_ms"], row["setup_s"]
+        low, high = row["spread"]["engine"]
+        faster = {
+            kind: None if row[f"{kind}_ms"] is None else row[f"{kind}_ms"] / engine
+            for kind in ("reference", "alternative")
+        }
+        bound = ideal.get((row["teacher"], row["batch"], row["dtype"]), {})
         rows.append(
             [
-                f"{row['teacher']} {row['size']}², batch {row['batch']}, {row['dtype']}",
-                number(engine, 1, " ms"),
-                *(number(value, 2, "×") for value in faster),
-                number(engine / row["floor_ms"], 2, "×"),
-                f"{peak:.0f} / {row['reference_peak_mb']:.0f} MB",
+                step_name(row),
+                f"{engine:.1f} ms ({low:.1f} to {high:.1f})",
+                number(faster["reference"], 2, "×"),
+                number(faster["alternative"], 2, "×") + (f" ({row['alternative']})" if row["alternative"] else ""),
+                f"{engine / row['bare_ms']:.2f}× ({row['bare']})",
+                f"{number(bound.get('ideal_ms'))} / {number(bound.get('convolutions_ms'))} ms",
+                " / ".join(number(row[f"{kind}_peak_mb"], 0) for kind in ("engine", "alternative", "reference"))
+                + " MB",
                 f"{number(setup['engine'], 1)} / {number(setup.get('alternative'), 0)} s",
             ]
         )
-    header = [
-        "one step",
-        "time",
-        "speed-up over published ⁴",
-        "over torch.compile ⁵",
-        "time / floor ⁶",
-        "peak memory ⁷",
-    ]
+    header = ["one step", "time (quartiles)", "over published ⁴", "over torch.compile ⁵", "time / bare network ⁶"]
+    header += ["bounds ⁷", "peak memory ⁸", "set-up ⁹"]
+    same = all("plain_ms" in row for row in steps)
+    reuse = "All contenders run in the engine's reused memory" if same else (
+        "Ours and the bare network run in the engine's reused memory, the other two with the C library's allocation"
+    )  # fmt: skip
+    sources = [source(path, results)] + ([source(bounds_path, bounds)] if bounds["rows"] else [])
     notes = [
+        f"{reuse}. Medians of {steps[0]['rounds']} interleaved rounds.",
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
-        "⁵ The same loss, compiled with the network frozen; the faster of float32 and bfloat16.",
-        "⁶ The floor is forward and input gradient of the network alone, BatchNorm folded, in the same dtype.",
-        "⁷ Without weights and images: ours / published.",
-        "⁸ Before the first step: ours / torch.compile.",
+        "⁵ The same loss, compiled with the network frozen, under the fastest of the options that were tried.",
+        "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
+        "⁷ What the machine could do at best (`benches/roofline.py`): direct convolutions at the speed of a large "
+        "matrix product, and each activation moved once / the convolutions alone, each measured with its fastest "
+        "algorithm.",
+        "⁸ Without weights and images: ours / torch.compile / published.",
+        "⁹ Before the first step: ours / torch.compile.",
     ]
-    return table([*header, "set-up ⁸"], rows) + "\n\n" + "\n".join(notes) + "\n\n" + source(path, results)
+    parts = [table(header, rows), "\n".join(notes), *sources]
+    return "\n\n".join([*parts, reuse_alone(steps)] if same and shown is None else parts)
+
+
+def reuse_alone(steps: Sequence[dict[str, Any]]) -> str:
+    """Time and memory of each contender with the C library's allocation, over those in reused memory."""
+    kinds = {"engine": "ours", "alternative": "torch.compile", "bare": "bare network", "reference": "published"}
+    rows = []
+    for row in steps:
+        plain, peaks = row["plain_ms"], row["plain_peak_mb"]
+        ratios = [number(plain[kind] / row[f"{kind}_ms"], 2, "×") if kind in plain else "–" for kind in kinds]
+        over = number(plain["alternative"] / plain["engine"], 2, "×") if "alternative" in plain else "–"
+        memory = " / ".join(number(peaks.get(kind), 0) for kind in ("engine", "alternative", "reference")) + " MB"
+        rows.append([step_name(row), *ratios, over, memory])
+    header = ["the C library's allocation: time over that in reused memory", *kinds.values()]
+    return table([*header, "then ours over torch.compile", "then peak memory ⁸"], rows)
 
 
 def precision(path: Path) -> str:
@@ -515,6 +619,8 @@ def precision(path: Path) -> str:
         for row in results["rows"]
     ]
     others = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
+    fewest = min(row["images"] for row in results["rows"])
+    note = f"With {fewest} images, one image is {100 / fewest:.0f} points: such rows cannot tell the dtypes apart."
     header = [
         f"{results['rows'][0]['seeds']} seeds",
         "recognised by the teacher, in %",
@@ -522,7 +628,7 @@ def precision(path: Path) -> str:
         "objective",
         "time",
     ]
-    return table(header, rows) + "\n\n" + source(path, results)
+    return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
 def ex_model(path: Path) -> str:
@@ -551,11 +657,12 @@ def ex_model(path: Path) -> str:
 
 
 def impressions(path: Path) -> str:
-    """24,000 impressions of 1500 updates."""
-    results = load_json(path)
+    """24,000 impressions of 1500 updates. The bench has a loop of its own around the engine's teacher."""
+    results, by_hand = load_json(path), "fused teacher, loop of the bench"
     rows = [
-        [f"{row['activation']}, {row['loop']}", number(row["update_cpu_ms"]["median"], 1, " ms"),
-         number(row["cpu_minutes"], 0, " min"), number(row["times_faster"], 1, "×")]
+        [f"{row['activation']}, {row['loop'].replace('engine', by_hand)}",
+         number(row["update_cpu_ms"]["median"], 1, " ms"), number(row["cpu_minutes"], 0, " min"),
+         number(row["times_faster"], 1, "×")]
         for row in results["rows"]
     ]  # fmt: skip
     header = ["LeNet-5, CPU time of one thread", "one update of a batch", "24,000 impressions", "speed-up"]
@@ -564,7 +671,8 @@ def impressions(path: Path) -> str:
 
 def less_than_usual(path: Path, settings: dict[str, Any]) -> list[str]:
     """What a run had shorter than published, or than its preset."""
-    return shortened(settings | {"usual": shorter(settings, load_preset(path.stem.replace("-", "/", 1)))})
+    preset = load_preset(path.stem.replace("-", "/", 1))
+    return shortened(settings | {"usual": shorter(settings, preset), "published": preset["published"]})
 
 
 def nayak(path: Path) -> str:
@@ -654,7 +762,7 @@ def judged_quality(path: Path) -> str:
 
 def judged_headline(path: Path) -> str:
     """The same in a sentence."""
-    summary = load_json(path)["rows"][0]
+    summary = clean(path)["rows"][0]
     judges = " and ".join(summary["unseen"])
     (steps,), (published_steps,) = summary["ours_steps"], summary["published_steps"]
     ours, published = (f"{summary['judged'][side]:.0f} %" for side in ("ours", "published"))
@@ -721,10 +829,20 @@ def student(path: Path) -> str:
     return "\n\n".join([*texts, source(path, results)])
 
 
+def cluster(make: Callable[[list[dict[str, Any]]], str]) -> Callable[[Path], str]:
+    """A table of benches/cluster_cost.py, with its source."""
+
+    def shown(path: Path) -> str:
+        results = load_json(path)
+        return make(results["rows"]) + "\n\n" + source(path, results)
+
+    return shown
+
+
 TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
-    "faults": [("cluster.json", lambda path: cluster_cost.fault_table(load_json(path)["rows"]))],
-    "cost": [("cluster.json", lambda path: cluster_cost.cost_table(load_json(path)["rows"]))],
-    "limits": [("cluster.json", lambda path: cluster_cost.first_limits(load_json(path)["rows"]))],
+    "faults": [("cluster.json", cluster(cluster_cost.fault_table))],
+    "cost": [("cluster.json", cluster(cluster_cost.cost_table))],
+    "limits": [("cluster.json", cluster(cluster_cost.first_limits))],
     "headlines": [("", headlines)],
     "five-headlines": [("", five_headlines)],
     "speed": [("inversion-cuda.json", fastest), ("inversion-cpu.json", fastest)],

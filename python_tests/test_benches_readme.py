@@ -1,0 +1,106 @@
+"""What benches/readme.py accepts as a headline, and how it shows a step of inversion."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exml_fast.storage import load_json, save_json
+
+BENCHES = Path(__file__).resolve().parents[1] / "benches"
+MACHINE = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
+
+
+@pytest.fixture
+def readme(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHES)
+    return importlib.import_module("readme")
+
+
+def results(path: Path, rows: list[dict[str, Any]], commit: str = "abc") -> Path:
+    save_json(path, {"command": "a command", "commit": commit, "date": "", "machine": MACHINE, "rows": rows})
+    return path
+
+
+def streamed(values: list[float], reduced: bool = False) -> list[dict[str, Any]]:
+    return [
+        {"cell": "MNIST/NC/A", "values": values, "reduced": reduced, "paper": None, "ours": values[0]},
+        {"cell": "MNIST/NC/Ensemble Avg.", "paper": 33.4, "ours": 73.2, "values": [73.2], "reduced": False},
+    ]
+
+
+def test_a_headline_leaves_out_the_seeds_of_choices(readme: Any, tmp_path: Path) -> None:
+    row = readme.Headline(
+        "a task", "a", "MNIST/NC/A", "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model", "strokes", True
+    )
+    results(tmp_path / "a.json", streamed([99.0, 75.0, 76.0], reduced=True))
+    cells = readme.headline(row, tmp_path)
+    assert cells[:2] == ["a task", "strokes"] and cells[2] == "43.2" and cells[3] == "**75.5** ± 0.7 † ‡"
+    assert cells[4:6] == ["2", "33.4 / 73.2"]
+
+
+def test_one_seed_and_changed_trees_are_no_headlines(readme: Any, tmp_path: Path) -> None:
+    row = readme.Headline("a task", "a", "MNIST/NC/A", "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model")
+    results(tmp_path / "a.json", streamed([75.0, 76.0]))
+    with pytest.raises(ValueError, match="a task cannot be a headline: 1 of its seeds took part in no choice"):
+        readme.headline(row, tmp_path)
+    path = results(tmp_path / "a.json", streamed([75.0, 76.0, 77.0]), "abc+changes")
+    with pytest.raises(ValueError, match=r"a.json cannot be a headline: it was measured at abc\+changes"):
+        readme.headline(row, tmp_path)
+    for headline in (readme.judged_headline, readme.fastest):
+        with pytest.raises(ValueError, match="cannot be a headline"):
+            headline(path)
+    assert "at commit abc, with changes on a CPU" in readme.source(path, load_json(path))
+
+
+def test_the_comparator_is_the_best_method_without_the_experts_data(readme: Any) -> None:
+    assert readme.best_of_carta("cifar10/NC") == ("Auxiliary Data", 41.35)
+    assert readme.best_of_carta("cifar10/Joint") == ("Auxiliary Data", 76.94)
+    assert readme.best_of_carta("mnist/NC")[0] == "Model Inversion"
+
+
+def test_every_table_names_its_commit(readme: Any) -> None:
+    for page, names in readme.FILES.items():
+        text = (readme.ROOT / page).read_text()
+        for name in names:
+            if name.endswith("headlines") or name == "judged-headline":
+                continue  # their pages have the tables
+            body = text.split(f"<!-- table: {name} -->")[1].split("<!-- end -->")[0]
+            for file in set(part.split(".json")[0] for part in body.split("benches/results/")[1:]):
+                commit = load_json(readme.RESULTS / f"{file}.json")["commit"].removesuffix("+changes")
+                assert f"at commit {commit}" in body, (page, name, file)
+
+
+def step(dtype: str, engine: float, **more: Any) -> dict[str, Any]:
+    row = {
+        "teacher": "tiny", "size": 8, "batch": 4, "dtype": dtype, "rounds": 21, "engine_ms": engine,
+        "reference_ms": 40.0, "alternative_ms": 20.0, "bare_ms": 12.0, "bare": "float32",
+        "alternative": "bfloat16, frozen", "engine_peak_mb": 30.0, "alternative_peak_mb": 25.0,
+        "reference_peak_mb": 90.0, "setup_s": {"engine": 1.0, "alternative": 50.0},
+        "spread": {"engine": [engine - 1, engine + 1]},
+        "plain_ms": {"engine": 2 * engine, "alternative": 30.0, "bare": 12.0, "reference": 60.0},
+        "plain_peak_mb": {"engine": 40.0, "alternative": 28.0, "reference": 95.0},
+    }  # fmt: skip
+    return {**row, **more}
+
+
+def test_a_step_of_inversion(readme: Any, tmp_path: Path) -> None:
+    options = {"teacher": "next", "options_ms": {"float32, default": 1.0}}
+    path = results(tmp_path / "inversion-cpu.json", [step("float32", 16.0), step("bfloat16", 10.0), options])
+    bound = {"teacher": "tiny", "batch": 4, "dtype": "bfloat16", "ideal_ms": 7.0, "convolutions_ms": 8.5}
+    results(tmp_path / "roofline-cpu.json", [bound], "def")
+    text = readme.inversion(path)
+    cells = (
+        "| tiny 8², batch 4, bfloat16 | 10.0 ms (9.0 to 11.0) | 4.00× | 2.00× (bfloat16, frozen) | 0.83× (float32) |"
+    )
+    assert f"{cells} 7.0 / 8.5 ms | 30 / 25 / 90 MB | 1.0 / 50 s |" in text
+    assert "| 16.0 ms (15.0 to 17.0) | 2.50× | 1.25× (bfloat16, frozen) | 1.33× (float32) | – / – ms |" in text
+    assert "All contenders run in the engine's reused memory. Medians of 21 interleaved rounds." in text
+    assert "at commit abc on" in text and "at commit def on" in text
+    alone = "| tiny 8², batch 4, bfloat16 | 2.00× | 1.50× | 1.00× | 1.50× | 1.50× | 40 / 28 / 95 MB |"
+    assert alone in text
+    fastest = readme.fastest(path)
+    assert "bfloat16 | 10.0 ms" in fastest and "float32 | 16.0 ms" not in fastest
