@@ -579,7 +579,8 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         f"{reuse}. Medians of {steps[0]['rounds']} interleaved rounds.",
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
-        "⁵ The same loss, compiled with the network frozen, under the fastest of the options that were tried.",
+        "⁵ The same loss, compiled with the network frozen, under the fastest of the options that were tried: "
+        + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
         "⁷ What the machine could do at best (`benches/roofline.py`): direct convolutions at the speed of a large "
         "matrix product, and each activation moved once / the convolutions alone, each measured with its fastest "
