@@ -8,6 +8,7 @@ SOURCES     := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu') s
 BUILD_DIR   ?= build
 STAGE       ?= all
 DIST_ENV    := $(BUILD_DIR)/dist-env
+AVALANCHE_ENV := $(BUILD_DIR)/avalanche-env
 # CUDA code is compiled for the GPUs of this machine, or for compute capability 9.0 if it has none.
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
@@ -16,7 +17,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 faults: $(VENV)/.installed
 	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
-.PHONY: docs demo test test-without-extension faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
+.PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy dist gpu lint asan host-tests cuda-compile cuda-resources clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,18 @@ test: $(VENV)/.installed
 test-without-extension: $(VENV)/.installed
 	EXML_EXTENSION=0 $(BIN)/python -m pytest python_tests/test_ops_*.py python_tests/test_engine_*.py \
 	  python_tests/test_inversion_*.py python_tests/test_native.py
+
+# Tests with the real Avalanche, whose dozens of packages are in an environment of their own. The extension is not built
+# again: the package in this folder has that of `make test`, or works without. The networks are tiny, so one thread is
+# fastest.
+$(AVALANCHE_ENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(AVALANCHE_ENV)
+	$(AVALANCHE_ENV)/bin/pip install --quiet $(TORCH)
+	EXML_EXTENSION=0 $(AVALANCHE_ENV)/bin/pip install --quiet -e '.[avalanche]' pytest pytest-benchmark hypothesis
+	touch $@
+
+test-avalanche: $(AVALANCHE_ENV)/.installed
+	OMP_NUM_THREADS=1 $(AVALANCHE_ENV)/bin/python -m pytest -rs python_tests/test_compat_avalanche.py
 
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider

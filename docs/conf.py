@@ -18,6 +18,8 @@ myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
+# Avalanche is not installed with the extra docs.
+autodoc_mock_imports = ["avalanche"]
 
 # Pages of the site whose text is a file of the repository's root.
 ROOT_PAGES = {"index": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}

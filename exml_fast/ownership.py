@@ -26,7 +26,7 @@ try:
 except ImportError:  # no such locks on Windows
     fcntl = None
 
-__all__ = ["LIST_FILE", "RunFolder", "claim", "remove_tree", "temporary_name"]
+__all__ = ["LIST_FILE", "RunFolder", "claim", "is_temporary", "remove_tree", "temporary_name"]
 
 PathLike = str | os.PathLike[str]
 
@@ -133,6 +133,11 @@ class RunFolder:
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path``, which :class:`RunFolder` recognises."""
     return path.with_name(f".{os.urandom(6).hex()}.{path.name}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is a file with a name of :func:`temporary_name`."""
+    return TEMPORARY.fullmatch(path.name) is not None and path.is_file()
 
 
 def claim(path: PathLike) -> None:

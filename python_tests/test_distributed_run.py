@@ -16,6 +16,7 @@ from exml_fast.data import Shards
 from exml_fast.data.shards import shard_path
 from exml_fast.distributed import LocalExecutor, Lost, SlurmExecutor, load_job, make_shard, prepare, resume, synthesize
 from exml_fast.distributed.executors import Outcome
+from exml_fast.ownership import temporary_name
 
 
 class Here(LocalExecutor):
@@ -130,11 +131,8 @@ def test_a_damaged_file_without_an_entry_is_made_again(tmp_path: Path, expected:
     prepare(tmp_path, small_teacher(), **JOB)
     shard_path(tmp_path, 3).parent.mkdir(parents=True)
     shard_path(tmp_path, 3).write_bytes(b"damaged")
-    left = shard_path(tmp_path, 0).with_name(".0a0b.0000000.safetensors")
-    left.write_bytes(b"left over")
-    os.utime(left, (0, 0))
     resume(tmp_path, executor=Here())
-    assert digests(tmp_path) == expected and not left.exists()
+    assert digests(tmp_path) == expected
 
 
 def test_a_driver_that_is_killed_can_be_resumed(tmp_path: Path, expected: dict[str, str]) -> None:
@@ -216,3 +214,20 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, expected: dict[str, str]) -> N
     begun = time.monotonic()
     synthesize(small_teacher(), tmp_path, executor=RayExecutor(cpus=0.5), **JOB)
     assert digests(tmp_path) == expected and time.monotonic() - begun < 300
+
+
+def test_temporary_files_of_a_killed_run_are_gone_when_the_job_is_done(tmp_path: Path) -> None:
+    """During the job they may be of a worker on another machine, unless they are old."""
+    prepare(tmp_path, small_teacher(), **JOB)
+    shard = shard_path(tmp_path, 0)
+    shard.parent.mkdir(parents=True)
+    left = [temporary_name(path) for path in (shard, tmp_path / "job.json", tmp_path / "teacher" / "model.safetensors")]
+    mine = [path.with_name(".notes") for path in left]
+    old = temporary_name(shard)
+    for file in (*left, *mine, old):
+        file.write_text("half")
+    os.utime(old, (0, 0))
+    seen: list[bool] = []
+    resume(tmp_path, executor=Here(), progress=lambda *_: seen.append(left[0].exists() and not old.exists()))
+    assert all(seen) and len(seen) == 5
+    assert not any(file.exists() for file in left) and all(file.exists() for file in mine)

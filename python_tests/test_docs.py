@@ -38,6 +38,11 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+def without_avalanche(page: str) -> list[str]:
+    """The Python blocks of a page but those that test_compat_avalanche.py runs."""
+    return [code for code in blocks(page, "python") if "benchmark" not in code]
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All recipes and trainings are short, and pretrained networks are small and random."""
@@ -174,7 +179,7 @@ def test_compression(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_streams_of_experts(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = blocks("docs/ex_model.md", "python") + [c for c in blocks("docs/tour.md", "python") if "continual" in c]
+    found = without_avalanche("docs/ex_model.md") + [c for c in blocks("docs/tour.md", "python") if "continual" in c]
     whole = found[0].replace('load("mnist", "data")', 'load("digits")').replace('"experts")', '"experts", epochs=1)', 1)
     (tmp_path / "photos").mkdir()
     save_image(torch.rand(3, 40, 40), tmp_path / "photos" / "a.png")
@@ -214,7 +219,7 @@ def test_bringing_your_own(short: None, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_class_incremental_learners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, own = blocks("docs/class_incremental.md", "python")
+    code, own = without_avalanche("docs/class_incremental.md")
     small = code.replace("in_channels=1", "in_channels=1, width=2").replace("epochs=10", "epochs=1, batch_size=64")
     names: dict[str, Any] = {"xf": xf}
     exec(small, names)

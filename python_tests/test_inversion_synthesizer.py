@@ -101,8 +101,8 @@ def test_an_interrupted_run_continues_bit_for_bit(
     for _ in range(3):
         synthesizer = Synthesizer(model, SPEC, recipe, block=5)
         if during == "step":
-            gradient = synthesizer.problem.gradient
-            monkeypatch.setattr(synthesizer.problem, "gradient", lambda *a, g=gradient, **k: (g(*a, **k), interrupt())[0])
+            problem, gradient = synthesizer.problem, synthesizer.problem.gradient
+            monkeypatch.setattr(problem, "gradient", lambda *a, g=gradient, **k: (g(*a, **k), interrupt())[0])
         try:
             result = synthesizer.run(
                 labels, seed=2, checkpoint_dir=tmp_path, progress=interrupt if during == "progress" else None

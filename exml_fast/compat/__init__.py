@@ -1,6 +1,7 @@
-"""Parts for other libraries: replacements for published code, Lightning, and models of Hugging Face.
+"""Parts for other libraries: replacements for published code, Lightning, models of Hugging Face, and Avalanche.
 
-``compat.lightning`` and ``compat.transformers`` need their libraries, so each is imported by its own name.
+``compat.lightning``, ``compat.transformers`` and ``compat.avalanche`` need their libraries, so each is imported by its
+own name.
 """
 
 from exml_fast.compat import deep_inversion

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -21,8 +21,9 @@ from exml_fast.data import Shards
 from exml_fast.data.manifest import Entry, Manifest
 from exml_fast.data.shards import MANIFEST_FILE, SHARDS_FOLDER, shard_entry
 from exml_fast.distributed.executors import Executor, LocalExecutor, Lost
-from exml_fast.distributed.job import load_job, prepare
+from exml_fast.distributed.job import TEACHER_FOLDER, load_job, prepare
 from exml_fast.inversion import Recipe
+from exml_fast.ownership import is_temporary
 from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
 from exml_fast.validation import Precision
@@ -91,12 +92,13 @@ def resume(folder: PathLike, *, executor: Executor | None = None, progress: Prog
     job = load_job(where)
     executor = LocalExecutor() if executor is None else executor
     with _locked(where), executor:
-        _sweep(where)
+        _sweep(where, LEFT_OVER_SECONDS)
         with Manifest(where / MANIFEST_FILE, job.digest, job.shards) as manifest:
             missing = _missing(where, manifest)
             if missing:
                 executor.open(str(where), job)
                 _run(missing, manifest, executor, progress)
+        _sweep(where)
     return Shards(where)
 
 
@@ -161,15 +163,14 @@ def _files(folder: Path, below: int) -> list[int]:
     return [index for index in found if index < below]
 
 
-def _sweep(folder: Path) -> None:
-    """Remove temporary files that killed workers left."""
-    old = time.time() - LEFT_OVER_SECONDS
-    for file in (folder / SHARDS_FOLDER).glob("*/.*.safetensors"):
-        try:
-            if file.stat().st_mtime < old:
+def _sweep(folder: Path, seconds: float = 0.0) -> None:
+    """Remove temporary files that killed processes left, if they are so old. No worker writes into a finished job."""
+    before = time.time() - seconds
+    for file in (*folder.glob(".*"), *(folder / TEACHER_FOLDER).glob(".*"), *(folder / SHARDS_FOLDER).glob("*/.*")):
+        # A worker may have renamed it meanwhile.
+        with suppress(FileNotFoundError):
+            if is_temporary(file) and file.stat().st_mtime <= before:
                 file.unlink()
-        except FileNotFoundError:
-            pass  # a worker has just renamed it
 
 
 @contextmanager
