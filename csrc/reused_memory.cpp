@@ -1,13 +1,13 @@
 #include "reused_memory.h"
 
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/alloc_cpu.h>
 
 #ifdef __linux__
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <iterator>
 #include <map>
@@ -103,6 +103,8 @@ class Region {
   std::set<std::pair<size_t, uintptr_t>> by_size_;  // the free pieces
 };
 
+// Stays PyTorch's allocator after the first begin(): oneDNN's blocks may outlive end(), and the allocator of that time
+// frees them.
 class ReusedMemory final : public c10::Allocator {
  public:
   static ReusedMemory& instance() {
@@ -111,13 +113,11 @@ class ReusedMemory final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t size) override {
-    void* data = nullptr;
-    if (size >= kLeast) {
+    if (size >= kLeast && users_ > 0) {
       const std::lock_guard lock(mutex_);
-      data = region_.take(size);
+      if (void* data = region_.take(size)) return {data, data, &give_back, c10::Device(c10::DeviceType::CPU)};
     }
-    if (data == nullptr) data = c10::alloc_cpu(size);
-    return {data, data, &give_back, c10::Device(c10::DeviceType::CPU)};
+    return c10::GetDefaultCPUAllocator()->allocate(size);
   }
 
   c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
@@ -126,15 +126,13 @@ class ReusedMemory final : public c10::Allocator {
 
   void begin() {
     const std::lock_guard lock(mutex_);
-    if (users_++ > 0 || c10::GetCPUAllocator() != c10::GetDefaultCPUAllocator() || !region_.reserve()) return;
-    c10::SetCPUAllocator(this);
+    if (c10::GetCPUAllocator() == c10::GetDefaultCPUAllocator() && region_.reserve()) c10::SetCPUAllocator(this);
+    ++users_;
   }
 
   void end() {
     const std::lock_guard lock(mutex_);
-    if (--users_ > 0) return;
-    if (c10::GetCPUAllocator() == this) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
-    region_.shrink();
+    if (--users_ == 0) region_.shrink();
   }
 
  private:
@@ -144,12 +142,11 @@ class ReusedMemory final : public c10::Allocator {
                    [] {
                      auto& self = instance();
                      self.users_ = 0;
-                     if (c10::GetCPUAllocator() == &self) c10::SetCPUAllocator(c10::GetDefaultCPUAllocator());
                      self.mutex_.unlock();
                    });
   }
 
-  // Any block of this allocator or of alloc_cpu.
+  // Any block of this allocator or of the default one.
   static void give_back(void* data) {
     auto& self = instance();
     {
@@ -160,11 +157,11 @@ class ReusedMemory final : public c10::Allocator {
         return;
       }
     }
-    c10::free_cpu(data);
+    c10::GetDefaultCPUAllocator()->raw_deleter()(data);
   }
 
   std::mutex mutex_;
-  int users_ = 0;
+  std::atomic<int> users_ = 0;
   Region region_;
 };
 

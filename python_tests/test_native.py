@@ -132,6 +132,18 @@ def test_reused_memory_reuses_blocks() -> None:
     del outliving
 
 
+def test_memory_of_libraries_may_outlive_the_block() -> None:
+    """oneDNN frees its blocks by PyTorch's allocator of that time, not by the one that allocated them."""
+    early = torch.ones(64, 64, 3, 3).to_mkldnn()
+    with reused_memory():
+        packed = torch.ones(64, 64, 3, 3).to_mkldnn()
+        del early
+    assert packed.to_dense().sum() == 64 * 64 * 9
+    del packed
+    with reused_memory():
+        assert torch.ones(1 << 20).sum() == 1 << 20
+
+
 def test_reused_memory_in_threads() -> None:
     def work(number: int) -> bool:
         with reused_memory():
