@@ -23,7 +23,8 @@ class Derivative(torch.autograd.Function):
         """Compute ``forward``, and record ``backward`` where an argument requires grad."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)
+        base: Any = super(torch.autograd.Function, cls)
+        return base.apply(*args)
 
 
 def once_differentiable(op: str, tensors: Sequence[Tensor | None], compute: Callable[[], Any]) -> Any:
