@@ -48,7 +48,7 @@ from exml_fast.storage import load_json, save_json  # noqa: E402
 
 RESULTS, PROGRESS = ROOT / "benches" / "results" / "reliability.json", ROOT / "build" / "reliability"
 # Random calls of an op under the sanitizers, which are ten minutes for all ops.
-SANITIZED = 1000
+SANITIZED = 8000
 # How many cases of each test, in full and in the short form.
 COUNTS = {
     "hostile experts": (1000, 100), "bad command lines": (300, 50), "kills": (300, 14),
