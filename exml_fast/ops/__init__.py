@@ -1,8 +1,8 @@
 """Fused ops for data-free learning, on CPU and CUDA, differentiable once.
 
-Each function calls a PyTorch custom op (``torch.ops.exml.*``) that works under ``torch.compile(fullgraph=True)``.
-:mod:`exml_fast.ops.reference` holds the same functions in plain PyTorch. Kernels of the convolutions and of average
-pooling exist for the CPU; on other devices PyTorch computes them.
+Importing this package defines the functions as PyTorch custom ops (``torch.ops.exml.*``), which work under
+``torch.compile(fullgraph=True)``. :mod:`exml_fast.ops.reference` holds the same functions in plain PyTorch. Kernels of
+the convolutions and of average pooling exist for the CPU; on other devices PyTorch computes them.
 """
 
 from exml_fast.ops.augmentation import jitter_flip
