@@ -48,7 +48,7 @@ TARGET = (2, 11)
 """The oldest torch that the ops work with."""
 
 MODULE = "_memory"
-"""The library that Python imports; it loads the others by their paths."""
+"""The library that is a Python module. exml_fast/_native.py loads the others by their paths."""
 
 RELEASE_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -119,7 +119,7 @@ def library(make, name: str, files: list[str], flags: list[str], nvcc: tuple[str
 
 
 def libraries() -> list:
-    """The libraries to build, and the GPU architectures of the CUDA kernels."""
+    """The libraries to build. Sets TORCH_CUDA_ARCH_LIST, if CUDA kernels are among them and it is not set."""
     cpp = cpp_extension.CppExtension
     made = [
         library(cpp, "_ops", sources("ops/*.cpp") + sources("ops/cpu/*.cpp"), STABLE),
