@@ -1,9 +1,9 @@
 """Loads the compiled libraries of the package (setup.py).
 
 ``_ops.so`` and ``_ops_cuda.so`` hold the kernels of :mod:`exml_fast.ops`. They use PyTorch's stable ABI and work with
-every torch from 2.11 on. Without them, :mod:`exml_fast.ops` computes with PyTorch functions: everything works, but more
-slowly. The module ``_memory`` holds the allocator behind :func:`reused_memory` and works with the torch that it was
-compiled for.
+every torch from 2.11 on; ``_ops_cuda.so`` needs the CUDA version of its build. Without ``_ops.so``,
+:mod:`exml_fast.ops` computes with PyTorch functions: everything works, but more slowly. The module ``_memory`` holds
+the allocator behind :func:`reused_memory` and works with the torch and the Python that it was compiled for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Missing(Exception):
 
 
 def _load(name: str) -> Any:
-    """The library exml_fast/<name>.so, or the module. _Missing with the reason where it cannot be used."""
+    """The library exml_fast/<name>.so, or the module _memory. Raises _Missing if it cannot be used, with the reason."""
     if os.environ.get("EXML_EXTENSION") == "0":
         raise _Missing("EXML_EXTENSION=0 turns the compiled extension off")
     try:
@@ -126,8 +126,7 @@ def _text(library: ctypes.CDLL, name: str) -> str:
 def reused_memory() -> Iterator[None]:
     """Context manager in which CPU tensors of at least 64 KiB reuse the memory of freed ones (csrc/memory).
 
-    The effect covers all threads of the process. Blocks can be nested. Nothing happens where
-    the module _memory is not in use.
+    The effect covers all threads of the process. Blocks can be nested. Without the module _memory, nothing happens.
     """
     if _memory is None:
         yield
