@@ -19,7 +19,7 @@ struct AdamClip {
   AdamRates rates;
 };
 
-// Checks the arguments of exml::adam_clip_ and lays them out for a kernel.
+// Checks the arguments of exml::_adam_clip_ and lays them out for a kernel.
 AdamClip adam_clip_arguments(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                              const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
                              const OptionalTensor& low, const OptionalTensor& high, const OptionalTensor& active);
