@@ -14,7 +14,8 @@ from exml_fast import ops
 from exml_fast.ops import reference
 
 ROOT = Path(__file__).resolve().parents[1]
-# Ops whose CUDA kernels are PyTorch's, and the backend ops of each op that is differentiable.
+# CPU_ONLY: ops without CUDA kernels here. SINGLE: the op that has the kernels, for each op `name` without a private op
+# `_name_forward`.
 CPU_ONLY = {"average_pool2d", "frozen_conv2d", "lane_conv2d", "winograd_conv2d", "winograd_weights"}
 SINGLE = {"adam_clip_": "_adam_clip_", "dirichlet_targets": "_dirichlet_targets", "jitter_flip": "_jitter_flip",
           "winograd_weights": "winograd_weights", "winograd_conv2d": "_frozen_conv2d_forward"}  # fmt: skip
