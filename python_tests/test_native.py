@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import exml_fast
+import exml_fast.ops
 from exml_fast._native import WHY_NO_REUSED_MEMORY, reused_memory
 
 ROOT = Path(__file__).resolve().parents[1]
