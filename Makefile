@@ -12,10 +12,7 @@ AVALANCHE_ENV := $(BUILD_DIR)/avalanche-env
 # CUDA code is compiled for the GPUs of this machine, or for compute capability 9.0 if it has none.
 GPUS        := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd';' -)
 export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
-
-# Hostile files, bad commands, kills and faults: an hour, and some minutes with SHORT=1. Another call continues.
-faults: $(VENV)/.installed
-	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
+.DEFAULT_GOAL := test
 
 .PHONY: docs demo test test-without-extension test-avalanche faults bench bench-inversion time-to-accuracy wheel dist matrix release-check release-wheel gpu lint asan host-tests cuda-compile cuda-resources clean
 
@@ -54,6 +51,10 @@ $(AVALANCHE_ENV)/.installed: pyproject.toml
 
 test-avalanche: $(AVALANCHE_ENV)/.installed
 	OMP_NUM_THREADS=1 $(AVALANCHE_ENV)/bin/python -m pytest -rs python_tests/test_compat_avalanche.py
+
+# Hostile files, bad commands, kills and faults: hours, or some minutes with SHORT=1. Another call continues.
+faults: $(VENV)/.installed
+	$(BIN)/python benches/reliability.py $(if $(SHORT),--short)
 
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider
