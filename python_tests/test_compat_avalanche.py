@@ -375,6 +375,8 @@ def test_the_input_of_avalanche_s_own_benchmarks_is_known() -> None:
     assert all(hasattr(benchmarks, name) for name in parts.EXML_SPECS)
     networks = nets()
     for network in networks:
+        # A network may carry its specification, but nn.Module declares no such attribute. The ignore is unused where
+        # Avalanche is not installed.
         network.input_spec = SPEC  # type: ignore[assignment, unused-ignore]
     (first, *_) = parts.experts_of(benchmarks.ExModelCLScenario(benchmark(), networks))
     assert first.input_spec == SPEC

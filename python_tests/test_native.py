@@ -55,7 +55,7 @@ def test_the_ops_work_with_another_torch_than_the_one_compiled_against() -> None
 def test_the_library_of_the_ops_uses_the_stable_abi_alone() -> None:
     library = Path(exml_fast.__file__).with_name("_ops.so")
     if shutil.which("nm") is None:
-        pytest.skip("needs nm")
+        pytest.skip("needs nm of binutils, which lists the functions that a library calls")
     listed = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     names = {line.split()[-1] for line in listed.stdout.splitlines()}
     assert not [
