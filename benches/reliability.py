@@ -262,7 +262,7 @@ def native_ops(count: int) -> dict[str, Any]:
         ["bash", str(script), sys.executable, str(build), *tests], env=os.environ | {"EXML_EXAMPLES": str(count)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
-    passed, failed = (len(re.findall(rf"^\S+ {word}", found.stdout, re.M)) for word in ("PASSED", "FAILED"))
+    passed, failed = (len(re.findall(rf"^\S+::.* {word}", found.stdout, re.M)) for word in ("PASSED", "FAILED"))
     if (found.returncode and not failed) or not passed + failed:
         raise RuntimeError(f"the ops do not run under the sanitizers:\n{found.stdout[-3000:]}")
     return {"tried": count * (passed + failed), "failed": failed, "minutes": round((time.monotonic() - begun) / 60, 1)}
