@@ -48,7 +48,7 @@ from exml_fast.storage import load_json, save_json  # noqa: E402
 
 RESULTS, PROGRESS = ROOT / "benches" / "results" / "reliability.json", ROOT / "build" / "reliability"
 # Random calls of an op under the sanitizers, which are ten minutes for all ops.
-SANITIZED = 8000
+SANITIZED = 24_000
 # How many cases of each test, in full and in the short form.
 COUNTS = {
     "hostile experts": (1000, 100), "bad command lines": (300, 50), "kills": (300, 14),
@@ -248,7 +248,7 @@ def nodes_killed(count: int) -> dict[str, Any]:
     from cluster import chaos
 
     with tempfile.TemporaryDirectory() as folder:
-        found = chaos(Path(folder), shards=200, kills=count, every=5.0, seconds=1.0)
+        found = chaos(Path(folder), shards=200, kills=count, every=3.0, seconds=1.0)
     wrong = ("lost", "entered_twice", "different_bytes", "made_twice_after_driver")
     return {"tried": found["nodes_killed"], "failed": sum(found[key] for key in wrong)}
 
