@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import exml_fast
 from exml_fast import ops
-from exml_fast.ops import reference
+from exml_fast.ops import _registration, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 # CPU_ONLY: ops without CUDA kernels here. SINGLE: the op that has the kernels, for each op `name` without a private op
@@ -58,3 +60,42 @@ def test_native_sources_register_without_conditions() -> None:
     for path in sources:
         for key in re.findall(r"TORCH_LIBRARY_IMPL\(exml, (CPU|CUDA),", path.read_text()):
             assert path.parent.name == key.lower(), path
+
+
+@pytest.mark.compiled
+def test_a_device_without_kernels_has_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    means = [torch.tensor([1.0, 3.0]), torch.tensor([2.0])]
+    wanted = ops.match_statistics(means, means, means, means)
+    calls: list[str] = []
+
+    def forbidden(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(name)
+            raise AssertionError(f"{name} has no kernel here")
+
+        return call
+
+    monkeypatch.setattr(_registration, "KERNELS", {"cuda"})
+    for name in ("_match_statistics_forward", "_soft_cross_entropy_forward", "_dirichlet_targets", "_jitter_flip"):
+        monkeypatch.setattr(_registration.kernels, name, forbidden(name), raising=False)
+    assert torch.equal(ops.match_statistics(means, means, means, means), wanted)
+    logits = torch.randn(3, 4, requires_grad=True)
+    ops.soft_cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+    assert logits.grad is not None and logits.grad.abs().max() > 0
+    ops.dirichlet_targets(torch.rand(3, 3) + 0.1, torch.tensor([0, 2]), torch.ones(2))
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.ops.exml.jitter_flip(images, torch.tensor([0, 0]), torch.tensor(False)).equal(images)
+    assert not calls
+    monkeypatch.setattr(_registration, "KERNELS", {"cpu"})
+    with pytest.raises(AssertionError, match="has no kernel"):
+        ops.match_statistics(means, means, means, means)
+
+
+@pytest.mark.compiled
+def test_torch_func_is_refused_by_name() -> None:
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.vmap):
+        with pytest.raises(NotImplementedError, match=r"soft_cross_entropy: torch\.func"):
+            transform(lambda z: ops.soft_cross_entropy(z, labels))(logits)
+    gradient = torch.func.grad(lambda z: reference.soft_cross_entropy(z, labels))(logits)
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(3))

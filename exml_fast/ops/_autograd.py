@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,15 +14,24 @@ __all__ = ["Derivative", "once_differentiable"]
 class Derivative(torch.autograd.Function):
     """``torch.autograd.Function`` whose ``apply`` saves the search for tensors of ended torch.func transforms.
 
-    The search looks at each argument and takes a tenth of the time of a small op. Within a transform, PyTorch's own
-    ``apply`` raises its error.
+    The search looks at each argument and takes a tenth of the time of a small op.
     """
+
+    op: ClassVar[str]
+    """The public op."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Compute ``forward``, and record ``backward`` where an argument requires grad."""
+        """Compute ``forward``, and record ``backward`` where an argument requires grad.
+
+        Raises:
+            NotImplementedError: under a torch.func transform.
+        """
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
+            raise NotImplementedError(
+                f"{cls.op}: torch.func (grad, jvp, jacrev, vmap) is not supported; use torch.autograd.grad, or "
+                "exml_fast.ops.reference under torch.func"
+            )
         base: Any = super(torch.autograd.Function, cls)
         return base.apply(*args)
 
@@ -37,6 +46,8 @@ def once_differentiable(op: str, tensors: Sequence[Tensor | None], compute: Call
 
 
 class _OnceDifferentiable(Derivative):
+    op = "a derivative"
+
     @staticmethod
     def forward(ctx: Any, op: str, compute: Callable[[], Any], *tensors: Tensor | None) -> Any:
         ctx.op = op

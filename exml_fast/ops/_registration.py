@@ -2,7 +2,8 @@
 
 The libraries of csrc/ define private ops only (``exml::_bn_match_forward``), because PyTorch's stable ABI has no
 autograd. A public op is a Python function that calls private ops through a ``torch.autograd.Function``, or, without the
-extension, the function of :mod:`exml_fast.ops._twins`. PyTorch differentiates and traces what either of them calls.
+extension and on devices that it has no kernels for, the function of :mod:`exml_fast.ops._twins`. PyTorch differentiates
+and traces what either of them calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from exml_fast._native import COMPILED
+from exml_fast._native import COMPILED, WHY_NO_CUDA
 from exml_fast.ops import _twins
 
 __all__ = ["SCHEMAS", "define", "implement", "kernels"]
@@ -42,6 +43,9 @@ SCHEMAS: dict[str, str] = {
 
 EXPLICIT = ("dirichlet_targets", "winograd_weights")
 """Ops without a derivative, which tracing keeps whole: they have fake kernels."""
+
+KERNELS = {"cpu", "meta"} if WHY_NO_CUDA else {"cpu", "meta", "cuda"}
+"""Types of the devices that the loaded libraries have kernels for."""
 
 _library = torch.library.Library("exml", "FRAGMENT")  # the ops exist as long as this does
 
@@ -83,16 +87,27 @@ def define(name: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
         A function for callers in Python. It calls ``compiled`` itself, which saves the way through the dispatcher and
         back; ``torch.compile`` gets the op.
     """
-    function = compiled if COMPILED else getattr(_twins, name)
+    twin = getattr(_twins, name)
+
+    def function(*args: Any) -> Any:
+        return compiled(*args) if _device(args[0]) in KERNELS else twin(*args)
+
     explicit = name in EXPLICIT
     tags = (torch.Tag.nondeterministic_seeded,) if name == "dirichlet_targets" else ()
     _library.define(name + SCHEMAS[name], tags=tags)
-    _library.impl(name, function, "CompositeExplicitAutograd" if explicit else "CompositeImplicitAutograd")
+    key = "CompositeExplicitAutograd" if explicit else "CompositeImplicitAutograd"
+    _library.impl(name, function if COMPILED else twin, key)
     op = getattr(torch.ops.exml, name).default
     if explicit or not COMPILED:
         return op
 
     def call(*args: Any) -> Any:
-        return op(*args) if torch.compiler.is_compiling() else compiled(*args)
+        return op(*args) if torch.compiler.is_compiling() else function(*args)
 
     return call
+
+
+def _device(first: Any) -> str:
+    """Type of the device that an op runs on, from its first argument: a tensor or several."""
+    x = first[0] if isinstance(first, list | tuple) and first else first
+    return x.device.type if isinstance(x, torch.Tensor) else "cpu"

@@ -42,6 +42,8 @@ def lane_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: 
 
 
 class _LaneConv2d(Derivative):
+    op = "lane_conv2d"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair) -> Tensor:
         y: Tensor = kernels._lane_conv2d_forward(x, weight, bias, padding)
@@ -219,6 +221,8 @@ def frozen_conv2d(
 
 
 class _FrozenConv2d(Derivative):
+    op = "frozen_conv2d"
+
     @staticmethod
     def forward(
         ctx: Any,

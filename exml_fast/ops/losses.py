@@ -38,6 +38,8 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, temperature: float = 1.0,
 
 
 class _SoftCrossEntropy(Derivative):
+    op = "soft_cross_entropy"
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, temperature: float, reduction: str) -> Tensor:
         loss, lse = kernels._soft_cross_entropy_forward(logits, target, temperature, reduction)
@@ -105,6 +107,8 @@ def jensen_shannon(
 
 
 class _JensenShannon(Derivative):
+    op = "jensen_shannon"
+
     @staticmethod
     def forward(ctx: Any, teacher_logits: Tensor, student_logits: Tensor, temperature: float, reduction: str) -> Tensor:
         loss, *lses = kernels._jensen_shannon_forward(teacher_logits, student_logits, temperature, reduction)

@@ -55,6 +55,8 @@ def frozen_bn_act(
 
 
 class _FrozenBNAct(Derivative):
+    op = "frozen_bn_act"
+
     @staticmethod
     def forward(
         ctx: Any,

@@ -34,6 +34,8 @@ def average_pool2d(x: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 
 class _AveragePool2d(Derivative):
+    op = "average_pool2d"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: tuple[int, int]) -> Tensor:
         y: Tensor = kernels._average_pool2d_forward(x, kernel)

@@ -46,6 +46,8 @@ def image_prior(
 
 
 class _ImagePrior(Derivative):
+    op = "image_prior"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel_size: int, sigma: float, per_image: bool) -> Tensor:
         losses, sums = kernels._image_prior_forward(x, kernel_size, sigma, per_image)

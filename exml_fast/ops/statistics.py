@@ -44,6 +44,8 @@ def bn_match(x: Tensor, mean: Tensor, var: Tensor, distance: str = "l2", moment:
 
 
 class _BNMatch(Derivative):
+    op = "bn_match"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, distance: str, moment: str) -> Tensor:
         loss, coefficients = kernels._bn_match_forward(x, mean, var, distance, moment)
@@ -116,6 +118,8 @@ def match_statistics(
 
 
 class _MatchStatistics(Derivative):
+    op = "match_statistics"
+
     @staticmethod
     def forward(
         ctx: Any, layers: int, weights: Sequence[float] | None, distance: str, moment: str, *tensors: Tensor
