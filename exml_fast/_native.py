@@ -85,32 +85,25 @@ def build_info() -> dict[str, str | None]:
     """How the extension was built.
 
     Returns:
-        ``version``, ``git_commit``, ``torch`` (the version compiled against; the ops work with every torch from 2.11
-        on), ``cuda_archs`` (None where the CUDA kernels are not in use), ``compiler``, ``cpu_capability`` (baseline,
-        avx2 or avx512: the CPU kernels used on this machine) and ``reused_memory`` ("in use", or the reason why not).
-        Without the extension, ``torch`` is the installed version, ``git_commit`` is "unknown", and ``cuda_archs``,
-        ``compiler`` and ``cpu_capability`` are None.
+        ``version``, ``git_commit``, ``torch`` (the installed version), ``built_for`` (the version compiled against; the
+        ops work with every torch from 2.11 on), ``cuda_archs`` (None where the CUDA kernels are not in use),
+        ``compiler``, ``cpu_capability`` (baseline, avx2 or avx512: the CPU kernels used on this machine) and
+        ``reused_memory`` ("in use", or the reason why not). Without the extension, ``git_commit`` is "unknown", and
+        ``built_for``, ``cuda_archs``, ``compiler`` and ``cpu_capability`` are None.
     """
-    memory = WHY_NO_REUSED_MEMORY or "in use"
+    installed = {"version": VERSION, "torch": torch.__version__, "reused_memory": WHY_NO_REUSED_MEMORY or "in use"}
+    built = dict.fromkeys(("built_for", "cuda_archs", "compiler", "cpu_capability"))
     if _ops is None:
-        info = dict.fromkeys(("cuda_archs", "compiler", "cpu_capability"))
-        return {
-            "version": VERSION,
-            "torch": torch.__version__,
-            **info,
-            "git_commit": "unknown",
-            "reused_memory": memory,
-        }
+        return {**installed, **built, "git_commit": "unknown"}
     from exml_fast._built_for import CUDA_ARCHS, GIT_COMMIT, TORCH
 
     return {
-        "version": VERSION,
-        "torch": TORCH,
+        **installed,
+        "built_for": TORCH,
         "cuda_archs": CUDA_ARCHS if _cuda is not None else None,
         "compiler": _text(_ops, "exml_compiler"),
         "cpu_capability": _text(_ops, "exml_cpu_capability"),
         "git_commit": GIT_COMMIT,
-        "reused_memory": memory,
     }
 
 

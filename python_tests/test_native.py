@@ -29,7 +29,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_build_info() -> None:
     info = exml_fast.build_info()
     assert info["version"] == exml_fast.__version__
-    assert info["torch"] and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+    assert info["torch"] == torch.__version__
+    assert info["built_for"] and tuple(map(int, info["built_for"].split(".")[:2])) >= (2, 11)
     assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
     assert info["compiler"] and info["git_commit"]
     assert info["cuda_archs"] is None or info["cuda_archs"]
@@ -44,7 +45,9 @@ def test_the_ops_work_with_another_torch_than_the_one_compiled_against() -> None
         "assert exml_fast.ops.average_pool2d(torch.ones(1, 1, 2, 2), (2, 2)).item() == 1\n"
         "assert exml_fast._native.COMPILED and exml_fast._native._memory is None\n"
         "with exml_fast._native.reused_memory(): torch.ones(1 << 20)\n"
-        "print(exml_fast.build_info()['reused_memory'])"
+        "info = exml_fast.build_info()\n"
+        "assert info['built_for'] == '1.0.0' and info['torch'] == torch.__version__, info\n"
+        "print(info['reused_memory'])"
     )
     done = python(code, EXML_EXTENSION="")
     assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -77,7 +77,7 @@ def _package() -> dict[str, str]:
         "version": str(info["version"]),
         "folder": str(Path(__file__).resolve().parents[1]),
         "ops": "compiled" if COMPILED else f"PyTorch's ({WHY_NOT})",
-        "compiled against": f"torch {info['torch']}" if COMPILED else "nothing",
+        "compiled against": f"torch {info['built_for']}" if COMPILED else "nothing",
         "reused memory": str(info["reused_memory"]),
         "CPU kernels": info["cpu_capability"] or "none",
         "CUDA kernels": info["cuda_archs"] or "none",
