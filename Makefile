@@ -97,11 +97,13 @@ MATRIX ?= 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 matrix: wheel
 	for torch in $(MATRIX); do bash .ci/with_torch.sh $$torch $(BUILD_DIR)/matrix-$$torch $(PYTHON) || exit 1; done
 
-# Before a release: the tag is the version, the changelog has its section, and everything is committed.
+# Before a release: the tag is the version, the changelog has its section, CITATION.cff names it, and everything is
+# committed.
 release-check:
 	version=$$($(PYTHON) -c 'import runpy; print(runpy.run_path("exml_fast/_version.py")["VERSION"])'); \
 	  [ "$(TAG)" = "v$$version" ] || { echo "TAG must be v$$version, got '$(TAG)'" >&2; exit 1; }; \
-	  grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]" >&2; exit 1; }
+	  grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]" >&2; exit 1; }; \
+	  grep -q "^version: $$version$$" CITATION.cff || { echo "CITATION.cff has another version" >&2; exit 1; }
 	git diff --quiet HEAD || { echo "there are changes that are not committed" >&2; exit 1; }
 
 # The wheel under the name that PyPI accepts: for the oldest Linux that it runs on, without torch's libraries in it.

@@ -46,6 +46,8 @@ except ImportError:
 
 TARGET = (2, 11)
 """The oldest torch that the ops work with."""
+if tuple(map(int, torch.__version__.split(".")[:2])) < TARGET:
+    sys.exit(f"exml_fast needs torch {TARGET[0]}.{TARGET[1]} or later, but torch {torch.__version__} is installed.")
 
 MODULE = "_memory"
 """The library that is a Python module. exml_fast/_native.py loads the others by their paths."""

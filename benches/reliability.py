@@ -1,4 +1,4 @@
-"""Hostile files, bad commands, kills and faults: `make faults`, and `make faults SHORT=1` for a few minutes.
+"""Hostile files, bad commands, kills and faults: `make faults`, and `make faults SHORT=1` for ten minutes.
 
 python benches/reliability.py [--short] [--only NAME …] [--fresh]
 
