@@ -252,14 +252,14 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     bench_ops.test_dirichlet_targets(SimpleNamespace(extra_info={}, pedantic=lambda *_, **__: None), 10, "cpu")
     rows = bench_ops.ROWS["cpu"]
     importlib.import_module("measure").write_results(tmp_path / "ops-cpu.json", rows)
-    readme = importlib.import_module("readme")
-    short, lines = (table(tmp_path / "ops-cpu.json").splitlines() for table in (readme.ops, readme.all_ops))
+    engine = importlib.import_module("readme_tables.engine")
+    short, lines = (table(tmp_path / "ops-cpu.json").splitlines() for table in (engine.ops, engine.all_ops))
     cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in lines if line.startswith("| `")}
     assert len(cells) == len(rows)
     medians = {line.split(" | ")[0][3:-1]: line.split(" | ")[3:5] for line in short if line.startswith("| `")}
-    assert list(medians) == list(readme.OPS) and set(medians) == {row["op"] for row in rows}
+    assert list(medians) == list(engine.OPS) and set(medians) == {row["op"] for row in rows}
     for name, (median, worst) in medians.items():
-        found = {readme.case_of(row): readme.over_pytorch(row) for row in rows if row["op"] == name}
+        found = {engine.case_of(row): engine.over_pytorch(row) for row in rows if row["op"] == name}
         assert median == f"{statistics.median(found.values()):.1f}×"
         factor, _, case = worst.partition("×: ")
         assert factor == f"{min(found.values()):.1f}" == f"{found[case]:.1f}"
@@ -277,11 +277,11 @@ def test_ops_are_rendered(bench_ops: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_compiling_that_copies_eager_is_no_win(bench: Any) -> None:
-    readme = importlib.import_module("readme")
+    engine = importlib.import_module("readme_tables.engine")
     faster = {"published": 12.0, "var_mean": 6.0, "compiled": 10.6}
-    assert readme.over_best({"times_faster": faster}) == 6.0
-    assert readme.over_best({"times_faster": {**faster, "compiled": 2.0}}) == 2.0
-    assert readme.over_best({"times_faster": {"published": 12.0}}) is None
+    assert engine.over_best({"times_faster": faster}) == 6.0
+    assert engine.over_best({"times_faster": {**faster, "compiled": 2.0}}) == 2.0
+    assert engine.over_best({"times_faster": {"published": 12.0}}) is None
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -303,7 +303,7 @@ def test_precisions_are_compared_and_rendered(
     rows = load_json(path)["rows"]
     assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
     assert all(0 <= row["teacher"] <= 100 and 0 <= row["judge"] <= 100 and row["objective"] > 0 for row in rows)
-    table = importlib.import_module("readme").precision(path)
+    table = importlib.import_module("readme_tables.engine").precision(path)
     assert "| ResNet-20, 5 images, 1 steps, bfloat16 |" in table and ("±" in table) == (seeds > 1)
 
 
@@ -345,8 +345,7 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     network, row = found["table1"]
     assert network["cell"] == "network/vgg11_bn_cifar (teacher)" and network["training"]["epochs"] == 1
     assert (row["student"], row["paper"], row["reduced"]) == ("resnet18_cifar", 90.36, True)
-    tables = importlib.import_module("readme")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    tables = importlib.import_module("readme_tables.images")
     for question in bench.RECIPES_OF:
         assert "by ResNet-56" in tables.agreement(files[question])
     assert "| Adaptive DeepInversion |" in tables.students(files["students"])
@@ -363,7 +362,7 @@ def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One run has its accuracies; runs of further seeds beside it have a column each, and the mean."""
     monkeypatch.syspath_prepend(BENCHES)
-    readme = importlib.import_module("readme")
+    readme, streams = map(importlib.import_module, ("readme", "readme_tables.streams"))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     machine = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
     for seed, accuracy in ((0, 70.0), (1, 75.0)):
@@ -381,9 +380,9 @@ def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     (tmp_path / "run0" / "report" / "samples.png").write_bytes(b"a picture")
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     readme.take_demo(tmp_path / "run0")
-    assert "| A method | 70.0 % | 9 s | 1 MB |" in readme.demo(tmp_path / "demo-digits.json")
+    assert "| A method | 70.0 % | 9 s | 1 MB |" in streams.demo(tmp_path / "demo-digits.json")
     readme.take_demo(tmp_path / "run1")
-    assert "| A method | 70.0 % | 75.0 % | 72.5 % | 9 s | 1 MB |" in readme.demo(tmp_path / "demo-digits.json")
+    assert "| A method | 70.0 % | 75.0 % | 72.5 % | 9 s | 1 MB |" in streams.demo(tmp_path / "demo-digits.json")
     assert (tmp_path / "docs" / "demo.png").read_bytes() == b"a picture"
 
 
@@ -486,6 +485,6 @@ def test_student_writes_rows(student: Any, monkeypatch: pytest.MonkeyPatch, tmp_
     write(path, [row, scaling])
     row["ours"]["step"]["median"] = 15.0
     write(path.with_name("student-cpu-before.json"), [row])
-    text = importlib.import_module("readme").student(path)
+    text = importlib.import_module("readme_tables.engine").student(path)
     assert "| 2.00× | 3.00× | – |" in text and "two threads take 2.00 times as many steps a second as one" in text
     assert "side by side take 1.00 times as many" in text and "20.0 to 20.0 % of our steps" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 from exml_fast.storage import load_json, save_json
 
 BENCHES = Path(__file__).resolve().parents[1] / "benches"
+Tables = Callable[[str], Any]
 MACHINE = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
 
 
 @pytest.fixture
-def readme(monkeypatch: pytest.MonkeyPatch) -> Any:
+def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
+    """A module of benches/."""
     monkeypatch.syspath_prepend(BENCHES)
-    return importlib.import_module("readme")
+    return lambda name: importlib.import_module(name)
 
 
 def results(path: Path, rows: list[dict[str, Any]], commit: str = "abc") -> Path:
@@ -32,37 +35,41 @@ def streamed(values: list[float], reduced: bool = False) -> list[dict[str, Any]]
     ]
 
 
-def test_a_headline_leaves_out_the_seeds_of_choices(readme: Any, tmp_path: Path) -> None:
-    row = readme.Headline(
+def test_a_headline_leaves_out_the_seeds_of_choices(tables: Tables, tmp_path: Path) -> None:
+    headlines = tables("readme_tables.headlines")
+    row = headlines.Headline(
         "a task", "a", "MNIST/NC/A", "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model", "strokes", True
     )
     results(tmp_path / "a.json", streamed([99.0, 75.0, 76.0], reduced=True))
-    cells = readme.headline(row, tmp_path)
+    cells = headlines.headline(row, tmp_path)
     assert cells[:2] == ["a task", "strokes"] and cells[2] == "43.2" and cells[3] == "**75.5** ± 0.7 † ‡"
     assert cells[4:6] == ["2", "33.4 / 73.2"]
 
 
-def test_one_seed_and_changed_trees_are_no_headlines(readme: Any, tmp_path: Path) -> None:
-    row = readme.Headline("a task", "a", "MNIST/NC/A", "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model")
+def test_one_seed_and_changed_trees_are_no_headlines(tables: Tables, tmp_path: Path) -> None:
+    headlines = tables("readme_tables.headlines")
+    row = headlines.Headline("a task", "a", "MNIST/NC/A", "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model")
     results(tmp_path / "a.json", streamed([75.0, 76.0]))
     with pytest.raises(ValueError, match="a task cannot be a headline: 1 of its seeds took part in no choice"):
-        readme.headline(row, tmp_path)
+        headlines.headline(row, tmp_path)
     path = results(tmp_path / "a.json", streamed([75.0, 76.0, 77.0]), "abc+changes")
     with pytest.raises(ValueError, match=r"a.json cannot be a headline: it was measured at abc\+changes"):
-        readme.headline(row, tmp_path)
-    for headline in (readme.judged_headline, readme.fastest):
+        headlines.headline(row, tmp_path)
+    for headline in (tables("readme_tables.images").judged_headline, tables("readme_tables.engine").fastest):
         with pytest.raises(ValueError, match="cannot be a headline"):
             headline(path)
-    assert "at commit abc, with changes on a CPU" in readme.source(path, load_json(path))
+    assert "at commit abc, with changes on a CPU" in tables("readme_tables.common").source(path, load_json(path))
 
 
-def test_the_comparator_is_the_best_method_without_the_experts_data(readme: Any) -> None:
-    assert readme.best_of_carta("cifar10/NC") == ("Auxiliary Data", 41.35)
-    assert readme.best_of_carta("cifar10/Joint") == ("Auxiliary Data", 76.94)
-    assert readme.best_of_carta("mnist/NC")[0] == "Model Inversion"
+def test_the_comparator_is_the_best_method_without_the_experts_data(tables: Tables) -> None:
+    best = tables("readme_tables.headlines").best_of_carta
+    assert best("cifar10/NC") == ("Auxiliary Data", 41.35)
+    assert best("cifar10/Joint") == ("Auxiliary Data", 76.94)
+    assert best("mnist/NC")[0] == "Model Inversion"
 
 
-def test_every_table_names_its_commit(readme: Any) -> None:
+def test_every_table_names_its_commit(tables: Tables) -> None:
+    readme = tables("readme")
     for page, names in readme.FILES.items():
         text = (readme.ROOT / page).read_text()
         for name in names:
@@ -87,12 +94,13 @@ def step(dtype: str, engine: float, **more: Any) -> dict[str, Any]:
     return {**row, **more}
 
 
-def test_a_step_of_inversion(readme: Any, tmp_path: Path) -> None:
+def test_a_step_of_inversion(tables: Tables, tmp_path: Path) -> None:
     options = {"teacher": "next", "options_ms": {"float32, default": 1.0}}
     path = results(tmp_path / "inversion-cpu.json", [step("float32", 16.0), step("bfloat16", 10.0), options])
     bound = {"teacher": "tiny", "batch": 4, "dtype": "bfloat16", "ideal_ms": 7.0, "convolutions_ms": 8.5}
     results(tmp_path / "roofline-cpu.json", [bound], "def")
-    text = readme.inversion(path)
+    engine = tables("readme_tables.engine")
+    text = engine.inversion(path)
     cells = (
         "| tiny 8², batch 4, bfloat16 | 10.0 ms (9.0 to 11.0) | 4.00× | 2.00× (bfloat16, frozen) | 0.83× (float32) |"
     )
@@ -102,5 +110,5 @@ def test_a_step_of_inversion(readme: Any, tmp_path: Path) -> None:
     assert "at commit abc on" in text and "at commit def on" in text
     alone = "| tiny 8², batch 4, bfloat16 | 2.00× | 1.50× | 1.00× | 1.50× | 1.50× | 40 / 28 / 95 MB |"
     assert alone in text
-    fastest = readme.fastest(path)
+    fastest = engine.fastest(path)
     assert "bfloat16 | 10.0 ms" in fastest and "float32 | 16.0 ms" not in fastest

@@ -1,0 +1,121 @@
+"""The table of headlines: our best figures beside the published ones."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from exml_fast.reproduction.published import published
+from exml_fast.reproduction.study_settings import SCENARIOS
+from readme_tables.common import clean, number, table
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of the table of headlines."""
+
+    what: str
+    file: str
+    cell: str
+    """Of our figure."""
+    published: str | None
+    """The paper's figure: a cell of the same file, or the best method of Carta 2022 in a scenario, as "mnist/NC"."""
+    teacher: str
+    """Cell of the teacher's accuracy, or of the experts' ensemble."""
+    page: str
+    known: str = "–"
+    """What was known of the domain, besides the networks."""
+    tested: bool = False
+    """Whether settings were chosen with these test images, too."""
+    chosen: int = 1
+    """Number of seeds that took part in a choice: the first of each file. They are left out."""
+
+
+HEADLINES = [
+    Headline("LeNet-5 → half a LeNet-5, MNIST", "nayak2021-table1", "ZSKD", "ZSKD", "Teacher-CE", "transfer"),
+    Headline("the same, Fashion-MNIST", "nayak2021-table2", "ZSKD", "ZSKD", "Teacher-CE", "transfer",
+             "natural spectrum"),
+    Headline("AlexNet → half an AlexNet, CIFAR-10", "calibrated-cifar10-zskd", "ZSKD", "ZSKD", "Teacher-CE", "transfer",
+             "natural spectrum", tested=True),
+    Headline("MNIST network adapted to USPS", "nayak2021-table5-mnist-usps", "Rehearsal/Avg", "Ours/Avg",
+             "Baseline/Avg", "transfer", "unlabelled USPS images", tested=True),
+    Headline("USPS network adapted to MNIST", "nayak2021-table5-usps-mnist", "Rehearsal/Avg", "Ours/Avg",
+             "Baseline/Avg", "transfer", "unlabelled MNIST images", tested=True),
+    Headline("a robust LeNet-5 → half a LeNet-5, under PGD at 0.3", "nayak2021-table4-mnist",
+             "robust Student under attack/pgd A_adv", "robust Student/pgd A_adv", "robust Teacher/pgd A_adv",
+             "transfer"),
+    Headline("five experts of two classes each, MNIST", "calibrated-mnist-nc-inverted", "MNIST/NC/Inverted Strokes ED",
+             "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model", "pen drawings", tested=True),
+    Headline("the same, experts with BatchNorm", "calibrated-mnist-nc-bn-inverted", "MNIST/NC/Inverted Strokes ED",
+             None, "MNIST/NC/Ensemble Avg.", "ex_model", "pen drawings", tested=True),
+]  # fmt: skip
+
+
+# Rows of the README, and a name that needs no row before it.
+FULL_NAME = "five experts of two classes each, with BatchNorm, MNIST"
+
+
+FIVE = (
+    "LeNet-5 → half a LeNet-5, MNIST",
+    "AlexNet → half an AlexNet, CIFAR-10",
+    "USPS network adapted to MNIST",
+    "five experts of two classes each, MNIST",
+    "the same, experts with BatchNorm",
+)
+
+
+def best_of_carta(scenario: str) -> tuple[str, float]:
+    """Name and accuracy of the best method of Carta 2022 without the experts' data in a scenario, as "mnist/NC"."""
+    data, _, short = scenario.partition("/")
+    found = published(data, next(name for name, shown in SCENARIOS.items() if shown == short))
+    assert found is not None
+    methods = {name: value for name, value in found.paper.items() if name.startswith(("Model", "Data", "Auxiliary"))}
+    best = max(methods, key=lambda name: methods[name])
+    return best, methods[best]
+
+
+def headline(row: Headline, folder: Path) -> list[str]:
+    """Our figure, of the seeds that took part in no choice, beside the paper's."""
+    found = {cell["cell"]: cell for cell in clean(folder / f"{row.file}.json")["rows"]}
+    ours, teacher = found[row.cell], found[row.teacher]
+    values = ours["values"][row.chosen :]
+    if len(values) < 2:
+        raise ValueError(f"{row.what} cannot be a headline: {len(values)} of its seeds took part in no choice")
+    paper = None
+    if row.published is not None:
+        paper = found[row.published]["paper"] if row.published in found else best_of_carta(row.published)[1]
+    signs = " †" * ours["reduced"] + " ‡" * row.tested
+    accuracies = f"{number(teacher['paper'] if row.published else None)} / {number(teacher['ours'])}"
+    mean = f"**{statistics.mean(values):.1f}** ± {statistics.stdev(values):.1f}{signs}"
+    return [row.what, row.known, number(paper), mean, str(len(values)), accuracies, f"[{row.page}]({row.page}.md)"]
+
+
+def headlines(folder: Path) -> str:
+    """Our figures beside the published ones; all of :data:`HEADLINES`."""
+    header = ["trained without the teachers' data: accuracy in %", "known of the domain", "published ᵃ", "ours"]
+    header += ["seeds ᵇ", "teacher, published / ours ᶜ", "page"]
+    notes = (
+        "ᵃ The paper's best figure for the same knowledge, images of other data sets included. Carta 2022 has no "
+        "experts with BatchNorm on MNIST. Nayak 2021 does not give the bound of the robust student.\n"
+        "ᵇ Seed 0 took part in choices of settings and is left out. The pages have all seeds, and rows of one seed.\n"
+        "ᶜ Of the adapted networks: before adaptation. Of five experts: the average of all of their outputs, where "
+        "they may be kept. Where ours is better than the paper's, so may be what is learned from it.\n"
+        "† The run was shorter than published, or than our preset.\n"
+        "‡ Some settings were chosen with these test images, on seed 0 or before; the page says which. Most rows use a "
+        "method of ours."
+    )
+    return table(header, [headline(row, folder) for row in HEADLINES]) + "\n\n" + notes
+
+
+def five_headlines(folder: Path) -> str:
+    """The rows :data:`FIVE` of :func:`headlines`, with the names of their tasks in full."""
+    lines = headlines(folder).splitlines()
+    chosen = [next(line for line in lines if line.startswith(f"| {what} |")) for what in FIVE]
+    shown = [line.replace("| the same, experts with BatchNorm |", f"| {FULL_NAME} |") for line in chosen]
+    text = "\n".join([*lines[:2], *shown]).replace("](", "](docs/")
+    notes = (
+        "† Shorter than published. ‡ Some settings were chosen with these test images. "
+        "All signs, and reservations: [results](docs/results.md#all-headlines)."
+    )
+    return f"{text}\n\n{notes}"
