@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 from cluster_cost import cost_table
+from measure import replace_rows
 
 from exml_fast.continual import Catalogue, Expert
 from exml_fast.data import InputSpec, Shards
@@ -45,8 +46,7 @@ from exml_fast.distributed import LocalExecutor, RayExecutor, make_shard, prepar
 from exml_fast.distributed.run import _missing
 from exml_fast.inversion import Synthesizer, recipes
 from exml_fast.models import create
-from exml_fast.reproduction.provenance import provenance
-from exml_fast.storage import load_json, save_json
+from exml_fast.storage import load_json
 
 SMALL_IMAGES = InputSpec(1, (32, 32), (0.5,), (0.25,))
 IMAGENET = InputSpec(3, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -369,7 +369,7 @@ def measured(part: str, small: bool, device: str, work: Path) -> list[dict[str, 
     """The rows of a part."""
     work.mkdir(parents=True, exist_ok=True)
     calls: dict[str, Callable[[], Any]] = {
-        "chaos": lambda: chaos(work, 24, 3, 6.0, 1.0) if small else chaos(work, 200, 20, 5.0, 1.0),
+        "chaos": lambda: chaos(work, 24, 3, 6.0, 1.0) if small else chaos(work, 200, 20, 3.0, 1.0),
         "overhead": lambda: overhead(work, 100, 2, 2.0) if small else overhead(work, 1000, 6, 10.0),
         "manifest": lambda: manifest(work, 50_000 if small else 1_000_000),
         "torchrun": lambda: torchrun(work, 1500 if small else 3000),
@@ -403,19 +403,8 @@ def main() -> None:
         for row in rows:
             print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
         if arguments.results:
-            write(arguments.results, rows, arguments.device, part)
-
-
-def write(path: Path, rows: list[dict[str, Any]], device: str, part: str) -> None:
-    """Replace the rows of the same part (and device and recipe)."""
-    origin = provenance(device, f"python benches/cluster.py --parts {part} --device {device} --results {path.name}")
-    stored = load_json(path)["rows"] if path.is_file() else []
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["part"], row.get("device"), row.get("recipe")
-
-    kept = [row for row in stored if key(row) not in {key(new) for new in rows}]
-    save_json(path, {**origin, "rows": kept + rows})
+            command = f"python benches/cluster.py --parts {part} --device {arguments.device} --results …"
+            replace_rows(arguments.results, rows, ("part", "device", "recipe"), command, arguments.device)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,17 @@ def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -
     save_json(path, {**provenance(device, command), "rows": rows})
 
 
+def replace_rows(
+    path: Path, rows: list[dict[str, Any]], same: Sequence[str], command: str, device: str = "cpu"
+) -> None:
+    """Put rows in the place of those with the same values under the keys ``same``; each row names its commit."""
+    origin = provenance(device, command)
+    old = load_json(path) if path.is_file() else {"rows": []}
+    new = {tuple(row.get(key) for key in same) for row in rows}
+    kept = [{"commit": old["commit"], **row} for row in old["rows"] if tuple(row.get(key) for key in same) not in new]
+    save_json(path, {**origin, "rows": kept + [{**row, "commit": origin["commit"]} for row in rows]})
+
+
 def rows_of_this_commit(path: Path, device: str = "cpu") -> list[dict[str, Any]]:
     """Rows that a run which was interrupted has written at the commit of now, a tree without changes."""
     found = load_json(path) if path.exists() else {"commit": None}

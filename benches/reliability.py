@@ -33,6 +33,7 @@ import torch  # noqa: E402
 from bad_commands import command as bad_command  # noqa: E402
 from forks import Fork, Outcome, command, run  # noqa: E402
 from hostile_experts import good, make, write  # noqa: E402
+from measure import replace_rows  # noqa: E402
 from runs import (  # noqa: E402
     COMMANDS,
     again,
@@ -306,8 +307,6 @@ def places() -> Iterator[Workplace]:
 
 
 def main() -> None:
-    from exml_fast.reproduction.provenance import provenance
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="a tenth of the cases; no figures are written")
     parser.add_argument("--only", nargs="*", choices=list(COUNTS), default=list(COUNTS))
@@ -330,9 +329,7 @@ def main() -> None:
             rows.append(measured(name, count, place, folder / f"{name.replace(' ', '-')}.json"))
             print(json.dumps(rows[-1]), flush=True)
             if not options.short:
-                kept = load_json(RESULTS)["rows"] if RESULTS.exists() else []
-                others = [row for row in kept if row["test"] != name]
-                save_json(RESULTS, {**provenance("cpu", "make faults"), "rows": [*others, rows[-1]]})
+                replace_rows(RESULTS, rows[-1:], ("test",), "make faults")
     sys.exit(any(row["failed"] for row in rows))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from exml_fast.storage import load_json, save_json
+
 BENCHES = Path(__file__).resolve().parents[1] / "benches"
 ROWS: list[dict[str, Any]] = [
     {"part": "overhead", "milliseconds_a_task": 2.0, "seconds_to_start_a_worker": 5.0, "tasks": 10,
@@ -60,7 +62,18 @@ def test_lists_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     bench = importlib.import_module("cluster")
     row = bench.manifest(tmp_path, 1500)
     assert row["entries"] == 1500 and row["seconds_to_open"] < 5 and row["seconds_to_resume"] < 10
-    bench.write(tmp_path / "rows.json", [row], "cpu", "manifest")
-    bench.write(tmp_path / "rows.json", [row | {"entries": 2}], "cpu", "manifest")
-    stored = bench.load_json(tmp_path / "rows.json")
-    assert [each["entries"] for each in stored["rows"]] == [2] and stored["machine"]
+
+
+def test_rows_keep_the_commit_that_they_were_measured_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHES)
+    measure = importlib.import_module("measure")
+    path = tmp_path / "rows.json"
+    for commit, row in (("a", {"part": "x", "n": 1}), ("b", {"part": "y", "n": 2}), ("c", {"part": "y", "n": 3})):
+        monkeypatch.setattr(measure, "provenance", lambda *_, commit=commit: {"commit": commit, "machine": {}})
+        measure.replace_rows(path, [row], ("part",), "a command")
+    stored = load_json(path)
+    assert stored["rows"] == [{"part": "x", "n": 1, "commit": "a"}, {"part": "y", "n": 3, "commit": "c"}]
+    assert importlib.import_module("readme_tables.common").commits(stored) == ["a", "c"]
+    save_json(path, {"commit": "old", "rows": [{"part": "x"}, {"part": "z"}]})
+    measure.replace_rows(path, [{"part": "x"}], ("part",), "a command")
+    assert [row["commit"] for row in load_json(path)["rows"]] == ["old", "c"]

@@ -29,10 +29,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def commits(results: dict[str, Any]) -> list[str]:
+    """Of the rows, where they have their own; otherwise of the file."""
+    found = set()
+    for row in results["rows"]:
+        found.update(row.get("commits", [row.get("commit", results["commit"])]))
+    return sorted(commit or "unknown" for commit in found or {results["commit"]})
+
+
 def source(path: Path, results: dict[str, Any]) -> str:
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    commit = (results["commit"] or "unknown").replace(CHANGED, ", with changes")
+    commit = " and ".join(commits(results)).replace(CHANGED, ", with changes")
     return (
         f"`{results['command']}` at commit {commit} on {where}, torch {machine['torch']} "
         f"([{path.name}](benches/results/{path.name}))."
@@ -42,8 +50,9 @@ def source(path: Path, results: dict[str, Any]) -> str:
 def clean(path: Path) -> dict[str, Any]:
     """Results for a headline; ValueError if the tree had changes when they were measured."""
     results = load_json(path)
-    if (results["commit"] or CHANGED).endswith(CHANGED):
-        raise ValueError(f"{path.name} cannot be a headline: it was measured at {results['commit']}")
+    for commit in commits(results):
+        if commit == "unknown" or commit.endswith(CHANGED):
+            raise ValueError(f"{path.name} cannot be a headline: it was measured at {commit}")
     return results
 
 
