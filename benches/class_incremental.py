@@ -6,8 +6,8 @@
 
 A cell is a method, a protocol and a seed, which also decides the class order (1993 + seed). Methods whose first task is
 learned with the same loss share its network, which is trained once. "icarl" also gives the cells of the methods that
-differ from it in the classifier alone. A killed cell continues when the same command runs
-again; several processes may share --folder. Each takes one thread unless --threads says else.
+differ from it in the classifier alone. A killed cell continues when the same command runs again; several processes may
+share --folder. Cells of the committed results are not run again. Each takes one thread unless --threads says else.
 
 --set NAME=VALUE changes a setting of all methods of this call; the changed cells need a --folder of their own.
 --validation tests on a tenth of the training images, which are then not learned from, for choices of settings; its
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, write_results
+from measure import RESULTS, with_stored, write_results
 from time_to_accuracy import changed, locked
 from torch import nn
 
@@ -50,6 +50,7 @@ from exml_fast.storage import load_checkpoint, load_json, save_checkpoint, save_
 from exml_fast.training.heads import with_head
 
 HELD_OUT = 10
+KEYS = ("method", "protocol", "seed")
 NOTE = "reduced: {epochs} epochs a task, one-cycle; the papers train 70 to 500"
 LABEL_LOSSES = {cross_entropy: "ce", bce: "bce"}
 
@@ -123,31 +124,41 @@ def by_other_classifiers(taught: Learner[Any], data: ImageData) -> dict[str, flo
     return found
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def cells_of(folder: Path, results: Path) -> list[dict[str, Any]]:
+    """All cells that are done: in the folder, or in the results of an earlier call."""
+    found = [load_json(path) for path in sorted(folder.glob("*/*/seed*/cell.json"))]
+    return with_stored(results, found, KEYS)
+
+
+def rows_of(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each method and protocol, over the seeds that are done."""
     rows = []
-    for method in METHODS:
-        for protocol in sorted({path.parents[1].name for path in (folder / method).glob("*/seed*/cell.json")}):
-            cells = [load_json(path) for path in sorted((folder / method / protocol).glob("seed*/cell.json"))]
-            last, average = ([cell[key] for cell in cells] for key in ("last", "average"))
-            rows.append(
-                {
-                    "method": method, "protocol": protocol, "average": statistics.fmean(average),
-                    "last": statistics.fmean(last), "std": statistics.stdev(average) if len(cells) > 1 else None,
-                    "values": average, "values_last": last, "seeds": len(cells),
-                    "bytes": cells[0]["bytes"], "working_bytes": cells[0]["working_bytes"],
-                    "real_exemplars": METHODS[method].real, "synthetic": cells[0]["working_bytes"] > 0 and not (
-                        METHODS[method].real and "inver" not in method
-                    ),
-                    "seconds_per_task": statistics.fmean(s for cell in cells for s in cell["seconds"][1:]),
-                    "peak_mb": max(peak for cell in cells for peak in cell["peak_mb"]),
-                    "curve": [statistics.fmean(at) for at in zip(*(cell["curve"] for cell in cells), strict=True)],
-                    "source": METHODS[method].source, "data": cells[0]["data"], "reduced": True,
-                    "note": cells[0]["note"], "settings": cells[0]["settings"],
-                    "commits": sorted({commit for cell in cells for commit in cell["commits"]}),
-                }
-            )  # fmt: skip
+    for method, protocol in sorted({(cell["method"], cell["protocol"]) for cell in cells}, key=in_order):
+        done = [cell for cell in cells if (cell["method"], cell["protocol"]) == (method, protocol)]
+        done.sort(key=lambda cell: cell["seed"])
+        last, average = ([cell[key] for cell in done] for key in ("last", "average"))
+        inverted = done[0]["working_bytes"] > 0 and (not METHODS[method].real or "inver" in method)
+        rows.append(
+            {
+                "method": method, "protocol": protocol, "average": statistics.fmean(average),
+                "last": statistics.fmean(last), "std": statistics.stdev(average) if len(done) > 1 else None,
+                "values": average, "values_last": last, "seeds": [cell["seed"] for cell in done],
+                "bytes": done[0]["bytes"], "working_bytes": done[0]["working_bytes"],
+                "real_exemplars": METHODS[method].real, "synthetic": inverted,
+                "seconds_per_task": statistics.fmean(s for cell in done for s in cell["seconds"][1:]),
+                "peak_mb": max(peak for cell in done for peak in cell["peak_mb"]),
+                "curve": [statistics.fmean(at) for at in zip(*(cell["curve"] for cell in done), strict=True)],
+                "source": METHODS[method].source, "data": done[0]["data"], "reduced": True,
+                "note": done[0]["note"], "settings": done[0]["settings"],
+                "commits": sorted({commit for cell in done for commit in cell["commits"]}),
+            }
+        )  # fmt: skip
     return rows
+
+
+def in_order(row: tuple[str, str]) -> tuple[str, int]:
+    """By protocol, then as in METHODS."""
+    return row[1], list(METHODS).index(row[0])
 
 
 def run_cell(args: argparse.Namespace, data: ImageData, method: str, protocol: str, seed: int, stop: Any) -> None:
@@ -232,11 +243,15 @@ def main() -> None:
     def stop() -> bool:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
 
-    for method, protocol, seed in [] if args.collect else cells:
-        run_cell(args, data, method, protocol, int(seed), stop)
-    where = args.folder if args.validation else RESULTS
+    results = (args.folder if args.validation else RESULTS) / f"class-incremental-{data.name.replace('_', '-')}.json"
     if args.collect:
-        write_results(where / f"class-incremental-{data.name.replace('_', '-')}.json", rows_of(args.folder))
+        done = cells_of(args.folder, results)
+        write_results(results, rows_of(done), cells=done)
+        return
+    done = {tuple(str(cell[key]) for key in KEYS) for cell in with_stored(results, [], KEYS)}
+    for method, protocol, seed in cells:
+        if (method, protocol, seed) not in done or args.set:
+            run_cell(args, data, method, protocol, int(seed), stop)
 
 
 if __name__ == "__main__":

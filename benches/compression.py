@@ -31,7 +31,7 @@ import torch
 from class_incremental import held_out
 from compression_images import IMAGES, Domain
 from deep_inversion import SPEC, network
-from measure import RESULTS, as_row, interleaved, write_results
+from measure import RESULTS, as_row, interleaved, with_stored, write_results
 from time_to_accuracy import changed, locked
 from torch import Tensor, nn
 
@@ -42,6 +42,7 @@ from exml_fast.storage import load_json, save_json, save_tensors
 from exml_fast.transfer import LatencyTable, export, load_pruned, load_quantized
 from exml_fast.transfer.quantization import compiled
 
+KEYS = ("name", "task", "images", "seed")
 NETWORKS = ("resnet20", "resnet56", "expert")
 TASKS = ("prune-filters-20", "prune-latency-40", "int8", "w4a4")
 PRUNED: dict[str, tuple[float, Any]] = {"prune-filters-20": (0.2, "filters"), "prune-latency-40": (0.4, "latency")}
@@ -171,43 +172,50 @@ def called(run: Any, x: Tensor) -> Any:
     return lambda: run(x)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def cells_of(folder: Path, results: Path) -> list[dict[str, Any]]:
+    """All cells that are done, with their speed if it was measured: in the folder, or in the results of before."""
+    found = []
+    for path in sorted(folder.glob("*/*/*/seed*/cell.json")):
+        speed = path.with_name("speed.json")
+        name = {"name": path.relative_to(folder).parts[0]}
+        found.append(name | load_json(path) | {"speed": load_json(speed)["images"] if speed.is_file() else None})
+    return with_stored(results, found, KEYS)
+
+
+def rows_of(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each network and task: accuracy by images, mean over seeds, with the values of all."""
     rows = []
-    for name in NETWORKS:
-        for task in TASKS:
-            cells: dict[str, list[dict[str, Any]]] = {}
-            for images in IMAGES:
-                found = [load_json(path) for path in sorted((folder / name / task / images).glob("seed*/cell.json"))]
-                cells |= {images: found} if found else {}
-            if not cells:
-                continue
-            every = [cell for found in cells.values() for cell in found]
-            values = {images: [cell["accuracy"] for cell in found] for images, found in cells.items()}
-            row: dict[str, Any] = {"network": every[0]["network"], "task": task, "float": every[0]["float"]}
-            row |= {images.replace("-", "_"): statistics.fmean(found) for images, found in values.items()}
-            best = [images for images in ("adaptive", "deep-inversion") if images in values]
-            row["synthetic"] = statistics.fmean(values[best[0]]) if best else None
-            row["before"] = {
-                images: statistics.fmean(cell["before"] for cell in found)
-                for images, found in cells.items() if "before" in found[0]
-            } or None  # fmt: skip
-            speeds = [load_json(path)["images"] for path in (folder / name / task).glob("*/seed*/speed.json")]
-            row["faster"] = {
-                count: {
-                    "ratio": statistics.median(speed[count]["faster"] for speed in speeds),
-                    "float": speeds[0][count]["float"], "small": speeds[0][count]["small"], "networks": len(speeds),
-                }
-                for count in ("1", "64")
-            } if speeds else None  # fmt: skip
-            row |= {
-                "bytes": statistics.fmean(cell["bytes"] for cell in every), "float_bytes": every[0]["float_bytes"],
-                "left": {images: found[0].get("left") for images, found in cells.items()}, "values": values,
-                "seeds": {images: sorted(cell["seed"] for cell in found) for images, found in cells.items()},
-                "test_images": every[0]["test_images"], "settings": every[0]["settings"],
-                "commits": sorted({cell["commit"] for cell in every}),
-            }  # fmt: skip
-            rows.append(row)
+    for name, task in ((name, task) for name in NETWORKS for task in TASKS):
+        done = sorted((c for c in every if (c["name"], c["task"]) == (name, task)), key=lambda cell: cell["seed"])
+        if not done:
+            continue
+        cells = {images: [cell for cell in done if cell["images"] == images] for images in IMAGES}
+        cells = {images: found for images, found in cells.items() if found}
+        values = {images: [cell["accuracy"] for cell in found] for images, found in cells.items()}
+        row: dict[str, Any] = {"network": done[0]["network"], "task": task, "float": done[0]["float"]}
+        row |= {images.replace("-", "_"): statistics.fmean(found) for images, found in values.items()}
+        best = [images for images in ("adaptive", "deep-inversion") if images in values]
+        row["synthetic"] = statistics.fmean(values[best[0]]) if best else None
+        row["before"] = {
+            images: statistics.fmean(cell["before"] for cell in found)
+            for images, found in cells.items() if "before" in found[0]
+        } or None  # fmt: skip
+        speeds = [cell["speed"] for cell in done if cell["speed"]]
+        row["faster"] = {
+            count: {
+                "ratio": statistics.median(speed[count]["faster"] for speed in speeds),
+                "float": speeds[0][count]["float"], "small": speeds[0][count]["small"], "networks": len(speeds),
+            }
+            for count in ("1", "64")
+        } if speeds else None  # fmt: skip
+        row |= {
+            "bytes": statistics.fmean(cell["bytes"] for cell in done), "float_bytes": done[0]["float_bytes"],
+            "left": {images: found[0].get("left") for images, found in cells.items()}, "values": values,
+            "seeds": {images: [cell["seed"] for cell in found] for images, found in cells.items()},
+            "test_images": done[0]["test_images"], "settings": done[0]["settings"],
+            "commits": sorted({cell["commit"] for cell in done}),
+        }  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -260,7 +268,9 @@ def main() -> None:
         elif not stop():
             run_cell(domains[name], task, images, int(seed), args, stop)
     if args.collect:
-        write_results((args.folder if args.validation else RESULTS) / "compression.json", rows_of(args.folder))
+        results = (args.folder if args.validation else RESULTS) / "compression.json"
+        done = cells_of(args.folder, results)
+        write_results(results, rows_of(done), cells=done)
 
 
 if __name__ == "__main__":

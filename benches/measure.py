@@ -130,10 +130,17 @@ def saved_mb(call: Callable[[], Any], *inputs: torch.Tensor) -> float:
     return sum(kept.values()) / 2**20
 
 
-def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> None:
+def write_results(path: Path, rows: list[dict[str, Any]], device: str = "cpu", **more: Any) -> None:
     """Write rows, with the command, the commit, the date and the machine."""
     command = os.environ.get("EXML_BENCH_COMMAND") or command_line(Path(sys.argv[0]).name, names_only=True)
-    save_json(path, {**provenance(device, command), "rows": rows})
+    save_json(path, {**provenance(device, command), "rows": rows, **more})
+
+
+def with_stored(path: Path, cells: list[dict[str, Any]], same: Sequence[str]) -> list[dict[str, Any]]:
+    """Cells, after the others of the file at ``path``; cells with the same values under the keys ``same`` are one."""
+    stored = load_json(path).get("cells", []) if path.is_file() else []
+    new = {tuple(cell[key] for key in same) for cell in cells}
+    return [cell for cell in stored if tuple(cell[key] for key in same) not in new] + cells
 
 
 def replace_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,9 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     times = [path.stat().st_mtime_ns for path in folder.rglob("cell.json")]
     call("--cells", *cells)  # finished cells are not run again
     assert [path.stat().st_mtime_ns for path in folder.rglob("cell.json")] == times
+    shutil.rmtree(folder / "expert" / "int8")
+    call("--collect")  # cells that were collected stay
+    assert {row["task"]: row for row in load_json(folder / "compression.json")["rows"]} == rows
 
 
 @pytest.mark.parametrize(
