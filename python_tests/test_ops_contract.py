@@ -16,9 +16,10 @@ from exml_fast import ops
 from exml_fast.ops import _registration, reference
 
 ROOT = Path(__file__).resolve().parents[1]
-# CPU_ONLY: ops without CUDA kernels here. SINGLE: the op that has the kernels, for each op `name` without a private op
+# CPU_ONLY, CUDA_ONLY: ops without kernels for the other device. SINGLE: the op that has the kernels, for each op `name` without a private op
 # `_name_forward`.
 CPU_ONLY = {"average_pool2d", "frozen_conv2d", "lane_conv2d", "winograd_conv2d", "winograd_weights"}
+CUDA_ONLY = {"dirichlet_targets"}
 SINGLE = {"adam_clip_": "_adam_clip_", "dirichlet_targets": "_dirichlet_targets", "jitter_flip": "_jitter_flip",
           "winograd_weights": "winograd_weights", "winograd_conv2d": "_frozen_conv2d_forward"}  # fmt: skip
 
@@ -43,7 +44,8 @@ def test_every_op_is_documented_and_has_its_twin(name: str) -> None:
 def test_every_op_has_its_kernels(name: str) -> None:
     backend = SINGLE.get(name, f"_{name}_forward")
     assert has_kernel(backend, "Meta"), "no fake kernel"
-    assert has_kernel(backend, "CPU") or has_kernel(backend, "CompositeExplicitAutograd")
+    on_cpu = has_kernel(backend, "CPU") or has_kernel(backend, "CompositeExplicitAutograd")
+    assert on_cpu == (name not in CUDA_ONLY)
     with_cuda = exml_fast.build_info()["cuda_archs"] is not None
     assert has_kernel(backend, "CUDA") == (with_cuda and name not in CPU_ONLY)
 
@@ -76,13 +78,12 @@ def test_a_device_without_kernels_has_the_twins(monkeypatch: pytest.MonkeyPatch)
         return call
 
     monkeypatch.setattr(_registration, "KERNELS", {"cuda"})
-    for name in ("_match_statistics_forward", "_soft_cross_entropy_forward", "_dirichlet_targets", "_jitter_flip"):
+    for name in ("_match_statistics_forward", "_soft_cross_entropy_forward", "_jitter_flip"):
         monkeypatch.setattr(_registration.kernels, name, forbidden(name), raising=False)
     assert torch.equal(ops.match_statistics(means, means, means, means), wanted)
     logits = torch.randn(3, 4, requires_grad=True)
     ops.soft_cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
     assert logits.grad is not None and logits.grad.abs().max() > 0
-    ops.dirichlet_targets(torch.rand(3, 3) + 0.1, torch.tensor([0, 2]), torch.ones(2))
     images = torch.randn(2, 3, 4, 4)
     assert torch.ops.exml.jitter_flip(images, torch.tensor([0, 0]), torch.tensor(False)).equal(images)
     assert not calls

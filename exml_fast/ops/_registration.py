@@ -8,7 +8,7 @@ and traces what either of them calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ SCHEMAS: dict[str, str] = {
 EXPLICIT = ("dirichlet_targets", "winograd_weights")
 """Ops without a derivative, which tracing keeps whole: they have fake kernels."""
 
-KERNELS = {"cpu", "meta"} if WHY_NO_CUDA else {"cpu", "meta", "cuda"}
+DEVICES = ("cpu", "meta", "cuda")
+KERNELS = DEVICES[:2] if WHY_NO_CUDA else DEVICES
 """Types of the devices that the loaded libraries have kernels for."""
 
 _library = torch.library.Library("exml", "FRAGMENT")  # the ops exist as long as this does
@@ -80,8 +81,13 @@ def implement(name: str, kernel: Callable[..., Any], key: str) -> None:
     _library.impl(name, kernel, key)
 
 
-def define(name: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
+def define(name: str, compiled: Callable[..., Any], devices: Collection[str] = DEVICES) -> Callable[..., Any]:
     """Define ``exml::name``, from ``compiled`` where the compiled kernels are in use, otherwise from its twin.
+
+    Args:
+        name: in SCHEMAS.
+        compiled: computes the op by its kernels.
+        devices: types of the devices for which the op has kernels, or that PyTorch serves in them.
 
     Returns:
         A function for callers in Python. It calls ``compiled`` itself, which saves the way through the dispatcher and
@@ -90,7 +96,8 @@ def define(name: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
     twin = getattr(_twins, name)
 
     def function(*args: Any) -> Any:
-        return compiled(*args) if _device(args[0]) in KERNELS else twin(*args)
+        device = _device(args[0])
+        return compiled(*args) if device in KERNELS and device in devices else twin(*args)
 
     explicit = name in EXPLICIT
     tags = (torch.Tag.nondeterministic_seeded,) if name == "dirichlet_targets" else ()

@@ -17,7 +17,8 @@ def dirichlet_targets(
 
     Row n is a draw from Dirichlet(``betas[n] * similarity[classes[n]]``). Gamma variates are drawn in log space, so the
     draws are exact for concentrations of 0.01 and below, where the variates themselves would underflow. A component
-    that is too small for the dtype is zero; float64 keeps more of them.
+    that is too small for the dtype is zero; float64 keeps more of them. There is a kernel for CUDA; elsewhere PyTorch
+    draws the variates.
 
     Args:
         similarity: (K, K), float32 or float64, positive: row k holds the concentration of class k.
@@ -52,7 +53,8 @@ def _dirichlet_targets(
     return targets
 
 
-_call = define("dirichlet_targets", _dirichlet_targets)
+# On the CPU PyTorch's gamma variates are faster than a kernel of our own was.
+_call = define("dirichlet_targets", _dirichlet_targets, devices=("meta", "cuda"))
 
 
 @fake("_dirichlet_targets")
