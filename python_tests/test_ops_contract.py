@@ -16,8 +16,8 @@ from exml_fast import ops
 from exml_fast.ops import _registration, reference
 
 ROOT = Path(__file__).resolve().parents[1]
-# CPU_ONLY, CUDA_ONLY: ops without kernels for the other device. SINGLE: the op that has the kernels, for each op `name` without a private op
-# `_name_forward`.
+# CPU_ONLY, CUDA_ONLY: ops without kernels for the other device. SINGLE: the op that has the kernels, for each op `name`
+# without a private op `_name_forward`.
 CPU_ONLY = {"average_pool2d", "frozen_conv2d", "lane_conv2d", "winograd_conv2d", "winograd_weights"}
 CUDA_ONLY = {"dirichlet_targets"}
 SINGLE = {"adam_clip_": "_adam_clip_", "dirichlet_targets": "_dirichlet_targets", "jitter_flip": "_jitter_flip",
