@@ -29,7 +29,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from deep_inversion import SPEC, network
-from inversion import Draw, Problem, Published, efficientnet_lite
+from inversion_contenders import Draw, Problem, Published
+from inversion_teachers import efficientnet_lite
 from judges import judges
 from measure import RESULTS, write_results
 from torch import Tensor, nn

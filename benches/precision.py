@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from inversion import efficientnet_lite
+from inversion_teachers import efficientnet_lite
 from torch import Tensor, nn
 
 from exml_fast import InputSpec, Recipe, Synthesizer, recipes

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from inversion import Draw, Problem, Published
+from inversion_contenders import Draw, Problem, Published
 from torch import Tensor, nn
 
 from exml_fast.checkpoint import Checkpoint

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inversion import DTYPES, TEACHERS, calibrate
+from inversion_contenders import DTYPES
+from inversion_teachers import TEACHERS, calibrate
 from measure import RESULTS, milliseconds, write_results
 from torch import Tensor, nn
 

@@ -90,7 +90,7 @@ def engine_gradient(problem: Any, precision: str, draw: Any) -> tuple[torch.Tens
     from exml_fast import FrozenTeacher
     from exml_fast.inversion.objective import Objective, Step
 
-    bench = importlib.import_module("inversion")
+    bench = importlib.import_module("inversion_contenders")
     recipe = problem.recipe
     teacher = FrozenTeacher(problem.model, problem.spec, precision=precision, batch_size=len(problem.labels))
     images = problem.start.clone().requires_grad_()
