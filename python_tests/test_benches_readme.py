@@ -112,3 +112,41 @@ def test_a_step_of_inversion(tables: Tables, tmp_path: Path) -> None:
     assert alone in text
     fastest = engine.fastest(path)
     assert "bfloat16 | 10.0 ms" in fastest and "float32 | 16.0 ms" not in fastest
+
+
+def test_an_architecture_that_is_refused_has_its_reason(tables: Tables, tmp_path: Path) -> None:
+    fused = {
+        "architecture": "timm/a", "size": 64, "way": "fused", "calls": 3, "gain_float32": 1.5, "gain_bfloat16": 2.5,
+        "bfloat16_runs_in": "bfloat16", "logits_float32": 1e-6, "cosine_float32": 1.0, "cosine_bfloat16": 0.99,
+    }  # fmt: skip
+    refused = {"architecture": "timm/b", "way": "refused", "error": "ValueError: a | b"}
+    path = results(tmp_path / "architectures-cpu.json", [fused, refused])
+    text = tables("readme_tables.architectures").architectures(path)
+    assert "2 architectures with random weights: 1 fused, 1 refused" in text and "median of 2.50 times" in text
+    assert "| timm/a | 64² | fused | 3 | 1.50× | 2.50× | 1e-06 | 1.0000 / 0.990 |" in text
+    assert "| timm/b | – | ValueError: a / b | – |" in text
+
+
+def test_compression_shows_all_images(tables: Tables, tmp_path: Path) -> None:
+    row = {
+        "network": "ResNet-20", "task": "int8", "float": 92.0, "values": {"real": [91.0, 92.0], "noise": [50.0]},
+        "seeds": {"real": [0, 1], "noise": [0]}, "bytes": 25, "float_bytes": 100,
+        "faster": {"1": {"ratio": 2.0}, "64": {"ratio": 1.25}}, "commits": ["abc"],
+    }  # fmt: skip
+    text = tables("readme_tables.compression").compression(results(tmp_path / "compression.json", [row]))
+    line = "| ResNet-20 | 8 bits | 92.00 | 91.50 ± 0.71 | – | – | – | – | 50.00 | 1 to 2 | 0.50 / 0.80 | 0.25 |"
+    assert line in text
+
+
+def test_class_incremental_methods_are_in_order_of_accuracy(tables: Tables, tmp_path: Path) -> None:
+    shared = {
+        "protocol": "b50-5", "std": None, "seeds": [0], "bytes": 6144000, "working_bytes": 6144000, "data": "some data",
+        "seconds_per_task": 30.0, "peak_mb": 100.0, "note": "reduced", "real_exemplars": True, "synthetic": False,
+        "last": 20.0, "commits": ["abc"],
+    }  # fmt: skip
+    rows = [shared | {"method": "icarl", "average": 30.0}]
+    rows.append(shared | {"method": "abd", "average": 31.0, "std": 0.5, "real_exemplars": False, "synthetic": True})
+    path = results(tmp_path / "class-incremental.json", rows)
+    text = tables("readme_tables.incremental").class_incremental(path)
+    assert "| `icarl` | real | 30.0 | 20.0 | 1 | 6.1 / 6.1 MB | 30 s | 100 MB |" in text
+    assert text.index("| `abd` | synthetic | 31.0 ± 0.5 |") < text.index("| `icarl`")

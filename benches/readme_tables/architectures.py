@@ -1,0 +1,45 @@
+"""The table of many architectures (benches/architectures.py)."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from exml_fast.storage import load_json
+from readme_tables.common import number, source, table
+
+
+def architectures(path: Path) -> str:
+    """A summary in words, and a line for each architecture."""
+    results = load_json(path)
+    rows = results["rows"]
+    works = [row for row in rows if "error" not in row]
+    ways = Counter(row["way"] for row in rows)
+    gains = [best_gain(row) for row in works]
+    summary = (
+        f"{len(rows)} architectures with random weights: "
+        + ", ".join(f"{count} {way}" for way, count in ways.most_common())
+        + f". The faster precision's step takes a median of {statistics.median(gains):.2f} times less than the eager "
+        f"one ({min(gains):.2f} to {max(gains):.2f}). Columns: the largest difference of a logit as a share of the "
+        "largest logit, in float32; the cosine between the images' gradient and the eager one, in float32 and bfloat16."
+    )
+    header = ["network", "size", "how", "BatchNorm calls", "step, float32", "step, bfloat16", "logits", "cosine"]
+    return "\n\n".join([summary, table(header, [line(row) for row in rows]), source(path, results)])
+
+
+def best_gain(row: dict[str, Any]) -> float:
+    """Of the two precisions."""
+    return float(max(row["gain_float32"], row["gain_bfloat16"]))
+
+
+def line(row: dict[str, Any]) -> list[str]:
+    """An architecture."""
+    if "error" in row:
+        return [row["architecture"], "–", row["error"].replace("|", "/")[:100], *["–"] * 5]
+    half = number(row["gain_bfloat16"], 2, "×") if row["bfloat16_runs_in"] == "bfloat16" else "runs in float32"
+    return [
+        row["architecture"], f"{row['size']}²", row["way"], str(row["calls"]), number(row["gain_float32"], 2, "×"),
+        half, f"{row['logits_float32']:.0e}", f"{row['cosine_float32']:.4f} / {row['cosine_bfloat16']:.3f}",
+    ]  # fmt: skip
