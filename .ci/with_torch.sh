@@ -10,7 +10,8 @@ echo "=== torch $torch"
 rm -rf "$folder"
 "${3:-python3}" -m venv "$folder"
 python=$(realpath -s "$folder")/bin/python
-"$python" -m pip install --quiet "torch==$torch" torchvision pytest pytest-benchmark hypothesis scipy
+# === leaves out variants such as 2.13.0+cpu, which need a torchvision of the same kind.
+"$python" -m pip install --quiet "torch===$torch" torchvision pytest pytest-benchmark hypothesis scipy
 "$python" -m pip install --quiet "$(ls "$root"/dist/exml_fast-*.whl)[cli,report,eval]"
 export PYTHONSAFEPATH=1  # the package in this folder must not hide the installed one
 cd "$folder"
