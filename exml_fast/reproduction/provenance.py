@@ -57,7 +57,8 @@ def _commit() -> str | None:
         git = ["git", "-C", str(root)]
         try:
             head = _ask([*git, "rev-parse", "--short=12", "HEAD"])
-            changed = _ask([*git, "status", "--porcelain", "-uno"])
+            # Results are no part of what computes them; a run that writes row after row changes them itself.
+            changed = _ask([*git, "status", "--porcelain", "-uno", "--", ".", ":(exclude)benches/results"])
             return head.strip() + ("+changes" if changed.strip() else "")
         except (OSError, subprocess.CalledProcessError):
             pass
