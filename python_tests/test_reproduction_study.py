@@ -16,6 +16,7 @@ from exml_fast.continual import METHODS, ModelInversion, train_stream
 from exml_fast.continual.baselines import CannotMerge
 from exml_fast.data import NaturalFields, PenStrokes
 from exml_fast.reproduction import methods
+from exml_fast.reproduction.experts import train_experts
 from exml_fast.reproduction.methods import check_methods, plan_of
 from exml_fast.reproduction.stream import learn_preset, settings_of
 from exml_fast.reproduction.study import Study
@@ -234,4 +235,20 @@ def test_the_verdict_says_what_came_out() -> None:
         "Five experts, no data: 81.2 % (Inverted Strokes); averaging their weights 70.0 %; training on the data itself "
         "98.7 %."
     )
+    best = {"name": "ZipIt", "kind": "baseline", "ours": 72.0}
+    assert "(Inverted Strokes); the best baseline, ZipIt, 72.0 %; averaging their weights 70.0 %" in verdict_of(
+        [*rows, best], 5
+    )
     assert verdict_of(rows[3:], 5) == "" and verdict_of(rows, 1) == "One expert, no data: 81.2 % (Inverted Strokes)."
+
+
+def test_experts_of_strangers_have_first_weights_of_their_own(tmp_path: Path) -> None:
+    data = quadrants()
+    settings = ExpertSettings(epochs=1, lr=1e-12)  # hardly trained: their weights are their first ones
+    for initial in ("common", "own"):
+        experts = dataclasses.replace(settings, initial=initial)
+        stream = train_experts([(data, [0, 1]), (data, [2, 3])], tmp_path / initial, experts, seed=3)
+        first, second = (next(expert.model.parameters()) for expert in stream)
+        assert torch.allclose(first, second, atol=1e-6) == (initial == "common")
+    again = train_experts([(data, [0, 1]), (data, [2, 3])], tmp_path / "again", experts, seed=3)
+    assert torch.equal(next(again[1].model.parameters()), second)

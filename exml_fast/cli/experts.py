@@ -64,6 +64,9 @@ def train_experts_command(
         ),
     ] = None,
     precision: Annotated[str, typer.Option(help="Precision of the convolutions: float32 or bfloat16.")] = "float32",
+    initial: Annotated[
+        str, typer.Option(help="First weights: common to all experts, or own, as of experts of strangers.")
+    ] = "common",
     seed: Seed = 0,
     device: Device = "cpu",
     threads: OneThread = 1,
@@ -77,7 +80,7 @@ def train_experts_command(
         experts = {
             "architecture": architecture, "arguments": parse_pairs("--argument", argument), "epochs": epochs, "lr": lr,
             "batch_size": batch_size, "schedule": schedule, "augmentation": parse_pairs("--augment", augment),
-            "precision": precision,
+            "precision": precision, "initial": initial,
         }  # fmt: skip
         values = {
             "data": data, "scenario": scenario, "classes_per_step": parse_sizes(classes_per_step), "parts": parts,

@@ -43,8 +43,9 @@ from exml_fast.storage import save_json
 
 __all__ = ["demo", "learn"]
 
-# The demo's own method, and its settings for experts without BatchNorm. Experts and settings were chosen on a held-out
-# quarter of the training digits, with the experts of six seeds from 100 (docs/lab_notes.md).
+# The demo's own method, and its settings for experts without BatchNorm, each with first weights of its own. Experts and
+# settings were chosen on a held-out quarter of the training digits, with the experts of seeds from 100
+# (docs/lab_notes.md).
 DEMO: dict[str, Any] = {
     "strategies": ["inverted-strokes", "model-inversion", "data-impression"],
     "random_images": {
@@ -217,7 +218,10 @@ def demo(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show everything in minutes: experts on digits, three ways to learn from them, baselines and a page."""
+    """Show everything in minutes: experts on digits, three ways to learn from them, baselines and a page.
+
+    Each expert starts from random weights of its own, as experts of strangers do.
+    """
     with Guard(context) as guard:
         require_report()
         asked, drawn = {"buffer_size": buffer, "steps": steps}, {"steps": inversion_steps}
@@ -225,7 +229,7 @@ def demo(
             study=settings_of(
                 {
                     **DEMO, "data": data, "classes_per_step": parse_sizes(classes_per_step),
-                    "experts": {"epochs": epochs},
+                    "experts": {"epochs": epochs, "initial": "own"},
                     "inversion": SMALL_DATA["inversion"] | {"steps": inversion_steps},
                     "drawn_inversion": DEMO["drawn_inversion"] | _typed(context, drawn, {"steps": "inversion_steps"}),
                     "distillation": SMALL_DATA["distillation"] | asked,

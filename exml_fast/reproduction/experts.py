@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from exml_fast.continual import ExpertStream, joint, new_classes, new_instances, train_stream
 from exml_fast.continual.expert import complete_arguments
@@ -16,6 +17,9 @@ from exml_fast.progress import Progress
 from exml_fast.reproduction.study_settings import ExpertSettings, Settings
 
 __all__ = ["experiences_of", "train_experts"]
+
+# Between the seeds of two experts' first weights, so that those of neighbouring runs differ.
+OWN_SEEDS = 1_000_000
 
 
 def experiences_of(data: ImageData, settings: Settings, seed: int) -> list[tuple[ImageData, list[int]]]:
@@ -39,18 +43,12 @@ def train_experts(
 
     ``experts.epochs`` must be given (:meth:`Settings.resolved_experts`).
     """
-    data = experiences[0][0]
-    arguments = complete_arguments(experts.architecture, experts.arguments, len(data.classes), data.spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        initial = create(experts.architecture, **arguments).state_dict()
-    if experts.pretrained is not None:
-        initial |= pretrained_weights(experts.architecture, experts.pretrained, initial)
     assert experts.epochs is not None
     for i, (part, classes) in enumerate(experiences):
         place = folder / f"expert_{i + 1:02d}"
         if (place / "card.json").is_file():
             continue
+        initial = _initial(experiences[0][0], experts, seed + (OWN_SEEDS * (i + 1) if experts.initial == "own" else 0))
 
         def report(_stage: str, step: int, total: int, terms: dict[str, float], i: int = i) -> None:
             if progress is not None:
@@ -63,3 +61,14 @@ def train_experts(
         )  # fmt: skip
         expert.save(place)
     return ExpertStream(folder, device)
+
+
+def _initial(data: ImageData, experts: ExpertSettings, seed: int) -> dict[str, Tensor]:
+    """Random weights, or pretrained ones with a random head."""
+    arguments = complete_arguments(experts.architecture, experts.arguments, len(data.classes), data.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initial: dict[str, Tensor] = create(experts.architecture, **arguments).state_dict()
+    if experts.pretrained is not None:
+        initial |= pretrained_weights(experts.architecture, experts.pretrained, initial)
+    return initial

@@ -116,7 +116,7 @@ def write_page(
 
 
 def verdict_of(rows: Sequence[Mapping[str, Any]], experts: int) -> str:
-    """The best ex-model, the baselines and training on real data, in words; empty without an ex-model."""
+    """The best ex-model, the best baseline and training on real data, in words; empty without an ex-model."""
     learned = [row for row in rows if row["kind"] == "strategy" and not row["name"].endswith(JOINT_SUFFIX)]
     if not learned:
         return ""
@@ -124,6 +124,10 @@ def verdict_of(rows: Sequence[Mapping[str, Any]], experts: int) -> str:
     count = NUMBERS[experts] if experts < len(NUMBERS) else str(experts)
     parts = [f"{count} expert{'s' * (experts != 1)}, no data: {best['ours']:.1f} % ({best['name']})"]
     found = {row["name"]: row["ours"] for row in rows}
+    baselines = {row["name"]: row["ours"] for row in rows if row["kind"] == "baseline" and row["name"] != "Oracle"}
+    first = max(baselines, key=lambda name: baselines[name], default=None)
+    if first is not None and first not in COMPARED and experts > 1:
+        parts.append(f"the best baseline, {first}, {baselines[first]:.1f} %")
     parts += [f"{words} {found[name]:.1f} %" for name, words in COMPARED.items() if name in found and experts > 1]
     return "; ".join(parts) + "."
 
@@ -132,6 +136,8 @@ def summary_of(study: Study) -> str:
     """A summary of the data and of their use."""
     count, classes = len(study.experiences), len(study.data.class_names)
     each = f"{count} experts, each of which has seen only its own classes" if count > 1 else "one expert"
+    if count > 1 and study.options.experts_dir is None and study.settings.experts.initial == "own":
+        each += " and began with random weights of its own, as experts of strangers do"
     return (
         f"The data are {study.data.name} ({len(study.data.train)} training and {len(study.data.test)} test images, "
         f"{classes} classes). They were used to train {each}, and then only to measure: the ex-models below have "

@@ -43,6 +43,8 @@ class ExpertSettings:
         augmentation: fields of :class:`exml_fast.data.Augmentation`; fields that are not given change no image.
         precision: of the convolutions.
         pretrained: weights to start from, as "DEFAULT"; the head is initialised anew.
+        initial: "common", all experts start from the same random weights, as in Carta 2022; or "own", each starts from
+            its own, as experts of strangers do. Averages of weights need a common start.
     """
 
     architecture: str = "lenet5"
@@ -54,6 +56,7 @@ class ExpertSettings:
     augmentation: dict[str, Any] = field(default_factory=dict)
     precision: Literal["float32", "bfloat16"] = "float32"
     pretrained: str | None = None
+    initial: Literal["common", "own"] = "common"
 
     def check(self) -> None:
         self.augmented()
