@@ -403,7 +403,7 @@ def main() -> None:
         for row in rows:
             print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
         if arguments.results:
-            command = f"python benches/cluster.py --parts {part} --device {arguments.device} --results …"
+            command = f"python benches/cluster.py --results benches/results/{arguments.results.name}"
             replace_rows(arguments.results, rows, ("part", "device", "recipe"), command, arguments.device)
 
 
