@@ -24,12 +24,19 @@ $(VENV)/.torch: | $(BIN)/python
 	$(BIN)/pip install --quiet $(TORCH) $(BUILD_TOOLS)
 	touch $@
 
-# An editable install. The extension is built into exml_fast/, and again whenever csrc/ changes.
-$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
+# An editable install. The extension is built into exml_fast/, and again whenever csrc/ changes. Without a GPU, its CUDA
+# kernels are left out.
+$(VENV)/.package: $(VENV)/.torch $(SOURCES)
+	@echo "compiling the extension: about 5 minutes on two cores"
+	$(if $(GPUS),,EXML_CUDA=$${EXML_CUDA:-0}) $(BIN)/pip install --quiet --no-build-isolation -e '.[cli,report,eval]'
 	touch $@
 
-demo: $(VENV)/.installed
+# What tests, benches and documentation need beside it.
+$(VENV)/.installed: $(VENV)/.package
+	$(BIN)/pip install --quiet 'exml_fast[dev]'
+	touch $@
+
+demo: $(VENV)/.package
 	$(BIN)/exml-fast demo --out demo
 
 test: $(VENV)/.installed
@@ -138,10 +145,11 @@ asan: $(VENV)/.installed
 	ctest --test-dir $(BUILD_DIR)/asan --output-on-failure
 	bash csrc/tests/asan_python.sh $(BIN)/python $(BUILD_DIR)/asan-python
 
-# Compiles all CUDA code for Hopper; a register spill is an error. Needs a CUDA toolkit, but no GPU.
+# Compiles all CUDA code for Hopper, and loads it; a register spill is an error. Needs a CUDA toolkit, but no GPU.
 cuda-compile: $(VENV)/.torch
 	EXML_STRICT=1 EXML_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 $(BIN)/python setup.py build_ext \
 	  --build-temp $(BUILD_DIR)/cuda --build-lib $(BUILD_DIR)/cuda/lib
+	$(BIN)/python -c "import ctypes, torch; [ctypes.CDLL(f'$(BUILD_DIR)/cuda/lib/exml_fast/{name}.so') for name in ('_ops', '_ops_cuda')]"
 
 # Reports registers, shared memory and spills of every kernel for the GPUs of a release; a spill is an error.
 cuda-resources:
