@@ -83,6 +83,8 @@ _FLAT = "fields of this group are named directly"
 Flat = Annotated[T, _FLAT]
 """Marks a nested settings class whose fields users name directly; the names of all groups must be distinct."""
 
+# More known names are not listed beside the nearest one.
+LONGEST_LIST = 16
 LONGEST_NAME = 100
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -169,7 +171,9 @@ def named(what: str, name: object, table: Mapping[str, T]) -> T:
     """``table[name]``; ValueError that lists the known names and suggests the nearest one."""
     if isinstance(name, str) and name in table:
         return table[name]
-    raise ValueError(f"{what} must be one of {', '.join(table)}, got {shown(name)}{nearest(name, table)}")
+    hint = nearest(name, table)
+    known = f"one of {', '.join(table)}" if len(table) <= LONGEST_LIST or not hint else f"one of {len(table)} names"
+    raise ValueError(f"{what} must be {known}, got {shown(name)}{hint}")
 
 
 def field_names(kind: type[Any]) -> list[str]:
@@ -281,8 +285,10 @@ def message(error: pydantic.ValidationError, kind: Any) -> str:
 
 def _unknown(name: str, known: Iterable[str], last: str | None = None) -> str:
     known = list(known)
-    expected = f"; expected one of {', '.join(known)}" if known else ""
-    return f"unknown field {shown(name)}{nearest(last or name, known)}{expected}"
+    hint = nearest(last or name, known)
+    listed = len(known) <= LONGEST_LIST or not hint
+    expected = f"; expected one of {', '.join(known)}" if known and listed else ""
+    return f"unknown field {shown(name)}{hint}{expected}"
 
 
 def _expected(error: ErrorDetails) -> str:

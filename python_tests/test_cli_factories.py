@@ -103,3 +103,22 @@ def test_other_texts_are_refused() -> None:
         "must be like package.module:factory, got 'lenet5'"
         in call("--architecture", "lenet5", "evaluate", "experts", code=2).stderr
     )
+
+
+def test_the_command_that_goes_on_names_the_network(tmp_path: Path) -> None:
+    arguments = ("train-experts", "--architecture", "my_networks:net", "--epochs", 1, "--out", "experts")
+    call(*arguments)
+    run = json.loads((tmp_path / "experts" / "run.json").read_text())
+    (tmp_path / "experts" / "run.json").write_text(json.dumps(run | {"finished": False}))
+    forget()
+    said = call(*arguments, code=2).stderr
+    again = "exml-fast --architecture my_networks:net train-experts --out experts --resume"
+    assert f"go on with `{again}`" in said
+    forget()
+    call(*again.split()[1:])
+    forget()
+    call(*arguments, "--resume")  # the same command, which names the same settings
+    said = call(*arguments[:-4], "--epochs", 2, "--out", "experts", "--resume", code=2).stderr
+    assert "which differ: leave out" in said and "--epochs" in said
+    forget()
+    assert "--architecture MODULE:FACTORY COMMAND" in call("evaluate", "experts/expert_01", code=2).stderr

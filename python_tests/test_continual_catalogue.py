@@ -365,3 +365,10 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     runpy.run_path(str(Path(__file__).resolve().parents[1] / "examples" / "catalogue.py"))
     printed = capsys.readouterr().out
     assert "high-digits: 61706 parameters" in printed and "2 experts, problems: {}" in printed
+
+
+def test_a_folder_of_experts_is_no_expert(tmp_path: Path) -> None:
+    (tmp_path / "expert_01").mkdir()
+    (tmp_path / "expert_01" / "card.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"the folder holds experts, the first is .*expert_01"):
+        Expert.load(tmp_path)

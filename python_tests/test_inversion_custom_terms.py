@@ -122,7 +122,7 @@ def test_a_module_is_a_term() -> None:
     [
         (darkness, "terms must be a list of functions or terms"),
         ([3], "terms must be functions or terms, got 3"),
-        ([lambda step: step.images.sum()], "name must be given for a lambda"),
+        ([lambda step: step.images.sum()], "a lambda has no name"),
         ([darkness, darkness], "distinct names"),
         ([CustomTerm(darkness, name="ce")], "distinct names"),
         ([CustomTerm(darkness, name="loss")], "without the name 'loss'"),

@@ -7,6 +7,7 @@ import torch
 from small_networks import BN, CE, SPEC, network
 from torch import Tensor, nn
 
+from exml_fast.continual import Expert
 from exml_fast.data import InputSpec
 from exml_fast.inversion import Synthesizer, invert, recipes
 
@@ -99,6 +100,17 @@ def test_anything_with_model_spec_and_units_is_understood() -> None:
         model, input_spec, units, classes = network(), SPEC, (4, 5, 6, 7, 8), (5, 7)
 
     assert invert(Wrapped(), per_class=2, recipe=CE, steps=1).labels.tolist() == [5, 7, 5, 7]
+
+
+def test_classes_of_an_expert_have_names(digits_teacher: tuple[nn.Module, InputSpec]) -> None:
+    model, spec = digits_teacher
+    names = ["zero", "one", "two", *map(str, range(3, 10))]
+    expert = Expert.wrap(
+        model, spec, range(10), class_names=names, architecture="lenet5", arguments={"num_classes": 10}
+    )
+    assert invert(expert, classes=["two", 7], per_class=1, recipe="noise", steps=1).labels.tolist() == [2, 7]
+    with pytest.raises(ValueError, match="classes must be one of zero, one"):
+        invert(expert, classes=["tow"], recipe="noise", steps=1)
 
 
 def test_same_seed_same_images_whatever_the_global_state() -> None:

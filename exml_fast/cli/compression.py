@@ -156,6 +156,11 @@ def _images(run: CompressionOptions, spec: InputSpec) -> Result | Tensor | Image
         source = parse_source(run.images)
         assert source is not None
         return source
+    if not Path(run.images).is_dir():
+        raise ValueError(
+            f"--images must be a folder of `exml-fast invert`, noise, real=DATA or one of {', '.join(SOURCE_NAMES)}, "
+            f"got {run.images!r}"
+        )
     result = Result.load(run.images)
     if result.spec != spec:
         raise ValueError(f"--images: {run.images} holds {result.spec}, the network takes {spec}")

@@ -29,10 +29,10 @@ def doctor() -> None:
         typer.echo(section)
         for name, value in rows.items():
             typer.echo(f"  {name:<22} {value}")
-    todo = advice()
-    typer.echo("What to do")
-    for line in todo or ["Nothing: everything is there."]:
-        typer.echo(f"  {line}")
+    for title, lines in (("What to do", advice()), ("Optional, where a command asks for it", optional())):
+        typer.echo(title)
+        for line in lines or ["Nothing: everything is there."]:
+            typer.echo(f"  {line}")
 
 
 def findings() -> dict[str, dict[str, str]]:
@@ -62,13 +62,16 @@ def advice() -> list[str]:
         lines.append(f"CUDA kernels are not in use: {WHY_NO_CUDA}. Compile them with EXML_CUDA=1: {HOW_TO_COMPILE}")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         lines.append("There is an NVIDIA driver, but this torch has no CUDA: install a CUDA build (pytorch.org).")
-    for extra, state in _extras().items():
-        if state.startswith("missing"):
-            lines.append(f'{extra}: pip install "exml_fast[{extra}]"')
     for name in OFFLINE[:3]:
         if os.environ.get(name, "").lower() in TRUE:
             lines.append(f"{name} is set: nothing is downloaded; unset it to fetch weights and data.")
     return lines
+
+
+def optional() -> list[str]:
+    """How to install each extra that is missing."""
+    missing = [extra for extra, state in _extras().items() if state.startswith("missing")]
+    return [f'{extra}: pip install "exml_fast[{extra}]"' for extra in missing]
 
 
 def _package() -> dict[str, str]:

@@ -15,21 +15,29 @@ from typing import Any
 
 from exml_fast.models import OWN, register
 
-__all__ = ["TYPED", "register_factory", "register_typed"]
+__all__ = ["TYPED", "register_factory", "register_typed", "typed_factories"]
 
 TYPED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)(?=$|[:=])")
 # Parameters of the commands that name a network.
 PARAMETERS = ("architecture", "student", "model", "networks", "judge")
 
 
-def register_typed(parameters: Mapping[str, Any]) -> None:
-    """Register the factories that the typed ``parameters`` of a command name. ValueError for one that is not there."""
+def typed_factories(parameters: Mapping[str, Any]) -> list[str]:
+    """The factories that the typed ``parameters`` of a command name."""
+    factories = []
     for name in PARAMETERS:
         given = parameters.get(name)
         for text in given if isinstance(given, list | tuple) else [given]:
             found = TYPED.match(str(text)) if text else None
             if found is not None and found[1] not in OWN and not Path(str(text)).exists():
-                register_factory(found[0])
+                factories.append(found[0])
+    return factories
+
+
+def register_typed(parameters: Mapping[str, Any]) -> None:
+    """Register the factories that the typed ``parameters`` of a command name. ValueError for one that is not there."""
+    for factory in typed_factories(parameters):
+        register_factory(factory)
 
 
 def register_factory(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import Field
 
+from exml_fast.cli.factories import typed_factories
 from exml_fast.cli.guard import Guard
 from exml_fast.reproduction.study_settings import RunOptions, Settings
 from exml_fast.storage import load_json, save_json
@@ -69,10 +70,12 @@ def open_run(context: typer.Context, guard: Guard, out: Path, given: T, *, resum
 
     Raises:
         ValueError: if there is nothing to resume, options are given beside --resume, a file is damaged, ``out`` holds
-            an unfinished run, one of another command or files of other making, or another process writes into ``out``.
+            an unfinished run, one of another command or files that no run made, or another process writes into ``out``.
     """
     command, file = _command(context), out / RUN_FILE
-    again = shlex.join(["exml-fast", *command.split(), "--out", str(out), "--resume"])
+    factories = [*(context.find_root().params.get("architecture") or []), *typed_factories(context.params)]
+    own = [word for factory in dict.fromkeys(factories) for word in ("--architecture", factory)]
+    again = shlex.join(["exml-fast", *own, *command.split(), "--out", str(out), "--resume"])
     if os.path.lexists(out) and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}")
     stored = _stored(file)
@@ -82,10 +85,10 @@ def open_run(context: typer.Context, guard: Guard, out: Path, given: T, *, resum
             raise ValueError(f"--resume: no run of {command!r} in {out}: {found}")
         free = {"out", "resume", "as_json", "watch", "tensorboard"}
         typed = [p for p in context.params if was_typed(context, p) and p not in free]
-        if typed:
+        if typed and to_dict(given) != stored.settings:
             arguments = {p.name for p in context.command.params if p.param_type_name == "argument"}
             names = ", ".join(p.upper() if p in arguments else f"--{p.replace('_', '-')}" for p in typed)
-            raise ValueError(f"--resume takes all settings from {file}: leave out {names}")
+            raise ValueError(f"--resume takes all settings from {file}, which differ: leave out {names}")
         guard.own(out)
         guard.resume = again
         return from_mapping(type(given), stored.settings, f"{file}, settings")

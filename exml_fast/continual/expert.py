@@ -279,14 +279,19 @@ def require_fit(model: nn.Module, spec: InputSpec, units: int) -> None:
     if not isinstance(outputs, Tensor):
         raise ValueError(f"the network must return its logits as a tensor, got {type(outputs).__name__}")
     if tuple(outputs.shape) != (1, units):
-        raise ValueError(f"the model has {outputs.shape[-1]} outputs, the card lists {units} units")
+        raise ValueError(
+            f"the model has {outputs.shape[-1]} outputs, the card lists {units} units: the classes, or units where the "
+            "model has more outputs than classes that it knows"
+        )
 
 
 def read_card(folder: PathLike) -> Card:
     """The card of the expert in ``folder``; FileNotFoundError or ValueError naming the file."""
     path = Path(folder) / CARD_FILE
     if not os.path.lexists(path):
-        raise FileNotFoundError(f"no expert in {folder}: {CARD_FILE} is missing")
+        inside = next((each.parent.name for each in sorted(path.parent.glob(f"*/{CARD_FILE}"))), None)
+        hint = "" if inside is None else f"; the folder holds experts, the first is {Path(folder) / inside}"
+        raise FileNotFoundError(f"no expert in {folder}: {CARD_FILE} is missing{hint}")
     try:
         return Card.from_dict(load_json(path, limit=CARD_BYTES, within=folder))
     except ValueError as error:

@@ -63,7 +63,8 @@ class Teacher:
         return ids
 
     def _known_classes(self, item: str) -> str:
-        names = list(self.class_names.values())
+        known = self.class_names if self.classes is None else self.classes
+        names = [self.class_names[each] for each in known if each in self.class_names]
         if not names:
             return "whose classes have no names: give ids"
         if found := like(item, names):

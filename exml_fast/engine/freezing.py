@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
 from exml_fast.engine.statistics import require_module
+from exml_fast.validation import named
 
 __all__ = [
     "chosen_device",
@@ -33,17 +34,25 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def unpacked(
-    given: Any, units: Sequence[int] | None = None, classes: Sequence[int] | None = None
-) -> tuple[Any, Sequence[int] | None, Sequence[int] | None]:
+    given: Any, units: Sequence[int] | None = None, classes: Sequence[int | str] | None = None
+) -> tuple[Any, Sequence[int] | None, Sequence[Any] | None]:
     """The network of an object that has one as ``.model`` (an Expert), and the object's units and classes where None.
 
-    Anything else is returned as it is.
+    Names of the object's classes become their ids. Anything else is returned as it is.
     """
     if isinstance(given, nn.Module) or not isinstance(getattr(given, "model", None), nn.Module):
         return given, units, classes
     units = getattr(given, "units", None) if units is None else units
     classes = getattr(given, "classes", None) if classes is None else classes
-    return given.model, units, classes
+    return given.model, units, _ids_of(classes, getattr(given, "card", None))
+
+
+def _ids_of(classes: Sequence[int | str] | None, card: Any) -> Sequence[Any] | None:
+    """``classes`` with the ids of those that are names of the card's classes."""
+    if not isinstance(classes, list | tuple) or not any(isinstance(each, str) for each in classes) or card is None:
+        return classes
+    ids = dict(zip(card.class_names, card.units, strict=True))
+    return [named("classes", each, ids) if isinstance(each, str) else each for each in classes]
 
 
 def distinct_units(units: Sequence[int] | None, outputs: int) -> tuple[int, ...]:

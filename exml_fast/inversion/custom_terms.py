@@ -44,7 +44,8 @@ class CustomTerm:
         require(number and abs(self.weight) < float("inf"), "weight", "a finite number", self.weight)
         if not self.name:
             own = getattr(self.function, "__name__", type(self.function).__name__)
-            require(own != "<lambda>", "name", "given for a lambda", self.name)
+            if own == "<lambda>":
+                raise ValueError("terms: a lambda has no name: use a def, or CustomTerm(function, name=…)")
             object.__setattr__(self, "name", own)
 
     def __call__(self, step: Step) -> Tensor:

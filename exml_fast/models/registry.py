@@ -121,7 +121,7 @@ def create(architecture: str, /, **arguments: Any) -> nn.Module:
     raise ValueError(
         f"unknown architecture {architecture!r}{nearest(architecture, OWN)}; "
         f"expected one of {', '.join(OWN)}, torchvision/<name>, timm/<name>, or the name of a network of your own that "
-        "you gave to exml_fast.models.register"
+        "you gave to exml_fast.models.register (on a command line: exml-fast --architecture MODULE:FACTORY COMMAND)"
     )
 
 

@@ -30,5 +30,6 @@ class TrainingResult:
         steps, loss = last.get("step"), last.get("loss")
         learned = "" if steps is None else f", {steps:g} steps"
         learned += "" if loss is None else f", loss {loss:.4g}"
+        learned += f", {last['agreement']:.0%} as the teacher says" if "agreement" in last else ""
         seconds = sum(self.seconds.values())
         return f"{type(self).__name__}: {type(self.model).__name__}{learned}, {seconds:.1f} s, {self.peak_mb:.0f} MB"
