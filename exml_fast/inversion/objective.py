@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -223,6 +223,7 @@ class Objective:
         names = [term.name for term in self.terms]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"terms must be at least one, with distinct names, got {names}")
+        self._known = dict[Any, Tensor]()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -237,22 +238,31 @@ class Objective:
     def __call__(self, step: Step) -> tuple[Tensor, Tensor]:
         """The total to differentiate, and detached values (T + 1,): the unweighted terms, then the mean loss."""
         count = len(step.images)
-        total: Tensor | None = None
-        values = []
-        for term in self.terms:
-            value = term(step)
-            couples = not value.dim()
-            value = value * count if couples else value.sum()
-            values.append(value.detach())
-            part = value * term.weight
-            if couples and step.whole is not None:  # its factor is the number of images of the whole batch
-                part = part * (step.whole / count)
-            total = part if total is None else total + part
-        assert total is not None
-        loss = total.detach()
-        if step.whole is not None:
-            loss = torch.stack([value * term.weight for value, term in zip(values, self.terms, strict=True)]).sum()
-        return total, torch.stack([*values, loss]) / count
+        found = [term(step) for term in self.terms]
+        couples = tuple(not value.dim() for value in found)
+        dtype = found[0].dtype
+        sums = torch.stack([value.sum().to(dtype) if value.dim() else value.to(dtype) for value in found])
+        counts, weights, factors = self._factors(couples, count, step.whole, sums)
+        total, values = sums @ factors, sums.detach() * counts
+        loss = total.detach() if step.whole is None else values @ weights
+        return total, torch.cat([values, loss[None]]) / count
+
+    def _factors(self, couples: tuple[bool, ...], count: int, whole: int | None, like: Tensor) -> Tensor:
+        """Three rows: how many images a value counts for, the terms' weights, and the values' shares in the total.
+
+        They are made once, because a CUDA graph cannot read them from the host.
+        """
+        key = couples, count, whole, like.dtype, like.device
+        if key not in self._known:
+            counts = [float(count) if couple else 1.0 for couple in couples]
+            weights = [float(term.weight) for term in self.terms]
+            # A value of a part of a batch counts for the images of the whole batch.
+            shares = [
+                weight * (float(whole) if couple and whole is not None else images)
+                for weight, images, couple in zip(weights, counts, couples, strict=True)
+            ]
+            self._known = {key: torch.tensor([counts, weights, shares], dtype=like.dtype, device=like.device)}
+        return self._known[key]
 
     @classmethod
     def of(

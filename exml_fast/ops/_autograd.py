@@ -20,6 +20,12 @@ class Derivative(torch.autograd.Function):
     op: ClassVar[str]
     """The public op."""
 
+    _apply: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        base: Any = super(torch.autograd.Function, cls)
+        cls._apply = base.apply
+
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Compute ``forward``, and record ``backward`` where an argument requires grad.
@@ -32,8 +38,7 @@ class Derivative(torch.autograd.Function):
                 f"{cls.op}: torch.func (grad, jvp, jacrev, vmap) is not supported; use torch.autograd.grad, or "
                 "exml_fast.ops.reference under torch.func"
             )
-        base: Any = super(torch.autograd.Function, cls)
-        return base.apply(*args)
+        return cls._apply(*args)
 
 
 def once_differentiable(op: str, tensors: Sequence[Tensor | None], compute: Callable[[], Any]) -> Any:
