@@ -347,7 +347,9 @@ def test_overrides_go_before_the_methods_settings() -> None:
     assert (config.exemplars.selection, config.exemplars.total, config.epochs) == ("random", 5, 2)
     assert config.training.lr == 0.3 and learner("skd", net(), SPEC, tasks=9).config.tasks == 9  # type: ignore[attr-defined]
     assert learner("skd", net(), SPEC, tasks=0).config.tasks == 1  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"method must be one of [0-9]+ names, got 'icarll' \(did you mean 'icarl'\?\)"):
+    with pytest.raises(
+        ValueError, match=r"method must be one of [0-9]+ names, got 'icarll' \(did you mean 'icarl'\?\)"
+    ):
         learner("icarll", net(), SPEC)
     with pytest.raises(ValueError, match="unknown field 'totl'"):
         learner("icarl", net(), SPEC, totl=3)

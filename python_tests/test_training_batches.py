@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,11 @@ def test_each_image_has_one_label() -> None:
     for labels in (torch.zeros(3, dtype=torch.int64), torch.zeros(4, 2), torch.tensor(1)):
         with pytest.raises(ValueError, match=r"labels must be \(4,\), one for each image, got"):
             ImageBatches(torch.zeros(4, *SMALL.shape), labels, Training(), SMALL, seeded(), CPU)
+
+
+def test_pixels_in_the_place_of_normalised_images_are_noticed() -> None:
+    with pytest.warns(UserWarning, match=r"images reach 255, the largest input of spec is"):
+        network_input(torch.full((1, *SMALL.shape), 255.0), SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network_input(torch.randn(64, *SMALL.shape), SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -135,6 +136,7 @@ def invert(
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.machine.threads)
         teacher, wanted, chosen, options, asked = ready or prepared_inversion(run)
+        begun = time.monotonic()
         with Viewer(
             out, f"Images from {run.teacher.model}", watch=watch, tensorboard=tensorboard, followed=run.report
         ) as reporter:
@@ -144,6 +146,7 @@ def invert(
                 units=teacher.units, progress=reporter, layers=run.matching.layers,
                 checkpoint_dir=out / "checkpoints", **options,
             )  # fmt: skip
+        beside = time.monotonic() - begun - result.seconds  # the choice of algorithms, and what judges the images
         save_images(result, out, run.per_class, run.png)
         remove_tree(out / "checkpoints")
         found = asked.ask(result)
@@ -163,7 +166,7 @@ def invert(
             without = "" if chosen.matching.bn > 0 and not result.summary["absent"] else ", without statistics"
             typer.echo(
                 f"{len(result)} images by {chosen.name}{without} in {result.seconds:.1f} s "
-                f"({result.summary['images_per_second']:.1f} a second), "
+                f"({result.summary['images_per_second']:.1f} a second), {max(beside, 0):.1f} s beside the steps, "
                 f"{100 * result.summary['teacher_accuracy']:.1f} % recognised by the network{others}: "
                 f"{out / 'grid.png'}"
             )

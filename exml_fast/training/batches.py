@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -17,6 +18,9 @@ from exml_fast.training.mixup import mixed
 from exml_fast.validation import require
 
 __all__ = ["Batch", "Batches", "DrawnImages", "ImageBatches", "Mixture", "PreparedBatches", "network_input"]
+
+# Input beyond so many times the bounds of its specification is hardly normalised; random noise is within them.
+FAR = 10.0
 
 B_co = TypeVar("B_co", covariant=True)
 
@@ -250,6 +254,13 @@ def network_input(
         raise ValueError(f"{name} must be floating point, network input and no bytes, got {images.dtype}")
     if not images.isfinite().all():
         raise ValueError(f"{name} hold NaN or infinity")
+    largest, usual = float(images.abs().max()), max(float(bound.abs().max()) for bound in spec.bounds())
+    if largest > FAR * usual:
+        warnings.warn(
+            f"{name} reach {largest:.0f}, the largest input of spec is {usual:.1f}: network input is normalised, "
+            "spec.normalize takes pixels in [0, 1]",
+            stacklevel=3,
+        )
     return images.float(), spec
 
 
