@@ -126,21 +126,20 @@ class _MatchStatistics(Derivative):
     ) -> Tensor:
         lists = [tensors[i : i + layers] for i in range(0, 4 * layers, layers)]
         loss, sums = kernels._match_statistics_forward(*lists, weights, distance, moment)
-        ctx.save_for_backward(*lists[0], *lists[1])
-        # Targets are constants. Saving each of a hundred would take longer than the kernel.
-        ctx.settings = lists[2], lists[3], sums, weights, distance, moment
+        ctx.save_for_backward(*tensors, sums)
+        ctx.settings = layers, weights, distance, moment
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        found = ctx.saved_tensors
-        layers = len(found) // 2
-        means, variances = found[:layers], found[layers:]
+        layers, *settings = ctx.settings
+        *tensors, sums = ctx.saved_tensors
+        lists = [tensors[i : i + layers] for i in range(0, 4 * layers, layers)]
         backward = kernels._match_statistics_backward
         gradient = once_differentiable(
-            "match_statistics", (grad, *found), lambda: backward(grad, means, variances, *ctx.settings)
+            "match_statistics", (grad, *lists[0], *lists[1]), lambda: backward(grad, *lists, sums, *settings)
         )
-        channels = [mean.shape[0] for mean in means]
+        channels = [mean.shape[0] for mean in lists[0]]
         of_means, of_variances = (row.split(channels) for row in gradient.unbind())
         return None, None, None, None, *of_means, *of_variances, *[None] * (2 * layers)
 
@@ -157,9 +156,8 @@ def _match_statistics(
     lists = {"means": means, "variances": variances, "target_means": target_means, "target_variances": target_variances}
     check.lengths("match_statistics", len(means), **lists, weights=weights)
     for name in ("target_means", "target_variances"):
-        if any(t.requires_grad for t in lists[name]):
-            for t in lists[name]:
-                check.constant("match_statistics", **{name: t})
+        for t in lists[name]:
+            check.constant("match_statistics", **{name: t})
     tensors = (*means, *variances, *target_means, *target_variances)
     loss: Tensor = _MatchStatistics.apply(len(means), weights, distance, moment, *tensors)
     return loss
