@@ -98,7 +98,7 @@ def define(name: str, compiled: Callable[..., Any], devices: Collection[str] = D
     twin = getattr(_twins, name)
 
     def function(*args: Any) -> Any:
-        device = "cpu" if args[0].__class__ is Tensor and args[0].is_cpu else _device(args[0])
+        device = _device(args[0])
         return compiled(*args) if device in KERNELS and device in devices else twin(*args)
 
     explicit = name in EXPLICIT
@@ -111,16 +111,14 @@ def define(name: str, compiled: Callable[..., Any], devices: Collection[str] = D
         return op
 
     def call(*args: Any) -> Any:
-        if is_dynamo_compiling():
-            return op(*args)
-        # As in function, whose call takes a tenth of the time of a small op's.
-        device = "cpu" if args[0].__class__ is Tensor and args[0].is_cpu else _device(args[0])
-        return compiled(*args) if device in KERNELS and device in devices else twin(*args)
+        return op(*args) if is_dynamo_compiling() else function(*args)
 
     return call
 
 
 def _device(first: Any) -> str:
     """Type of the device that an op runs on, from its first argument: a tensor or several."""
+    if first.__class__ is Tensor and first.is_cpu:  # the quick answer in most cases
+        return "cpu"
     x = first[0] if isinstance(first, list | tuple) and first else first
     return x.device.type if isinstance(x, Tensor) else "cpu"
