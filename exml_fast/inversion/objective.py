@@ -250,7 +250,7 @@ class Objective:
     def _factors(self, couples: tuple[bool, ...], count: int, whole: int | None, like: Tensor) -> Tensor:
         """Three rows: how many images a value counts for, the terms' weights, and the values' shares in the total.
 
-        They are made once, because a CUDA graph cannot read them from the host.
+        They are made once and kept: a captured CUDA graph cannot take them from the host, and goes on reading them.
         """
         key = couples, count, whole, like.dtype, like.device
         if key not in self._known:
@@ -261,7 +261,7 @@ class Objective:
                 weight * (float(whole) if couple and whole is not None else images)
                 for weight, images, couple in zip(weights, counts, couples, strict=True)
             ]
-            self._known = {key: torch.tensor([counts, weights, shares], dtype=like.dtype, device=like.device)}
+            self._known[key] = torch.tensor([counts, weights, shares], dtype=like.dtype, device=like.device)
         return self._known[key]
 
     @classmethod
