@@ -43,12 +43,14 @@ def train_experts(
 
     ``experts.epochs`` must be given (:meth:`Settings.resolved_experts`).
     """
+    data = experiences[0][0]
+    common = _initial(data, experts, seed) if experts.initial == "common" else None
     assert experts.epochs is not None
     for i, (part, classes) in enumerate(experiences):
         place = folder / f"expert_{i + 1:02d}"
         if (place / "card.json").is_file():
             continue
-        initial = _initial(experiences[0][0], experts, seed + (OWN_SEEDS * (i + 1) if experts.initial == "own" else 0))
+        initial = _initial(data, experts, seed + OWN_SEEDS * (i + 1)) if common is None else common
 
         def report(_stage: str, step: int, total: int, terms: dict[str, float], i: int = i) -> None:
             if progress is not None:

@@ -254,7 +254,8 @@ def network_input(
         raise ValueError(f"{name} must be floating point, network input and no bytes, got {images.dtype}")
     if not images.isfinite().all():
         raise ValueError(f"{name} hold NaN or infinity")
-    largest, usual = float(images.abs().max()), max(float(bound.abs().max()) for bound in spec.bounds())
+    lowest, highest = images.aminmax()  # no copy of what may be a whole data set
+    largest, usual = max(-float(lowest), float(highest)), max(float(bound.abs().max()) for bound in spec.bounds())
     if largest > FAR * usual:
         warnings.warn(
             f"{name} reach {largest:.0f}, the largest input of spec is {usual:.1f}: network input is normalised, "
