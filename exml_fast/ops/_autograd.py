@@ -36,7 +36,8 @@ class Derivative(torch.autograd.Function):
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
                 f"{cls.op}: torch.func (grad, jvp, jacrev, vmap) is not supported, because the kernels have "
-                "derivatives of torch.autograd alone; use torch.autograd.grad, or exml_fast.ops.reference under torch.func"
+                "derivatives of torch.autograd alone; use torch.autograd.grad, or exml_fast.ops.reference "
+                "under torch.func"
             )
         return cls._apply(*args)
 
