@@ -17,9 +17,13 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 6e-3}
 
 
 def run_python(code: str, **environment: str) -> None:
-    """In a process of its own."""
+    """In a process of its own, with the seed of all tests."""
     run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", f"import torch\ntorch.manual_seed(0)\n{code}"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
 
