@@ -46,9 +46,9 @@ def jitter_flip(
 
 
 class _JitterFlip(Derivative):
-    op = "jitter_flip"
-
     """Linear in ``x``: its derivative is its adjoint, and derivatives of any order exist."""
+
+    op = "jitter_flip"
 
     @staticmethod
     def forward(

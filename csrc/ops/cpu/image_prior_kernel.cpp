@@ -29,17 +29,16 @@ struct Plane {
 namespace exml {
 namespace {
 
-// Calls f(plane index, plane, blur residual, scratch) for every plane of x, in parallel; a thread's buffers are its
+// Calls f(plane index, plane, buffer of a plane, scratch) for every plane of x, in parallel; a thread's buffers are its
 // own.
 template <typename T, typename F>
-void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, const BlurWindow<Accumulator<T>>& window,
-                    F f) {
+void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, int radius, F f) {
   using A = Accumulator<T>;
   const int64_t step = x.is_contiguous() ? 1 : shape.channels, length = shape.width * step;
   const int64_t size = shape.height * length, planes = x.numel() / size;
   parallel_for(0, planes, std::max<int64_t>(1, 8192 / size), [&](int64_t begin, int64_t end) {
     std::vector<A> widened(std::is_same_v<T, A> ? 0 : size), residual(size);
-    std::vector<A> scratch(size + length + 2 * window.radius * step);
+    std::vector<A> scratch(size + length + 2 * radius * step);
     for (int64_t p = begin; p < end; ++p) {
       cpu::Plane<A> plane{nullptr, shape.height, length, step};
       if constexpr (std::is_same_v<T, A>) {
@@ -49,7 +48,6 @@ void for_each_plane(const T* pixels, const Tensor& x, const PriorShape& shape, c
                        [](T value) { return widen(value); });
         plane.pixels = widened.data();
       }
-      EXML_CPU_CALL(blur_residual, plane, window, scratch.data(), residual.data());
       f(p, plane, residual.data(), scratch.data());
     }
   });
@@ -64,8 +62,10 @@ std::tuple<Tensor, Tensor> forward(const ImagePrior& arguments) {
     using A = Accumulator<PixelOf<decltype(pixels)>>;
     const int64_t planes = shape.images * (x.is_contiguous() ? shape.channels : 1);
     std::vector<double> partial(planes * kPriorSums);
-    for_each_plane(pixels, x, shape, gaussian_window<A>(kernel_size, sigma),
-                   [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A*) {
+    const auto window = gaussian_window<A>(kernel_size, sigma);
+    for_each_plane(pixels, x, shape, window.radius,
+                   [&](int64_t p, const cpu::Plane<A>& plane, A* residual, A* scratch) {
+                     EXML_CPU_CALL(blur_residual, plane, window, scratch, residual);
                      EXML_CPU_CALL(plane_sums, plane, residual, partial.data() + p * kPriorSums);
                    });
     double* total = sums.mutable_data_ptr<double>();
@@ -98,17 +98,19 @@ Tensor backward(const ImagePriorBackward& arguments) {
     }
     const auto window = gaussian_window<A>(kernel_size, sigma);
     T* result = static_cast<T*>(out.mutable_data_ptr());
-    for_each_plane(pixels, x, shape, window, [&](int64_t p, const cpu::Plane<A>& plane, const A* residual, A* scratch) {
-      const auto& pull = pulls[p * groups / (x.numel() / plane.size())];
-      T* target = result + p * plane.size();
-      if constexpr (std::is_same_v<T, A>) {
-        EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, target);
-      } else {
-        std::vector<A> wide(plane.size());
-        EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, wide.data());
-        for (int64_t e = 0; e < plane.size(); ++e) narrow(wide[e], target[e]);
-      }
-    });
+    for_each_plane(pixels, x, shape, window.radius,
+                   [&](int64_t p, const cpu::Plane<A>& plane, A* residual, A* scratch) {
+                     const auto& pull = pulls[p * groups / (x.numel() / plane.size())];
+                     if (pull.blur != A(0)) EXML_CPU_CALL(blur_residual, plane, window, scratch, residual);
+                     T* target = result + p * plane.size();
+                     if constexpr (std::is_same_v<T, A>) {
+                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, target);
+                     } else {
+                       std::vector<A> wide(plane.size());
+                       EXML_CPU_CALL(plane_gradient, plane, pull, window, residual, scratch, wide.data());
+                       for (int64_t e = 0; e < plane.size(); ++e) narrow(wide[e], target[e]);
+                     }
+                   });
   });
   return out;
 }

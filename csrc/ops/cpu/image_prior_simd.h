@@ -121,35 +121,65 @@ EXML_INLINE Vector<A> difference_pull(const PriorPull<A>& pull, int i, Vector<A>
   return pull.abs[i] * direction + pull.square[i] * d;
 }
 
-// out = gradient of the pulled losses. residual: as blur_residual left it; scratch: as there.
+// What the reflected taps add to the weight with which pixel j's gradient reads the residual at k, near the two borders
+// of a row; elsewhere they add nothing.
 template <typename A>
-void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window, const A* residual,
-                    A* scratch, A* out) {
-  const int64_t height = plane.height, length = plane.length, step = plane.step, width = plane.width();
+struct BorderWeights {
+  struct Entry {
+    int64_t j, k;
+    A extra;
+  };
+  Entry entries[2 * (kMaxBlurKernel / 2 + 1) * kMaxBlurKernel];
+  int count = 0;
+
+  BorderWeights(int64_t width, const BlurWindow<A>& window) {
+    const int64_t radius = window.radius;
+    for (int64_t j = 0; j < width; ++j) {
+      if (j == radius + 1) j = std::max(j, width - 1 - radius);
+      if (j >= width) break;
+      const int64_t from = std::max<int64_t>(0, j - radius), to = std::min(width - 1, j + radius);
+      for (int64_t k = from; k <= to; ++k) {
+        const A extra = blur_weight(k, j, width, window) - window.taps[j - k + radius];
+        if (extra != A(0)) entries[count++] = {j, k, extra};
+      }
+    }
+  }
+};
+
+// out = gradient of the pulled losses. residual: as blur_residual left it; scratch: as there. Without kBlurred, of
+// losses whose pull.blur is zero: residual and scratch are not read.
+template <bool kBlurred, typename A>
+EXML_INLINE void gradient_of_plane(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window,
+                                   const A* residual, A* scratch, A* out) {
+  const int64_t height = plane.height, length = plane.length, step = plane.step;
   const int64_t radius = window.radius;
   bool apart = false;  // most recipes weight only one of total variation and blur
   for (int d = 0; d < 4; ++d) apart = apart || pull.abs[d] != A(0) || pull.square[d] != A(0);
   A *padded = scratch, *column = padded + radius * step;
-  memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
+  if (kBlurred) memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
+  const BorderWeights<A> borders(kBlurred ? plane.width() : 0, window);
   for (int64_t i = 0; i < height; ++i) {
-    const A *row = plane.row(i), *r = residual + i * length;
+    const A *row = plane.row(i), *r = kBlurred ? residual + i * length : nullptr;
     const A *up = i > 0 ? row - length : nullptr, *down = i + 1 < height ? row + length : nullptr;
     A* grad = out + i * length;
-    // The residual's part is its adjoint, r - B^T r: down the columns, then along the row.
-    const int64_t first = std::max<int64_t>(0, i - radius), last = std::min(height - 1, i + radius);
-    A weights[kMaxBlurKernel];
-    for (int64_t k = first; k <= last; ++k) weights[k - first] = blur_weight(k, i, height, window);
-    const auto down_column = [&](int64_t e, auto value) {
-      for (int64_t k = first; k <= last; ++k)
-        value += weights[k - first] * load_as<decltype(value)>(residual + k * length + e);
-      return value;
-    };
-    if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(column + e, down_column(e, Vector<A>{})); }))
-      for (int64_t e = 0; e < length; ++e) column[e] = down_column(e, A(0));
+    if (kBlurred) {
+      // The residual's part is its adjoint, r - B^T r: down the columns, then along the row.
+      const int64_t first = std::max<int64_t>(0, i - radius), last = std::min(height - 1, i + radius);
+      A weights[kMaxBlurKernel];
+      for (int64_t k = first; k <= last; ++k) weights[k - first] = blur_weight(k, i, height, window);
+      const auto down_column = [&](int64_t e, auto value) {
+        for (int64_t k = first; k <= last; ++k)
+          value += weights[k - first] * load_as<decltype(value)>(residual + k * length + e);
+        return value;
+      };
+      if (!along_vectors<A>(0, length, [&](int64_t e, Mask<A>) { store(column + e, down_column(e, Vector<A>{})); }))
+        for (int64_t e = 0; e < length; ++e) column[e] = down_column(e, A(0));
+    }
     const auto without_differences = [&](int64_t e, auto value) {
       using V = decltype(value);
+      if (!kBlurred) return V(pull.norm * load_as<V>(row + e));
       for (int64_t t = 0; t <= 2 * radius; ++t) value += window.taps[t] * load_as<V>(padded + e + t * step);
-      return pull.norm * load_as<V>(row + e) + pull.blur * (load_as<V>(r + e) - value);
+      return V(pull.norm * load_as<V>(row + e) + pull.blur * (load_as<V>(r + e) - value));
     };
     // The gradient of a pixel has one term for each neighbour, because each difference has two pixels.
     const auto away_from = [&](auto value, int64_t e, int direction, const A* other) {
@@ -191,18 +221,21 @@ void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurW
     } else {
       for (int64_t e = 0; e < length; ++e) one(e);
     }
-    // Near the borders the reflected taps come on top.
-    for (int64_t j = 0; j < width; ++j) {
-      if (j == radius + 1) j = std::max(j, width - 1 - radius);
-      if (j >= width) break;
-      const int64_t from = std::max<int64_t>(0, j - radius), to = std::min(width - 1, j + radius);
-      for (int64_t k = from; k <= to; ++k) {
-        const A extra = pull.blur * (blur_weight(k, j, width, window) - window.taps[j - k + radius]);
-        if (extra != A(0))
-          for (int64_t c = 0; c < step; ++c) grad[j * step + c] -= extra * column[k * step + c];
+    if (kBlurred)  // near the borders
+      for (int n = 0; n < borders.count; ++n) {
+        const auto [j, k, extra] = borders.entries[n];
+        for (int64_t c = 0; c < step; ++c) grad[j * step + c] -= pull.blur * extra * column[k * step + c];
       }
-    }
   }
+}
+
+template <typename A>
+void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window, const A* residual,
+                    A* scratch, A* out) {
+  if (pull.blur != A(0))  // so is NaN
+    gradient_of_plane<true>(plane, pull, window, residual, scratch, out);
+  else
+    gradient_of_plane<false>(plane, pull, window, residual, scratch, out);
 }
 
 }  // namespace exml::cpu::EXML_CAPABILITY
