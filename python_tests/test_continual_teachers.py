@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 from small_networks import SPEC, network
 
@@ -35,6 +36,18 @@ def test_an_unknown_class_name_gets_the_nearest_names() -> None:
         teacher.class_ids(["xyzzy"])
     with pytest.raises(ValueError, match="'cat' is no class of mine, whose classes have no names: give ids"):
         Teacher("mine", network(), SPEC, None, None, {}).class_ids(["cat"])
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_random_weights_need_no_download_and_know_no_classes(library: str) -> None:
+    pytest.importorskip(library)
+    first, second = (open_teacher(f"{library}/mobilenetv3_small_050" if library == "timm" else
+                                  "torchvision/squeezenet1_1", weights="random") for _ in range(2))  # fmt: skip
+    assert first.class_names == {} and first.outputs() == 1000 and first.spec.shape == (3, 224, 224)
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    few = open_teacher(first.name, weights="random", arguments={"num_classes": 7})
+    assert few.outputs() == 7
 
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

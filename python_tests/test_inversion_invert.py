@@ -85,7 +85,7 @@ def test_networks_of_one_size_are_inverted_at_that_size() -> None:
     steps = full.optimisation.steps + sum(full.optimisation.coarse_steps)
     assert chosen == full.replace(coarse_steps=(), steps=steps)
     assert invert(Fixed(), [0], per_class=1, spec=spec, steps=1).summary["recipe"]["name"] == full.name
-    with pytest.raises(ValueError, match=r"coarse_steps must be \(\) for a network that takes one size alone: .*Fixed"):
+    with pytest.raises(ValueError, match=r"coarse_steps begin with images of .*Fixed.*needs coarse_steps=\(\)"):
         invert(Fixed(), [0], per_class=1, recipe=full.name, spec=spec)
 
 

@@ -199,6 +199,17 @@ def test_statistics_are_matched_or_their_absence_said() -> None:
     invert(plain, recipe=CE, spec=SPEC, steps=1)
 
 
+def test_images_must_be_large_enough_for_the_priors() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3))  # takes images of any size
+    for size, changes, least in (((1, 4), {"tv_l2": 1.0}, "2 x 2"), ((3, 3), {"blur": 1.0, "blur_kernel": 7}, "4 x 4")):
+        spec = InputSpec(1, size, (0.0,), (1.0,))
+        with pytest.raises(
+            ValueError, match=rf"spec.size must be at least {least} pixels .*got \({size[0]}, {size[1]}"
+        ):
+            Synthesizer(model, spec, CE.replace(**changes))
+        assert len(Synthesizer(model, spec, CE.replace(steps=1, l2=0.0)).run([0, 1])) == 2
+
+
 def test_not_a_number_is_named() -> None:
     model = network()
     with torch.no_grad():

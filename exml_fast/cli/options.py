@@ -39,7 +39,7 @@ __all__ = [
     "Weights",
 ]
 
-Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name or a local file.")]
+Weights = Annotated[str, typer.Option(help="DEFAULT, a torchvision weights name, a local file, or random.")]
 ArchitectureArgument = Annotated[
     list[str] | None, typer.Option("--argument", metavar="NAME=VALUE", help="Argument of the architecture; repeatable.")
 ]

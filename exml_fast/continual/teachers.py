@@ -20,9 +20,13 @@ from exml_fast.engine.freezing import device_of, dtype_of, frozen, probe
 from exml_fast.engine.memory import require_memory
 from exml_fast.models import OWN, create
 from exml_fast.storage import load_checkpoint, load_tensors
+from exml_fast.training import seeded
 from exml_fast.validation import like
 
 __all__ = ["Teacher", "expert_of", "open_teacher", "pretrained_weights"]
+
+RANDOM = "random"
+"""Instead of weights: the network's first ones."""
 
 # torchvision sets this with the weights that it downloads: its Inceptions normalise once more inside.
 NORMALISES_INSIDE = {"googlenet", "inception_v3"}
@@ -95,16 +99,16 @@ def open_teacher(
 
     Args:
         weights: "DEFAULT" (downloaded), a member of torchvision's weights enum, or a local file (.safetensors, or a
-            torch file of tensors only), which architectures of ours need.
-        arguments: of the architecture, with a local file.
+            torch file of tensors only). "random" (always the same) tries a network without its weights.
+        arguments: of the architecture, with a local file or "random".
         spec: the input, with channels, size, mean and std, where it is not the one that the network carries.
 
     ValueError naming what is wrong.
     """
     library, _, name = source.partition("/")
     if not Path(source).exists() and (library in ("torchvision", "timm") or source in OWN):
-        if arguments and not Path(weights).is_file():
-            raise ValueError(f"arguments need weights from a local file for {source}, got {weights!r}")
+        if arguments and not _is_local(weights):
+            raise ValueError(f"arguments need weights from a local file or 'random' for {source}, got {weights!r}")
         if source in OWN:
             return _own(source, weights, device, arguments or {}, spec)
         loader = _torchvision if library == "torchvision" else _timm
@@ -165,39 +169,38 @@ def pretrained_weights(architecture: str, weights: str, like: Mapping[str, Tenso
 def _own(
     source: str, weights: str, device: str, arguments: Mapping[str, Any], spec: Mapping[str, Any] | None
 ) -> Teacher:
-    if not Path(weights).is_file():
-        raise ValueError(f"weights must be a local file for {source}, got {weights!r}")
+    if not _is_local(weights):
+        raise ValueError(f"weights must be a local file or 'random' for {source}, got {weights!r}")
     if spec is None:
         raise ValueError(f"input is missing: {source} carries no channels, size, mean and std of its input")
-    model = create(source, **arguments)
-    _load_file(model, Path(weights))
+    model = _local(source, weights, arguments)
     return Teacher(source, model.to(device), InputSpec.from_dict(spec), None, None, {})
 
 
 def _torchvision(source: str, name: str, weights: str, device: str, arguments: Mapping[str, Any]) -> Teacher:
     import torchvision
 
-    file = Path(weights)
     if name in NORMALISES_INSIDE:
         arguments = {"transform_input": True, "init_weights": False, **arguments}
-    model = create(source, **arguments) if file.is_file() else None
     try:
         enum: Any = torchvision.models.get_model_weights(name)
     except ValueError:
         raise ValueError(f"torchvision has no model {name!r}") from None
     members = list(enum.__members__)
-    if model is not None:
-        _load_file(model, file)
+    if _is_local(weights):
+        model = _local(source, weights, arguments)
         chosen = enum["DEFAULT"]
     elif weights in members:
         chosen = enum[weights]
         with _download(source):
             model = torchvision.models.get_model(name, weights=chosen)
     else:
-        raise ValueError(f"weights must be one of {members} or a local file for {source}, got {weights!r}")
+        expected = f"one of {members}, a local file or 'random' for {source}"
+        raise ValueError(f"weights must be {expected}, got {weights!r}")
     categories = chosen.meta.get("categories", [])
-    # Weights from a file may be of other classes.
-    names = categories if arguments.get("num_classes", len(categories)) == len(categories) else []
+    # Weights from a file may be of other classes, random ones are of none.
+    same = weights != RANDOM and arguments.get("num_classes", len(categories)) == len(categories)
+    names = categories if same else []
     return Teacher(source, model.to(device), InputSpec.of(chosen), None, None, dict(enumerate(names)))
 
 
@@ -206,18 +209,17 @@ def _timm(source: str, name: str, weights: str, device: str, arguments: Mapping[
         import timm
     except ImportError as error:
         raise ImportError(f"{source} needs timm: pip install 'exml_fast[timm]'") from error
-    file = Path(weights)
-    if weights != "DEFAULT" and not file.is_file():
-        raise ValueError(f"weights must be DEFAULT or a local file for {source}, got {weights!r}")
-    if file.is_file():
-        model = create(source, **arguments)
-        _load_file(model, file)
+    if weights != "DEFAULT" and not _is_local(weights):
+        raise ValueError(f"weights must be DEFAULT, a local file or 'random' for {source}, got {weights!r}")
+    if _is_local(weights):
+        model = _local(source, weights, arguments)
     else:
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}")
         with _download(source):
             model = timm.create_model(name, pretrained=True)
-    names = ResNet18_Weights.DEFAULT.meta["categories"] if model.num_classes == 1000 else []
+    known = weights != RANDOM and model.num_classes == 1000
+    names = ResNet18_Weights.DEFAULT.meta["categories"] if known else []
     return Teacher(source, model.to(device), InputSpec.of(model), None, None, dict(enumerate(names)))
 
 
@@ -233,8 +235,21 @@ def _download(source: str) -> Iterator[None]:
         hub = "; weights that the Hugging Face cache holds are found with HF_HUB_OFFLINE=1"
         raise OSError(
             f"the weights of {source} cannot be downloaded ({reason}): give a local file as weights, on the command "
-            f"line --weights FILE{hub if source.startswith('timm/') else ''}"
+            f"line --weights FILE, or random for a trial{hub if source.startswith('timm/') else ''}"
         ) from error
+
+
+def _is_local(weights: str) -> bool:
+    return weights == RANDOM or Path(weights).is_file()
+
+
+def _local(source: str, weights: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network with weights that nobody needs to download."""
+    with seeded(0, torch.device("cpu")):
+        model = create(source, **arguments)
+    if weights != RANDOM:
+        _load_file(model, Path(weights))
+    return model
 
 
 def _load_file(model: nn.Module, file: Path) -> None:

@@ -122,6 +122,12 @@ class Priors:
         """The kernel of the blur has a centre; ValueError."""
         require(self.blur_kernel % 2 == 1, "blur_kernel", "an odd integer from 1 to 15", self.blur_kernel)
 
+    @property
+    def least_size(self) -> int:
+        """Height and width that images must have, in pixels."""
+        used = self.tv_l1 + self.tv_l2 + self.blur + self.l2 > 0
+        return max(2, self.blur_kernel // 2 + 1) if used else 1
+
 
 @settings
 class Matching:

@@ -114,6 +114,11 @@ class Synthesizer:
             batch_size=self.recipe.optimisation.batch_size, device=self.device, precision=precision, engine=engine,
             statistics=network_statistics(statistics, self.spec), layers=layers,
         )  # fmt: skip
+        if min(self.spec.size) < (least := self.recipe.priors.least_size):
+            raise ValueError(
+                f"spec.size must be at least {least} x {least} pixels for the image priors of recipe "
+                f"{self.recipe.name!r} (tv_l1, tv_l2, blur, l2), got {self.spec.size}"
+            )
         self.units = distinct_units(units, self.networks.num_classes)
         matching = self.recipe.matching if self.networks.matches_statistics else None
         self.terms = checked_terms(terms)
@@ -270,7 +275,12 @@ class Synthesizer:
                 terms=self.terms, compact=self.compact, block=self.block,
             )  # fmt: skip
         except ValueError as error:
-            raise ValueError(f"coarse_steps must be () for a network that takes one size alone: {error}") from error
+            if "coarse_steps" in str(error):  # of even smaller images
+                raise
+            raise ValueError(
+                f"coarse_steps begin with images of {height}×{width}: {error}; a network that takes one size alone "
+                "needs coarse_steps=()"
+            ) from error
         coarse._stage, coarse._file = f"invert at {height}×{width}", f"inversion-{height}x{width}.pt"
         return coarse
 
