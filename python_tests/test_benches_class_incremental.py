@@ -21,8 +21,6 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(BENCHES)
     found = importlib.import_module("class_incremental")
     monkeypatch.setattr(found, "RESULTS", tmp_path)
-    create = found.create
-    monkeypatch.setattr(found, "create", lambda name, **arguments: create(name, **{**arguments, "depth": 8}))
     return found
 
 
@@ -35,7 +33,7 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     folder = tmp_path / "cells"
 
     def call(*words: str) -> None:
-        options = ["--data", tmp_path / "few.npz", "--folder", folder, "--epochs", 1]
+        options = ["--data", tmp_path / "few.npz", "--folder", folder, "--epochs", 1, "--arguments", "depth=8"]
         monkeypatch.setattr(sys, "argv", ["class_incremental.py", *map(str, options), *words])
         bench.main()
 
@@ -47,6 +45,7 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     lwf = found["rows"][1]
     assert lwf["average"] == sum(lwf["values"]) / 2 and lwf["std"] is not None and len(lwf["curve"]) == 2
     assert lwf["bytes"] == 0 and not lwf["synthetic"] and not lwf["real_exemplars"] and lwf["reduced"]
+    assert lwf["seconds"] > 2 * lwf["seconds_per_task"] > 0
     shutil.rmtree(folder)
     capsys.readouterr()
     call(*cells)  # the committed cells are not run again
@@ -55,3 +54,8 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     call("--collect")  # and stay
     rows = load_json(tmp_path / "class-incremental-few.json")["rows"]
     assert rows[:2] == found["rows"] and [row["protocol"] for row in rows] == ["b0-2", "b0-2", "b0-4"]
+    call("--cells", "icarl:b0-2:0", "--set", "total=8")
+    call("--collect")
+    rows = {row["method"]: row for row in load_json(tmp_path / "class-incremental-few.json")["rows"]}
+    assert rows["icarl"]["real_exemplars"] == rows["icarl-hybrid1"]["real_exemplars"] == 8
+    assert rows["icarl-hybrid1"]["note"].endswith("the network of icarl") and rows["icarl"]["bytes"] > 0

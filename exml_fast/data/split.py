@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from exml_fast.data.foreign import class_names_of, images_and_labels
 from exml_fast.data.spec import InputSpec
+from exml_fast.validation import require
 
 __all__ = ["ImageData", "Split", "measured_spec"]
 
@@ -147,6 +149,20 @@ class ImageData:
     def classes(self) -> list[int]:
         """All labels, 0 to K − 1."""
         return list(range(len(self.class_names)))
+
+    def with_held_out(self, count: int) -> ImageData:
+        """The last ``count`` training images of each class are the test images; the data itself where it is 0.
+
+        Settings are chosen on such images. ValueError if a class has no more than ``count``.
+        """
+        if not count:
+            return self
+        rows = [torch.nonzero(self.train.labels == label)[:, 0] for label in self.classes]
+        least = min(map(len, rows))
+        require(0 < count < least, "held_out", f"less than the {least} images of a class", count)
+        test = self.train.subset(torch.cat([each[-count:] for each in rows]))
+        train = self.train.subset(torch.cat([each[:-count] for each in rows]))
+        return dataclasses.replace(self, train=train, test=test)
 
 
 def measured_spec(images: Tensor) -> InputSpec:

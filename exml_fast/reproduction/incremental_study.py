@@ -12,7 +12,6 @@ Its folder::
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from exml_fast.continual.class_incremental.icarl import ICaRLSettings
 from exml_fast.continual.class_incremental.losses import cross_entropy, local_cross_entropy
 from exml_fast.continual.class_incremental.synthesis import Synthesis
 from exml_fast.continual.expert import complete_arguments, require_fit
-from exml_fast.data import ImageData, Split, load
+from exml_fast.data import Split, load
 from exml_fast.engine.substitution import copied
 from exml_fast.models import create, final_linear
 from exml_fast.ownership import remove_tree
@@ -49,7 +48,6 @@ from exml_fast.reproduction.incremental_settings import IncrementalSettings, cha
 from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
 from exml_fast.reproduction.lab_settings import require_package
 from exml_fast.storage import atomic_path, save_tensors
-from exml_fast.validation import require
 
 __all__ = ["MAP_CLASSES", "IncrementalStudy"]
 
@@ -74,7 +72,7 @@ class IncrementalStudy:
         progress: Progress | None = None,
     ) -> None:
         self.settings, self.folder, self.seed, self.device = settings, folder, seed, device
-        self.data = _with_held_out(load(settings.data, data_root), settings.held_out)
+        self.data = load(settings.data, data_root).with_held_out(settings.held_out)
         self.progress = progress
         self._tasks: dict[str, list[Task]] = {}
         self.architecture, arguments = usual_network(self.data.spec, settings.architecture, settings.arguments)
@@ -271,15 +269,3 @@ def _require_possible(pupil: Learner[Any], tasks: Sequence[Task]) -> None:
         pupil.check(task, classes)
     if isinstance(pupil, ICaRL) and pupil.config.classifier in ("k-nearest", "mlp", "svm"):
         require_package("sklearn", "eval", "scikit-learn")
-
-
-def _with_held_out(data: ImageData, count: int) -> ImageData:
-    """``data`` with the last ``count`` training images of each class as test images."""
-    if not count:
-        return data
-    rows = [torch.nonzero(data.train.labels == label)[:, 0] for label in data.classes]
-    least = min(map(len, rows))
-    require(count < least, "held_out", f"less than the {least} images of a class", count)
-    test = data.train.subset(torch.cat([each[-count:] for each in rows]))
-    train = data.train.subset(torch.cat([each[:-count] for each in rows]))
-    return dataclasses.replace(data, train=train, test=test)
