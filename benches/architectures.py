@@ -12,6 +12,7 @@ exml_fast.engine.EagerTeacher: the unchanged layers in float32, weights frozen, 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,10 @@ def made(name: str) -> tuple[nn.Module, xf.InputSpec]:
         except (RuntimeError, AssertionError, ValueError, IndexError):
             continue
         if logits.shape == (BATCH, CLASSES):
+            if not logits.std(0).any():  # a final layer of zeros, as some transformers have at first
+                for layer in list(network.modules()):
+                    if isinstance(layer, nn.Linear) and layer.out_features == CLASSES:
+                        nn.init.normal_(layer.weight, std=0.1)
             calibrate(network, spec)
             return network, spec
     raise ValueError(f"{name} takes images of none of the sizes {SIZES}")
@@ -134,6 +139,8 @@ def measured(name: str) -> dict[str, Any]:
         row[f"{key}_ms"] = {"median": timing.median, "low": timing.low, "high": timing.high}
         if key != "eager":
             row[f"gain_{key}"] = times["eager"].median / timing.median
+    if lost := [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise RuntimeError(f"{', '.join(lost)} not finite")
     return row
 
 
