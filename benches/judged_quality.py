@@ -8,9 +8,10 @@ number of steps. It stops several times on the way, and ours runs from start to 
 that both are timed under the same load. Networks that no choice of settings has seen then classify the images, as
 pictures with pixels in [0, 1]. Times are those of one thread: CPU time of the process, and time on the clock.
 
-The loop is that of :class:`inversion.Published`. A run that is interrupted continues from the folder --work. Where the
-whole loop takes hours, --sample 20 times 20 of its steps in every round and image size, and multiplies. Our engine then
-makes the loop's images: it computes the same loss with the same optimiser (python_tests/test_benches.py), in float32.
+The loop is that of :class:`inversion.Published`, with a published recipe; --published bn=10 changes a field of it. A
+run that is interrupted continues from the folder --work. Where the whole loop takes hours, --sample 20 times 20 of its
+steps in every round and image size, and multiplies. Our engine then makes the loop's images: it computes the same loss
+with the same optimiser (python_tests/test_benches.py), in float32.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from inversion_contenders import Draw, Problem, Published
 from inversion_teachers import efficientnet_lite
 from judges import judges
 from measure import RESULTS, write_results
+from time_to_accuracy import changed
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
@@ -347,7 +349,7 @@ def main() -> None:
     parser.add_argument("--judges", type=Path, help="folder of the judges for CIFAR-10; see judges.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sample", type=int, help="time so many steps of the published loop in each of five rounds")
-    parser.add_argument("--published-steps", type=int, help="fewer steps of the published loop, for a first look")
+    parser.add_argument("--published", nargs="+", default=[], metavar="NAME=VALUE", help="fields of the loop's recipe")
     parser.add_argument("--work", type=Path, help="folder from which an interrupted run continues")
     parser.add_argument("--picture", type=Path, help="draw images of the first seed into this file")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
@@ -356,8 +358,7 @@ def main() -> None:
         parser.error("cifar10 needs --weights and --judges")
     torch.set_num_threads(1)
     contest = CONTESTS[args.contest](args)
-    if args.published_steps is not None:
-        contest.published = contest.published.replace(steps=args.published_steps)
+    contest.published = contest.published.replace(**changed({}, args.published))
     ours(replace(contest, ours=contest.ours.replace(steps=1, coarse_steps=())), seed=0)  # load libraries
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
