@@ -46,7 +46,8 @@ NETWORKS = ("resnet20", "resnet56", "expert")
 TASKS = ("prune-filters-20", "prune-latency-40", "int8", "w4a4")
 PRUNED: dict[str, tuple[float, Any]] = {"prune-filters-20": (0.2, "filters"), "prune-latency-40": (0.4, "latency")}
 FINE_TUNING: dict[str, Any] = {
-    "steps": 500, "batch_size": 128, "lr": 0.01, "schedule": "cosine", "temperature": 5.0, "precision": "auto",
+    "steps": 300, "batch_size": 128, "lr": 0.01, "schedule": "cosine", "temperature": 5.0, "lambda_features": 300.0,
+    "precision": "auto",
 }  # fmt: skip
 BITS: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "w4a4": {"bits": 4, "steps": 200, "batch_size": 64, "lr": 1e-3}}
 BATCH, ROUNDS, THREADS = 500, 51, 2

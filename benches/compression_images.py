@@ -65,7 +65,9 @@ class Domain:
                 else:
                     first = self.synthetic("deep-inversion", seed)
                     half = len(first) // 2
-                    tuning = xf.Distillation().replace(steps=STUDENT_STEPS, batch_size=128, lr=0.01, schedule="cosine")
+                    tuning = xf.Distillation().replace(
+                        steps=STUDENT_STEPS, batch_size=128, lr=0.01, schedule="cosine", lambda_features=300.0
+                    )
                     student = xf.prune(
                         self.model, first, spec=self.spec, seed=seed, fine_tuning=tuning,
                         checkpoint_dir=checkpoints / "student", **STUDENT,

@@ -60,7 +60,7 @@ TRAINING = Training(
 )  # fmt: skip
 # The filters that are left know what they computed before: their outputs teach more than logits alone.
 FINE_TUNING = Distillation().replace(
-    steps=2000, batch_size=128, lr=0.01, schedule="cosine", temperature=5.0, lambda_features=10.0, precision="auto"
+    steps=2000, batch_size=128, lr=0.01, schedule="cosine", temperature=5.0, lambda_features=300.0, precision="auto"
 )
 Target = Literal["filters", "flops", "latency"]
 Widths = dict[nn.Module, tuple[int, int]]
