@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_checks import run_python
 from torch import nn
 
 from exml_fast.data import InputSpec
 from exml_fast.engine import conv_tuning
-from exml_fast.engine.conv_plan import ConvShape, Plan
+from exml_fast.engine.conv_plan import ConvShape, Plan, can_pack
 from exml_fast.engine.conv_tuning import fastest_plan, only_plan
 from exml_fast.engine.teacher import FrozenTeacher
 
@@ -45,16 +46,52 @@ def test_plans_are_measured_once_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     only = ConvShape((4, 32, 8, 8), (32, 32, 1, 1), (1, 1), (0, 0), (1, 1), 1, True)
     several = ConvShape((4, 32, 8, 8), (32, 32, 3, 3), (1, 1), (1, 1), (1, 1), 1, True)
-    for dtype in (torch.float32, torch.bfloat16):
+    packed = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
+    for dtype in packed:
         assert only_plan(only, dtype) == Plan("packed", "convolution", "packed")
         assert only_plan(several, dtype) is None
     monkeypatch.setattr(conv_tuning, "_measure", lambda *_: pytest.fail("measured"))
     model = nn.Sequential(
         nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)
     )
-    for precision in ("float32", "bfloat16"):
+    for dtype in packed:
+        precision = str(dtype).removeprefix("torch.")
         teacher = FrozenTeacher(model.eval(), SPEC, precision=precision, batch_size=4)
         assert list(teacher.plans.values()) == [(precision, Plan("packed", "convolution", "packed"))]
+
+
+OLDER = """
+from pathlib import Path
+import torch
+from torch import nn
+from exml_fast.data import InputSpec
+from exml_fast.engine.conv_plan import Plan, can_pack
+from exml_fast.engine.teacher import FrozenTeacher
+
+assert not can_pack(torch.bfloat16), "the limit has no effect"
+model = nn.Sequential(
+    nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(), nn.Linear(32, 5),
+).eval()
+spec, images = InputSpec(3, (10, 10), (0.0,) * 3, (1.0,) * 3), torch.randn(4, 3, 10, 10, requires_grad=True)
+packed = Plan("packed", "convolution", "packed")
+half = {"0": ("bfloat16", Plan("packed", "library", "plain")), "3": ("bfloat16", packed)}
+for precision, plans in (("auto", None), ("bfloat16", None), ("bfloat16", half)):
+    teacher = FrozenTeacher(model, spec, precision=precision, batch_size=4, plans=plans)
+    logits, _ = teacher(images)
+    logits.square().sum().backward()
+    assert teacher.precision == ("float32" if precision == "auto" else precision)
+    torch.testing.assert_close(logits, model(images), rtol=0.05, atol=0.05)
+"""
+
+
+@pytest.mark.compiled
+def test_a_processor_without_bfloat16() -> None:
+    """It computes in float32, in bfloat16 when asked, and what a run of another machine has planned."""
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("the limits are for processors with AVX2")
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "EXML_CPU_CAPABILITY": "avx2"}
+    run_python(OLDER, **limits)
 
 
 def by_a_clock_of_its_own(

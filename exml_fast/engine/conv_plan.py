@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from exml_fast._native import COMPILED
+
 __all__ = ["LANE_IMAGES", "VECTOR", "ConvShape", "Plan", "can_pack"]
 
 # The convolution with one image a vector lane: most channels, images in a vector, and bytes of memory a thread.
@@ -128,7 +130,17 @@ class Plan:
         )
         return Plan(forward, self.adjoint, adjoint_weights)
 
+    def on_this_machine(self, dtype: torch.dtype) -> Plan:
+        """The same algorithms, if this machine has them: a plan of another one may need what is not here."""
+        if not COMPILED:
+            return Plan()
+        ways = {} if can_pack(dtype) else {"packed": "plain"}
+        forward, weights = (ways.get(way, way) for way in (self.forward, self.adjoint_weights))
+        return Plan(forward, self.adjoint, weights)
+
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN can pack weights of this dtype."""
-    return dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available()
+    """Whether oneDNN can pack weights of this dtype; of bfloat16 on a CPU with AVX-512 or AVX-NE-CONVERT."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -30,7 +30,7 @@ from exml_fast.storage import load_json, save_json
 __all__ = [
     "PRECISIONS",
     "Plans",
-    "check_plans",
+    "checked_plans",
     "choose_plans",
     "could_be_chosen",
     "fastest_plan",
@@ -81,7 +81,9 @@ def choose_plans(shapes: Mapping[str, ConvShape], own: torch.dtype, precision: s
         dtype = torch.bfloat16 if precision == "bfloat16" and own == torch.float32 else own
         return {name: (_name(dtype), _plan(shape, dtype, device, False)[0]) for name, shape in shapes.items()}
     single = {name: _plan(shape, own, device) for name, shape in shapes.items()}
-    half = {name: _plan(shape, torch.bfloat16, device) for name, shape in shapes.items()}
+    # The library has no fast convolutions for bfloat16 where it cannot pack its weights.
+    worth_timing = device.type != "cpu" or can_pack(torch.bfloat16)
+    half = {name: _plan(shape, torch.bfloat16, device) for name, shape in shapes.items() if worth_timing}
     half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
     before = sum(seconds for _, seconds in single.values())
     after = sum(half.get(name, single[name])[1] for name in shapes)
@@ -96,20 +98,26 @@ def without_winograd(plans: Plans) -> Plans:
     return {name: (dtype, plan.without_winograd(getattr(torch, dtype))) for name, (dtype, plan) in plans.items()}
 
 
-def check_plans(plans: Plans, shapes: Mapping[str, ConvShape], own: torch.dtype) -> None:
-    """ValueError unless ``plans`` could be those of a network with these convolutions and this dtype."""
+def checked_plans(plans: Plans, shapes: Mapping[str, ConvShape], own: torch.dtype) -> Plans:
+    """``plans`` as this machine can compute them.
+
+    ValueError unless they could be those of a network with these convolutions and this dtype.
+    """
     rule = "plans must be those of a teacher of the same network, convolution names to (dtype, Plan)"
     if not isinstance(plans, Mapping):
         raise ValueError(f"{rule}: expected a dict, got {type(plans).__name__}")
     if plans.keys() != shapes.keys():
         raise ValueError(f"{rule}: expected the convolutions {sorted(shapes)}, got {sorted(map(str, plans))}")
-    dtypes = ("float32", "bfloat16") if own == torch.float32 else (_name(own),)
+    dtypes, here = ("float32", "bfloat16") if own == torch.float32 else (_name(own),), Plans()
     for name, value in plans.items():
         match value:
             case (str(dtype), Plan() as plan) if dtype in dtypes:
-                if plan == Plan() or could_be_chosen(plan, shapes[name], getattr(torch, dtype)):
+                layer = shapes[name], getattr(torch, dtype)
+                if plan == Plan() or any(could_be_chosen(plan, *layer, packable) for packable in (True, False)):
+                    here[name] = dtype, plan.on_this_machine(layer[1])
                     continue
         raise ValueError(f"{rule}: expected one of {dtypes} and a Plan for {shapes[name]} for {name!r}, got {value!r}")
+    return here
 
 
 def _plan(shape: ConvShape, dtype: torch.dtype, device: torch.device, timed: bool = True) -> tuple[Plan, float]:
@@ -228,11 +236,11 @@ def _is_time(seconds: object) -> bool:
     return isinstance(seconds, float) and seconds > 0
 
 
-def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype) -> bool:
-    """Whether ``plan``, from a file or a caller, is a candidate for such a layer."""
+def could_be_chosen(plan: Plan, shape: ConvShape, dtype: torch.dtype, packable: bool | None = None) -> bool:
+    """Whether ``plan``, from a file or a caller, is a candidate for such a layer; ``packable`` as in _candidates."""
     # The plan may come from a teacher with a larger batch.
     several = dataclasses.replace(shape, input=(max(shape.input[0], LANE_IMAGES), *shape.input[1:]))
-    choices = list(_candidates(several, dtype))
+    choices = list(_candidates(several, dtype, packable))
     ways = {(choice.adjoint, choice.adjoint_weights) for choice in choices}
     return plan.forward in {choice.forward for choice in choices} and (plan.adjoint, plan.adjoint_weights) in ways
 
@@ -356,12 +364,17 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
     return chosen, seconds[chosen]
 
 
-def _candidates(shape: ConvShape, dtype: torch.dtype) -> Iterator[Plan]:
-    """The plans to time. Forward and adjoint are timed apart, so not every pair of them occurs."""
-    if not COMPILED:  # PyTorch's own convolution alone
-        yield Plan()
-        return
-    packs = (False, True) if shape.channels_last and can_pack(dtype) else (False,)
+def _candidates(shape: ConvShape, dtype: torch.dtype, packable: bool | None = None) -> Iterator[Plan]:
+    """The plans to time. Forward and adjoint are timed apart, so not every pair of them occurs.
+
+    With ``packable`` they are those of a machine with our kernels, whose library can pack weights or not.
+    """
+    if packable is None:
+        if not COMPILED:  # PyTorch's own convolution alone
+            yield Plan()
+            return
+        packable = can_pack(dtype)
+    packs = (False, True) if shape.channels_last and packable else (False,)
     adjoints = ["library"]
     dense = shape.groups == 1 and min(shape.weight[:2]) > FEW_CHANNELS
     fits = min(shape.flipped_padding) >= 0

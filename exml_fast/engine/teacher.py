@@ -13,7 +13,7 @@ from exml_fast._native import reused_memory
 from exml_fast.data import DataSource, InputSpec
 from exml_fast.data.foreign import network_statistics
 from exml_fast.engine.conv_plan import ConvShape
-from exml_fast.engine.conv_tuning import PRECISIONS, Plans, check_plans, choose_plans, without_winograd
+from exml_fast.engine.conv_tuning import PRECISIONS, Plans, checked_plans, choose_plans, without_winograd
 from exml_fast.engine.eager import check_statistics, with_targets
 from exml_fast.engine.freezing import chosen_device, dtype_name, dtype_of, frozen_copy, no_autocast
 from exml_fast.engine.frozen_conv import FrozenConv2d
@@ -105,11 +105,10 @@ class FrozenTeacher:
             name: ConvShape.of(m, (batch_size, *inputs[name].shape[1:]), True) for name, m in convolutions.items()
         }
         self.plans: Plans = {}
-        if plans is not None:
-            check_plans(plans, shapes, own)
-        self._freeze_convolutions(
-            convolutions, shapes, choose_plans(shapes, own, precision, self.device) if plans is None else plans, own
+        chosen = (
+            choose_plans(shapes, own, precision, self.device) if plans is None else checked_plans(plans, shapes, own)
         )
+        self._freeze_convolutions(convolutions, shapes, chosen, own)
         substitute(self.model)
         failure = first = self._fails(original)
         for note, others in self._fallbacks(shapes, own) if failure and plans is None else ():
