@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cluster_cost
+from readme_tables.architectures import architectures
 from readme_tables.common import RESULTS, ROOT
 from readme_tables.engine import all_ops, fastest, impressions, inversion, ops, precision, student
 from readme_tables.faults import cluster, reliability
@@ -73,6 +74,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
     "inversion-2-threads": [("inversion-cpu-2-threads.json", inversion)],
     "precision": [("precision-cpu.json", precision)],
+    "architectures": [("architectures-cpu.json", architectures)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
     "all-ops": [("ops-cuda.json", all_ops), ("ops-cpu.json", all_ops)],
     "ex-model": [("ex-model-cpu.json", ex_model)],
@@ -119,6 +121,7 @@ FILES = {
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
     "docs/reliability.md": ["reliability"],
+    "docs/architectures.md": ["architectures"],
     "docs/engine.md": ["precision", "inversion-2-threads", "speed", "ops", "all-ops"],
 }
 

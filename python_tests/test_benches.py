@@ -299,14 +299,18 @@ def test_precisions_are_compared_and_rendered(
     case = dataclasses.replace(small, load=networks, spec=spec, labels=torch.arange(5))
     monkeypatch.setattr(precision, "cases", lambda *_: [case])
     path = tmp_path / "precision-cpu.json"
-    argv = f"precision.py --weights {tmp_path} --seeds {seeds} --json {path}".split()
+    argv = f"precision.py --weights {tmp_path} --seeds {seeds} --json {path} --folder {tmp_path}/cells".split()
     monkeypatch.setattr(sys, "argv", argv)
     precision.main()
     rows = load_json(path)["rows"]
+    assert rows[0]["judge_difference"] == 0 and rows[0]["images"] == 5 * seeds
+    monkeypatch.setattr(precision, "measured", lambda *_: pytest.fail("measured again"))
+    precision.main()
+    assert load_json(path)["rows"] == rows
     assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
     assert all(0 <= row["teacher"] <= 100 and 0 <= row["judge"] <= 100 and row["objective"] > 0 for row in rows)
     table = importlib.import_module("readme_tables.engine").precision(path)
-    assert "| ResNet-20, 5 images, 1 steps, bfloat16 |" in table and ("±" in table) == (seeds > 1)
+    assert f"| ResNet-20, {5 * seeds} images, 1 steps, bfloat16 |" in table and ("±" in table) == (seeds > 1)
 
 
 def test_deep_inversion_writes_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

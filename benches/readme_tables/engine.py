@@ -124,6 +124,14 @@ def steps_of(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def compiled(row: dict[str, Any]) -> str:
+    """The option of torch.compile that was fastest, and its quartiles."""
+    if not row["alternative"]:
+        return ""
+    low, high = row["spread"].get("alternative", (None, None))
+    return f" ({row['alternative']}" + (f"; {low:.1f} to {high:.1f} ms)" if low is not None else ")")
+
+
 def step_name(row: dict[str, Any]) -> str:
     return f"{row['teacher']} {row['size']}², batch {row['batch']}, {row['dtype']}"
 
@@ -148,7 +156,7 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
                 step_name(row),
                 f"{engine:.1f} ms ({low:.1f} to {high:.1f})",
                 number(faster["reference"], 2, "×"),
-                number(faster["alternative"], 2, "×") + (f" ({row['alternative']})" if row["alternative"] else ""),
+                number(faster["alternative"], 2, "×") + compiled(row),
                 f"{engine / row['bare_ms']:.2f}× ({row['bare']})",
                 f"{number(bound.get('ideal_ms'))} / {number(bound.get('convolutions_ms'))} ms",
                 " / ".join(number(row[f"{kind}_peak_mb"], 0) for kind in ("engine", "alternative", "reference"))
@@ -157,7 +165,7 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
             ]
         )
     header = ["one step", "time (quartiles)", "over published ⁴", "over torch.compile ⁵", "time / bare network ⁶"]
-    header += ["bounds ⁷", "peak memory ⁸", "set-up ⁹"]
+    header += ["estimates ⁷", "peak memory ⁸", "set-up ⁹"]
     same = all("plain_ms" in row for row in steps)
     reuse = "All contenders run in the engine's reused memory" if same else (
         "Ours and the bare network run in the engine's reused memory, the other two with the C library's allocation"
@@ -168,12 +176,13 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         + ("; the published loop and the C library's allocation take part in every third." if same else "."),
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
-        "⁵ The same loss, compiled with the network frozen, under the fastest of the options that were tried: "
+        "⁵ The same loss, compiled with the network frozen; in brackets the fastest of the options that were tried, "
+        "and its quartiles. Tried: "
         + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
-        "⁷ What the machine could do at best (`benches/roofline.py`): direct convolutions at the speed of a large "
-        "matrix product, and each activation moved once / the convolutions alone, each measured with its fastest "
-        "algorithm.",
+        "⁷ What a step may need (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, "
+        "and each activation moved once / the convolutions alone, each measured with its fastest algorithm. No lower "
+        "bounds: Winograd needs fewer products, and the load was another.",
         "⁸ Without weights and images: ours / torch.compile / published.",
         "⁹ Before the first step: ours / torch.compile.",
     ]
@@ -196,27 +205,34 @@ def reuse_alone(steps: Sequence[dict[str, Any]]) -> str:
 
 
 def precision(path: Path) -> str:
-    def spread(value: float | None, digits: int) -> str:
-        return "" if value is None else f" ± {value:.{digits}f}"
-
+    """Both precisions of each network, with the difference of the same seeds."""
     results, asked = load_json(path), {"teacher": 1, "judge": 1, "objective": 2}
+
+    def value(row: dict[str, Any], key: str, digits: int) -> str:
+        spread, difference, error = (row[f"{key}_{name}"] for name in ("std", "difference", "difference_error"))
+        text = f"{row[key]:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+        compared = row["precision"] != "float32" and error is not None
+        return text + (f" ({difference:+.{digits}f} ± {error:.{digits}f})" if compared else "")
+
     rows = [
         [
             f"{row['network']}, {row['images']} images, {row['steps']} steps, {row['precision']}",
-            *(f"{row[key]:.{digits}f}" + spread(row[f"{key}_std"], digits) for key, digits in asked.items()),
+            *(value(row, key, digits) for key, digits in asked.items()),
             number(row["seconds"], 0, " s"),
         ]
         for row in results["rows"]
     ]
     others = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
-    fewest = min(row["images"] for row in results["rows"])
-    note = f"With {fewest} images, one image is {100 / fewest:.0f} points: such rows cannot tell the dtypes apart."
+    note = (
+        "Mean and deviation over seeds; in brackets the mean difference from float32 with the same seeds, and twice "
+        "its standard error."
+    )
     header = [
         f"{results['rows'][0]['seeds']} seeds",
         "recognised by the teacher, in %",
         f"by {others}, in %",
         "objective",
-        "time",
+        "time of a seed",
     ]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
 
