@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_every_instruction_set(capability: str) -> None:
         "        shapes = (37, 6, 9, 11), (outputs, 6, kernel, kernel), (outputs,)\n"
         "        assert_right(*(torch.randn(shape).to(dtype) for shape in shapes), (padding, padding))\n",
         EXML_CPU_CAPABILITY=capability,
-        PYTHONPATH=str(Path(__file__).parent),
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     )
 
 
