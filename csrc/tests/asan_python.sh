@@ -15,7 +15,7 @@ EXML_CUDA=0 EXML_SANITIZE=address,undefined "$python" setup.py -q build_ext \
   --build-temp "$build/temp" --build-lib "$build/package"
 cp -r exml_fast/. "$build/package/exml_fast.sources"
 find "$build/package/exml_fast.sources" -name '*.so' -o -name '_built_for.py' | xargs rm -f
-cp -rn "$build/package/exml_fast.sources/." "$build/package/exml_fast/"
+cp -r "$build/package/exml_fast.sources/." "$build/package/exml_fast/"
 rm -r "$build/package/exml_fast.sources"
 preload=$(for library in libasan libubsan libstdc++; do g++ -print-file-name=$library.so; done | paste -sd:)
 # Leaks: the interpreter's own would drown ours. OpenMP's second thread pool is torch's business.
