@@ -176,13 +176,13 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         + ("; the published loop and the C library's allocation take part in every third." if same else "."),
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
-        "⁵ The same loss, compiled with the network frozen; in brackets the fastest of the options that were tried, "
-        "and its quartiles. Tried: "
+        "⁵ The same loss, compiled with the network frozen. The brackets name the fastest option, and its quartiles. "
+        "Options: "
         + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
         "⁷ What a step may need (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, "
-        "and each activation moved once / the convolutions alone, each measured with its fastest algorithm. No lower "
-        "bounds: Winograd needs fewer products, and the load was another.",
+        "and each activation moved once / the convolutions alone, each measured with its fastest algorithm. These "
+        "are no lower bounds: Winograd needs fewer products, and the machine's load was another.",
         "⁸ Without weights and images: ours / torch.compile / published.",
         "⁹ Before the first step: ours / torch.compile.",
     ]

@@ -119,8 +119,8 @@ def headlines(folder: Path) -> str:
         "ᶜ Of the adapted networks: before adaptation. Of five experts: the average of all of their outputs, where "
         "they may be kept. Where ours is better than the paper's, so may be what is learned from it.\n"
         "† The run was shorter than published, or than our preset.\n"
-        "‡ Some settings were chosen with these test images, or their accuracy was printed beside the choice, on seed "
-        "0 or before; the page says which. Most rows use a method of ours. Bold: every seed is above the paper."
+        "‡ Some settings were chosen with these test images, on seed 0 or before, or the accuracy on them was printed "
+        "beside the choice. The page says which. Most rows use a method of ours. Bold: every seed is above the paper."
     )
     return table(header, [headline(row, folder) for row in HEADLINES]) + "\n\n" + notes
 

@@ -123,9 +123,9 @@ def judged_headline(path: Path) -> str:
     return fill(
         f"**{summary['images']} CIFAR-10 images out of ResNet-20 in {seconds['ours']:.1f} s of one core**, "
         f"{seconds['published'] / seconds['ours']:.0f} times faster than the published loop "
-        f"({seconds['published']:.0f} s): our recipe takes {published_steps / steps:.0f} times fewer steps, and a step "
-        f"in {summary['precision']} takes {a_step:.1f} times less than the loop's in float32. The judges are {judges}, "
-        f"which no choice of settings has seen. They recognise {judged['ours']:.0f} % of our images and "
+        f"({seconds['published']:.0f} s). Our recipe takes {published_steps / steps:.0f} times fewer steps. A step "
+        f"takes {a_step:.1f} times less time, in {summary['precision']} instead of the loop's float32. The judges are "
+        f"{judges}, which no choice of settings has seen. They recognise {judged['ours']:.0f} % of our images and "
         f"{judged['published']:.0f} % of the loop's (means of {len(rows)} seeds; "
         "[details](docs/deep_inversion.md#images-of-judged-quality)).",
         width=120,

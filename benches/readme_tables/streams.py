@@ -32,10 +32,10 @@ def demo(path: Path) -> str:
         rows.append([row["name"], *shown, number(row["seconds"], 0, " s"), number(row["peak_mb"], 0, " MB")])
     seeds = [f"seed {run['settings']['seed']}" for run in (results, *more)]
     header = ["scikit-learn's digits: accuracy", *seeds, "mean"] if more else ["scikit-learn's digits", "accuracy"]
-    cut = {row["note"]: [] for row in results["rows"] if row["kind"] == "strategy"}
+    cut: dict[str, list[str]] = {}
     for row in results["rows"]:
         if row["kind"] == "strategy":
-            cut[row["note"]].append(row["name"])
+            cut.setdefault(row["note"], []).append(row["name"])
     note = [" ".join(f"{' and '.join(names)}: {text}." for text, names in cut.items())]
     note += ["Time and memory are those of seed 0."] if more else []
     sources = [source(file, run) for file, run in zip(files, (results, *more), strict=True)]
