@@ -78,7 +78,7 @@ def made(name: str) -> tuple[nn.Module, xf.InputSpec]:
             continue
         if logits.shape == (BATCH, CLASSES):
             if not logits.std(0).any():  # a final layer of zeros, as some transformers have at first
-                for layer in list(network.modules()):
+                for layer in network.modules():
                     if isinstance(layer, nn.Linear) and layer.out_features == CLASSES:
                         nn.init.normal_(layer.weight, std=0.1)
             calibrate(network, spec)

@@ -4,12 +4,11 @@
     python benches/class_incremental.py --data tiny_imagenet100.npz --cells icarl:b0-10:0 skd:b50-10:1
     python benches/class_incremental.py --data tiny_imagenet100.npz --collect      # only writes the rows
 
-A cell is a method, a protocol and a seed, which also decides the class order (1993 + seed). It is a part of an
-exml_fast.reproduction.IncrementalStudy, one for each seed: methods that learn the first task alike share its network,
-and "icarl" also gives the cells of the methods that differ from it in the classifier alone. A killed cell continues
-when the same command runs again. Several processes may share --folder; those with the same seed and protocol may train
-a first network twice. Cells of the committed results are not run again. Each takes one thread unless --threads says
-else.
+A cell is a method, a protocol and a seed, which also decides the class order (1993 + seed). The cells of a seed are
+parts of one exml_fast.reproduction.IncrementalStudy. Methods that learn the first task alike share its network. "icarl"
+also gives the cells of the methods that differ from it in the classifier alone. A killed cell continues when the same
+command runs again. Several processes may share --folder; two with the same seed and protocol may both train the first
+network. Cells of the committed results are not run again. Each takes one thread unless --threads says else.
 
 --set NAME=VALUE changes a setting of all methods of this call; the changed cells need a --folder of their own.
 --validation tests on a tenth of the training images, which are then not learned from, for choices of settings; its
@@ -32,7 +31,7 @@ from measure import RESULTS, with_stored, write_results
 from time_to_accuracy import changed, locked
 
 from exml_fast.continual.class_incremental import METHODS, ICaRL
-from exml_fast.data import load
+from exml_fast.data import ImageData, load
 from exml_fast.reproduction.incremental_learned import Learned
 from exml_fast.reproduction.incremental_settings import IncrementalSettings
 from exml_fast.reproduction.incremental_study import IncrementalStudy
@@ -49,37 +48,42 @@ def methods_with(method: str) -> list[str]:
     return [method, *others] if method == "icarl" else [method]
 
 
-def study_of(args: argparse.Namespace, method: str, protocol: str, seed: int, stop: Callable[[], bool]) -> Any:
+def tenth_of(data: ImageData) -> int:
+    """A tenth of the training images of a class."""
+    return len(data.train) // (10 * len(data.classes))
+
+
+def study_of(
+    args: argparse.Namespace, method: str, protocol: str, seed: int, held_out: int, stop: Callable[[], bool]
+) -> IncrementalStudy:
     """The study of a cell."""
 
     def progress(stage: str, step: int, total: int, terms: Mapping[str, float]) -> None:
         if stop():
             raise SystemExit(75)
 
-    data = load(args.data)
     settings = IncrementalSettings(
         data=args.data, methods={name: {"method": name} for name in methods_with(method)}, protocols=(protocol,),
         settings=changed({"epochs": args.epochs}, args.set), arguments=changed({}, args.arguments),
-        held_out=len(data.train) // (10 * len(data.classes)) if args.validation else 0,
+        held_out=held_out,
     )  # fmt: skip
     return IncrementalStudy(settings, args.folder / f"seed{seed}", seed=seed, progress=progress)
 
 
-def run_cell(args: argparse.Namespace, method: str, protocol: str, seed: int, stop: Callable[[], bool]) -> None:
-    """A method, a protocol and a seed, from where it was interrupted."""
-    study = study_of(args, method, protocol, seed, stop)
+def run_cell(study: IncrementalStudy, method: str, protocol: str) -> None:
+    """A method and a protocol of a study, from where it was interrupted."""
     with locked(study.place(method, protocol) / "lock", wait=False) as free:
         if not free or (study.place(method, protocol) / "cell.json").is_file():
             return
         study.learned(method, protocol)
         for name in reversed(methods_with(method)):
-            cell = cell_of(study, name, protocol) | {"seed": seed}
+            cell = cell_of(study, name, protocol)
             if name != method:
                 cell["note"] += f"; the network of {method}"
             save_json(study.place(name, protocol) / "cell.json", cell)
         curve = " ".join(f"{value:.1f}" for value in cell["curve"])
         minutes = sum(cell["seconds"]) / 60
-        print(f"{method}:{protocol}:{seed}: last {cell['last']:.2f}, average {cell['average']:.2f} ({curve}), "
+        print(f"{method}:{protocol}:{study.seed}: last {cell['last']:.2f}, average {cell['average']:.2f} ({curve}), "
               f"{minutes:.0f} minutes", flush=True)  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def cell_of(study: IncrementalStudy, method: str, protocol: str) -> dict[str, An
     found: Learned = study.learned(method, protocol)
     config = study.learner(method, protocol).config
     return {
-        "method": method, "protocol": protocol, "data": study.data.name, "last": 100 * found.last,
+        "method": method, "protocol": protocol, "seed": study.seed, "data": study.data.name, "last": 100 * found.last,
         "average": 100 * found.average, "curve": [100 * task.accuracy for task in found.tasks],
         "accuracies": [task.accuracies for task in found.tasks], "seconds": [task.seconds for task in found.tasks],
         "stages": [task.stages for task in found.tasks], "peak_mb": [task.peak_mb for task in found.tasks],
@@ -164,8 +168,10 @@ def main() -> None:
     def stop() -> bool:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
 
-    name = load(args.data).name.replace("_", "-")
-    results = (args.folder if args.validation else RESULTS) / f"class-incremental-{name}.json"
+    data = load(args.data)
+    held_out = tenth_of(data) if args.validation else 0
+    results = args.folder if args.validation else RESULTS
+    results /= f"class-incremental-{data.name.replace('_', '-')}.json"
     if args.collect:
         done = cells_of(args.folder, results)
         write_results(results, rows_of(done), cells=done)
@@ -173,7 +179,7 @@ def main() -> None:
     done = {tuple(str(cell[key]) for key in KEYS) for cell in with_stored(results, [], KEYS)}
     for method, protocol, seed in cells:
         if (method, protocol, seed) not in done or args.set:
-            run_cell(args, method, protocol, int(seed), stop)
+            run_cell(study_of(args, method, protocol, int(seed), held_out, stop), method, protocol)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_incremental import tenth_of
 from compression_images import IMAGES, Domain
 from deep_inversion import SPEC, network
 from measure import RESULTS, as_row, interleaved, with_stored, write_results
@@ -56,7 +57,7 @@ BATCH, ROUNDS, THREADS = 500, 51, 2
 def domain_of(name: str, args: argparse.Namespace) -> Domain:
     """A network with its data."""
     data = xf.data.load(str(args.data))
-    data = data.with_held_out(len(data.train) // (10 * len(data.classes)) if args.validation else 0)
+    data = data.with_held_out(tenth_of(data) if args.validation else 0)
     photographs = tuple(args.photographs)
     if name == "expert":
         expert = xf.Expert.load(args.teacher)

@@ -17,7 +17,8 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def cases(weights: Path, scale: float) -> list[Case]:
 
 def measured(case: Case, precision: str, seed: int, device: str) -> dict[str, float]:
     """The scores of one seed."""
-    teacher, judge = (network.to(device) for network in case.load())
+    teacher, judge = (network.to(device) for network in case.load())  # the same networks in all runs of a case
     result = Synthesizer(teacher, case.spec, case.recipe, device=device, precision=precision).run(
         case.labels, seed=seed
     )
@@ -126,15 +127,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     commit, rows = str(provenance()["commit"]), []
-    for case in cases(args.weights, args.scale):
+    for given in cases(args.weights, args.scale):
+        case = replace(given, load=cache(given.load))
         cells: dict[str, list[dict[str, Any]]] = {precision: [] for precision in ("float32", "bfloat16")}
         for seed in range(args.seeds):
             for precision, found in cells.items():
                 path = args.folder / f"{case.network}-{precision}-{args.scale:g}-{args.device}-seed{seed}.json"
                 if not path.exists():
                     save_json(path, measured(case, precision, seed, args.device) | {"commit": commit})
-                    print(f"{path.stem}: {load_json(path)}", flush=True)
                 found.append(load_json(path))
+                print(f"{path.stem}: {found[-1]}", flush=True)
         rows += [row_of(case, precision, found, cells["float32"]) for precision, found in cells.items()]
     path = args.json or RESULTS / f"precision-{torch.device(args.device).type}.json"
     command = f"python benches/precision.py --weights FOLDER --scale {args.scale} --seeds {args.seeds}"

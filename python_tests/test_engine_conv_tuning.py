@@ -61,7 +61,6 @@ def test_one_plan_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 OLDER = """
-from pathlib import Path
 import torch
 from torch import nn
 from exml_fast.data import InputSpec
@@ -89,7 +88,7 @@ for precision, plans in (("auto", None), ("bfloat16", None), ("bfloat16", half))
 def test_a_processor_without_bfloat16() -> None:
     """It computes in float32, in bfloat16 when asked, and what a run of another machine has planned."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("the limits are for processors with AVX2")
+        pytest.skip("PyTorch and oneDNN can be limited to AVX2 only on a processor that has it")
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "EXML_CPU_CAPABILITY": "avx2"}
     run_python(OLDER, **limits)
 

@@ -82,8 +82,8 @@ def choose_plans(shapes: Mapping[str, ConvShape], own: torch.dtype, precision: s
         return {name: (_name(dtype), _plan(shape, dtype, device, False)[0]) for name, shape in shapes.items()}
     single = {name: _plan(shape, own, device) for name, shape in shapes.items()}
     # The library has no fast convolutions for bfloat16 where it cannot pack its weights.
-    worth_timing = device.type != "cpu" or can_pack(torch.bfloat16)
-    half = {name: _plan(shape, torch.bfloat16, device) for name, shape in shapes.items() if worth_timing}
+    possible = shapes if device.type != "cpu" or can_pack(torch.bfloat16) else {}
+    half = {name: _plan(shape, torch.bfloat16, device) for name, shape in possible.items()}
     half = {name: found for name, found in half.items() if found[1] <= CAST_PAYS * single[name][1]}
     before = sum(seconds for _, seconds in single.values())
     after = sum(half.get(name, single[name])[1] for name in shapes)

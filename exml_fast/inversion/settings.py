@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from exml_fast.ops.reference import least_image_size
 from exml_fast.validation import Count, Natural, NonNegative, Positive, require, settings
 
 __all__ = ["Classification", "Matching", "Optimisation", "Pixels", "Priors", "StudentCompetition"]
@@ -126,7 +127,7 @@ class Priors:
     def least_size(self) -> int:
         """Height and width that images must have, in pixels."""
         used = self.tv_l1 + self.tv_l2 + self.blur + self.l2 > 0
-        return max(2, self.blur_kernel // 2 + 1) if used else 1
+        return least_image_size(self.blur_kernel) if used else 1
 
 
 @settings

@@ -44,6 +44,10 @@ __all__ = ["Synthesizer"]
 CHECKPOINT_FILE = "inversion.pt"
 
 
+class _CoarseImagesError(ValueError):
+    """The network or the recipe does not take images of a smaller size that coarse_steps ask for."""
+
+
 class Synthesizer:
     """Inverts one network with one recipe, one :meth:`run` at a time.
 
@@ -274,10 +278,10 @@ class Synthesizer:
                 precision=networks.precision, engine=networks.engine, statistics=statistics, layers=networks.layers,
                 terms=self.terms, compact=self.compact, block=self.block,
             )  # fmt: skip
+        except _CoarseImagesError:  # of even smaller images
+            raise
         except ValueError as error:
-            if "coarse_steps" in str(error):  # of even smaller images
-                raise
-            raise ValueError(
+            raise _CoarseImagesError(
                 f"coarse_steps begin with images of {height}×{width}: {error}; a network that takes one size alone "
                 "needs coarse_steps=()"
             ) from error

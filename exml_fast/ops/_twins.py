@@ -162,7 +162,7 @@ def image_prior(x: Tensor, kernel_size: int = 3, sigma: float = 1.0, per_image: 
         f"{op}: kernel_size must be odd and between 1 and {MOST_TAPS}, got {kernel_size}",
     )
     check.positive(op, "sigma", sigma)
-    least = max(2, kernel_size // 2 + 1)
+    least = reference.least_image_size(kernel_size)
     check.expect(
         min(x.shape[2:]) >= least,
         f"{op}: x must be at least {least} x {least} pixels for kernel_size {kernel_size}, got shape {tuple(x.shape)}",

@@ -144,6 +144,11 @@ def gaussian_blur(x: Tensor, kernel_size: int = 3, sigma: float = 1.0) -> Tensor
     return F.conv2d(x, window[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
+def least_image_size(kernel_size: int) -> int:
+    """Height and width, in pixels, that :func:`image_prior` needs: for a difference, and for the blur's reflection."""
+    return max(2, kernel_size // 2 + 1)
+
+
 def image_prior(
     x: Tensor, kernel_size: int = 3, sigma: float = 1.0, per_image: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
