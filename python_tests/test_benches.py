@@ -373,6 +373,7 @@ def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     machine = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
     for seed, accuracy in ((0, 70.0), (1, 75.0)):
         row = {"cell": "a", "name": "A method", "ours": accuracy, "seconds": 9.0, "peak_mb": 1.0}
+        row |= {"kind": "strategy", "note": "10 of 20 steps"}
         run = {
             "command": "exml-fast demo",
             "commit": None,
@@ -387,6 +388,7 @@ def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     readme.take_demo(tmp_path / "run0")
     assert "| A method | 70.0 % | 9 s | 1 MB |" in streams.demo(tmp_path / "demo-digits.json")
+    assert "\n\nA method: 10 of 20 steps.\n\n" in streams.demo(tmp_path / "demo-digits.json")
     readme.take_demo(tmp_path / "run1")
     assert "| A method | 70.0 % | 75.0 % | 72.5 % | 9 s | 1 MB |" in streams.demo(tmp_path / "demo-digits.json")
     assert (tmp_path / "docs" / "demo.png").read_bytes() == b"a picture"

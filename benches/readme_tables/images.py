@@ -72,8 +72,8 @@ def students(path: Path) -> str:
         "statistics, and with statistics and competition. Students learn with mixup, τ = 8 and a cosine schedule. "
         "Mixup, τ and the rate of ResNet-20 were chosen on 2000 of the test images. "
     )
-    size = first["config"]["batch_size"]
-    ours = f"A step has {size} images, the paper's 256. Rate {first['config']['lr']}. {ours}"
+    config = first["config"].get("training", first["config"])  # without groups in earlier files
+    ours = f"A step has {config['batch_size']} images, the paper's 256. Rate {config['lr']}. {ours}"
     recipes = "Recipes and schedule are the paper's. " if first.get("published") else ours
     note = f"¹⁰ {reduced}{'; '.join(sorted(notes))}. {recipes}Teacher {tested['ours']:.2f} % {tested['note']}{theirs}."
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
