@@ -21,9 +21,10 @@ def architectures(path: Path) -> str:
     summary = (
         f"{len(rows)} architectures with random weights: "
         + ", ".join(f"{count} {way}" for way, count in ways.most_common())
-        + f". The faster precision's step takes a median of {statistics.median(gains):.2f} times less than the eager "
-        f"one ({min(gains):.2f} to {max(gains):.2f}). Columns: the largest difference of a logit as a share of the "
-        "largest logit, in float32; the cosine between the images' gradient and the eager one, in float32 and bfloat16."
+        + f". A step in the faster precision is a median of {statistics.median(gains):.2f} times faster than the "
+        f"eager one ({min(gains):.2f} to {max(gains):.2f}). Columns: how many times faster a step is; the largest "
+        "difference of a logit as a share of the largest logit, in float32; the cosine between the images' gradient "
+        "and the eager one, in float32 and bfloat16."
     )
     header = ["network", "size", "how", "BatchNorm calls", "step, float32", "step, bfloat16", "logits", "cosine"]
     return "\n\n".join([summary, table(header, [line(row) for row in rows]), source(path, results)])
