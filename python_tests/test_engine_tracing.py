@@ -130,3 +130,72 @@ def test_failed_attempts_print_nothing(capfd: pytest.CaptureFixture[str]) -> Non
     teacher = FrozenTeacher(learned(OwnWeight()), SPEC, precision="bfloat16")
     assert teacher.precision == "float32" and "does not run in bfloat16" in teacher.summary()
     assert capfd.readouterr().err == ""
+
+
+class Padded(nn.Module):
+    """Zeros around the images before a convolution, in several ways."""
+
+    def __init__(self, pad: nn.Module, stride: int = 1) -> None:
+        super().__init__()
+        self.pad, self.conv, self.bn = pad, nn.Conv2d(3, 8, 3, stride, padding=(1, 0), bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(self.pad(x))))
+
+
+class Function(nn.Module):
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+        self.args, self.kwargs = args, kwargs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, *self.args, **self.kwargs)
+
+
+class Shared(Padded):
+    """The padded images have a second use."""
+
+    def features(self, x: Tensor) -> Tensor:
+        padded = self.pad(x)
+        return F.relu(self.bn(self.conv(padded))) + padded.mean()
+
+
+class AsksForShapes(Padded):
+    def features(self, x: Tensor) -> Tensor:
+        if x.shape[2] < 2:
+            raise ValueError("too small")
+        return super().features(x)
+
+
+@pytest.mark.parametrize("kind", [Padded, AsksForShapes])
+@pytest.mark.parametrize("pad", [nn.ZeroPad2d((2, 2, 1, 1)), nn.ConstantPad2d(1, 0), Function((2, 2, 1, 1))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_pad_by_themselves(kind: type[Padded], pad: nn.Module, stride: int) -> None:
+    network = learned(kind(pad, stride))
+    teacher = FrozenTeacher(network, SPEC, precision="float32")
+    (conv,) = (module for module in teacher.model.modules() if isinstance(module, FrozenConv2d))
+    assert conv.shape.padding in ((2, 1), (2, 2)) and conv.shape.input[2:] == SPEC.size
+    assert network.conv.padding == (1, 0)
+    require_the_same(teacher, network)
+
+
+@pytest.mark.parametrize("pad", [
+    nn.ZeroPad2d((0, 1, 0, 1)), nn.ZeroPad2d(-1), nn.ConstantPad2d(1, 0.5), nn.ReflectionPad2d(1),
+    Function((1, 1, 1, 1), mode="replicate"), Function((1, 1, 1, 1), value=2.0), Function((1, 1)), nn.Identity(),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [Padded, AsksForShapes])
+def test_other_padding_stays(kind: type[Padded], pad: nn.Module) -> None:
+    network = learned(kind(pad))
+    teacher = FrozenTeacher(network, SPEC, precision="float32")
+    (conv,) = (module for module in teacher.model.modules() if isinstance(module, FrozenConv2d))
+    assert conv.shape.padding == (1, 0)
+    require_the_same(teacher, network)
+
+
+def test_padded_images_with_two_uses_stay() -> None:
+    network = learned(Shared(nn.ZeroPad2d(1)))
+    require_the_same(FrozenTeacher(network, SPEC, precision="float32"), network)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from exml_fast.engine.freezing import is_untouched
 from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.statistics import Observer
 
@@ -51,6 +52,7 @@ def trace(model: nn.Module, example: Tensor, leaf: Callable[[nn.Module], bool]) 
         ShapeProp(traced).propagate(example)
         _fold_constants(traced)
         _make_modules(traced)
+        _fold_padding(traced)
     traced.recompile()
     return traced
 
@@ -82,6 +84,7 @@ def export(model: nn.Module, example: Tensor) -> fx.GraphModule:
         ShapeProp(traced).propagate(example)
         _fold_constants(traced)
         _make_modules(traced)
+        _fold_padding(traced)
     traced.recompile()
     return traced
 
@@ -100,6 +103,14 @@ OPERATORS: dict[Any, tuple[Callable[..., Any], tuple[str, ...]]] = {
     aten.gelu.default: (F.gelu, ()),
     aten.dropout.default: (F.dropout, ("p", "training")),
 }  # fmt: skip
+
+# Calls that may add zeros, with the names of their arguments.
+PADDINGS: dict[Any, tuple[str, ...]] = {
+    F.pad: ("input", "pad", "mode", "value"),
+    torch.constant_pad_nd: ("input", "pad", "value"),
+    aten.pad.default: ("input", "pad", "mode", "value"),
+    aten.constant_pad_nd.default: ("input", "pad", "value"),
+}
 
 
 def _in_functions(traced: fx.GraphModule) -> None:
@@ -230,6 +241,57 @@ def _module_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
     made.weight = nn.Parameter(weight.detach(), requires_grad=False)
     made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
     return made.eval()
+
+
+def _fold_padding(traced: fx.GraphModule) -> None:
+    """Let a convolution pad its images itself where the same zeros are added on opposite sides before it."""
+    graph, modules = traced.graph, dict(traced.named_modules())
+    for number, node in enumerate(list(graph.nodes)):
+        conv = modules[str(node.target)] if node.op == "call_module" else None
+        given = node.all_input_nodes[0] if node.all_input_nodes else None
+        if conv is None or given is None or len(given.users) > 1 or not FrozenConv2d.takes(conv):
+            continue
+        assert isinstance(conv, nn.Conv2d)
+        added = _added_zeros(given, modules)
+        if added is None:
+            continue
+        name = f"padded_{number}"
+        modules[name] = _padded(conv, added)
+        traced.add_submodule(name, modules[name])
+        with graph.inserting_before(node):
+            call = graph.call_module(name, (given.all_input_nodes[0],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        _erase_unused(graph, [given, node])
+
+
+def _added_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
+    """The rows and columns of zeros that a call adds on each side of images; None for another call."""
+    sides: Any = None
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        zeros = isinstance(module, nn.ConstantPad2d) and module.value == 0
+        sides = module.padding if zeros and is_untouched(module) else None
+    elif node.op == "call_function" and node.target in PADDINGS:
+        call = dict(zip(PADDINGS[node.target], node.args, strict=False)) | node.kwargs
+        zeros = call.get("mode", "constant") == "constant" and not call.get("value")
+        sides = call.get("pad") if zeros else None
+    if sides is None or len(sides) != 4 or not all(type(side) is int for side in sides):
+        return None
+    left, right, top, bottom = sides
+    return (top, left) if left == right >= 0 and top == bottom >= 0 else None
+
+
+def _padded(conv: nn.Conv2d, added: tuple[int, int]) -> nn.Conv2d:
+    """``conv`` with more zeros around its images, and the same parameters."""
+    assert not isinstance(conv.padding, str)
+    padding = tuple(p + a for p, a in zip(conv.padding, added, strict=True))
+    made = nn.utils.skip_init(
+        nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding, conv.dilation,
+        conv.groups, conv.bias is not None,
+    )  # fmt: skip
+    made.weight, made.bias = conv.weight, conv.bias
+    return made.train(conv.training)
 
 
 def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:
