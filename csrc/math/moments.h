@@ -12,12 +12,18 @@ struct Moments {
   EXML_HD A variance() const { return m2 / count; }
 };
 
+// share: of b in all values; weight: a.count times that.
+template <typename A>
+EXML_HD Moments<A> combine(const Moments<A>& a, const Moments<A>& b, A share, A weight) {
+  const A delta = b.mean - a.mean;
+  return {a.count + b.count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * weight};
+}
 template <typename A>
 EXML_HD Moments<A> combine(const Moments<A>& a, const Moments<A>& b) {
   if (a.count == A(0)) return b;
   if (b.count == A(0)) return a;
-  const A count = a.count + b.count, delta = b.mean - a.mean;
-  return {count, a.mean + delta * (b.count / count), a.m2 + b.m2 + delta * delta * (a.count * (b.count / count))};
+  const A share = b.count / (a.count + b.count);
+  return combine(a, b, share, a.count * share);
 }
 
 // Moments of a run from sums of (x - shift) and (x - shift)^2. With a member of the run as the shift, the subtraction

@@ -9,8 +9,8 @@
 
 namespace exml {
 
-// Values of x that one task of a parallel loop handles.
-constexpr int64_t kTask = 16384;
+// Values of x that one task of a parallel loop handles, and one that has partial results to combine.
+constexpr int64_t kTask = 16384, kMomentsTask = 65536;
 // Upper bound on the partial results of a channel. It does not depend on the number of threads, so that the result does
 // not either.
 constexpr int64_t kPartials = 32;
@@ -23,7 +23,7 @@ std::vector<Moments<double>> channel_moments(const ChannelLayout& layout, Rows r
   const int64_t channels = layout.channels, plane = layout.plane;
   const int64_t units = layout.channels_last ? layout.count() : layout.batch;
   const int64_t unit_size = layout.channels_last ? channels : channels * plane;
-  const int64_t least = std::max((units + kPartials - 1) / kPartials, (kTask + unit_size - 1) / unit_size);
+  const int64_t least = std::max((units + kPartials - 1) / kPartials, (kMomentsTask + unit_size - 1) / unit_size);
   const int64_t chunk = (least + fold - 1) / fold * fold, chunks = (units + chunk - 1) / chunk;
   std::vector<Moments<double>> partial(chunks * channels);
   if (layout.channels_last) {
@@ -40,8 +40,12 @@ std::vector<Moments<double>> channel_moments(const ChannelLayout& layout, Rows r
       }
     });
   }
-  for (int64_t i = 1; i < chunks; ++i)
-    for (int64_t c = 0; c < channels; ++c) partial[c] = combine(partial[c], partial[i * channels + c]);
+  for (int64_t i = 1; i < chunks; ++i) {
+    // All channels have the same number of values: its fractions are divided once.
+    const Moments<double>* added = partial.data() + i * channels;
+    const double share = added->count / (partial[0].count + added->count), weight = partial[0].count * share;
+    for (int64_t c = 0; c < channels; ++c) partial[c] = combine(partial[c], added[c], share, weight);
+  }
   partial.resize(channels);
   return partial;
 }
