@@ -190,10 +190,13 @@ def test_opcheck(device: str, layout: str) -> None:
     scale, shift = (c.float() for c in constants(4, device))
     leaves = (x.clone().requires_grad_(), residual.clone().requires_grad_())
     torch.library.opcheck(torch.ops.exml.frozen_bn_act, (leaves[0], scale, shift, leaves[1], "silu"))
-    torch.library.opcheck(torch.ops.exml._frozen_bn_act_forward, (x, scale, shift, residual, "silu", 0.0))
+    torch.library.opcheck(torch.ops.exml._frozen_bn_act_forward, (x, scale, shift, residual, "silu", 0.0, False))
+    torch.library.opcheck(torch.ops.exml._frozen_bn_act_forward, (x, scale, shift, residual, "relu", 0.0, True))
+    mask = (x > 0).byte()
     for grads in ((grad, scale, shift), (None, scale, None), (grad, None, None)):
-        args = (*grads, x, scale, shift, residual, shift, "silu", 0.0, True)
-        torch.library.opcheck(torch.ops.exml._frozen_bn_act_backward, args)
+        for kept in ((residual, shift, None, "silu"), (None, shift, mask, "relu")):
+            args = (*grads, x, scale, shift, *kept, 0.0, True)
+            torch.library.opcheck(torch.ops.exml._frozen_bn_act_backward, args)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
@@ -232,14 +235,51 @@ def test_does_not_depend_on_threads() -> None:
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("activation,planes", [("none", 1), ("relu", 2)])
-def test_saves_nothing_more(activation: str, planes: int) -> None:
+@pytest.mark.parametrize("activation,bytes_of_a_value", [("none", 4), ("relu", 5), ("silu", 8)])
+def test_saves_nothing_more(activation: str, bytes_of_a_value: int) -> None:
     saved: list[Tensor] = []
     x, residual = (torch.randn(4, 16, 10, 10, requires_grad=True) for _ in range(2))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         ops.frozen_bn_act(x, *constants(16), residual, activation)
-    large = {t.data_ptr() for t in saved if t.numel() > 16}
-    assert large <= {x.data_ptr(), residual.data_ptr()} and len(large) == planes
+    large = {t.data_ptr(): t.element_size() for t in saved if t.numel() > 16}
+    assert x.data_ptr() in large and sum(large.values()) == bytes_of_a_value
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (3, 5, 4, 4), (2, 19, 13, 11), (2, 64, 9, 9)])
+def test_mask_takes_the_place_of_the_residual(device: str, shape: tuple, dtype: torch.dtype, layout: str) -> None:
+    x, residual, grad = (laid_out(torch.randn(shape).to(device, dtype), layout) for _ in range(3))
+    x.flatten()[0] = float("nan")
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    scale, shift = (c.to(accumulator) for c in constants(shape[1], device))
+    forward, backward = torch.ops.exml._frozen_bn_act_forward, torch.ops.exml._frozen_bn_act_backward
+    y, mean, var, mask = forward(x, scale, shift, residual, "relu", 0.0, True)
+    assert mask.dtype == torch.uint8 and torch.equal(mask.bool(), ~(y <= 0)) and mask.max() == 1
+    given = (grad, mean, var, x, scale, shift)
+    for ours, theirs in zip(
+        backward(*given, None, mean, mask, "relu", 0.0, True),
+        backward(*given, residual, mean, None, "relu", 0.0, True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.compiled
+def test_bad_masks_are_named() -> None:
+    x, c = torch.randn(2, 3, 4, 4), torch.ones(3)
+    forward, backward = torch.ops.exml._frozen_bn_act_forward, torch.ops.exml._frozen_bn_act_backward
+    mask = torch.ones_like(x, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="only activation 'relu' has a mask, got 'silu'"):
+        forward(x, c, c, x, "silu", 0.0, True)
+    for residual, wrong, message in (
+        (None, mask.float(), "mask must be uint8 of x's shape"),
+        (None, mask[:1], "mask must be uint8 of x's shape"),
+        (x, mask, "mask takes the place of residual"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backward(x, None, None, x, c, c, residual, c, wrong, "relu", 0.0, True)
 
 
 @pytest.mark.compiled

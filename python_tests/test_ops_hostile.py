@@ -173,8 +173,12 @@ BACKWARD: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         [torch.ones(4), X, torch.ones(1, 10, dtype=torch.float64)],
     ),
     "frozen_bn_act": (
-        lambda g, m, v, x, a, b, r, s: N._frozen_bn_act_backward(g, m, v, x, a, b, r, s, "relu", 0.0, True),
+        lambda g, m, v, x, a, b, r, s: N._frozen_bn_act_backward(g, m, v, x, a, b, r, s, None, "relu", 0.0, True),
         [X, C, C, X, C, C, X, C],
+    ),
+    "frozen_bn_act, mask": (
+        lambda g, x, a, k: N._frozen_bn_act_backward(g, None, None, x, a, a, None, a, k, "relu", 0.0, True),
+        [X, X, C, (X > 0).byte()],
     ),
     "average_pool2d": (
         lambda g: N._average_pool2d_backward(g, [2, 3, 6, 6], [2, 2], True), [torch.randn(2, 3, 3, 3)],

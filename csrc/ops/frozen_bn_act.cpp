@@ -53,12 +53,25 @@ void check(const Tensor& x, const Tensor& scale, const Tensor& shift, const Opti
 // An optional tensor in x's memory order.
 OptionalTensor laid_out(const OptionalTensor& t, const Tensor& x) {
   if (!t || equal(t->strides(), x.strides())) return t;
-  Tensor copy = new_like(x);
+  Tensor copy = empty_strided(x.sizes(), x.strides(), t->scalar_type(), x);
   return torch::stable::copy_(copy, *t);
 }
 
+void check_mask(const Tensor& mask, const Tensor& x, const OptionalTensor& residual) {
+  EXML_CHECK_VALUE(mask.scalar_type() == ScalarType::Byte && equal(mask.sizes(), x.sizes()),
+                   "frozen_bn_act: mask must be uint8 of x's shape ", x.sizes(), ", got ", mask.scalar_type(),
+                   " of shape ", mask.sizes());
+  check_device("frozen_bn_act", "mask", mask, "x", x);
+  EXML_CHECK_VALUE(!residual, "frozen_bn_act: mask takes the place of residual, got both");
+}
+
+void check_masked(Activation activation, std::string_view name) {
+  EXML_CHECK_VALUE(activation == Activation::relu, "frozen_bn_act: only activation 'relu' has a mask, got '", name,
+                   "'");
+}
+
 FrozenBNAct prepared(const Tensor& x, const Tensor& scale, const Tensor& shift, const OptionalTensor& residual,
-                     std::string_view activation, double negative_slope) {
+                     std::string_view activation, double negative_slope, bool with_mask) {
   const auto accumulator = accumulator_dtype(x);
   const auto [dense, layout] = with_channel_layout(x);
   return {dense,
@@ -67,25 +80,30 @@ FrozenBNAct prepared(const Tensor& x, const Tensor& scale, const Tensor& shift, 
           as_contiguous(as_type(shift, accumulator)),
           laid_out(residual, dense),
           activation_from(activation),
-          negative_slope};
+          negative_slope,
+          with_mask};
 }
 
 }  // namespace
 
 FrozenBNAct frozen_bn_act_arguments(const Tensor& x, const Tensor& scale, const Tensor& shift,
-                                    const OptionalTensor& residual, std::string_view activation,
-                                    double negative_slope) {
+                                    const OptionalTensor& residual, std::string_view activation, double negative_slope,
+                                    bool with_mask) {
   check(x, scale, shift, residual);
-  return prepared(x, scale, shift, residual, activation, negative_slope);
+  const FrozenBNAct op = prepared(x, scale, shift, residual, activation, negative_slope, with_mask);
+  if (with_mask) check_masked(op.activation, activation);
+  return op;
 }
 
 FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
                                                      const OptionalTensor& grad_var, const Tensor& x,
                                                      const Tensor& scale, const Tensor& shift,
                                                      const OptionalTensor& residual, const Tensor& mean,
-                                                     std::string_view activation, double negative_slope,
-                                                     bool with_residual) {
-  const FrozenBNAct op = frozen_bn_act_arguments(x, scale, shift, residual, activation, negative_slope);
+                                                     const OptionalTensor& mask, std::string_view activation,
+                                                     double negative_slope, bool with_residual) {
+  const FrozenBNAct op =
+      frozen_bn_act_arguments(x, scale, shift, residual, activation, negative_slope, mask.has_value());
+  if (mask) check_mask(*mask, x, residual);
   const auto of_channels = [&](const char* name, const Tensor& t) {
     return checked_saved("frozen_bn_act", name, t, {x.size(1)}, accumulator_dtype(x), x);
   };
@@ -101,16 +119,19 @@ FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_
           of_channels_or_none("grad_mean", grad_mean),
           of_channels_or_none("grad_var", grad_var),
           of_statistics ? checked_mean : zeros_like(checked_mean),
+          laid_out(mask, op.x),
           with_residual};
 }
 
 EXML_SCHEMAS(m) {
   m.def(
       "_frozen_bn_act_forward(Tensor x, Tensor scale, Tensor shift, Tensor? residual, str activation, float "
-      "negative_slope) -> (Tensor y, Tensor mean, Tensor var)");
+      "negative_slope, bool with_mask) -> (Tensor y, Tensor mean, Tensor var, Tensor mask)");
   m.def(
       "_frozen_bn_act_backward(Tensor? grad_y, Tensor? grad_mean, Tensor? grad_var, Tensor x, Tensor scale, Tensor "
-      "shift, Tensor? residual, Tensor mean, str activation, float negative_slope, bool with_residual) -> Tensor[]");
+      "shift, Tensor? residual, Tensor mean, Tensor? mask, str activation, float negative_slope, bool with_residual) "
+      "-> "
+      "Tensor[]");
 }
 
 }  // namespace exml

@@ -43,11 +43,25 @@ void check(const ChannelShape& s, const Case& how, double mean_of_x = 0.3) {
                            A(kSlope)};
   std::vector<double> workspace(
       frozen_bn_act_workspace<T>(at(x), norm, s, at(y), kMultiprocessors) / sizeof(double) + 1, NAN);
-  frozen_bn_act_forward<T>(at(x), norm, s, kMultiprocessors, workspace.data(), at(y), mean.data(), var.data(), nullptr);
-  const FrozenNormGrads<T> grads{how.grad_y ? at(grad) : nullptr, how.grad_mean ? grad_mean.data() : nullptr,
-                                 how.grad_var ? grad_var.data() : nullptr, mean.data()};
+  const bool masked = how.activation == Activation::relu;
+  std::vector<uint8_t> mask(size, 7);
+  frozen_bn_act_forward<T>(at(x), norm, s, kMultiprocessors, workspace.data(), at(y), mean.data(), var.data(),
+                           masked ? mask.data() : nullptr, nullptr);
+  FrozenNormGrads<T> grads{how.grad_y ? at(grad) : nullptr, how.grad_mean ? grad_mean.data() : nullptr,
+                           how.grad_var ? grad_var.data() : nullptr, mean.data(), nullptr};
   frozen_bn_act_backward<T>(grads, at(x), norm, s, kMultiprocessors, at(grad_x),
                             how.grad_residual ? at(grad_residual) : nullptr, nullptr);
+  if (masked) {  // in place of the residual, with the same result
+    auto from_mask = unwritten<T>(size + how.offset), residual_from_mask = from_mask;
+    grads.mask = mask.data();
+    const FrozenNorm<T> alone{scale.data(), shift.data(), nullptr, how.activation, A(kSlope)};
+    frozen_bn_act_backward<T>(grads, at(x), alone, s, kMultiprocessors, at(from_mask),
+                              how.grad_residual ? at(residual_from_mask) : nullptr, nullptr);
+    for (int64_t i = 0; i < size; ++i) {
+      ASSERT_EQ(widen(at(from_mask)[i]), widen(at(grad_x)[i]));
+      if (how.grad_residual) ASSERT_EQ(widen(at(residual_from_mask)[i]), widen(at(grad_residual)[i]));
+    }
+  }
 
   std::vector<double> ys(size), means(s.channels), vars(s.channels), grads_x(size), ds(size);
   for (int64_t c = 0; c < s.channels; ++c) {
@@ -121,8 +135,10 @@ TYPED_TEST(FrozenBNAct, NanStaysInItsChannel) {
     const FrozenNorm<TypeParam> norm{ones.data(), ones.data(), nullptr, Activation::relu, A(0)};
     std::vector<double> workspace(
         frozen_bn_act_workspace<TypeParam>(x.data(), norm, s, y.data(), kMultiprocessors) / sizeof(double) + 1, NAN);
+    std::vector<uint8_t> mask(x.size());
     frozen_bn_act_forward<TypeParam>(x.data(), norm, s, kMultiprocessors, workspace.data(), y.data(), mean.data(),
-                                     var.data(), nullptr);
+                                     var.data(), mask.data(), nullptr);
+    EXPECT_EQ(mask[place(s, 1, 3, 17)], 1);  // the derivative of PyTorch's relu at NaN is 1
     for (int64_t c = 0; c < s.channels; ++c) {
       EXPECT_EQ(std::isnan(mean[c]), c == 3);
       EXPECT_EQ(std::isnan(var[c]), c == 3);

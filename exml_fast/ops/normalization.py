@@ -31,8 +31,8 @@ def frozen_bn_act(
 
     The backward pass is one pass too: with d = act'(z) ∂y, the gradient of ``x`` is scale_c d + ∂mean_c / M +
     2 ∂var_c (x − mean_c) / M for M values a channel, that of ``residual`` d. Only ``x`` is saved and, under an
-    activation, ``residual``. Differentiable once, with respect to ``x`` and ``residual``. Activations and their
-    derivatives at the kinks are PyTorch's. NaN in gives NaN out.
+    activation, ``residual``; ReLU saves a byte a value instead of it. Differentiable once, with respect to ``x`` and
+    ``residual``. Activations and their derivatives at the kinks are PyTorch's. NaN in gives NaN out.
 
     Args:
         x: (N, C, ...) of rank 2 to 5, float32, bfloat16 or float64; any strides, dense contiguous and channels_last
@@ -67,10 +67,14 @@ class _FrozenBNAct(Derivative):
         activation: str,
         negative_slope: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, mean, var = kernels._frozen_bn_act_forward(x, scale, shift, residual, activation, negative_slope)
+        with_mask = activation == "relu" and residual is not None and any(ctx.needs_input_grad)
+        y, mean, var, mask = kernels._frozen_bn_act_forward(
+            x, scale, shift, residual, activation, negative_slope, with_mask
+        )
         ctx.set_materialize_grads(False)
         # Without an activation, the gradient does not depend on the values of the residual.
-        ctx.save_for_backward(x, scale, shift, residual if activation != "none" else None, mean)
+        kept = None if with_mask or activation == "none" else residual
+        ctx.save_for_backward(x, scale, shift, kept, mean, mask if with_mask else None)
         ctx.settings = activation, negative_slope
         return y, mean, var
 
@@ -108,10 +112,17 @@ _call = define("frozen_bn_act", _frozen_bn_act)
 
 @fake("_frozen_bn_act_forward")
 def _(
-    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, activation: str, negative_slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    with_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean = x.new_empty((x.shape[1],), dtype=accumulator(x))
-    return torch.empty_like(x), mean, torch.empty_like(mean)
+    mask = torch.empty_like(x, dtype=torch.uint8) if with_mask else x.new_empty(0, dtype=torch.uint8)
+    return torch.empty_like(x), mean, torch.empty_like(mean), mask
 
 
 @fake("_frozen_bn_act_backward")
@@ -124,6 +135,7 @@ def _(
     shift: Tensor,
     residual: Tensor | None,
     mean: Tensor,
+    mask: Tensor | None,
     activation: str,
     negative_slope: float,
     with_residual: bool,

@@ -109,7 +109,8 @@ class _Normalised(torch.autograd.Function):
         mean, var = found[2], found[1] * (x.numel() // x.shape[1] / 4)
         inverse = (var + eps).rsqrt()
         scale = weight * inverse
-        y, _, _ = torch.ops.exml._frozen_bn_act_forward(x, scale, bias - scale * mean, residual, activation, 0.0)
+        shift = bias - scale * mean
+        y = torch.ops.exml._frozen_bn_act_forward(x, scale, shift, residual, activation, 0.0, False)[0]
         ctx.save_for_backward(x, y if activation == "relu" else None, weight, mean, inverse)
         ctx.eps, ctx.added = eps, residual is not None
         ctx.mark_non_differentiable(mean, var)
@@ -131,6 +132,17 @@ class _Normalised(torch.autograd.Function):
             scale = weight * inverse
             # scale (d − of_bias / M − (x − mean) inverse of_weight / M), as gradients of mean and variance.
             (of_x,) = torch.ops.exml._frozen_bn_act_backward(
-                d, -scale * of_bias, scale * inverse * of_weight / -2, x, scale, scale, None, mean, "none", 0.0, False
+                d,
+                -scale * of_bias,
+                scale * inverse * of_weight / -2,
+                x,
+                scale,
+                scale,
+                None,
+                mean,
+                None,
+                "none",
+                0.0,
+                False,
             )
         return of_x, of_weight, of_bias, d if ctx.added else None, None, None

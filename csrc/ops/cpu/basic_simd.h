@@ -55,6 +55,19 @@ EXML_INLINE void store(BFloat16* p, Vector<float> v) {
   memcpy(p, &half, sizeof half);
 }
 
+// The lanes of a mask as bytes of 0 and 1.
+template <typename A>
+EXML_INLINE void store_mask(uint8_t* p, Mask<A> mask) {
+  const auto bytes = __builtin_convertvector(-mask, typename BytesOf<A>::type);
+  memcpy(p, &bytes, sizeof bytes);
+}
+template <typename A>
+EXML_INLINE Mask<A> load_mask(const uint8_t* p) {
+  typename BytesOf<A>::type bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Mask<A>) != Mask<A>{};
+}
+
 template <typename A>
 EXML_INLINE Vector<A> splat(A x) {
   return Vector<A>{} + x;

@@ -11,14 +11,16 @@ namespace {
 
 template <typename T>
 struct BNActForward {
-  const T *x, *residual;  // residual may be null
+  const T *x, *residual;  // residual and mask may be null
   T* y;
+  uint8_t* mask;
   Accumulator<T> negative_slope;
 };
 
 template <typename T>
 struct BNActBackward {
-  const T *grad, *x, *residual;  // residual and grad_residual may be null
+  const T *grad, *x, *residual;  // residual, mask and grad_residual may be null
+  const uint8_t* mask;
   T *grad_x, *grad_residual;
   Accumulator<T> negative_slope;
 };
@@ -38,11 +40,13 @@ T* shifted(T* p, int64_t i) {
 }
 template <typename T>
 BNActForward<T> shifted(const BNActForward<T>& p, int64_t i) {
-  return {p.x + i, shifted(p.residual, i), p.y + i, p.negative_slope};
+  return {p.x + i, shifted(p.residual, i), p.y + i, shifted(p.mask, i), p.negative_slope};
 }
 template <typename T>
 BNActBackward<T> shifted(const BNActBackward<T>& p, int64_t i) {
-  return {p.grad + i, p.x + i, shifted(p.residual, i), p.grad_x + i, shifted(p.grad_residual, i), p.negative_slope};
+  return {p.grad + i,         p.x + i,      shifted(p.residual, i),
+          shifted(p.mask, i), p.grad_x + i, shifted(p.grad_residual, i),
+          p.negative_slope};
 }
 
 // Rows of channels as the kernels see them: `fold` rows side by side are a whole number of vectors, so that no row has
@@ -134,8 +138,10 @@ void forward_rows(Activation activation, const BNActForward<T>& p, int64_t rows,
   if (rest == 0) return;
   const auto at = shifted(p, first);
   auto x = padded(at.x, rest, period), residual = padded(at.residual, rest, period), y = x;
-  run({x.data(), data_or_null(residual), y.data(), p.negative_slope}, 1);
+  std::vector<uint8_t> mask(at.mask ? period : 0);
+  run({x.data(), data_or_null(residual), y.data(), data_or_null(mask), p.negative_slope}, 1);
   std::copy_n(y.begin(), rest, at.y);
+  if (at.mask) std::copy_n(mask.begin(), rest, at.mask);
   for (int64_t i = 0; i < rest; ++i) {
     Moments<double>& m = moments[i % lanes.channels];
     m = combine(m, {1, widen(at.x[i]), 0});
@@ -156,20 +162,25 @@ void backward_rows(Activation activation, const BNActBackward<T>& p, int64_t row
   const auto at = shifted(p, first);
   auto grad = padded(at.grad, rest, period), x = padded(at.x, rest, period),
        residual = padded(at.residual, rest, period), grad_x = x, d = at.grad_residual ? x : std::vector<T>();
-  run({grad.data(), x.data(), data_or_null(residual), grad_x.data(), data_or_null(d), p.negative_slope}, 1);
+  auto mask = padded(at.mask, rest, period);
+  run({grad.data(), x.data(), data_or_null(residual), data_or_null(mask), grad_x.data(), data_or_null(d),
+       p.negative_slope},
+      1);
   std::copy_n(grad_x.begin(), rest, at.grad_x);
   if (at.grad_residual) std::copy_n(d.begin(), rest, at.grad_residual);
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
   const Tensor& x = op.x;
   const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
-  Tensor y = new_like(x), mean = empty({channels}, op.scale.scalar_type(), x), var = new_like(mean);
+  Tensor y = new_like(x), mean = empty({channels}, op.scale.scalar_type(), x), var = new_like(mean),
+         mask = new_mask(op);
   dispatch_pixels(x, [&](auto* pixels) {
     using T = PixelOf<decltype(pixels)>;
     using A = Accumulator<T>;
     const BNActForward<T> p{pixels, values_or_null<T>(op.residual), static_cast<T*>(y.mutable_data_ptr()),
+                            op.with_mask ? mask.mutable_data_ptr<uint8_t>() : nullptr,
                             static_cast<A>(op.negative_slope)};
     const A *scale = op.scale.const_data_ptr<A>(), *shift = op.shift.const_data_ptr<A>();
     const Lanes lanes(channels, cpu::kLanes<A>);
@@ -188,11 +199,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
       var.mutable_data_ptr<A>()[c] = static_cast<A>(moments[c].variance());
     }
   });
-  return {y, mean, var};
+  return {y, mean, var, mask};
 }
 
 std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
-  const auto& [op, grad_y, grad_mean, grad_var, mean, with_residual] = arguments;
+  const auto& [op, grad_y, grad_mean, grad_var, mean, mask, with_residual] = arguments;
   const Tensor& x = op.x;
   const ChannelLayout& layout = op.layout;
   const int64_t channels = layout.channels;
@@ -216,6 +227,7 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
     const BNActBackward<T> p{flows ? values_or_null<T>(grad_y) : pixels,
                              pixels,
                              values_or_null<T>(op.residual),
+                             values_or_null<uint8_t>(mask),
                              static_cast<T*>(results[0].mutable_data_ptr()),
                              with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                              static_cast<A>(op.negative_slope)};

@@ -3,27 +3,24 @@ namespace exml::cpu::EXML_CAPABILITY {
 
 #include "math/activation_formulas.h"
 
-// One vector of y = act(scale x + shift (+ residual)).
-template <Activation activation, typename A, typename T>
-EXML_INLINE Vector<A> forward_vector(Vector<A> x, Vector<A> scale, Vector<A> shift, const T* residual, A slope) {
+// Writes vector i of y = act(scale x + shift (+ residual)), and of the mask.
+template <Activation activation, typename T, typename A = Accumulator<T>>
+EXML_INLINE void put_forward(const BNActForward<T>& p, int64_t i, Vector<A> x, Vector<A> scale, Vector<A> shift) {
   Vector<A> z = x * scale + shift;
-  if (residual) z += load(residual);
-  return activate<activation>(z, slope);
+  if (p.residual) z += load(p.residual + i);
+  if (activation == Activation::relu && p.mask) store_mask<A>(p.mask + i, ~(z <= Vector<A>{}));
+  store(p.y + i, activate<activation>(z, p.negative_slope));
 }
 
-// One vector of d = act'(scale x + shift (+ residual)) g.
-template <Activation activation, typename A, typename T>
-EXML_INLINE Vector<A> backward_vector(Vector<A> g, Vector<A> x, Vector<A> scale, Vector<A> shift, const T* residual,
-                                      A slope) {
+// Vector i of d = act'(scale x + shift (+ residual)) g.
+template <Activation activation, typename T, typename A = Accumulator<T>>
+EXML_INLINE Vector<A> backward_vector(const BNActBackward<T>& p, int64_t i, Vector<A> g, Vector<A> x, Vector<A> scale,
+                                      Vector<A> shift) {
   if constexpr (activation == Activation::none) return g;
+  if (activation == Activation::relu && p.mask) return load_mask<A>(p.mask + i) ? g : Vector<A>{};
   Vector<A> z = x * scale + shift;
-  if (residual) z += load(residual);
-  return pull_back<activation>(z, g, slope);
-}
-
-template <typename T>
-EXML_INLINE const T* ahead(const T* p, int64_t i) {
-  return p ? p + i : nullptr;
+  if (p.residual) z += load(p.residual + i);
+  return pull_back<activation>(z, g, p.negative_slope);
 }
 
 // `size` values of one channel, and their moments. Runs longer than kRun are combined in double.
@@ -37,8 +34,7 @@ Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
   Moments<double> total;
   for (int64_t start = 0; start < size; start += kRun) {
     const int64_t count = size - start < kRun ? size - start : kRun;
-    const T *x = p.x + start, *residual = ahead(p.residual, start);
-    T* y = p.y + start;
+    const T* x = p.x + start;
     const A center = widen(x[0]);
     Vector<A> sums[4] = {}, squares[4] = {};
     int64_t i = 0;
@@ -49,7 +45,7 @@ Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
         const Vector<A> values = load(x + j), d = values - center;
         sums[v] += d;
         squares[v] += d * d;
-        store(y + j, forward_vector<activation>(values, scales, shifts, ahead(residual, j), p.negative_slope));
+        put_forward<activation>(p, start + j, values, scales, shifts);
       }
     }
     if (i < count && count >= kWidth) {
@@ -57,7 +53,7 @@ Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
         const Vector<A> values = load(x + j), d = lanes < A(fresh) ? Vector<A>{} : values - center;
         sums[0] += d;
         squares[0] += d * d;
-        store(y + j, forward_vector<activation>(values, scales, shifts, ahead(residual, j), p.negative_slope));
+        put_forward<activation>(p, start + j, values, scales, shifts);
       };
       for (; i + kWidth <= count; i += kWidth) rest(i, 0);
       if (i < count) rest(count - kWidth, static_cast<int>(i + kWidth - count));
@@ -65,10 +61,13 @@ Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
       const Vector<A> values = load_first<A>(x, count, center), d = values - center;
       sums[0] += d;
       squares[0] += d * d;
-      T padded[kWidth] = {};
-      if (residual) memcpy(padded, residual, count * sizeof(T));
-      store_first<A>(y, count,
-                     forward_vector<activation>(values, scales, shifts, residual ? padded : nullptr, p.negative_slope));
+      T residual[kWidth] = {}, y[kWidth];
+      uint8_t mask[kWidth];
+      if (p.residual) memcpy(residual, p.residual + start, count * sizeof(T));
+      const BNActForward<T> padded{x, p.residual ? residual : nullptr, y, mask, p.negative_slope};
+      put_forward<activation>(padded, 0, values, scales, shifts);
+      memcpy(p.y + start, y, count * sizeof(T));
+      if (p.mask) memcpy(p.mask + start, mask, count);
     }
     total = combine(total, from_shifted_sums<double>(count, center, sum<A>((sums[0] + sums[1]) + (sums[2] + sums[3])),
                                                      sum<A>((squares[0] + squares[1]) + (squares[2] + squares[3]))));
@@ -102,7 +101,7 @@ EXML_INLINE void forward_some_rows(const BNActForward<T>& p, int64_t begin, int6
       const Vector<A> x = load(p.x + i), d = x - centers;
       sum += d;
       square += d * d;
-      store(p.y + i, forward_vector<activation>(x, scales, shifts, ahead(p.residual, i), p.negative_slope));
+      put_forward<activation>(p, i, x, scales, shifts);
     }
     if (fresh > 0) {
       sum = lanes < A(fresh) ? Vector<A>{} : sum;
@@ -113,8 +112,8 @@ EXML_INLINE void forward_some_rows(const BNActForward<T>& p, int64_t begin, int6
   });
 }
 
-// Whether to take four rows at a time, which share their constants. Rows of a few cache lines to half a page are taken
-// one by one: four at a time defeat the prefetcher and took up to twice as long.
+// Whether to take four rows at a time, which share their constants. Of rows of a few cache lines to half a page, four
+// at a time defeat the prefetcher and took up to twice as long.
 template <typename T>
 bool by_fours(int64_t period) {
   const int64_t bytes = period * int64_t(sizeof(T));
@@ -127,6 +126,8 @@ void forward_rows(BNActForward<T> p, int64_t rows, int64_t period, const A* scal
   int64_t r = 0;
   for (; by_fours<T>(period) && r + 4 <= rows; r += 4)
     forward_some_rows<activation, 4>(p, r * period, period, scale, shift, center, sums, squares);
+  for (; r + 2 <= rows; r += 2)
+    forward_some_rows<activation, 2>(p, r * period, period, scale, shift, center, sums, squares);
   for (; r < rows; ++r) forward_some_rows<activation, 1>(p, r * period, period, scale, shift, center, sums, squares);
 }
 
@@ -137,8 +138,7 @@ void backward_run(BNActBackward<T> p, int64_t size, A scale, A shift, PixelGradi
   const Vector<A> scales = splat(scale), shifts = splat(shift);
   const auto at = [&](int64_t i) {
     const Vector<A> x = load(p.x + i);
-    const Vector<A> d =
-        backward_vector<activation>(load(p.grad + i), x, scales, shifts, ahead(p.residual, i), p.negative_slope);
+    const Vector<A> d = backward_vector<activation>(p, i, load(p.grad + i), x, scales, shifts);
     if (p.grad_residual) store(p.grad_residual + i, d);
     store(p.grad_x + i, d * scales + ((x - moments.mean) * moments.slope + moments.offset));
   };
@@ -152,10 +152,12 @@ void backward_run(BNActBackward<T> p, int64_t size, A scale, A shift, PixelGradi
     if (i < size) at(size - kWidth);
   } else {
     const Vector<A> x = load_first<A>(p.x, size, A(0)), g = load_first<A>(p.grad, size, A(0));
-    T padded[kWidth] = {};
-    if (p.residual) memcpy(padded, p.residual, size * sizeof(T));
-    const Vector<A> d =
-        backward_vector<activation>(g, x, scales, shifts, p.residual ? padded : nullptr, p.negative_slope);
+    BNActBackward<T> padded = p;
+    T residual[kWidth] = {};
+    uint8_t mask[kWidth] = {};
+    if (p.residual) padded.residual = (const T*)memcpy(residual, p.residual, size * sizeof(T));
+    if (p.mask) padded.mask = (const uint8_t*)memcpy(mask, p.mask, size);
+    const Vector<A> d = backward_vector<activation>(padded, 0, g, x, scales, shifts);
     if (p.grad_residual) store_first<A>(p.grad_residual, size, d);
     store_first<A>(p.grad_x, size, d * scales + ((x - moments.mean) * moments.slope + moments.offset));
   }
@@ -171,8 +173,7 @@ EXML_INLINE void backward_some_rows(const BNActBackward<T>& p, int64_t begin, in
     for (int r = 0; r < kRows; ++r) {
       const int64_t i = begin + r * period + lane;
       const Vector<A> x = load(p.x + i);
-      const Vector<A> d =
-          backward_vector<activation>(load(p.grad + i), x, scales, shifts, ahead(p.residual, i), p.negative_slope);
+      const Vector<A> d = backward_vector<activation>(p, i, load(p.grad + i), x, scales, shifts);
       if (p.grad_residual) store(p.grad_residual + i, d);
       store(p.grad_x + i, d * scales + ((x - mean) * slope + offset));
     }

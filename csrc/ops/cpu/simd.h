@@ -34,6 +34,18 @@ using Mask = typename VectorOf<A>::mask;
 template <typename A>
 constexpr int kLanes = 64 / sizeof(A);
 
+// A byte for each lane.
+template <typename A>
+struct BytesOf;
+template <>
+struct BytesOf<float> {
+  typedef uint8_t type __attribute__((vector_size(16)));
+};
+template <>
+struct BytesOf<double> {
+  typedef uint8_t type __attribute__((vector_size(8)));
+};
+
 typedef uint16_t HalfWords __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 

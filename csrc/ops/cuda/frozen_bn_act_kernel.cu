@@ -36,12 +36,13 @@ __device__ __forceinline__ void put(const Accumulator<T>* values, T* out) {
   *reinterpret_cast<Pack<T, kWidth>*>(out) = result;
 }
 
-// y = act(z), beside the moments of x.
+// y = act(z) and the mask, beside the moments of x.
 template <typename T>
 struct Forward {
   static constexpr int kBlocks = 2;
   FrozenNorm<T> norm;
   T* y;
+  uint8_t* mask;
 
   template <int kWidth, int kStep>
   struct At {
@@ -52,6 +53,12 @@ struct Forward {
     __device__ __forceinline__ void operator()(const Pack<T, kWidth>& x, int64_t i) const {
       Accumulator<T> z[kWidth];
       normalised(x, i, z);
+      if (forward.mask) {
+        Pack<uint8_t, kWidth> passes;
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) passes.value[j] = !(z[j] <= 0);
+        *reinterpret_cast<Pack<uint8_t, kWidth>*>(forward.mask + i) = passes;
+      }
       activate<kWidth>(forward.norm.activation, z, forward.norm.negative_slope);
       put<T, kWidth>(z, forward.y + i);
     }
@@ -88,11 +95,17 @@ struct Backward {
       A d[kWidth] = {}, result[kWidth];
       if (backward.grads.y) {
         const auto g = *reinterpret_cast<const Pack<T, kWidth>*>(backward.grads.y + i);
-        A z[kWidth];
-        normalised(x, i, z);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) d[j] = widen(g.value[j]);
-        pull_back<kWidth>(backward.norm.activation, z, d, backward.norm.negative_slope);
+        if (backward.grads.mask) {
+          const auto passes = *reinterpret_cast<const Pack<uint8_t, kWidth>*>(backward.grads.mask + i);
+#pragma unroll
+          for (int j = 0; j < kWidth; ++j) d[j] = passes.value[j] ? d[j] : A(0);
+        } else {
+          A z[kWidth];
+          normalised(x, i, z);
+          pull_back<kWidth>(backward.norm.activation, z, d, backward.norm.negative_slope);
+        }
       }
       if (backward.grad_residual) put<T, kWidth>(d, backward.grad_residual + i);
 #pragma unroll
@@ -130,12 +143,13 @@ int64_t frozen_bn_act_workspace(const T* x, const FrozenNorm<T>& norm, const Cha
 
 template <typename T>
 void frozen_bn_act_forward(const T* x, const FrozenNorm<T>& norm, const ChannelShape& shape, int multiprocessors,
-                           void* workspace, T* y, Accumulator<T>* mean, Accumulator<T>* var, cudaStream_t stream) {
+                           void* workspace, T* y, Accumulator<T>* mean, Accumulator<T>* var, uint8_t* mask,
+                           cudaStream_t stream) {
   using A = Accumulator<T>;
   const auto plan = forward_plan<T>(all_packed<T>(shape, x, norm.residual, y), shape, multiprocessors);
   const int splits = static_cast<int>(plan.tile.splits), lanes = lanes_for(splits);
   const Partials<A> partials{static_cast<A*>(workspace), shape.channels, splits};
-  const Forward<T> visit{norm, y};
+  const Forward<T> visit{norm, y, mask};
   if (plan.packed)
     moments<kPackWidth<T>>(x, shape, plan.tile, partials, visit, stream);
   else
@@ -153,7 +167,8 @@ void frozen_bn_act_backward(const FrozenNormGrads<T>& grads, const T* x, const F
                           grad_x, grad_residual};
   // Divisions of doubles are calls, around which two doubles a thread would spill.
   constexpr int kWidth = sizeof(T) == 8 ? 1 : kPackWidth<T>;
-  if (all_packed<T>(shape, x, norm.residual, grads.y, grad_x, grad_residual))
+  const bool mask_packed = reinterpret_cast<uintptr_t>(grads.mask) % kWidth == 0;
+  if (mask_packed && all_packed<T>(shape, x, norm.residual, grads.y, grad_x, grad_residual))
     for_each_pack<kWidth>(shape, blocks, visit, stream);
   else
     for_each_pack<1>(shape, blocks, visit, stream);
@@ -162,7 +177,7 @@ void frozen_bn_act_backward(const FrozenNormGrads<T>& grads, const T* x, const F
 #define EXML_INSTANTIATE(T)                                                                                            \
   template int64_t frozen_bn_act_workspace(const T*, const FrozenNorm<T>&, const ChannelShape&, const T*, int);        \
   template void frozen_bn_act_forward(const T*, const FrozenNorm<T>&, const ChannelShape&, int, void*, T*,             \
-                                      Accumulator<T>*, Accumulator<T>*, cudaStream_t);                                 \
+                                      Accumulator<T>*, Accumulator<T>*, uint8_t*, cudaStream_t);                       \
   template void frozen_bn_act_backward(const FrozenNormGrads<T>&, const T*, const FrozenNorm<T>&, const ChannelShape&, \
                                        int, T*, T*, cudaStream_t);
 EXML_INSTANTIATE(float)
