@@ -73,7 +73,10 @@ class FrozenConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H', W') in ``dtype``."""
         s = self.shape
-        x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
+        if x.dtype == self.dtype:
+            x = x.contiguous(memory_format=self.memory_format)
+        else:
+            x = x.to(self.dtype, memory_format=self.memory_format)  # one copy
         lanes = self.plan.forward == "lanes"
         return ops.frozen_conv2d(
             x,
