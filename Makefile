@@ -39,8 +39,9 @@ $(VENV)/.installed: $(VENV)/.package
 demo: $(VENV)/.package
 	$(BIN)/exml-fast demo --out demo
 
+# A process for each core: the networks of most tests are too small for two threads.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The ops, the engine and inversion from PyTorch functions, as on a machine without a compiler.
 test-without-extension: $(VENV)/.installed
