@@ -146,11 +146,7 @@ def _batch_norm(traced: fx.GraphModule, node: fx.Node, otherwise: str) -> None:
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name = stack[-1][0] if stack and stack[-1][0] else otherwise
     traced.set_submodule(name, layer.eval())
-    with traced.graph.inserting_before(node):
-        call = traced.graph.call_module(name, (x,))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    traced.graph.erase_node(node)
+    _call_instead(node, name, x)
     _erase_unused(traced.graph, [each for each in constants if isinstance(each, fx.Node)])
 
 
@@ -206,14 +202,22 @@ def _make_modules(traced: fx.GraphModule) -> None:
             continue
         name = f"{type(found).__name__.lower()}_{number}"
         traced.add_submodule(name, found)
-        images = node.args[0] if node.args else node.kwargs["input"]
-        with graph.inserting_before(node):
-            call = graph.call_module(name, (images,))
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
         constants = [given for given in node.all_input_nodes if given.op == "get_attr"]
-        graph.erase_node(node)
+        _call_instead(node, name, node.args[0] if node.args else node.kwargs["input"])
         _erase_unused(graph, constants)
+
+
+def _call_instead(node: fx.Node, name: str, images: Any) -> None:
+    """Replace ``node`` by a call of the module ``name``."""
+    with node.graph.inserting_before(node):
+        call = node.graph.call_module(name, (images,))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    node.graph.erase_node(node)
+
+
+# What a convolution needs beside its parameters, with the values that torch.nn.functional.conv2d assumes.
+GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
 def _module_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
@@ -224,23 +228,31 @@ def _module_of(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:
     weight, bias = _constant(given.get("weight"), traced), _constant(given.get("bias"), traced)
     if weight is None or (bias is None and given.get("bias") is not None):
         return None
-    made: nn.Conv2d | nn.Linear
     if node.target is F.linear:
         if weight.dim() != 2:
             return None
-        made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    else:
-        geometry = {key: given.get(key, usual) for key, usual in (("stride", 1), ("padding", 0), ("dilation", 1))}
-        groups = given.get("groups", 1)
-        if weight.dim() != 4 or isinstance(geometry["padding"], str):
-            return None
-        if any(isinstance(value, fx.Node) for value in (*geometry.values(), groups)):
-            return None
-        shape = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
-        made = nn.utils.skip_init(nn.Conv2d, *shape, **geometry, groups=groups, bias=bias is not None)
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return made.eval()
+        linear = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+        return _with_parameters(linear, weight, bias)
+    geometry = {key: given.get(key, usual) for key, usual in GEOMETRY.items()}
+    if weight.dim() != 4 or isinstance(geometry["padding"], str):
+        return None
+    if any(isinstance(value, fx.Node) for value in geometry.values()):
+        return None
+    return _convolution(weight, bias, geometry)
+
+
+def _convolution(weight: Tensor, bias: Tensor | None, geometry: dict[str, Any]) -> nn.Module:
+    inputs = weight.shape[1] * geometry["groups"]
+    conv = nn.utils.skip_init(
+        nn.Conv2d, inputs, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **geometry
+    )
+    return _with_parameters(conv, weight, bias)
+
+
+def _with_parameters(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()
 
 
 def _fold_padding(traced: fx.GraphModule) -> None:
@@ -258,11 +270,8 @@ def _fold_padding(traced: fx.GraphModule) -> None:
         name = f"padded_{number}"
         modules[name] = _padded(conv, added)
         traced.add_submodule(name, modules[name])
-        with graph.inserting_before(node):
-            call = graph.call_module(name, (given.all_input_nodes[0],))
-        call.meta = dict(node.meta)
-        node.replace_all_uses_with(call)
-        _erase_unused(graph, [given, node])
+        _call_instead(node, name, given.all_input_nodes[0])
+        _erase_unused(graph, [given])
 
 
 def _added_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int] | None:
@@ -282,16 +291,12 @@ def _added_zeros(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[int, int
     return (top, left) if left == right >= 0 and top == bottom >= 0 else None
 
 
-def _padded(conv: nn.Conv2d, added: tuple[int, int]) -> nn.Conv2d:
-    """``conv`` with more zeros around its images, and the same parameters."""
+def _padded(conv: nn.Conv2d, added: tuple[int, int]) -> nn.Module:
+    """``conv`` with more zeros around its images."""
     assert not isinstance(conv.padding, str)
     padding = tuple(p + a for p, a in zip(conv.padding, added, strict=True))
-    made = nn.utils.skip_init(
-        nn.Conv2d, conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding, conv.dilation,
-        conv.groups, conv.bias is not None,
-    )  # fmt: skip
-    made.weight, made.bias = conv.weight, conv.bias
-    return made.train(conv.training)
+    geometry = {key: getattr(conv, key) for key in GEOMETRY} | {"padding": padding}
+    return _convolution(conv.weight, conv.bias, geometry)
 
 
 def _constant(node: Any, traced: fx.GraphModule) -> Tensor | None:

@@ -131,18 +131,8 @@ class _Normalised(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             scale = weight * inverse
             # scale (d − of_bias / M − (x − mean) inverse of_weight / M), as gradients of mean and variance.
+            of_moments = -scale * of_bias, scale * inverse * of_weight / -2
             (of_x,) = torch.ops.exml._frozen_bn_act_backward(
-                d,
-                -scale * of_bias,
-                scale * inverse * of_weight / -2,
-                x,
-                scale,
-                scale,
-                None,
-                mean,
-                None,
-                "none",
-                0.0,
-                False,
+                d, *of_moments, x, scale, scale, None, mean, None, "none", 0.0, False
             )
         return of_x, of_weight, of_bias, d if ctx.added else None, None, None
