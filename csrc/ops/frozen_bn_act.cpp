@@ -65,11 +65,6 @@ void check_mask(const Tensor& mask, const Tensor& x, const OptionalTensor& resid
   EXML_CHECK_VALUE(!residual, "frozen_bn_act: mask takes the place of residual, got both");
 }
 
-void check_masked(Activation activation, std::string_view name) {
-  EXML_CHECK_VALUE(activation == Activation::relu, "frozen_bn_act: only activation 'relu' has a mask, got '", name,
-                   "'");
-}
-
 FrozenBNAct prepared(const Tensor& x, const Tensor& scale, const Tensor& shift, const OptionalTensor& residual,
                      std::string_view activation, double negative_slope, bool with_mask) {
   const auto accumulator = accumulator_dtype(x);
@@ -90,9 +85,9 @@ FrozenBNAct frozen_bn_act_arguments(const Tensor& x, const Tensor& scale, const 
                                     const OptionalTensor& residual, std::string_view activation, double negative_slope,
                                     bool with_mask) {
   check(x, scale, shift, residual);
-  const FrozenBNAct op = prepared(x, scale, shift, residual, activation, negative_slope, with_mask);
-  if (with_mask) check_masked(op.activation, activation);
-  return op;
+  EXML_CHECK_VALUE(!with_mask || activation == "relu", "frozen_bn_act: only activation 'relu' has a mask, got '",
+                   activation, "'");
+  return prepared(x, scale, shift, residual, activation, negative_slope, with_mask);
 }
 
 FrozenBNActBackward frozen_bn_act_backward_arguments(const OptionalTensor& grad_y, const OptionalTensor& grad_mean,
