@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_checks import run_python
 
 import exml_fast
 import exml_fast.ops
@@ -141,23 +142,28 @@ def test_the_ops_are_registered() -> None:
 
 @pytest.mark.skipif(WHY_NO_REUSED_MEMORY is not None, reason=str(WHY_NO_REUSED_MEMORY))
 def test_reused_memory_reuses_blocks() -> None:
-    before = torch.ones(1 << 20)
-    with reused_memory(), reused_memory():
-        first = torch.ones(1 << 20)
-        place = first.data_ptr()
-        del first
-        again, other = torch.empty(1 << 20), torch.empty(1 << 20)
-        assert again.data_ptr() == place != other.data_ptr()
-        del again
-        parts = [torch.full((1 << 18,), float(i)) for i in range(4)]
-        assert [part.data_ptr() - place for part in parts] == [0, 1 << 20, 2 << 20, 3 << 20], "four share its memory"
-        assert [part.mean() for part in parts] == [0, 1, 2, 3]
-        del parts[2], parts[0], parts[:]  # neighbours are joined in every order
-        assert torch.empty(1 << 20).data_ptr() == place
-        del before  # allocated before the block, by another allocator
-        outliving = torch.full((1 << 20,), 3.0)
-    assert outliving.sum() == 3 << 20
-    del outliving
+    """In a process of its own: elsewhere tensors that outlive a block leave gaps, which smaller tensors fill first."""
+    run_python("""
+from exml_fast._native import reused_memory
+
+before = torch.ones(1 << 20)
+with reused_memory(), reused_memory():
+    first = torch.ones(1 << 20)
+    place = first.data_ptr()
+    del first
+    again, other = torch.empty(1 << 20), torch.empty(1 << 20)
+    assert again.data_ptr() == place != other.data_ptr()
+    del again
+    parts = [torch.full((1 << 18,), float(i)) for i in range(4)]
+    assert [part.data_ptr() - place for part in parts] == [0, 1 << 20, 2 << 20, 3 << 20], "four share its memory"
+    assert [part.mean() for part in parts] == [0, 1, 2, 3]
+    del parts[2], parts[0], parts[:]  # neighbours are joined in every order
+    assert torch.empty(1 << 20).data_ptr() == place
+    del before  # allocated before the block, by another allocator
+    outliving = torch.full((1 << 20,), 3.0)
+assert outliving.sum() == 3 << 20
+del outliving
+""")
 
 
 def test_memory_of_libraries_may_outlive_the_block() -> None:
