@@ -131,21 +131,23 @@ __global__ void __launch_bounds__(kThreads, 2)
   using A = Accumulator<T>;
   const int lane = threadIdx.x & (tile.lanes - 1), row = threadIdx.x / tile.lanes, step = kThreads / tile.lanes;
   const int64_t c = (int64_t(blockIdx.x) * tile.lanes + lane) * kWidth, begin = blockIdx.y * tile.chunk;
-  const int64_t end = c >= channels ? 0 : begin + tile.chunk < rows ? begin + tile.chunk : rows;
+  // Rows are numbered from the first of their split, in 32 bits: 64 bits take registers that wide packs lack.
+  const int end = c >= channels ? 0 : static_cast<int>(tile.chunk < rows - begin ? tile.chunk : rows - begin);
+  const int64_t first = begin * channels + c;
   const typename Visit::template At<kWidth, 1> at(visit, c < channels ? c : 0);
   A count = 0, mean[kWidth] = {}, m2[kWidth] = {};
-  int64_t r = begin + row;
+  int r = row;
   while (r < end) {
     A shift[kWidth] = {}, sum[kWidth] = {}, squares[kWidth] = {};
     int used = 0;
     for (int b = 0; b < kRun<1> / kBatch && r < end; ++b) {
-      const int64_t first = r;
+      const int start = r;
       Pack<T, kWidth> loaded[kBatch];
       bool valid[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         valid[u] = r < end;
-        if (valid[u]) loaded[u] = *reinterpret_cast<const Pack<T, kWidth>*>(x + r * channels + c);
+        if (valid[u]) loaded[u] = *reinterpret_cast<const Pack<T, kWidth>*>(x + first + r * channels);
         r += step;
       }
       if (b == 0)
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           squares[j] += d * d;
         }
         ++used;
-        at(loaded[u], (first + u * step) * channels + c);
+        at(loaded[u], first + (start + u * step) * channels);
       }
     }
 #pragma unroll
