@@ -147,14 +147,14 @@ struct BorderWeights {
 };
 
 // out = gradient of the pulled losses. residual: as blur_residual left it; scratch: as there. Without kBlurred, of
-// losses whose pull.blur is zero: residual and scratch are not read.
-template <bool kBlurred, typename A>
-EXML_INLINE void gradient_of_plane(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window,
-                                   const A* residual, A* scratch, A* out) {
+// losses whose pull.blur is zero: residual and scratch are not read. Without kSigned, of those whose pull.abs is zero.
+template <bool kBlurred, bool kSigned, typename A>
+void gradient_of_plane(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window, const A* residual,
+                       A* scratch, A* out) {
   const int64_t height = plane.height, length = plane.length, step = plane.step;
   const int64_t radius = window.radius;
-  bool apart = false;  // most recipes weight only one of total variation and blur
-  for (int d = 0; d < 4; ++d) apart = apart || pull.abs[d] != A(0) || pull.square[d] != A(0);
+  bool apart = kSigned;  // most recipes weight only one of total variation and blur
+  for (int d = 0; d < 4; ++d) apart = apart || pull.square[d] != A(0);
   A *padded = scratch, *column = padded + radius * step;
   if (kBlurred) memset(padded, 0, (length + 2 * radius * step) * sizeof(A));
   const BorderWeights<A> borders(kBlurred ? plane.width() : 0, window);
@@ -184,7 +184,8 @@ EXML_INLINE void gradient_of_plane(const Plane<A>& plane, const PriorPull<A>& pu
     // The gradient of a pixel has one term for each neighbour, because each difference has two pixels.
     const auto away_from = [&](auto value, int64_t e, int direction, const A* other) {
       using V = decltype(value);
-      return V(value + difference_pull(pull, direction, V(load_as<V>(row + e) - load_as<V>(other))));
+      const V d = load_as<V>(row + e) - load_as<V>(other);
+      return V(value + (kSigned ? difference_pull(pull, direction, d) : V(pull.square[direction] * d)));
     };
     const auto vertically = [&](int64_t e, auto value) {
       if (up) value = away_from(value, e, 1, up + e);
@@ -232,10 +233,13 @@ EXML_INLINE void gradient_of_plane(const Plane<A>& plane, const PriorPull<A>& pu
 template <typename A>
 void plane_gradient(const Plane<A>& plane, const PriorPull<A>& pull, const BlurWindow<A>& window, const A* residual,
                     A* scratch, A* out) {
-  if (pull.blur != A(0))  // so is NaN
-    gradient_of_plane<true>(plane, pull, window, residual, scratch, out);
-  else
-    gradient_of_plane<false>(plane, pull, window, residual, scratch, out);
+  // Comparisons that are true of NaN.
+  const bool blurred = pull.blur != A(0);
+  bool is_signed = false;
+  for (int d = 0; d < 4; ++d) is_signed = is_signed || pull.abs[d] != A(0);
+  const auto compute = blurred ? (is_signed ? gradient_of_plane<true, true, A> : gradient_of_plane<true, false, A>)
+                               : (is_signed ? gradient_of_plane<false, true, A> : gradient_of_plane<false, false, A>);
+  compute(plane, pull, window, residual, scratch, out);
 }
 
 }  // namespace exml::cpu::EXML_CAPABILITY
