@@ -167,3 +167,11 @@ def test_layouts_are_checked() -> None:
     y = frozen_conv2d(x, weight, adjoint="zero_stuffed", adjoint_weight=windows, adjoint_layout="windows")
     with pytest.raises(ValueError, match="adjoint_layout must be 'plain' or 'packed' for adjoint 'zero_stuffed'"):
         y.sum().backward()
+
+
+@pytest.mark.compiled
+def test_phases_of_a_pixel_are_counted() -> None:
+    x, weight = torch.randn(1, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3)
+    y = frozen_conv2d(x, weight, stride=2, adjoint="subpixel", adjoint_weight=torch.randn(11, 4, 2, 2))
+    with pytest.raises(ValueError, match=r"adjoint_weight must have stride\^2 \* C = 12 output channels .*, got 11"):
+        y.sum().backward()

@@ -6,6 +6,7 @@
 #include "ops/lane_conv2d.h"
 #include "ops/library_ops.h"
 #include "ops/schema.h"
+#include "ops/subpixel.h"
 #include "ops/window_conv2d.h"
 #include "ops/winograd_conv2d.h"
 
@@ -177,16 +178,14 @@ Tensor backward(const Tensor& grad, const Tensor& weight, Sizes sizes, bool chan
   check_prepared("adjoint_weight", adjoint_weight, layout, g);
   const int64_t height = weight.size(2), width = weight.size(3);
   if (how == Adjoint::subpixel) {
+    EXML_CHECK_VALUE(g.is_cpu(), "frozen_conv2d: adjoint 'subpixel' is for the CPU, got a tensor on ", g.device());
     // Pixels at distance `stride` see the same taps: each such set is a channel of one convolution of stride 1.
     const int64_t s = stride[0], taps = (std::max(height, width) + s - 1) / s;
     const Tensor phases = convolve_prepared(g, *adjoint_weight, layout, weight, taps, {taps - 1, taps - 1}, {1, 1}, 1);
-    const Tensor padded = pixel_shuffle(phases, s);
-    const int64_t top = padding[0], left = padding[1];
-    // Pixels that no output reaches lie beyond the shuffled image.
-    const int64_t below = std::max<int64_t>(0, top + sizes[2] - padded.size(2));
-    const int64_t beyond = std::max<int64_t>(0, left + sizes[3] - padded.size(3));
-    const Tensor whole = below + beyond == 0 ? padded : torch::stable::pad(padded, {0, beyond, 0, below});
-    return as_contiguous(slice(slice(whole, 2, top, top + sizes[2]), 3, left, left + sizes[3]), format);
+    EXML_CHECK_VALUE(phases.size(1) == s * s * sizes[1],
+                     "frozen_conv2d: adjoint_weight must have stride^2 * C = ", s * s * sizes[1],
+                     " output channels for adjoint 'subpixel', got ", phases.size(1));
+    return as_contiguous(interleave_phases_cpu(phases, s, padding, sizes), format);
   }
   const std::array<int64_t, 2> flipped{dilation[0] * (height - 1) - padding[0], dilation[1] * (width - 1) - padding[1]};
   if (how == Adjoint::convolution)

@@ -17,7 +17,7 @@ enum class Adjoint {
   library,       // convolution_backward
   convolution,   // stride 1: a convolution with the flipped, transposed weights
   zero_stuffed,  // any stride: the same, on a gradient with zeros between its values
-  subpixel,      // equal strides, few input channels: stride^2 convolutions in one, then a pixel shuffle
+  subpixel,      // equal strides, few input channels: stride^2 convolutions in one, then subpixel.h
   lanes          // stride 1, few channels: lane_conv2d.h
 };
 

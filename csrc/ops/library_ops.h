@@ -42,10 +42,6 @@ inline Tensor convolution_gradient(const Tensor& grad, const Tensor& x, const Te
   return gradients[of_x ? 0 : 1];
 }
 
-inline Tensor pixel_shuffle(const Tensor& x, int64_t factor) {
-  return call_library<1>("aten::pixel_shuffle", "", x, factor)[0];
-}
-
 inline Tensor slice(const Tensor& x, int64_t dim, int64_t start, int64_t end, int64_t step = 1) {
   return call_library<1>("aten::slice", "Tensor", x, dim, std::optional<int64_t>(start), std::optional<int64_t>(end),
                          step)[0];

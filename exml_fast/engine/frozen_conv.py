@@ -150,9 +150,9 @@ def _taps(shape: ConvShape) -> int:
 
 
 def _subpixel(weight: Tensor, stride: int) -> Tensor:
-    """(K, C, h, w) to (C·stride², K, t, t): tap m of position a is tap stride·m + a of the original, reversed."""
+    """(K, C, h, w) to (stride²·C, K, t, t): tap m of position a is tap stride·m + a of the original, reversed."""
     count, channels, height, width = weight.shape
     taps = -(-max(height, width) // stride)
     padded = nn.functional.pad(weight, (0, taps * stride - width, 0, taps * stride - height))
     split = padded.view(count, channels, taps, stride, taps, stride).flip(2, 4)
-    return split.permute(1, 3, 5, 0, 2, 4).reshape(channels * stride * stride, count, taps, taps)
+    return split.permute(3, 5, 1, 0, 2, 4).reshape(channels * stride * stride, count, taps, taps)

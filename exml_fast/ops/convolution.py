@@ -204,7 +204,8 @@ def frozen_conv2d(
             a multiple of 64 bytes.
         adjoint: how the input gradient is computed. "library": by torch; "convolution", for stride 1: a convolution
             with the flipped, transposed weight; "zero_stuffed": the same on a gradient with zeros between its values;
-            "subpixel": stride² convolutions in one, then a pixel shuffle; "lanes": as of :func:`lane_conv2d`.
+            "subpixel", on the CPU: one convolution whose output channels are (row, column, channel) of each place of
+            stride × stride pixels; "lanes": as of :func:`lane_conv2d`.
 
     Returns:
         (N, K, H', W') in x's dtype.
