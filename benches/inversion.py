@@ -1,4 +1,4 @@
-"""One whole step of inversion: four contenders in interleaved rounds of one process, medians with quartiles.
+"""One whole step of inversion: five contenders in interleaved rounds of one process, medians with quartiles.
 
     python benches/inversion.py            # all teachers on the CPU: benches/results/inversion-cpu.json
     python benches/inversion.py --quick    # the two smallest teachers, within two minutes; compiles only LeNet's step
@@ -13,6 +13,8 @@ A teacher's rows are written when it is finished. The same command at the same c
 - engine: `exml_fast.inversion.Synthesizer`, through its public interface.
 - bare: only forward and input gradient of the frozen teacher in eager PyTorch, with BatchNorm folded into the
   convolutions, in channels_last, in the faster dtype.
+- convolutions: only the convolutions of the engine's copy in each of its precisions, by its algorithms: all forward,
+  then all input gradients.
 
 On a CPU every contender runs in the engine's reused memory (csrc/memory/reused_memory.h), after one step that fills it.
 Some rounds are repeated with the C library's allocation, also for the engine (the columns `plain_ms`).
@@ -40,6 +42,7 @@ from inversion_contenders import (
     OPTIONS,
     Bare,
     Compiled,
+    Convolutions,
     Engine,
     Option,
     Problem,
@@ -90,7 +93,8 @@ def plain_memory() -> Iterator[None]:
 
 
 class Race:
-    """The contenders of one teacher: "reference", "alternative", "bare", and for each precision "engine …"."""
+    """The contenders of one teacher: "reference", "alternative", "bare", and for each precision "engine …" and
+    "convolutions …"."""
 
     def __init__(self, problem: Problem, block: int, option: Option | None, precisions: list[str], bare: str) -> None:
         self.problem, self.block = problem, block
@@ -103,6 +107,7 @@ class Race:
             self._add("alternative", partial(Compiled, problem, option))
         for name in precisions:
             self._add(f"engine {name}", partial(Engine, problem, name, block))
+            self._add(f"convolutions {name}", partial(Convolutions, problem, name))
         self._add("bare", partial(Bare, problem, DTYPES[bare]))
 
     def _add(self, name: str, make: Callable[[], Any]) -> None:
@@ -131,13 +136,18 @@ class Race:
 
         Each third round has the latter, and the reference, whose step takes longest.
         """
-        names = list(self.contenders)
-        measures = {name: partial(self._milliseconds, name) for name in names}
+        measures = {name: partial(self._milliseconds, name) for name in self.contenders}
         seldom = ["reference"]
         if self.problem.device == "cpu":
-            measures |= {f"plain {name}": partial(self._plain_milliseconds, name) for name in names}
-            seldom += [f"plain {name}" for name in names]
+            plain = {f"plain {name}": partial(self._plain_milliseconds, name) for name in self._whole_steps}
+            measures |= plain
+            seldom += plain
         return rotating(measures, rounds, seldom)
+
+    @property
+    def _whole_steps(self) -> list[str]:
+        """The contenders whose memory, and time with the C library's allocation, mean something."""
+        return [name for name in self.contenders if not name.startswith("convolutions")]
 
     def _milliseconds(self, name: str) -> float:
         """A step in a block of steps, after one step that fills the reused memory."""
@@ -161,7 +171,8 @@ class Race:
         if self.problem.device == "cuda":
             return self.cuda_peaks
         found = {}
-        for name, contender in self.contenders.items():
+        for name in self._whole_steps:
+            contender = self.contenders[name]
             for prefix, measure in (("", self._milliseconds), ("plain ", self._plain_milliseconds)):
                 if not isinstance(contender, Engine):
                     contender.rest()
@@ -176,7 +187,9 @@ def catches_up(setup: float, ms: float, engine_setup: float, engine_ms: float) -
     return max(0, round((setup - engine_setup) * 1e3 / (engine_ms - ms)))
 
 
-KINDS = ("reference", "alternative", "bare", "engine")
+KINDS = ("reference", "alternative", "bare", "convolutions", "engine")
+OF_PRECISION = ("convolutions", "engine")
+"""Kinds with a contender for each precision; of the others there is one."""
 
 
 def rows_of(
@@ -186,7 +199,7 @@ def rows_of(
     peaks = race.peaks()
     rows = []
     for precision in precisions:
-        names = {kind: f"engine {precision}" if kind == "engine" else kind for kind in KINDS}
+        names = {kind: f"{kind} {precision}" if kind in OF_PRECISION else kind for kind in KINDS}
         found = {kind: name for kind, name in names.items() if name in timings}
         row = {**head, "dtype": precision}
         row |= {
@@ -255,7 +268,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         engine, value = row["engine_ms"], row[f"{other}_ms"]
         if engine is None or value is None:
             return None
-        return engine / value if other == "bare" else value / engine
+        return engine / value if other in ("bare", "convolutions") else value / engine
 
     header = [
         "teacher",
@@ -264,6 +277,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "over ref.",
         "over alt.",
         "of bare",
+        "of conv.",
         "peak MiB",
         "of alt.",
         "set-up s",
@@ -276,7 +290,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['teacher']} {row['size']}² b{row['batch']}",
                 row["dtype"],
                 *(cell(row[f"{kind}_ms"], 1) for kind in KINDS),
-                *(cell(ratio(row, other), 2, "×") for other in ("reference", "alternative", "bare")),
+                *(cell(ratio(row, other), 2, "×") for other in ("reference", "alternative", "bare", "convolutions")),
                 cell(row["engine_peak_mb"], 0),
                 cell(row["alternative_peak_mb"], 0),
                 cell(row["setup_s"].get("engine")),

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from exml_fast.data import InputSpec
+from exml_fast.engine import FrozenTeacher
+from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.inversion import Recipe, Synthesizer
 
@@ -246,6 +248,32 @@ class Bare:
 
     def _step(self) -> None:
         torch.autograd.grad(self.model(self.x), self.x, self.gradient)
+
+    def rest(self) -> None:
+        pass
+
+
+class Convolutions:
+    """Only the convolutions of the engine's copy, by its algorithms: all forward, then all input gradients."""
+
+    def __init__(self, problem: Problem, precision: str) -> None:
+        batch = len(problem.labels)
+        teacher = FrozenTeacher(copy.deepcopy(problem.model), problem.spec, precision=precision, batch_size=batch)
+        self.calls: list[tuple[nn.Module, Tensor]] = []
+        for layer in teacher.model.modules():
+            if isinstance(layer, FrozenConv2d):
+                layer.register_forward_pre_hook(lambda layer, args: self.calls.append((layer, args[0].detach())))
+        with torch.no_grad():
+            teacher(problem.start)
+        for layer, x in self.calls:
+            x.requires_grad_()
+            layer._forward_pre_hooks.clear()
+
+    def step(self) -> None:
+        inputs = [x for _, x in self.calls]
+        outputs = [layer(x) for layer, x in self.calls]
+        # The gradients' values do not matter.
+        torch.autograd.grad(outputs, inputs, [y.detach() for y in outputs])
 
     def rest(self) -> None:
         pass

@@ -3,8 +3,7 @@
     python benches/roofline.py                    # compares with benches/results/inversion-cpu.json, if it exists
     python benches/roofline.py --device cuda
 
-*convolutions* is measured: forward and input gradient of every convolution of the engine's copy alone, each by the
-fastest algorithm that the engine knows. *ideal* is computed:
+*convolutions*, *bare* and *engine* are of that file. *ideal* is computed:
 
 The time of a layer is the larger of two times: to compute (its FLOPs at the rate of a large matrix product) and to move
 data (its bytes at the bandwidth of a large copy). The bound is the sum over the layers:
@@ -33,10 +32,6 @@ from inversion_teachers import TEACHERS, calibrate
 from measure import RESULTS, milliseconds, write_results
 from torch import Tensor, nn
 
-from exml_fast._native import reused_memory
-from exml_fast.data import InputSpec
-from exml_fast.engine import FrozenTeacher
-from exml_fast.engine.frozen_conv import FrozenConv2d
 from exml_fast.engine.statistics import bn_layers
 from exml_fast.storage import load_json
 
@@ -137,29 +132,6 @@ def ideal(layers: list[Cost], images: int, machine: Machine, dtype: str) -> dict
     }
 
 
-def convolutions_ms(model: nn.Module, spec: InputSpec, images: Tensor, precision: str) -> float:
-    """Milliseconds of all convolutions of the engine's copy, forward and input gradient, each measured alone."""
-    device = images.device.type
-    teacher = FrozenTeacher(model, spec, precision=precision, batch_size=len(images))
-    calls: list[tuple[nn.Module, Tensor]] = []
-    for module in teacher.model.modules():
-        if isinstance(module, FrozenConv2d):
-            module.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0].detach())))
-    with torch.no_grad():
-        teacher(images)
-    total = 0.0
-    with reused_memory():
-        for layer, x in list(calls):
-            x = x.requires_grad_()
-            gradient = torch.randn_like(layer(x))
-
-            def call(layer: nn.Module = layer, x: Tensor = x, gradient: Tensor = gradient) -> None:
-                torch.autograd.grad(layer(x), x, gradient)
-
-            total += 1e3 * best(call, device, 5)
-    return total
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
@@ -192,8 +164,7 @@ def main() -> None:
             row: dict[str, Any] = {"teacher": name, "batch": batch, "device": args.device, "dtype": dtype}
             row |= {key: round(value, 3) for key, value in ideal(layers, images.numel(), machine, dtype).items()}
             step = steps.get((name, dtype, batch), {})
-            row["convolutions_ms"] = round(convolutions_ms(model, teacher.spec, images, dtype), 3)
-            row |= {key: step.get(key) for key in ("bare_ms", "engine_ms")}
+            row |= {key: step.get(key) for key in ("convolutions_ms", "bare_ms", "engine_ms")}
             rows.append(row)
     header = ["teacher", "dtype", "GFLOP", "MB", "compute ms", "memory ms", "ideal ms", "convolutions ms", "bare ms"]
     header += ["engine ms", "ideal/engine"]

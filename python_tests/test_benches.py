@@ -143,6 +143,7 @@ def test_results(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
         low, high = row["spread"][kind]
         assert 0 < low <= row[f"{kind}_ms"] <= high and row["plain_ms"][kind] > 0
         assert row["setup_s"][kind] >= 0 and row[f"{kind}_peak_mb"] >= 0 and row["plain_peak_mb"][kind] >= 0
+    assert row["convolutions_ms"] > 0 and "convolutions" not in row["plain_ms"]
     assert row["alternative_ms"] is None and row["alternative"] is None and row["bare"] in bench.DTYPES
     assert "tiny 16² b6" in capsys.readouterr().out
 

@@ -129,17 +129,31 @@ def test_contenders_run_under_the_same_allocator(bench: Any, problem: Any, monke
         return block
 
     race = bench.Race(problem, 1, None, ["float32"], "float32")
-    assert list(race.contenders) == ["reference", "engine float32", "bare"]
+    assert list(race.contenders) == ["reference", "engine float32", "convolutions float32", "bare"]
     monkeypatch.setattr(bench, "reused_memory", reused("bench"))
     monkeypatch.setattr("exml_fast.inversion.synthesizer.reused_memory", reused("engine"))
     for name in race.contenders:
         race._milliseconds(name)
-    assert entered == ["bench", "engine", "bench"]
+    assert entered == ["bench", "engine", "bench", "bench"]
     for name in race.contenders:
         race._plain_milliseconds(name)
-    assert len(entered) == 3
-    assert set(race.times(1)) == {*race.contenders, *(f"plain {name}" for name in race.contenders)}
-    assert len(entered) == 6
+    assert len(entered) == 4
+    plain = {f"plain {name}" for name in race.contenders if name != "convolutions float32"}
+    assert set(race.times(1)) == {*race.contenders, *plain}
+    assert len(entered) == 8
+
+
+def test_the_convolutions_are_those_of_the_engine(bench: Any, problem: Any) -> None:
+    alone = importlib.import_module("inversion_contenders").Convolutions(problem, "float32")
+    expected = [m for m in problem.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [layer.weight.shape for layer, _ in alone.calls] == [conv.weight.shape for conv in expected]
+    hooked: list[torch.Tensor] = []
+    for conv in expected:
+        conv.register_forward_pre_hook(lambda conv, args: hooked.append(args[0]))
+    problem.model(problem.start)
+    for (_, x), y in zip(alone.calls, hooked, strict=True):
+        assert torch.allclose(x, y, atol=1e-4)
+    alone.step()
 
 
 def test_a_run_continues_with_the_next_teacher(

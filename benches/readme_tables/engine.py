@@ -158,14 +158,15 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
                 number(faster["reference"], 2, "×"),
                 number(faster["alternative"], 2, "×") + compiled(row),
                 f"{engine / row['bare_ms']:.2f}× ({row['bare']})",
-                f"{number(bound.get('ideal_ms'))} / {number(bound.get('convolutions_ms'))} ms",
+                number(engine / convolutions, 2, "×") if (convolutions := row.get("convolutions_ms")) else "–",
+                number(bound.get("ideal_ms"), 1, " ms"),
                 " / ".join(number(row[f"{kind}_peak_mb"], 0) for kind in ("engine", "alternative", "reference"))
                 + " MB",
                 f"{number(setup['engine'], 1)} / {number(setup.get('alternative'), 0)} s",
             ]
         )
     header = ["one step", "time (quartiles)", "over published ⁴", "over torch.compile ⁵", "time / bare network ⁶"]
-    header += ["estimates ⁷", "peak memory ⁸", "set-up ⁹"]
+    header += ["time / its convolutions ⁷", "ideal ⁸", "peak memory ⁹", "set-up ¹⁰"]
     same = all("plain_ms" in row for row in steps)
     reuse = "All contenders run in the engine's reused memory" if same else (
         "Ours and the bare network run in the engine's reused memory, the other two with the C library's allocation"
@@ -180,11 +181,12 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         "Options: "
         + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
-        "⁷ What a step may need (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, "
-        "and each activation moved once / the convolutions alone, each measured with its fastest algorithm. These "
-        "are no lower bounds: Winograd needs fewer products, and the machine's load was another.",
-        "⁸ Without weights and images: ours / torch.compile / published.",
-        "⁹ Before the first step: ours / torch.compile.",
+        "⁷ Forward and input gradient of the convolutions of our copy alone, each by the algorithm that the step uses.",
+        "⁸ What a step may need (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, "
+        "and each activation moved once. It is no lower bound: Winograd needs fewer products, and the machine's load "
+        "was another.",
+        "⁹ Without weights and images: ours / torch.compile / published.",
+        "¹⁰ Before the first step: ours / torch.compile.",
     ]
     parts = [table(header, rows), "\n".join(notes), *sources]
     return "\n\n".join([*parts, reuse_alone(steps)] if same and shown is None else parts)
@@ -201,7 +203,7 @@ def reuse_alone(steps: Sequence[dict[str, Any]]) -> str:
         memory = " / ".join(number(peaks.get(kind), 0) for kind in ("engine", "alternative", "reference")) + " MB"
         rows.append([step_name(row), *ratios, over, memory])
     header = ["the C library's allocation: time over that in reused memory", *kinds.values()]
-    return table([*header, "then ours over torch.compile", "then peak memory ⁸"], rows)
+    return table([*header, "then ours over torch.compile", "then peak memory ⁹"], rows)
 
 
 def precision(path: Path) -> str:
