@@ -134,3 +134,17 @@ def test_winograd_is_timed_with_enough_tiles_for_each_thread() -> None:
             assert conv_tuning._few_images(shape).input[0] == images
         finally:
             torch.set_num_threads(before)
+
+
+@pytest.mark.compiled
+def test_zeros_between_are_tried_for_strided_layers_of_one_tap_and_depthwise_ones() -> None:
+    way = Plan("plain", "zero_stuffed")
+    for weight, groups, stride, expected in (
+        ((64, 32, 1, 1), 1, 2, True),
+        ((32, 1, 3, 3), 32, 2, True),
+        ((64, 32, 3, 3), 1, 2, False),
+        ((64, 32, 1, 1), 1, 1, False),
+    ):
+        padding = (weight[2] // 2,) * 2
+        shape = ConvShape((4, 32, 8, 8), weight, (stride, stride), padding, (1, 1), groups, True)
+        assert conv_tuning.could_be_chosen(way, shape, torch.float32, packable=False) is expected

@@ -78,6 +78,23 @@ def test_every_plan_gives_the_same_values_and_gradients(data: st.DataObject) -> 
         torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("stride", "groups", "size"), [((2, 2), 1, (13, 14)), ((3, 2), 4, (12, 11)), ((2, 1), 2, (9, 9))]
+)
+@pytest.mark.parametrize("weights", ["plain", "packed"])
+def test_zeros_follow_a_kernel_of_one_tap(
+    stride: tuple[int, int], groups: int, size: tuple[int, int], weights: str
+) -> None:
+    conv = nn.Conv2d(8, 12, 1, stride, groups=groups).requires_grad_(False)
+    x = torch.randn(3, 8, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = conv(x)
+    g = torch.randn_like(y)
+    plan = Plan(weights, "zero_stuffed", weights)
+    (grad,) = torch.autograd.grad(FrozenConv2d(conv, torch.float32, shape_of(conv, tuple(x.shape)), plan)(x), x, g)
+    torch.testing.assert_close(grad, torch.autograd.grad(y, x, g)[0], rtol=1e-4, atol=1e-4)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
 WINOGRAD = Plan("winograd", "convolution", "winograd")
 
 

@@ -194,9 +194,15 @@ Tensor backward(const Tensor& grad, const Tensor& weight, Sizes sizes, bool chan
   EXML_CHECK_VALUE(layout == WeightLayout::plain || layout == WeightLayout::packed,
                    "frozen_conv2d: adjoint_layout must be 'plain' or 'packed' for adjoint 'zero_stuffed', got '",
                    adjoint_layout, "'");
+  const std::array<int64_t, 2> ones{1, 1};
+  if (height * width == 1 && equal(padding, {0, 0})) {
+    // A kernel of one tap makes zeros of zeros: they are put between its outputs, which are fewer.
+    const Tensor small = convolve(g, *adjoint_weight, std::nullopt, ones, flipped, ones, groups);
+    return as_contiguous(with_zeros_between(small, stride, sizes[2], sizes[3]), format);
+  }
   const Tensor wide = with_zeros_between(g, stride, sizes[2] - 2 * flipped[0] + dilation[0] * (height - 1),
                                          sizes[3] - 2 * flipped[1] + dilation[1] * (width - 1));
-  return as_contiguous(convolve(wide, *adjoint_weight, std::nullopt, {1, 1}, flipped, dilation, groups), format);
+  return as_contiguous(convolve(wide, *adjoint_weight, std::nullopt, ones, flipped, dilation, groups), format);
 }
 
 EXML_SCHEMAS(m) {

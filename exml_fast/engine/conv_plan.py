@@ -110,7 +110,8 @@ class Plan:
         adjoint: the gradient of the input.
             "library": the library's gradient.
             "convolution": for stride 1, a convolution with the flipped, transposed weights.
-            "zero_stuffed": the same, on an output gradient with zeros between its values.
+            "zero_stuffed": the same, on an output gradient with zeros between its values, or for 1×1 kernels with
+            the zeros between the results.
             "subpixel": one convolution for each position modulo the stride, then a pixel shuffle.
             "lanes": the kernel of the forward "lanes".
         adjoint_weights: the weights of the adjoints "convolution", "zero_stuffed" and "subpixel".

@@ -59,7 +59,7 @@ TILE, TILES = 4, 28
 # Images with which Winograd's algorithm is timed for training: its weights are transformed once a step.
 TRAINED_BATCH = 32
 # Number of the list of candidates below. A change of that list increases it, and older measurements are forgotten.
-CHOICES = 4
+CHOICES = 5
 
 Key = TypeVar("Key")
 
@@ -381,7 +381,7 @@ def _candidates(shape: ConvShape, dtype: torch.dtype, packable: bool | None = No
     if shape.stride == (1, 1) and fits:
         # The packed convolution of a dense layer was never slower than the library's gradient.
         adjoints = ["convolution"] if dense and True in packs else ["library", "convolution"]
-    elif fits and shape.depthwise:
+    elif fits and (shape.depthwise or shape.weight[2:] == (1, 1)):
         adjoints.append("zero_stuffed")
     elif shape.input[1] <= FEW_CHANNELS and _is_square(shape):
         adjoints.append("subpixel")
