@@ -260,14 +260,17 @@ class Convolutions:
         batch = len(problem.labels)
         teacher = FrozenTeacher(copy.deepcopy(problem.model), problem.spec, precision=precision, batch_size=batch)
         self.calls: list[tuple[nn.Module, Tensor]] = []
-        for layer in teacher.model.modules():
-            if isinstance(layer, FrozenConv2d):
-                layer.register_forward_pre_hook(lambda layer, args: self.calls.append((layer, args[0].detach())))
+        handles = [
+            layer.register_forward_pre_hook(
+                lambda layer, args: self.calls.append((layer, args[0].detach().requires_grad_()))
+            )
+            for layer in teacher.model.modules()
+            if isinstance(layer, FrozenConv2d)
+        ]
         with torch.no_grad():
             teacher(problem.start)
-        for layer, x in self.calls:
-            x.requires_grad_()
-            layer._forward_pre_hooks.clear()
+        for handle in handles:
+            handle.remove()
 
     def step(self) -> None:
         inputs = [x for _, x in self.calls]
