@@ -54,6 +54,11 @@ class ConvShape:
         return self.groups == self.weight[0] == self.input[1] > 1
 
     @property
+    def pointwise(self) -> bool:
+        """Whether the kernel is 1×1."""
+        return self.weight[2:] == (1, 1)
+
+    @property
     def by_lanes(self) -> bool:
         """Whether the kernel with one image a vector lane (csrc/ops/lane_conv2d.h) can compute it and may be fast."""
         outputs, inputs, *kernel = self.weight
@@ -112,7 +117,7 @@ class Plan:
             "convolution": for stride 1, a convolution with the flipped, transposed weights.
             "zero_stuffed": the same, on an output gradient with zeros between its values, or for 1×1 kernels with
             the zeros between the results.
-            "subpixel": one convolution for each position modulo the stride, then a pixel shuffle.
+            "subpixel": one convolution for each position modulo the stride; their results become pixels side by side.
             "lanes": the kernel of the forward "lanes".
         adjoint_weights: the weights of the adjoints "convolution", "zero_stuffed" and "subpixel".
             "plain", "packed" and "winograd": as in ``forward``.

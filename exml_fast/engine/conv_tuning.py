@@ -381,7 +381,7 @@ def _candidates(shape: ConvShape, dtype: torch.dtype, packable: bool | None = No
     if shape.stride == (1, 1) and fits:
         # The packed convolution of a dense layer was never slower than the library's gradient.
         adjoints = ["convolution"] if dense and True in packs else ["library", "convolution"]
-    elif fits and (shape.depthwise or shape.weight[2:] == (1, 1)):
+    elif fits and (shape.depthwise or shape.pointwise):
         adjoints.append("zero_stuffed")
     elif shape.input[1] <= FEW_CHANNELS and _is_square(shape):
         adjoints.append("subpixel")

@@ -119,8 +119,8 @@ def _adjoint_weight(weight: Tensor, shape: ConvShape, plan: Plan) -> tuple[Tenso
         # (groups · out, in, ...) with out and in exchanged within each group, taps reversed
         grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         prepared, padding, dilation = grouped.flip(2, 3), shape.flipped_padding, shape.dilation
-        # A kernel of one tap gets its zeros afterwards.
-        if plan.adjoint == "zero_stuffed" and shape.weight[2:] != (1, 1):
+        # A 1×1 kernel gets its zeros afterwards.
+        if plan.adjoint == "zero_stuffed" and not shape.pointwise:
             reach = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
             # Pairs, whose length mypy does not see.
             out = tuple(n - 2 * p + r for n, p, r in zip(shape.input[2:], padding, reach, strict=True))  # type: ignore[assignment]

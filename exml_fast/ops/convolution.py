@@ -203,7 +203,8 @@ def frozen_conv2d(
             convolution of the gradient, and S values hold one row of the kernel in all channels, filled with zeros to
             a multiple of 64 bytes.
         adjoint: how the input gradient is computed. "library": by torch; "convolution", for stride 1: a convolution
-            with the flipped, transposed weight; "zero_stuffed": the same on a gradient with zeros between its values;
+            with the flipped, transposed weight; "zero_stuffed": the same on a gradient with zeros between its values,
+            or for 1×1 kernels with the zeros between the results;
             "subpixel", on the CPU: one convolution whose output channels are (row, column, channel) of each place of
             stride × stride pixels; "lanes": as of :func:`lane_conv2d`.
 
