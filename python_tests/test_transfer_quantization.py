@@ -224,6 +224,21 @@ def test_a_file_gives_the_same_network(
         load_quantized(tmp_path / "small", nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(30), nn.Flatten()))
 
 
+@pytest.mark.parametrize("vnni", [False, True])
+def test_a_file_is_read_on_a_processor_with_other_instructions(
+    vnni: bool, taught: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    result = quantize(taught, images, spec=SPEC, **FEW)
+    result.save(tmp_path / "small")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: not vnni)
+    loaded = load_quantized(tmp_path / "small", Small())
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.model(images))
+    card = load_json(tmp_path / "small" / "card.json")
+    assert card["settings"]["activation_bits"] == (8 if vnni else 7)
+
+
 def test_a_card_names_the_architecture(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create("cifar_resnet", depth=8, num_classes=4)

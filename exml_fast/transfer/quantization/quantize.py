@@ -32,7 +32,7 @@ from exml_fast.transfer.quantization.config import Quantization
 from exml_fast.transfer.quantization.learned import FakeQuantized, fit_ranges, layer_names, with_fake_quantized
 from exml_fast.transfer.quantization.result import QuantizeResult
 from exml_fast.transfer.quantization.sensitivity import most_sensitive, sensitivities
-from exml_fast.transfer.quantization.static import converted, prepared, simulated, torchao
+from exml_fast.transfer.quantization.static import activation_bits, converted, prepared, simulated, torchao
 from exml_fast.validation import require
 
 __all__ = ["quantize"]
@@ -54,9 +54,10 @@ def quantize(
     """Compute a network's weights and activations in 8 or 4 bits.
 
     With 8 bits, torchao exports the network and sets the ranges of the activations from ``images`` (static
-    quantisation). With 4 bits, the layers round their weights and inputs, and the network learns from the float
-    network on the images (Esser 2020; the loss is the divergence of the softened outputs). No labels are needed, so
-    the images may be synthetic.
+    quantisation); ``settings["activation_bits"]`` of the result is 7 where the processor lacks VNNI instructions. With
+    4 bits, the layers round their weights and inputs, and the network learns from the float network on the images
+    (Esser 2020; the loss is the divergence of the softened outputs). No labels are needed, so the images may be
+    synthetic.
 
     Args:
         model: a classifier, or an object with one as ``.model`` (an Expert). It is not changed.
@@ -93,6 +94,8 @@ def quantize(
     made.peak_mb = meter.peak_mb
     source = given.describe() if isinstance(given, ImageSource) else {"images": len(given)}
     made.settings = {**config.to_dict(), "source": source, "seed": seed}
+    if config.bits == 8:
+        made.settings["activation_bits"] = activation_bits()
     return made
 
 

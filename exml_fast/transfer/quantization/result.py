@@ -135,7 +135,8 @@ class QuantizeResult(TrainingResult):
 def load_quantized(folder: PathLike, model: nn.Module | None = None) -> nn.Module:
     """The network that :meth:`QuantizeResult.save` wrote, in evaluation mode; no code is run from the files.
 
-    The float network is exported and converted again, and then takes the stored tensors.
+    The float network is exported and converted again, and then takes the stored tensors and ranges. One that was made
+    with activations of 8 bits can lose accuracy, compiled, on a processor without VNNI, whose sums saturate.
 
     Args:
         folder: with model.safetensors and card.json.

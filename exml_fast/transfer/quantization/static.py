@@ -1,7 +1,7 @@
 """Networks of 8 bits by torchao: export, observers, conversion (PT2E with the X86 inductor quantizer).
 
 Weights are int8 with a scale for each output channel, activations uint8 with one scale. BatchNorms are folded into the
-convolutions before them.
+convolutions before them. On processors without VNNI instructions, activations have 7 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from exml_fast.data import InputSpec
 from exml_fast.validation import require
 
-__all__ = ["activation_ranges", "converted", "exported", "prepared", "set_activation_ranges", "simulated", "torchao"]
+__all__ = [
+    "activation_bits",
+    "activation_ranges",
+    "converted",
+    "exported",
+    "prepared",
+    "set_activation_ranges",
+    "simulated",
+    "torchao",
+]
 
 LAYERS = (torch.ops.aten.conv2d.default, torch.ops.aten.linear.default)
 ON_TENSORS = ("quantize_per_tensor", "dequantize_per_tensor")
@@ -34,6 +43,12 @@ def torchao() -> Any:
     except ImportError as error:
         raise ImportError("quantisation needs torchao: pip install 'exml_fast[quantize]'") from error
     return torchao.quantization.pt2e
+
+
+def activation_bits() -> int:
+    """Of networks that are quantised on this machine: without VNNI instructions, sums of products of 8 bits would
+    overflow 16 bits."""
+    return 8 if torch.cpu._is_vnni_supported() else 7
 
 
 @contextmanager
@@ -68,9 +83,7 @@ def prepared(model: nn.Module, spec: InputSpec, float_layers: Sequence[str] = ()
     pt2e = torchao()
     x86 = pt2e.quantizer.x86_inductor_quantizer
     quantizer = x86.X86InductorQuantizer()
-    # Without VNNI instructions, sums of products of 8 bits would overflow 16 bits.
-    narrow = not torch.cpu._is_vnni_supported()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=narrow))
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=activation_bits() < 8))
     for name in float_layers:
         quantizer.set_module_name_qconfig(name, None)
     with _quiet():
@@ -145,17 +158,21 @@ def simulated(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, dict[s
     return made, layers
 
 
-def activation_ranges(graph: torch.fx.GraphModule) -> list[tuple[float, int]]:
-    """Scale and zero point of each rounding of an activation, in the order of the graph."""
-    return [(float(node.args[1]), int(node.args[2])) for node in _roundings(graph)]
+def activation_ranges(graph: torch.fx.GraphModule) -> list[tuple[float, int, int, int]]:
+    """Scale, zero point, least and greatest code of each rounding of an activation, in the order of the graph."""
+    found = []
+    for node in _roundings(graph):
+        scale, zero, least, greatest = node.args[1:5]
+        found.append((float(scale), int(zero), int(least), int(greatest)))
+    return found
 
 
-def set_activation_ranges(graph: torch.fx.GraphModule, ranges: Sequence[tuple[float, int]]) -> None:
+def set_activation_ranges(graph: torch.fx.GraphModule, ranges: Sequence[tuple[float, int, int, int]]) -> None:
     """Write what :func:`activation_ranges` gave into a graph of the same network. ValueError for another number."""
     nodes = _roundings(graph)
-    require(len(nodes) == len(ranges), "activations", f"{len(nodes)} pairs of scale and zero point", len(ranges))
-    for node, (scale, zero) in zip(nodes, ranges, strict=True):
-        node.args = (node.args[0], float(scale), int(zero), *node.args[3:])
+    require(len(nodes) == len(ranges), "activations", f"{len(nodes)} ranges", len(ranges))
+    for node, (scale, zero, least, greatest) in zip(nodes, ranges, strict=True):
+        node.args = (node.args[0], float(scale), int(zero), int(least), int(greatest), *node.args[5:])
     graph.recompile()
 
 
