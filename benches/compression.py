@@ -8,9 +8,10 @@
 
 A cell is a network, a task, a set of images and a seed. The sets of a network are made once for a seed
 (benches/compression_images.py). "real" are all training images; labels are not used. A killed cell continues when the
-same command runs again; several processes may share --folder. --measure times the networks of finished cells beside the
-float network, in interleaved rounds with two threads: it needs a quiet machine. Pruned networks run eagerly, int8 and
-the float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
+same command runs again; several processes may share --folder. The table of latencies has batches of 64 images, whose
+CPU time with one thread other load changes little. --measure times the networks of finished cells beside the float
+network, in interleaved rounds with two threads: it needs a quiet machine. Pruned networks run eagerly, int8 and the
+float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
 compute, so it has no speed.
 
 --set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
@@ -39,19 +40,25 @@ import exml_fast as xf
 from exml_fast.data import Split
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import load_json, save_json, save_tensors
-from exml_fast.transfer import LatencyTable, export, load_pruned, load_quantized
+from exml_fast.transfer import LatencyTable, Pruning, export, load_pruned, load_quantized
 from exml_fast.transfer.quantization import compiled
 
 KEYS = ("name", "task", "images", "seed")
 NETWORKS = ("resnet20", "resnet56", "expert")
 TASKS = ("prune-filters-20", "prune-latency-40", "int8", "w4a4")
-PRUNED: dict[str, tuple[float, Any]] = {"prune-filters-20": (0.2, "filters"), "prune-latency-40": (0.4, "latency")}
+# Share, target and settings. Latencies fall in steps of eight filters, which a vector register holds.
+PRUNED: dict[str, tuple[float, Any, dict[str, int]]] = {
+    "prune-filters-20": (0.2, "filters", {}), "prune-latency-40": (0.4, "latency", {"chunk": 8}),
+}  # fmt: skip
 FINE_TUNING: dict[str, Any] = {
     "steps": 300, "batch_size": 128, "lr": 0.01, "schedule": "cosine", "temperature": 5.0, "lambda_features": 300.0,
     "precision": "auto",
 }  # fmt: skip
-BITS: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "w4a4": {"bits": 4, "steps": 200, "batch_size": 64, "lr": 1e-3}}
-BATCH, ROUNDS, THREADS = 500, 51, 2
+BITS: dict[str, dict[str, Any]] = {
+    "int8": {"bits": 8, "sensitivity": 0},
+    "w4a4": {"bits": 4, "sensitivity": 0, "steps": 200, "batch_size": 64, "lr": 1e-3},
+}
+BATCH, ROUNDS, THREADS, TABLE_BATCH = 500, 51, 2, 64
 
 
 def domain_of(name: str, args: argparse.Namespace) -> Domain:
@@ -116,16 +123,17 @@ def run_cell(domain: Domain, task: str, images: str, seed: int, args: argparse.N
 
 def pruned(domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A cell of pruning."""
-    ratio, target = PRUNED[task]
-    table = LatencyTable(threads=args.table_threads, path=args.folder / domain.name / "latency.json")
-    config = xf.Distillation().replace(**changed(FINE_TUNING, args.set))
-    found = xf.prune(domain.model, given, ratio, target=target, table=table, fine_tuning=config, **same)
+    ratio, target, changes = PRUNED[task]
+    table = LatencyTable(batch_size=TABLE_BATCH, threads=1, path=args.folder / domain.name / "latency.json")
+    config, pruning = xf.Distillation().replace(**changed(FINE_TUNING, args.set)), Pruning().replace(**changes)
+    found = xf.prune(domain.model, given, ratio, target=target, config=pruning, table=table, fine_tuning=config, **same)
     export(found, place / "network.pt")
     save_tensors(place / "network.safetensors", found.model.state_dict())
     left = {key: found.rounds[-1][key] for key in ("filters", "flops", "latency")}
     return {
         "accuracy": accuracy(found.model, domain.data.test, domain.spec), "left": left, "widths": found.widths,
-        "bytes": (place / "network.safetensors").stat().st_size, "settings": config.to_dict(), "rounds": found.rounds,
+        "bytes": (place / "network.safetensors").stat().st_size, "rounds": found.rounds,
+        "settings": {"pruning": pruning.to_dict(), "fine_tuning": config.to_dict()},
     }  # fmt: skip
 
 
@@ -133,15 +141,16 @@ def quantized(
     domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """A cell of quantisation."""
-    found = xf.quantize(domain.model, given, **changed(BITS[task], args.set), **same)
+    settings = changed(BITS[task], args.set)
+    found = xf.quantize(domain.model, given, **settings, **same)
     found.save(place / "network", overwrite=True)
     run = found.compiled() if task == "int8" else found.model
     cell: dict[str, Any] = {
-        "accuracy": accuracy(run, domain.data.test, domain.spec), "sensitivity": found.sensitivity,
+        "accuracy": accuracy(run, domain.data.test, domain.spec),
         "bytes": (place / "network" / "model.safetensors").stat().st_size, "settings": found.settings,
     }  # fmt: skip
     if task == "w4a4":
-        before = xf.quantize(domain.model, given, spec=domain.spec, seed=same["seed"], bits=4, learn=False)
+        before = xf.quantize(domain.model, given, spec=domain.spec, seed=same["seed"], **settings, learn=False)
         cell["before"] = accuracy(before.model, domain.data.test, domain.spec)
     return cell
 
@@ -183,6 +192,14 @@ def cells_of(folder: Path, results: Path) -> list[dict[str, Any]]:
     return with_stored(results, found, KEYS)
 
 
+def recovered(before: dict[str, float] | None, after: dict[str, float]) -> dict[str, float] | None:
+    """What fine-tuning on images gave back of what it gives back on real ones, from the ranges of real images on."""
+    if before is None or "real" not in before or after["real"] <= before["real"]:
+        return None
+    whole = after["real"] - before["real"]
+    return {images: (value - before["real"]) / whole for images, value in after.items()}
+
+
 def rows_of(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each network and task: accuracy by images, mean over seeds, with the values of all."""
     rows = []
@@ -201,6 +218,9 @@ def rows_of(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
             images: statistics.fmean(cell["before"] for cell in found)
             for images, found in cells.items() if "before" in found[0]
         } or None  # fmt: skip
+        row["recovered"] = recovered(
+            row["before"], {images: statistics.fmean(found) for images, found in values.items()}
+        )
         speeds = [cell["speed"] for cell in done if cell["speed"]]
         row["faster"] = {
             count: {
@@ -236,7 +256,6 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("compression"), help="of images, networks and cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table-threads", type=int, default=THREADS, help="of the table of latencies")
     parser.add_argument("--validation", action="store_true", help="test on held-out training images; seeds from 100")
     parser.add_argument("--stop-after", type=float, help="end this process after so many minutes, ready to continue")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the rows of the cells in --folder")
@@ -254,8 +273,12 @@ def main() -> None:
             parser.error(f"cells must be NETWORK:TASK:IMAGES:SEED, got {':'.join(cell)!r}")
     if args.measure and any(cell[1] == "w4a4" for cell in cells):
         parser.error("--measure takes no cells of w4a4, which compute in float32")
-    if args.validation and not args.collect and min(int(cell[3]) for cell in cells) < 100:
-        parser.error("--validation takes seeds of 100 or more")
+    if not args.collect and any((int(cell[3]) >= 100) != args.validation for cell in cells):
+        parser.error("--validation takes seeds of 100 or more, which the reported figures leave out")
+    if args.validation:
+        args.folder /= "validation"
+    if not args.photographs and any(cell[2] == "photographs" for cell in cells) and not args.measure:
+        parser.error("cells of photographs need --photographs")
 
     def stop() -> bool:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after

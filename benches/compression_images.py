@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import exml_fast as xf
 from exml_fast.data import ImageData, ImageSource, NaturalFields, Photographs
 from exml_fast.inversion import Result
+from exml_fast.transfer import export, load_pruned
 
 IMAGES = ("noise", "natural-fields", "photographs", "deep-inversion", "adaptive", "real")
 SYNTHETIC = ("deep-inversion", "adaptive")
@@ -22,7 +23,7 @@ RECIPE = "deep_inversion/cifar10-transferable"
 SETS: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet20": (300, {}),
     "resnet56": (150, {"steps": 50, "lr": 0.15}),
-    "expert": (12, {"steps": 50, "lr": 0.15}),
+    "expert": (30, {"steps": 50, "lr": 0.15}),
 }
 # The network with which adaptive images compete: without some of its filters, after short learning.
 STUDENT: dict[str, Any] = {"ratio": 0.2, "target": "filters"}
@@ -68,10 +69,14 @@ class Domain:
                     tuning = xf.Distillation().replace(
                         steps=STUDENT_STEPS, batch_size=128, lr=0.01, schedule="cosine", lambda_features=300.0
                     )
-                    student = xf.prune(
-                        self.model, first, spec=self.spec, seed=seed, fine_tuning=tuning,
-                        checkpoint_dir=checkpoints / "student", **STUDENT,
-                    ).model  # fmt: skip
+                    kept = checkpoints / "student.pt"
+                    if not kept.is_file():
+                        pruned = xf.prune(
+                            self.model, first, spec=self.spec, seed=seed, fine_tuning=tuning,
+                            checkpoint_dir=checkpoints / "student", **STUDENT,
+                        )  # fmt: skip
+                        export(pruned, kept)
+                    student = load_pruned(kept, self.model)
                     found = self._inverted(
                         f"adaptive_{RECIPE}", (per_class + 1) // 2, seed + 1, checkpoints, changes, student=student
                     )

@@ -59,10 +59,10 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
         y_train=np.arange(60) % 3, x_test=np.zeros((9, 16, 16, 3), np.uint8), y_test=np.arange(9) % 3,
     )  # fmt: skip
     Image.fromarray(drawn.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
-    folder = tmp_path / "cells"
+    given, folder = tmp_path / "cells", tmp_path / "cells" / "validation"
 
     def call(*words: str) -> None:
-        options = ["--data", tmp_path / "few.npz", "--teacher", tmp_path / "expert", "--folder", folder]
+        options = ["--data", tmp_path / "few.npz", "--teacher", tmp_path / "expert", "--folder", given]
         options += ["--photographs", tmp_path / "photo.png", "--validation"]
         monkeypatch.setattr(sys, "argv", ["compression.py", *map(str, options), *words])
         bench.main()
@@ -109,3 +109,10 @@ def test_cells_are_checked(cell: str, bench: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["compression.py", "--validation", "--cells", cell])
     with pytest.raises(SystemExit):
         bench.main()
+
+
+def test_what_is_recovered_begins_at_the_ranges_of_real_images(bench: Any) -> None:
+    found = bench.recovered({"real": 60.0, "noise": 20.0}, {"real": 80.0, "noise": 70.0, "adaptive": 78.0})
+    assert found == {"real": 1.0, "noise": 0.5, "adaptive": 0.9}
+    assert bench.recovered({"noise": 20.0}, {"noise": 70.0}) is None
+    assert bench.recovered({"real": 60.0}, {"real": 60.0}) is None  # nothing was gained

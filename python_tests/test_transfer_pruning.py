@@ -149,6 +149,20 @@ def test_a_table_measures_each_shape_once(taught: nn.Module, tmp_path: Path) -> 
     assert again.latency(layers) == 6.0
 
 
+def test_tables_share_a_file(taught: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (LatencyTable(threads=1, batch_size=size, path=tmp_path / "table.json") for size in (1, 2))
+    layers = layers_of(taught, example(SPEC))
+    for table in (first, second):
+        table.latency(layers)
+        table.save()
+    both = LatencyTable(threads=1, path=tmp_path / "table.json").milliseconds
+    assert both == first.milliseconds | second.milliseconds and len(both) == 12
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    other = LatencyTable(threads=1, path=tmp_path / "table.json")
+    other.latency(layers)
+    assert len(other.milliseconds) == 18  # a CPU with other instructions measures anew
+
+
 @pytest.mark.parametrize("target", ["filters", "flops", "latency"])
 def test_the_share_that_is_asked_for_is_removed(target: Any, taught: nn.Module, images: Tensor) -> None:
     before = everything(taught)

@@ -83,7 +83,8 @@ class LatencyTable:
         batch_size: images at once; the paper has 1.
         threads: of the CPU; torch's number when None. With one thread, times are CPU time, which other load on the
             machine changes little; more threads need a quiet machine.
-        path: a file that keeps the measurements for later runs on the same machine.
+        path: a file that keeps the measurements for later runs on the same machine. Those of a CPU with other
+            instructions are not used.
     """
 
     def __init__(
@@ -98,8 +99,7 @@ class LatencyTable:
         self.threads = threads or torch.get_num_threads()
         self.path = None if path is None else Path(path)
         self.milliseconds: dict[str, float] = {}
-        if self.path is not None and self.path.is_file():
-            self.milliseconds = {str(key): float(value) for key, value in load_json(self.path).items()}
+        self.milliseconds |= self._stored()
 
     @classmethod
     def of(cls, model: nn.Module, **options: int | PathLike | None) -> LatencyTable:
@@ -111,10 +111,15 @@ class LatencyTable:
         return sum(self._of(layer, *(widths or {}).get(layer.module, layer.widths)) for layer in layers)
 
     def save(self) -> None:
-        """Write the measurements; does nothing without a path."""
+        """Write the measurements beside those of other processes; does nothing without a path."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_json(self.path, self.milliseconds)
+            save_json(self.path, self._stored() | self.milliseconds)
+
+    def _stored(self) -> dict[str, float]:
+        if self.path is None or not self.path.is_file():
+            return {}
+        return {str(key): float(value) for key, value in load_json(self.path).items()}
 
     def _of(self, layer: Layer, outputs: int, inputs: int) -> float:
         module = layer.module
@@ -124,7 +129,8 @@ class LatencyTable:
             assert isinstance(module, nn.Conv2d)
             rest = [*module.kernel_size, *module.stride, *_pair(module.padding), *module.dilation, module.groups]
             key = f"conv {outputs} {inputs} {' '.join(map(str, (*rest, *layer.size)))}"
-        key = f"{self.device.type} {self.threads} {self.batch_size} {key}"
+        hardware = torch.backends.cpu.get_cpu_capability() if self.device.type == "cpu" else self.device.type
+        key = f"{hardware} {self.threads} {self.batch_size} {key}"
         if key not in self.milliseconds:
             self.milliseconds[key] = self._measured(layer, outputs, inputs)
         return self.milliseconds[key]

@@ -29,7 +29,7 @@ class Quantization:
     Attributes:
         bits: 8, with ranges from the images alone; or 4, of weights and activations, where the network then learns
             from the float network.
-        calibration: images that give the ranges; all where there are fewer.
+        calibration: images that give the ranges; all where there are fewer. With ``bits`` 4 at most a batch.
         sensitivity: images on which the sensitivity of each layer is measured; 0 for none.
         float_layers: the most sensitive layers stay float32: their number, or below 1 their share.
         learn: with ``bits`` 4, whether the network learns; without, only its ranges are set.
