@@ -1,4 +1,4 @@
-"""The cost of 1.2 million ImageNet images on many GPUs, from the measured parts in ``benches/results/cluster.json``."""
+"""The cost of 1.2 million ImageNet images on many GPUs, from the parts measured in ``benches/results/cluster.json``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ Row = dict[str, Any]
 
 
 def devices(rows: list[Row]) -> list[tuple[str, str, float, int]]:
-    """Device, recipe, seconds an image and bytes an image: measured ones, and an H200 estimated from the products."""
+    """Device, recipe, seconds an image and bytes an image: extrapolated from a short run, or estimated for an H200.
+
+    The run takes a share of the recipe's steps on a small batch (benches/cluster.py). The estimate is by products.
+    """
     found = []
     for row in (row for row in rows if row["part"] == "images"):
         name = f"{row['threads']} CPU core" if row["device"] == "cpu" else row["device"]
-        found.append((f"{name}, measured", row["recipe"], row["seconds_an_image"], row["bytes_an_image"]))
+        found.append((f"{name}, extrapolated", row["recipe"], row["seconds_an_image"], row["bytes_an_image"]))
         if row["device"] == "cpu" and not any("H200" in str(other.get("device")) for other in rows):
             estimate = row["flops_an_image"] / (H200_FLOPS * ASSUMED_SHARE)
             found.append(("H200, estimated", row["recipe"], estimate, row["bytes_an_image"]))
@@ -52,7 +55,8 @@ def cost_rows(rows: list[Row]) -> list[Row]:
                 "device": device, "recipe": recipe, "workers": workers, "shards": shards, "shard_seconds": shard,
                 "hours": wall / 3600, "device_hours": workers * wall / 3600,
                 "overhead_percent": 100 * (wall / (IMAGES * seconds / workers) - 1),
-                "driver_percent": 100 * serial / wall, "megabytes_a_second": IMAGES * size / 1e6 / wall,
+                "work_seconds": work, "driver_seconds": serial, "driver_percent": 100 * serial / wall,
+                "megabytes_a_second": IMAGES * size / 1e6 / wall,
                 "gigabytes": IMAGES * size / 1e9, "largest_cluster": math.floor(shard * shards / serial),
                 "resume_seconds": resume,
             })  # fmt: skip
@@ -80,24 +84,38 @@ def _time(hours: float) -> str:
 
 
 def first_limits(rows: list[Row]) -> str:
-    """Markdown: what breaks first, in the order in which it does."""
+    """Markdown: what limits the fastest row, in the order of the seconds that it costs, and what removes it."""
     costs = [cost for cost in cost_rows(rows) if cost["workers"] == max(WORKERS)]
     fast = min(costs, key=lambda cost: cost["shard_seconds"])
     parts = {row["part"]: row for row in rows}
     manifest, overhead = parts["manifest"], parts["overhead"]
-    start = overhead["seconds_to_start_a_worker"]
-    share = math.ceil(fast["shards"] / fast["workers"])
-    return "\n".join([
-        f"1. **Starting workers and the last round.** On {fast['workers']:,} workers of the fastest row a worker makes "
-        f"{share} shards of {fast['shard_seconds']:.1f} s. Starting a worker took {start:.1f} s here, and all wait for "
-        f"the last shard: the overhead is {fast['overhead_percent']:.1f} %. Smaller shards shorten the last round.",
-        f"2. **Storage.** The images are {fast['gigabytes']:.0f} GB in {fast['shards']:,} files, written at "
-        f"{fast['megabytes_a_second']:,.0f} MB/s there.",
-        f"3. **The driver.** A task costs {overhead['milliseconds_a_task']:.1f} ms, so one driver feeds about "
-        f"{fast['largest_cluster']:,} such workers. Several jobs, each with a driver of its own, come after that.",
-        f"4. **The manifest.** {manifest['entries']:,} entries open in {manifest['seconds_to_open']:.1f} s and resume "
-        f"in {manifest['seconds_to_resume']:.1f} s; this job has {fast['shards']:,}.",
-    ])  # fmt: skip
+    start, shards, workers = overhead["seconds_to_start_a_worker"], fast["shards"], fast["workers"]
+    shard, work, driver = fast["shard_seconds"], fast["work_seconds"], fast["driver_seconds"]
+    share, last = math.ceil(shards / workers), shard * (math.ceil(shards / workers) - shards / workers)
+    limits = [
+        (driver - work, f"**The driver.** It places and enters {shards:,} shards one after another, "
+         f"{overhead['milliseconds_a_task']:.1f} ms a task: {driver:.1f} s, where a worker's own shards take "
+         f"{work:.1f} s. " + ("So the driver sets the wall-clock time. " if driver > work else "") + "One driver feeds "
+         f"about {fast['largest_cluster']:,} such workers. {workers:,} workers need larger shards, of "
+         f"{workers * driver / shards:.1f} s or more, or several jobs, each with a driver of its own."),
+        (start, f"**Starting workers.** It took {start:.1f} s here. It happens once, so long jobs hardly notice it."),
+        (last, f"**The last round.** Some workers make {share} shards of {shard:.1f} s and the others one shard less, "
+         f"so {last:.2f} s are lost on average. Smaller shards shorten it, but load the driver more."),
+        (fast["resume_seconds"], f"**The manifest.** {manifest['entries']:,} entries open in "
+         f"{manifest['seconds_to_open']:.1f} s and resume in {manifest['seconds_to_resume']:.1f} s. This job has "
+         f"{shards:,}, so resuming takes {fast['resume_seconds']:.2f} s."),
+    ]  # fmt: skip
+    ordered = [text for _, text in sorted(limits, key=lambda limit: -limit[0])]
+    ordered.append(
+        f"**Storage.** It has no limit in the model. The images are {fast['gigabytes']:.0f} GB in {shards:,} files, "
+        f"and the storage must take {fast['megabytes_a_second']:,.0f} MB/s."
+    )
+    seconds = 3600 * fast["hours"]
+    intro = (
+        f"The fastest row ({fast['device']}, `{fast['recipe'].rpartition('/')[2]}`) takes {seconds:.1f} s on "
+        f"{workers:,} workers, an overhead of {fast['overhead_percent']:.1f} %. Its limits, in the order of the seconds that they cost:"
+    )
+    return "\n".join([intro, "", *(f"{number}. {text}" for number, text in enumerate(ordered, 1))])
 
 
 def fault_table(rows: list[Row]) -> str:
@@ -130,7 +148,7 @@ def fault_table(rows: list[Row]) -> str:
         same = "the same bytes as an unkilled run" if row["equal"] else "other bytes than an unkilled run"
         lines.append(
             f"| torchrun, {row['ranks']} gloo ranks, one killed after step {row['killed_at']} of {row['steps']} | "
-            f"first report after the restart at step {row['went_on_before']}; student has {same} |"
+            f"the run continued from a checkpoint before step {row['went_on_before']}; student has {same} |"
         )
     if (row := parts.get("catalogue")) is not None:
         lines.append(

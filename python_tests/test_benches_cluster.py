@@ -29,7 +29,7 @@ def cost(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_one_worker_takes_the_time_of_all_images(cost: Any) -> None:
-    one, *_ = [row for row in cost.cost_rows(ROWS) if row["workers"] == 1 and "measured" in row["device"]]
+    one, *_ = [row for row in cost.cost_rows(ROWS) if row["workers"] == 1 and "extrapolated" in row["device"]]
     shards = math.ceil(1_200_000 / 84)
     seconds = shards * (84 * 100 + 0.002) + 5 + 2 * shards / 1_000_000
     assert one["hours"] == pytest.approx(seconds / 3600) and one["shards"] == shards
@@ -44,7 +44,7 @@ def test_workers_share_the_work_until_the_driver_is_busy(cost: Any) -> None:
         assert own[0]["hours"] > own[1]["hours"] > own[2]["hours"]
         assert own[0]["device_hours"] <= own[1]["device_hours"] <= own[2]["device_hours"]
     instant = [row | {"seconds_an_image": 1e-9} if row["part"] == "images" else row for row in ROWS]
-    busy = [row for row in cost.cost_rows(instant) if row["workers"] == 1024 and "measured" in row["device"]]
+    busy = [row for row in cost.cost_rows(instant) if row["workers"] == 1024 and "extrapolated" in row["device"]]
     assert busy[0]["hours"] * 3600 == pytest.approx(5 + busy[0]["shards"] * (0.002 + 1e-5) + 2 * 14286 / 1e6, rel=1e-3)
 
 
@@ -52,9 +52,19 @@ def test_a_measured_gpu_replaces_the_estimate(cost: Any) -> None:
     assert any("H200, estimated" in row["device"] for row in cost.cost_rows(ROWS))
     gpu = ROWS[-1] | {"device": "NVIDIA H200", "seconds_an_image": 0.05}
     assert not any("estimated" in row["device"] for row in cost.cost_rows([*ROWS, gpu]))
-    assert cost.cost_table([*ROWS, gpu]).count("NVIDIA H200, measured") == 3
-    assert "1. **Starting workers" in cost.first_limits(ROWS)
+    assert cost.cost_table([*ROWS, gpu]).count("NVIDIA H200, extrapolated") == 3
     assert "manifest of 1,000,000 shards" in cost.fault_table(ROWS)
+
+
+def test_the_limit_that_costs_most_comes_first(cost: Any) -> None:
+    gpu = ROWS[-1] | {"device": "NVIDIA H200"}
+    slow = cost.first_limits([*ROWS, gpu | {"seconds_an_image": 1.0}])
+    assert "\n1. **Starting workers.**" in slow and "sets the wall-clock time" not in slow
+    fast = cost.first_limits([*ROWS, gpu | {"seconds_an_image": 0.001}])
+    assert (
+        "\n1. **The driver.** It places and enters 14,286 shards" in fast and "the driver sets the wall-clock" in fast
+    )
+    assert "1,024 workers need larger shards, of 2.1 s or more" in fast  # 1,024 tasks of 2 ms, and 10 μs an entry
 
 
 def test_lists_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
