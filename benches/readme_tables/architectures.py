@@ -10,24 +10,37 @@ from typing import Any
 from exml_fast.storage import load_json
 from readme_tables.common import number, source, table
 
+UNLIKE = 0.7
+"""Below this cosine the bfloat16 gradient has little in common with the eager one."""
+
 
 def architectures(path: Path) -> str:
     """A summary in words, and a line for each architecture."""
     results = load_json(path)
     rows = results["rows"]
     works = [row for row in rows if "error" not in row]
-    ways = Counter(row["way"] for row in rows)
-    gains = [best_gain(row) for row in works]
+    ways = Counter("without a BatchNorm call" if row.get("calls") == 0 else row["way"] for row in rows)
+    float32 = [row["gain_float32"] for row in works]
+    best = {row["architecture"]: best_gain(row) for row in works}
+    slower = [name for name, gain in best.items() if gain < 1]
+    unlike = sum(row["cosine_bfloat16"] < UNLIKE for row in works)
     summary = (
         f"{len(rows)} architectures with random weights: "
         + ", ".join(f"{count} {way}" for way, count in ways.most_common())
-        + f". A step in the faster precision is a median of {statistics.median(gains):.2f} times faster than the "
-        f"eager one ({min(gains):.2f} to {max(gains):.2f}). Columns: how many times faster a step is; the largest "
-        "difference of a logit as a share of the largest logit, in float32; the cosine between the images' gradient "
-        "and the eager one, in float32 and bfloat16."
+        + f". A step in float32 is a median of {range_of(float32)} than the eager one, which runs in "
+        f"float32. In the faster of float32 and bfloat16 the median is {range_of(list(best.values()))}. "
+        + (f"Slower in both: {', '.join(slower)}. " if slower else "")
+        + f"The bfloat16 gradient has a cosine below {UNLIKE} in {unlike} networks. Columns: how many times faster a "
+        "step is; the largest difference of a logit as a share of the largest logit, in float32; the cosine between "
+        "the images' gradient and the eager one, in float32 and bfloat16."
     )
     header = ["network", "size", "how", "BatchNorm calls", "step, float32", "step, bfloat16", "logits", "cosine"]
     return "\n\n".join([summary, table(header, [line(row) for row in rows]), source(path, results)])
+
+
+def range_of(gains: list[float]) -> str:
+    """The median, the least and the largest."""
+    return f"{statistics.median(gains):.2f} times faster ({min(gains):.2f} to {max(gains):.2f})"
 
 
 def best_gain(row: dict[str, Any]) -> float:

@@ -18,6 +18,10 @@ CHANGED = "+changes"
 """Ends the commit of results that were measured in a tree with changes."""
 
 
+OUR_SETTINGS = " (our settings)"
+"""Ends the name of a row whose images and student are made in another way than those of the paper's row."""
+
+
 NETWORKS = {
     "cifar_resnet": "ResNet-20", "vgg11_bn_cifar": "VGG-11-BN", "resnet18_cifar": "ResNet-18",
     "resnet34_cifar": "ResNet-34",

@@ -166,7 +166,7 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
             ]
         )
     header = ["one step", "time (quartiles)", "over published ⁴", "over torch.compile ⁵", "time / bare network ⁶"]
-    header += ["time / its convolutions ⁷", "ideal ⁸", "peak memory ⁹", "set-up ¹⁰"]
+    header += ["time / its convolutions ⁷", "direct convolutions ⁸", "peak memory ⁹", "set-up ¹⁰"]
     same = all("plain_ms" in row for row in steps)
     reuse = "All contenders run in the engine's reused memory" if same else (
         "Ours and the bare network run in the engine's reused memory, the other two with the C library's allocation"
@@ -182,9 +182,9 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
         "⁷ Forward and input gradient of the convolutions of our copy alone, each by the algorithm that the step uses.",
-        "⁸ What a step may need (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, "
-        "and each activation moved once. It is no lower bound: Winograd needs fewer products, and the machine's load "
-        "was another.",
+        "⁸ Computed (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, and each "
+        "activation moved once. A step with Winograd's convolutions can be faster, because they need fewer products. "
+        "The machine's load was another.",
         "⁹ Without weights and images: ours / torch.compile / published.",
         "¹⁰ Before the first step: ours / torch.compile.",
     ]
@@ -227,7 +227,7 @@ def precision(path: Path) -> str:
     others = " and ".join(dict.fromkeys(row["asked"] for row in results["rows"]))
     note = (
         "Mean and deviation over seeds; in brackets the mean difference from float32 with the same seeds, and twice "
-        "its standard error."
+        f"its standard error. {not_excluded(results['rows'])}"
     )
     header = [
         f"{results['rows'][0]['seeds']} seeds",
@@ -237,6 +237,23 @@ def precision(path: Path) -> str:
         "time of a seed",
     ]
     return table(header, rows) + "\n\n" + note + "\n\n" + source(path, results)
+
+
+def not_excluded(rows: Sequence[dict[str, Any]]) -> str:
+    """The differences of bfloat16 that its intervals show, and the losses with the judges that they do not exclude."""
+    names = {"teacher": "recognised by the teacher", "judge": "recognised by the other network",
+             "objective": "objective"}  # fmt: skip
+    compared = [row for row in rows if row["precision"] != "float32" and row["judge_difference_error"] is not None]
+    shown = [
+        f"{row['network']}, {name}" for row in compared for key, name in names.items()
+        if abs(row[f"{key}_difference"]) > row[f"{key}_difference_error"]
+    ]  # fmt: skip
+    losses = [row["judge_difference_error"] - row["judge_difference"] for row in compared]
+    text = f"Intervals without 0: {'; '.join(shown) or 'none'}."
+    if losses:
+        text += " The intervals of the other networks do not exclude losses of up to "
+        text += " and ".join(f"{loss:.0f}" for loss in losses) + " points."
+    return text
 
 
 def impressions(path: Path) -> str:

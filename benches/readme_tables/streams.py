@@ -10,7 +10,7 @@ from exml_fast.continual import METHODS
 from exml_fast.data import SOURCES
 from exml_fast.reproduction.published import published
 from exml_fast.storage import load_json
-from readme_tables.common import number, reached, source, table
+from readme_tables.common import OUR_SETTINGS, number, reached, source, table
 from readme_tables.headlines import best_of_carta
 
 
@@ -37,9 +37,28 @@ def demo(path: Path) -> str:
         if row["kind"] == "strategy":
             cut.setdefault(row["note"], []).append(row["name"])
     note = [" ".join(f"{' and '.join(names)}: {text}." for text, names in cut.items())]
+    note += [unequal_budgets(results)]
     note += ["Time and memory are those of seed 0."] if more else []
     sources = [source(file, run) for file, run in zip(files, (results, *more), strict=True)]
     return "\n\n".join([table([*header, "time", "peak memory"], rows), *note, *sources])
+
+
+def unequal_budgets(results: dict[str, Any]) -> str:
+    """Images and time of the methods that learn from several experts; "" if all have the same."""
+    budgets: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        if row["kind"] == "strategy" and "joint expert" not in row["name"]:
+            settings = results["settings"]["random_images" if METHODS[row["slug"]].source else "distillation"]
+            images = f"{settings['buffer_size']} images"
+            images += f" in {settings['views']} views each" if settings.get("views", 1) > 1 else ""
+            budgets.setdefault(images, []).append(row)
+    if len(budgets) < 2:
+        return ""
+    parts = []
+    for images, rows in budgets.items():
+        seconds = " and ".join(dict.fromkeys(number(row["seconds"], 0) for row in rows))
+        parts.append(f"{' and '.join(row['name'] for row in rows)} learned from {images} in {seconds} s")
+    return f"The rows do not have equal budgets: {', '.join(parts)}."
 
 
 def carta(path: Path) -> str:
@@ -86,7 +105,7 @@ def calibrated(path: Path) -> str:
     images = f"5000 in the buffer{forms}{inverted}"
     published = f"the best method of Carta 2022 without the experts' data reaches {best_of_carta('mnist/NC')[1]:.1f} %"
     note = f"¹¹ Calibrated responses to random images, {images}; {published}. "
-    note += "Some settings were chosen with these test digits ([which](lab_notes.md#what-each-part-contributes))."
+    note += "Some settings were chosen with these test digits ([which](ex_model.md#limitations))."
     return table([*header, seeds, "time"], rows) + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -95,7 +114,8 @@ def cifar10(path: Path) -> str:
     results = load_json(path)
     rows, notes = [], []
     for row in sorted(results["rows"], key=lambda row: row["kind"] != "strategy"):
-        rows.append([row["cell"].split("/", 1)[1], number(row["paper"]), reached(row)])
+        name = row["cell"].split("/", 1)[1] + (OUR_SETTINGS if row["kind"] == "strategy" else "")
+        rows.append([name, number(row["paper"]), reached(row)])
         rows[-1].append(number(row["seconds"] / 60, 1, " min"))
         if row["kind"] == "strategy":
             scenario = row["cell"].split("/")[1]
