@@ -65,8 +65,8 @@ def invert(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Default: deep_inversion (for large images deep_inversion/imagenet-transferable); model_inversion "
-            "for networks without BatchNorm.",
+            help="Default: deep_inversion, for networks without BatchNorm model_inversion. From 96 pixels on: "
+            "deep_inversion/imagenet-transferable, for networks without BatchNorm with bn=0.",
             show_default=False,
         ),
     ] = None,
