@@ -113,7 +113,8 @@ def first_limits(rows: list[Row]) -> str:
     seconds = 3600 * fast["hours"]
     intro = (
         f"The fastest row ({fast['device']}, `{fast['recipe'].rpartition('/')[2]}`) takes {seconds:.1f} s on "
-        f"{workers:,} workers, an overhead of {fast['overhead_percent']:.1f} %. Its limits, in the order of the seconds that they cost:"
+        f"{workers:,} workers, an overhead of {fast['overhead_percent']:.1f} %. Its limits, in the order of the "
+        "seconds that they cost:"
     )
     return "\n".join([intro, "", *(f"{number}. {text}" for number, text in enumerate(ordered, 1))])
 

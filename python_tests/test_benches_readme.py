@@ -48,6 +48,36 @@ def test_a_headline_leaves_out_the_seeds_of_choices(tables: Tables, tmp_path: Pa
     assert headlines.headline(row, tmp_path)[3] == "59.5 ± 23.3 ‡"  # not bold: one seed is below the paper
 
 
+def test_only_rows_beside_a_comparable_figure_are_bold(tables: Tables, tmp_path: Path) -> None:
+    headlines = tables("readme_tables.headlines")
+    results(tmp_path / "a.json", streamed([99.0, 75.0, 76.0]))
+    names = "a task", "a", "MNIST/NC/A"
+    unknown = headlines.Headline(*names, None, "MNIST/NC/Ensemble Avg.", "ex_model", own=True)
+    assert headlines.headline(unknown, tmp_path)[2:4] == ["–", "75.5 ± 0.7 §"]
+    other = headlines.Headline(*names, "mnist/NC", "MNIST/NC/Ensemble Avg.", "ex_model", comparable=False)
+    assert headlines.headline(other, tmp_path)[2:4] == ["43.2", "75.5 ± 0.7"]
+
+
+def test_the_demo_names_unequal_budgets(tables: Tables) -> None:
+    settings = {"random_images": {"buffer_size": 1000, "views": 8}, "distillation": {"buffer_size": 300}}
+    names = ("Inverted Strokes", "inverted-strokes", 90.2), ("Data Impression", "data-impression", 36.0)
+    rows = [{"kind": "strategy", "name": name, "slug": slug, "seconds": seconds} for name, slug, seconds in names]
+    budgets = tables("readme_tables.streams").unequal_budgets
+    text = budgets({"rows": rows, "settings": settings})
+    assert "Inverted Strokes learned from 1000 images in 8 views each in 90 s, Data Impression learned from 300" in text
+    assert budgets({"rows": rows[:1], "settings": settings}) == ""
+
+
+def test_intervals_say_what_they_do_not_exclude(tables: Tables) -> None:
+    row = {
+        "network": "A", "precision": "bfloat16", "teacher_difference": 0.5, "teacher_difference_error": 0.3,
+        "judge_difference": -1.3, "judge_difference_error": 3.0, "objective_difference": 0.0,
+        "objective_difference_error": 0.0,
+    }  # fmt: skip
+    text = tables("readme_tables.engine").not_excluded([row])
+    assert text.startswith("Intervals without 0: A, recognised by the teacher.") and "losses of up to 4 points" in text
+
+
 def test_the_judged_headline_leaves_out_the_seed_of_choices(tables: Tables, tmp_path: Path) -> None:
     def of_seed(seed: int, seconds: float) -> dict[str, Any]:
         agreement = {"published": {"a judge": 50.0 - seed, "seen": 0.0}, "ours": {"a judge": 80.0 + seed, "seen": 0.0}}
