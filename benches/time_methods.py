@@ -26,16 +26,15 @@ TIMED_STEPS = 10
 # Settings of the student that all methods but "published" share. warmup is a share of the steps.
 STUDENT: dict[str, Any] = {
     "batch_size": 128, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "mixup": 1.0, "temperature": 8.0,
-    "average": 0.999, "precision": "bfloat16",
+    "average": 0.999, "precision": "auto",
 }  # fmt: skip
 OURS = "deep_inversion/cifar10-transferable"
 INVERSION: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "image_steps": 60, "per_round": 256}
 SOURCE: dict[str, Any] = {**STUDENT, "generate_every": 50}
-# A bounded pool: rounds are so short that there are thousands of them.
-FAST: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "per_round": 256, "pool_size": 40_000}
+FAST: dict[str, Any] = {**STUDENT, "share": 0.5, "until": 0.9, "per_round": 256}
 # A step is a round: five imitations and an exploration (Ye 2022). The learning rate falls to zero with the budget.
 DELEGATOR: dict[str, Any] = {
-    "batch_size": 256, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "precision": "bfloat16", "generate_every": 1,
+    "batch_size": 256, "lr": 0.1, "schedule": "cosine", "warmup": 0.05, "precision": "auto", "generate_every": 1,
 }  # fmt: skip
 # Yin 2020, A.1; weight decay and augmentation are those of exml_fast.Distillation.
 PUBLISHED: dict[str, Any] = {

@@ -48,7 +48,7 @@ MARKS = {"cifar10": (75.0, 85.0, 89.0), "tiny-imagenet100": (30.0, 38.0, 43.0)}
 # How the teacher of Tiny-ImageNet-100 is trained where --teacher does not exist yet.
 TEACHER: dict[str, Any] = {
     "architecture": "cifar_resnet", "arguments": {"depth": 32}, "epochs": 15, "seed": 0, "schedule": "onecycle",
-    "lr": 0.2, "batch_size": 128, "weight_decay": 5e-4, "precision": "bfloat16",
+    "lr": 0.2, "batch_size": 128, "weight_decay": 5e-4, "precision": "auto",
     "augmentation": {"shift": 4, "flip": 0.5},
 }  # fmt: skip
 VALIDATION_IMAGES = 5000

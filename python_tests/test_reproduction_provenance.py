@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from exml_fast.reproduction import provenance as provenance_module
 from exml_fast.reproduction.provenance import provenance
@@ -26,3 +27,10 @@ def test_results_are_no_changes_of_the_tree(monkeypatch: pytest.MonkeyPatch, tmp
     assert clean and not clean.endswith("+changes")
     module.write_text("after")
     assert provenance("cpu")["commit"] == f"{clean}+changes"
+
+
+def test_the_instructions_of_the_cpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert provenance()["machine"]["instructions"] == "AVX512, bf16"

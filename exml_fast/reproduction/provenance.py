@@ -33,6 +33,7 @@ def provenance(device: str = "cpu", command: str | None = None) -> dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu(),
+            "instructions": _instructions(),
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
             "torch": torch.__version__,
@@ -48,6 +49,12 @@ def _cpu() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """Of the CPU, as far as they decide which kernels and which precision run."""
+    known = {"bf16": torch.cpu._is_avx512_bf16_supported(), "VNNI": torch.cpu._is_vnni_supported()}
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *(name for name, there in known.items() if there)])
 
 
 def _commit() -> str | None:
