@@ -67,7 +67,7 @@ faults: $(VENV)/.installed
 bench: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench" $(BIN)/python -m pytest benches/bench_ops.py --benchmark-only -p no:cacheprovider
 
-# Whole steps of inversion against the published style, torch.compile and the bare network; about half an hour.
+# Whole steps of inversion against the published style, torch.compile and the bare network; about an hour and a half.
 bench-inversion: $(VENV)/.installed
 	EXML_BENCH_COMMAND="make bench-inversion" $(BIN)/python benches/inversion.py
 
