@@ -7,8 +7,8 @@
 A cell is a method, a protocol and a seed, which also decides the class order (1993 + seed). The cells of a seed are
 parts of one exml_fast.reproduction.IncrementalStudy. Methods that learn the first task alike share its network. "icarl"
 also gives the cells of the methods that differ from it in the classifier alone. A killed cell continues when the same
-command runs again. Several processes may share --folder; two with the same seed and protocol may both train the first
-network. Cells of the committed results are not run again. Each takes one thread unless --threads says else.
+command runs again. Several processes may share --folder; one that needs the first network of a seed waits while another
+trains one. Cells of the committed results are not run again. Each takes one thread unless --threads says else.
 
 --set NAME=VALUE changes a setting of all methods of this call; the changed cells need a --folder of their own.
 --validation tests on a tenth of the training images, which are then not learned from, for choices of settings; its
@@ -75,6 +75,8 @@ def run_cell(study: IncrementalStudy, method: str, protocol: str) -> None:
     with locked(study.place(method, protocol) / "lock", wait=False) as free:
         if not free or (study.place(method, protocol) / "cell.json").is_file():
             return
+        with locked(study.folder / "first.lock", wait=True):
+            study.first(method, protocol)
         study.learned(method, protocol)
         for name in reversed(methods_with(method)):
             cell = cell_of(study, name, protocol)
@@ -95,7 +97,8 @@ def cell_of(study: IncrementalStudy, method: str, protocol: str) -> dict[str, An
         "method": method, "protocol": protocol, "seed": study.seed, "data": study.data.name, "last": 100 * found.last,
         "average": 100 * found.average, "curve": [100 * task.accuracy for task in found.tasks],
         "accuracies": [task.accuracies for task in found.tasks], "seconds": [task.seconds for task in found.tasks],
-        "stages": [task.stages for task in found.tasks], "peak_mb": [task.peak_mb for task in found.tasks],
+        "stages": [task.stages for task in found.tasks], "synthesis": [task.synthesis for task in found.tasks],
+        "peak_mb": [task.peak_mb for task in found.tasks],
         "bytes": found.tasks[-1].kept_bytes, "working_bytes": max(task.working_bytes for task in found.tasks),
         "real_exemplars": found.real_exemplars, "synthetic": found.synthetic, "settings": config.to_dict(),
         "note": NOTE.format(epochs=config.epochs), "commits": [str(provenance()["commit"])],

@@ -38,8 +38,8 @@ def test_learners_share_a_first_network_and_the_page_shows_them(
     assert list(rows) == list(methods)
     seed = out / "learners" / "seed_0"
     # Cross-entropy and binary cross-entropy make two first networks.
-    costs = [load_json(file)["owner"] for file in (seed / "first").glob("*/cost.json")]
-    assert sorted(costs) == ["fine-tuning, b4-3", "icarl, b4-3"]
+    costs = [load_json(file)["seconds"] for file in (seed / "first").glob("*/cost.json")]
+    assert len(costs) == 2 and min(costs) > 0
     firsts = {rows[name]["accuracy_after_each_task"][0] for name in ("fine-tuning", "lwf", "deep-inversion")}
     assert len(firsts) == 1
     for name in methods:

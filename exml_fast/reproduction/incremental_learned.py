@@ -40,6 +40,7 @@ class TaskFigures:
         peak_mb: the most memory.
         kept_bytes, working_bytes: ``nbytes`` and ``working_bytes`` of
             :class:`exml_fast.continual.class_incremental.LearnedTask`.
+        synthesis: "accuracy" and "confidence" of the old network on the inverted images; empty where there are none.
     """
 
     classes: int
@@ -49,6 +50,7 @@ class TaskFigures:
     peak_mb: float
     kept_bytes: int
     working_bytes: int
+    synthesis: dict[str, float] = field(default_factory=dict)
 
     @property
     def current(self) -> float:

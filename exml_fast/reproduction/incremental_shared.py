@@ -24,30 +24,30 @@ NOTHING = LearnedTask({}, 0.0, 0, 0, {})
 
 
 class FirstNetwork:
-    """A network that knows the first task, on file. ``owner`` names the learner that asks for it."""
+    """A network that knows the first task, on file."""
 
-    def __init__(self, folder: Path, owner: str) -> None:
-        self.folder, self.owner = folder, owner
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def cost(self) -> dict[str, Any]:
-        """Seconds and memory of its training, and the learner that trained it."""
-        found: dict[str, Any] = load_json(self.folder / "cost.json")
+    @property
+    def known(self) -> bool:
+        """Whether it is there."""
+        return (self.folder / "cost.json").is_file()
+
+    def cost(self) -> dict[str, float]:
+        """Seconds and memory of its training."""
+        found: dict[str, float] = load_json(self.folder / "cost.json")
         return found
 
-    def network(self) -> nn.Module | None:
-        """The network; None where it is not there yet, and for the learner that trained it."""
-        if not (self.folder / "cost.json").is_file() or self.cost()["owner"] == self.owner:
-            return None
-        return Expert.load(self.folder).model
+    def network(self) -> nn.Module:
+        """The network."""
+        return Expert.load(self.folder / "network").model
 
-    def keep(self, expert: Expert, result: IncrementalResult) -> None:
+    def keep(self, expert: Expert, learned: LearnedTask) -> None:
         """Write the network of a learner that has just learned the first task."""
-        expert.save(self.folder)
-        learned = result.tasks[0].learned
+        expert.save(self.folder / "network")
         seconds = learned.seconds.get("learn", learned.seconds["all"])
-        save_json(
-            self.folder / "cost.json", {"owner": self.owner, "seconds": seconds, "peak_mb": learned.peak_mb}
-        )  # fmt: skip
+        save_json(self.folder / "cost.json", {"seconds": seconds, "peak_mb": learned.peak_mb})
 
 
 class OtherClassifiers:

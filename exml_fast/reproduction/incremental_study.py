@@ -42,7 +42,7 @@ from exml_fast.data import Split, load
 from exml_fast.engine.substitution import copied
 from exml_fast.models import create, final_linear
 from exml_fast.ownership import remove_tree
-from exml_fast.progress import Progress
+from exml_fast.progress import Progress, Renamed
 from exml_fast.reproduction.incremental_learned import FeatureMap, Learned, TaskFigures
 from exml_fast.reproduction.incremental_settings import IncrementalSettings, changes_of, folder_of_row, usual_network
 from exml_fast.reproduction.incremental_shared import FirstNetwork, OtherClassifiers
@@ -129,24 +129,39 @@ class IncrementalStudy:
         """In the order in which the classes come."""
         return [self.data.class_names[c] for task in self.tasks(protocol) for c in task.classes]
 
+    def first(self, row: str, protocol: str) -> FirstNetwork:
+        """The network that knows the first task, for a learner to adopt; it is trained unless it is on file.
+
+        Two processes may share a study's folder, but not this call.
+        """
+        pupil, task = self.learner(row, protocol), self.tasks(protocol)[0]
+        first = FirstNetwork(self.folder / "first" / self._key(pupil, task))
+        if not first.known:
+            learned = pupil.learn(
+                task, progress=self._report(row, protocol), checkpoint_dir=first.folder / "checkpoint"
+            )  # fmt: skip
+            first.keep(self._expert(pupil, [task]), learned)
+        return first
+
+    def _report(self, row: str, protocol: str) -> Progress | None:
+        """The caller's progress, with the learner's name in the stage's."""
+        progress, title = self.progress, row if len(self.settings.protocols) == 1 else f"{row}, {protocol}"
+        return None if progress is None else Renamed(progress, lambda stage: f"{title}, {stage}")
+
     def _learn(self, row: str, protocol: str, folder: Path) -> None:
         pupil, tasks = self.learner(row, protocol), self.tasks(protocol)
-        first = FirstNetwork(self.folder / "first" / self._key(pupil, tasks[0]), f"{row}, {protocol}")
-        known, report = first.network(), self.progress
-        title = row if len(self.settings.protocols) == 1 else f"{row}, {protocol}"
+        first = self.first(row, protocol)
         others = OtherClassifiers(folder / "others", self._alike(pupil, row, protocol))
 
         def after(result: IncrementalResult) -> None:
             number = len(result.tasks)
-            if number == 1 and known is None:
-                first.keep(self._expert(pupil, tasks[:1]), result)
             if number in self.settings.maps:
                 save_tensors(folder / f"map_{number:02d}.safetensors", vars(self._map(pupil, tasks[0])))
             others.test(pupil, tasks[:number], self.data.test)
 
         result = incremental(
-            pupil, tasks, self.data.test, first=known, after=after, checkpoint_dir=folder / "checkpoint",
-            progress=None if report is None else lambda stage, *rest: report(f"{title}, {stage}", *rest),
+            pupil, tasks, self.data.test, first=first.network(), after=after, checkpoint_dir=folder / "checkpoint",
+            progress=self._report(row, protocol),
         )  # fmt: skip
         # This row comes last, so an interruption leaves none of the others out.
         for name, found in (others.results(result) | {row: result}).items():
@@ -156,7 +171,7 @@ class IncrementalStudy:
                 if place != folder:
                     with atomic_path(place / file.name) as temporary:
                         shutil.copyfile(file, temporary)
-            self._measured(name, protocol, pupil, found, None if known is None else first).save(place)
+            self._measured(name, protocol, pupil, found, first).save(place)
         for name in ("checkpoint", "others"):
             remove_tree(folder / name)
 
@@ -171,7 +186,7 @@ class IncrementalStudy:
         return found
 
     def _measured(
-        self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: FirstNetwork | None
+        self, row: str, protocol: str, pupil: Learner[Any], result: IncrementalResult, first: FirstNetwork
     ) -> Learned:
         figures, classes = [], 0
         for number, (task, reached) in enumerate(zip(self.tasks(protocol), result.tasks, strict=True)):
@@ -179,7 +194,7 @@ class IncrementalStudy:
             stages, peak = dict(learned.seconds), learned.peak_mb
             whole = stages.pop("all")
             stages["other"] = max(0.0, whole - sum(stages.values()))
-            if number == 0 and first is not None:
+            if number == 0:
                 cost = first.cost()
                 stages["learn"], peak = stages.get("learn", 0.0) + cost["seconds"], max(peak, cost["peak_mb"])
             figures.append(
@@ -187,6 +202,8 @@ class IncrementalStudy:
                     classes, reached.accuracy, reached.accuracies,
                     {name: round(seconds, 3) for name, seconds in stages.items()}, round(peak, 1), learned.nbytes,
                     learned.working_bytes,
+                    {name.removeprefix("synthesis/"): round(values[-1], 4) for name, values in learned.history.items()
+                     if name.startswith("synthesis/")},
                 )
             )  # fmt: skip
         method = self.settings.methods[row]["method"]
@@ -196,13 +213,14 @@ class IncrementalStudy:
         )  # fmt: skip
 
     def _key(self, pupil: Learner[Any], task: Task) -> str:
-        """The same for learners that learn the first task in the same way."""
+        """The same for learners that learn the same first task in the same way."""
         config = pupil.config
         loss = pupil.label_loss()
         # In the first task every class is new.
         loss = cross_entropy if loss is local_cross_entropy else loss
         epochs = config.first_epochs or config.epochs
-        how = [loss.__name__, config.training.to_dict(), epochs, config.head, list(task.classes)]
+        data = [self.data.name, len(task.split), list(task.classes)]
+        how = [loss.__name__, config.training.to_dict(), epochs, config.head, data, self.architecture, self.arguments]
         return fingerprint([], how)[:12]
 
     def _expert(self, pupil: Learner[Any], tasks: list[Task]) -> Expert:

@@ -46,7 +46,11 @@ class Synthesis:
         return int(self.images * lesson.split.images[0].nbytes)
 
     def of_old_classes(self, lesson: Lesson) -> Split:
-        """Images as uint8; labels are logit positions. An interrupted task does not make them again."""
+        """Images as uint8; labels are the logit positions that the old network names.
+
+        An interrupted task does not make them again. The history has "synthesis/accuracy", the share of images that
+        the old network names as they were wanted, and "synthesis/confidence".
+        """
 
         def make() -> dict[str, Any]:
             recipe = recipes.get(self.recipe)
@@ -62,7 +66,10 @@ class Synthesis:
                 progress=lesson.report("synthesis"), checkpoint_dir=lesson.place("synthesis"),
             )  # fmt: skip
             lesson.record.seconds["synthesis"] = result.seconds
-            return {"images": as_bytes(result.images, lesson.spec), "labels": result.labels}
+            for name, key in (("accuracy", "teacher_accuracy"), ("confidence", "confidence")):
+                lesson.record.history[f"synthesis/{name}"] = [float(result.summary[key])]
+            assert result.logits is not None
+            return {"images": as_bytes(result.images, lesson.spec), "labels": result.logits.argmax(1)}
 
         made = lesson.kept("synthesis", make)
         images = Split(made["images"], made["labels"])
