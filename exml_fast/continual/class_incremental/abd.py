@@ -38,7 +38,9 @@ class AlwaysBeDreaming(SyntheticLearner[AlwaysBeDreamingSettings]):
         def loss(network: nn.Module, batch: Batch, real: int) -> dict[str, Tensor]:
             assert batch.labels is not None
             before, now = previous(batch.images), lesson.observed(network, batch.images)
-            new = local_cross_entropy(now.logits[:real, : lesson.known], batch.labels[:real], old)
+            # The published code weighs new labels so here as in the balanced loss.
+            share = (lesson.known - old) / lesson.known
+            new = share * local_cross_entropy(now.logits[:real, : lesson.known], batch.labels[:real], old)
             # Features count by what they change in the old logits.
             features = (classifier(now.features) - classifier(before.features)).square().mean()
             # The final layer learns all classes; the features do not follow.

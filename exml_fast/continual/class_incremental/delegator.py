@@ -33,7 +33,8 @@ class DelegatedLearnerSettings(LearnerSettings):
     Attributes:
         source: of the images of old classes: "generator" (Alg. 1), "inversion" (``synthesis``), or None: new images
             alone (Table III, "w/o SKD").
-        rounds: of the generator's training in each task (:class:`exml_fast.Delegator`).
+        rounds: of the generator's training in each task (:class:`exml_fast.Delegator`), whose rates fall to zero.
+        generator_batch_size: images of a step of that training; 256 in the paper.
         generator_width: of its network.
         beta: β of the weight of the cross-entropy (Eq. 12).
         tasks: N of Eq. 12, all tasks after the first one.
@@ -43,6 +44,7 @@ class DelegatedLearnerSettings(LearnerSettings):
 
     source: Literal["generator", "inversion"] | None = "generator"
     rounds: Count = 300
+    generator_batch_size: Count = 128
     generator_width: Count = 64
     beta: Positive = 5.0
     tasks: Count = 5
@@ -130,8 +132,9 @@ class DelegatedLearner(Learner[DelegatedLearnerSettings]):
 
         def make() -> dict[str, Any]:
             config = Delegator().replace(
-                steps=self.config.rounds, width=self.config.generator_width, precision=self.config.training.precision
-            )
+                steps=self.config.rounds, batch_size=self.config.generator_batch_size, schedule="cosine",
+                width=self.config.generator_width, precision=self.config.training.precision,
+            )  # fmt: skip
             delegation = delegate(
                 lesson.before().model, generator=self.generator, config=config, spec=self.spec, seed=lesson.seed,
                 device=lesson.device, progress=lesson.report("generator"), checkpoint_dir=lesson.place("delegate"),
