@@ -54,6 +54,8 @@ def test_table_1_by_command(npz: str, tmp_path: Path) -> None:
 
 def test_figures_of_other_networks_stand_alone(npz: str) -> None:
     assert "paper" not in load_preset("ye2022/table1", {"teacher.architecture": "lenet5"})
+    same = load_preset("ye2022/table1", {"data": "folder/cifar100.npz"})
+    assert "paper" in same and "note" not in same
     kept = load_preset("ye2022/table1", {"data": npz})
     assert kept["paper"]["CIFAR-100/gap"] == 0.22
 

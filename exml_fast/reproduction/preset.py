@@ -2,7 +2,7 @@
 
 A preset names its task, which reads all other tables. ``[paper]`` holds the paper's figures by cell. ``[published]``
 holds the published lengths, as ``"impressions.count" = 24000``; a shorter run is labelled reduced. ``note`` says what
-else differs from the paper, as the data.
+else differs from the paper; not as soon as the data are those of ``published_data``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHERS = re.compile(
     r"(teacher|student)(\.expert|\.architecture)?|architecture|arguments(\..+)?|protocols|held_out|methods(\..+\.method)?"
 )
 # Tables that describe the paper or the preset itself, not the experiment.
-NOTES = ("paper", "published", "usual", "note")
+NOTES = ("paper", "published", "published_data", "usual", "note")
 
 
 def names() -> list[str]:
@@ -72,7 +72,9 @@ def changed(preset: Preset, changes: Mapping[str, Any], name: str, *, streams: b
     for key, value in changes.items():
         if key == "task":
             raise ValueError(f"preset {name}: task cannot be changed")
-        if not streams and _is_another(key, value, _look_up(preset, key)):
+        if key == "data" and Path(str(value)).stem == preset.get("published_data"):
+            preset.pop("note", None)
+        elif not streams and _is_another(key, value, _look_up(preset, key)):
             preset.pop("paper", None)
         _change(preset, key, value)
     if not streams and (usual := shorter(preset, before)):
