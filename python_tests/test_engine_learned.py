@@ -145,6 +145,25 @@ def test_convolution_by_winograd_learns_as_pytorchs(always: None, half: bool, pa
     assert "exml::_frozen_conv2d_forward" in names and "aten::mkldnn_convolution" not in names
 
 
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_strided_convolution_of_few_channels_has_no_stride(groups: int, stride: int | tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 4, 1, stride=stride, groups=groups)  # contiguous: PyTorch's kernel for it is right
+    learned = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert LearnedConv2d.adopt(learned)
+    x = images(3, 6, 9, 8)
+    found = []
+    for conv, given in ((plain, x.contiguous()), (learned, x)):
+        leaf = given.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = conv(leaf)
+        y.backward(torch.ones_like(y).cumsum(3))
+        found.append([y, leaf.grad, conv.weight.grad, conv.bias.grad])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert set(learned._chosen.values()) == {"strided"}
+
+
 def test_convolution_leaves_other_layers_to_pytorch(always: None) -> None:
     for conv, x in (
         (nn.Conv2d(16, 16, 3, stride=2), images(2, 16, 8, 8)),

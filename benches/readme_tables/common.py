@@ -43,7 +43,9 @@ def commits(results: dict[str, Any]) -> list[str]:
 
 def source(path: Path, results: dict[str, Any]) -> str:
     machine = results["machine"]
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    instructions = f" ({machine['instructions']})" if "instructions" in machine else ""
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    where = machine["gpu"] or f"{machine['cpu']}{instructions}, {threads}"
     commit = " and ".join(commits(results)).replace(CHANGED, ", with changes")
     return (
         f"`{results['command']}` at commit {commit} on {where}, torch {machine['torch']} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exml_fast import ops
@@ -15,6 +16,9 @@ __all__ = ["LearnedConv2d"]
 
 LANE_DTYPES = (torch.float32, torch.float64)
 WINOGRAD_DTYPES = (torch.float32, torch.bfloat16)
+# With fewer input channels, on a CPU without AVX-512, the weight gradient of PyTorch's strided 1×1 convolution in
+# channels_last writes beyond its memory (oneDNN's avx2 kernel, PyTorch 2.11). Without the stride it does not.
+SAFE_CHANNELS = 8
 
 
 class LearnedConv2d(nn.Conv2d):
@@ -52,6 +56,9 @@ class LearnedConv2d(nn.Conv2d):
                 if way == "winograd":
                     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
                     return learned_winograd_conv2d(x, weight, self.bias, self.padding)  # type: ignore[arg-type]
+                if way == "strided":
+                    rows, columns = self.stride
+                    return F.conv2d(x[:, :, ::rows, ::columns], weight, self.bias, groups=self.groups)
         return super().forward(x)
 
     def _way(self, x: Tensor, dtype: torch.dtype, half: bool) -> str:
@@ -65,7 +72,10 @@ class LearnedConv2d(nn.Conv2d):
             if x.shape[1] == self.in_channels:  # otherwise the library raises the error
                 shape = ConvShape.of(self, x.shape, last)
                 lanes = shape.by_lanes and not half and dtype in LANE_DTYPES
-                if lanes and lanes_are_faster(shape, dtype, *pulled):
+                few = weight.shape[1] < SAFE_CHANNELS and self.kernel_size == (1, 1) and self.padding == (0, 0)
+                if few and self.stride != (1, 1):
+                    self._chosen[key] = "strided"
+                elif lanes and lanes_are_faster(shape, dtype, *pulled):
                     self._chosen[key] = "lanes"
                 elif shape.by_winograd and dtype in WINOGRAD_DTYPES and winograd_is_faster(shape, dtype):
                     self._chosen[key] = "winograd"
