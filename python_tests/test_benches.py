@@ -374,12 +374,12 @@ def test_table_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     machine = {"gpu": None, "cpu": "a CPU", "threads": 1, "torch": "2"}
     for seed, accuracy in ((0, 70.0), (1, 75.0)):
         row = {"cell": "a", "name": "A method", "ours": accuracy, "seconds": 9.0, "peak_mb": 1.0}
-        row |= {"kind": "strategy", "note": "10 of 20 steps"}
+        row |= {"kind": "strategy", "slug": "model-inversion", "note": "10 of 20 steps"}
         run = {
             "command": "exml-fast demo",
             "commit": None,
             "machine": machine,
-            "settings": {"seed": seed},
+            "settings": {"seed": seed, "distillation": {"buffer_size": 300}},
             "rows": [row],
         }
         (tmp_path / f"run{seed}" / "report").mkdir(parents=True)

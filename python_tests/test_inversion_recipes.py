@@ -67,7 +67,7 @@ def test_coarser_recipes_halve_the_jitter_and_take_their_steps() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match=r"one of 33 names, got 'deep_inversionn' \(did you mean 'deep_inversion'"):
+    with pytest.raises(ValueError, match=r"one of 34 names, got 'deep_inversionn' \(did you mean 'deep_inversion'"):
         recipes.get("deep_inversionn")
     recipe = recipes.new("mine")
     assert recipes.get(recipe) is recipe
