@@ -193,7 +193,10 @@ def cells_of(folder: Path, results: Path) -> list[dict[str, Any]]:
 
 
 def recovered(before: dict[str, float] | None, after: dict[str, float]) -> dict[str, float] | None:
-    """What fine-tuning on images gave back of what it gives back on real ones, from the ranges of real images on."""
+    """What fine-tuning gained with each set of images, as a share of what it gained with real images.
+
+    Both gains count from the network whose ranges real images gave. None where real images gained nothing.
+    """
     if before is None or "real" not in before or after["real"] <= before["real"]:
         return None
     whole = after["real"] - before["real"]
@@ -277,7 +280,8 @@ def main() -> None:
         parser.error("--validation takes seeds of 100 or more, which the reported figures leave out")
     if args.validation:
         args.folder /= "validation"
-    if not args.photographs and any(cell[2] == "photographs" for cell in cells) and not args.measure:
+    runs = not args.collect and not args.measure
+    if runs and not args.photographs and any(cell[2] == "photographs" for cell in cells):
         parser.error("cells of photographs need --photographs")
 
     def stop() -> bool:

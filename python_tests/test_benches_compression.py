@@ -116,3 +116,16 @@ def test_what_is_recovered_begins_at_the_ranges_of_real_images(bench: Any) -> No
     assert found == {"real": 1.0, "noise": 0.5, "adaptive": 0.9}
     assert bench.recovered({"noise": 20.0}, {"noise": 70.0}) is None
     assert bench.recovered({"real": 60.0}, {"real": 60.0}) is None  # nothing was gained
+
+
+def test_collecting_needs_no_images(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compression.py", "--collect", "--folder", str(tmp_path / "empty")])
+    bench.main()
+    assert load_json(tmp_path / "compression.json")["rows"] == []
+
+
+def test_cells_of_photographs_need_some(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compression.py", "--cells", "resnet20:int8:photographs:0"])
+    with pytest.raises(SystemExit):
+        bench.main()
