@@ -25,7 +25,8 @@ class LearnedConv2d(nn.Conv2d):
     """``nn.Conv2d`` that computes a layer by the kernel that is fastest on this machine.
 
     The kernels are PyTorch's, :func:`exml_fast.ops.lane_conv2d` and :func:`exml_fast.ops.winograd_conv2d`. Each shape
-    is timed once (:mod:`exml_fast.engine.conv_tuning`). Under autocast to bfloat16 Winograd's kernel transforms the
+    is timed once (:mod:`exml_fast.engine.conv_tuning`). Strided 1×1 layers of few channels read every s-th pixel and
+    run without the stride (see ``SAFE_CHANNELS``). Under autocast to bfloat16 Winograd's kernel transforms the
     float32 weight. Our kernels have no second derivatives.
     """
 
@@ -56,9 +57,9 @@ class LearnedConv2d(nn.Conv2d):
                 if way == "winograd":
                     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
                     return learned_winograd_conv2d(x, weight, self.bias, self.padding)  # type: ignore[arg-type]
-                if way == "strided":
-                    rows, columns = self.stride
-                    return F.conv2d(x[:, :, ::rows, ::columns], weight, self.bias, groups=self.groups)
+                if way == "subsampled":
+                    down, right = self.stride
+                    return F.conv2d(x[:, :, ::down, ::right], weight, self.bias, groups=self.groups)
         return super().forward(x)
 
     def _way(self, x: Tensor, dtype: torch.dtype, half: bool) -> str:
@@ -72,9 +73,9 @@ class LearnedConv2d(nn.Conv2d):
             if x.shape[1] == self.in_channels:  # otherwise the library raises the error
                 shape = ConvShape.of(self, x.shape, last)
                 lanes = shape.by_lanes and not half and dtype in LANE_DTYPES
-                few = weight.shape[1] < SAFE_CHANNELS and self.kernel_size == (1, 1) and self.padding == (0, 0)
-                if few and self.stride != (1, 1):
-                    self._chosen[key] = "strided"
+                subsamples = shape.pointwise and shape.padding == (0, 0) and shape.stride != (1, 1)
+                if subsamples and weight.shape[1] < SAFE_CHANNELS:
+                    self._chosen[key] = "subsampled"
                 elif lanes and lanes_are_faster(shape, dtype, *pulled):
                     self._chosen[key] = "lanes"
                 elif shape.by_winograd and dtype in WINOGRAD_DTYPES and winograd_is_faster(shape, dtype):

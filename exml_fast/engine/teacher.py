@@ -135,7 +135,7 @@ class FrozenTeacher:
             )
         # Its layers have the dtypes that they were frozen with.
         with self._tape.recording() as entries, no_autocast(self.device.type):
-            # As in FrozenConv2d: one after the other takes less time.
+            # Two copies take less time than PyTorch's copy that changes both dtype and format, as in FrozenConv2d.
             logits = self.model(images.to(self.dtype).contiguous(memory_format=self._memory_format))
         # A network may call its layers as often as there are images.
         layers = [entries[i] for i in self._order] if len(entries) == len(self._order) else entries
