@@ -30,9 +30,10 @@ def architectures(path: Path) -> str:
         + f". A step in float32 is a median of {range_of(float32)} than the eager one, which runs in "
         f"float32. In the faster of float32 and bfloat16 the median is {range_of(list(best.values()))}. "
         + (f"Slower in both: {', '.join(slower)}. " if slower else "")
-        + f"The bfloat16 gradient has a cosine below {UNLIKE} in {unlike} networks. Columns: how many times faster a "
-        "step is; the largest difference of a logit as a share of the largest logit, in float32; the cosine between "
-        "the images' gradient and the eager one, in float32 and bfloat16."
+        + f"The bfloat16 gradient has a cosine below {UNLIKE} in {unlike} networks. The columns "
+        '"step" say how many times faster a step is. The column "logits" has the largest difference of a logit in '
+        'float32, as a share of the largest logit. The column "cosine" compares the images\' gradient with the eager '
+        "one, in float32 and bfloat16."
     )
     header = ["network", "size", "how", "BatchNorm calls", "step, float32", "step, bfloat16", "logits", "cosine"]
     return "\n\n".join([summary, table(header, [line(row) for row in rows]), source(path, results)])
