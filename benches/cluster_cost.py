@@ -91,7 +91,8 @@ def first_limits(rows: list[Row]) -> str:
     manifest, overhead = parts["manifest"], parts["overhead"]
     start, shards, workers = overhead["seconds_to_start_a_worker"], fast["shards"], fast["workers"]
     shard, work, driver = fast["shard_seconds"], fast["work_seconds"], fast["driver_seconds"]
-    share, last = math.ceil(shards / workers), shard * (math.ceil(shards / workers) - shards / workers)
+    share = math.ceil(shards / workers)
+    last = shard * (share - shards / workers)
     limits = [
         (driver - work, f"**The driver.** It places and enters {shards:,} shards one after another, "
          f"{overhead['milliseconds_a_task']:.1f} ms a task: {driver:.1f} s, where a worker's own shards take "

@@ -132,7 +132,7 @@ class IncrementalStudy:
     def first(self, row: str, protocol: str) -> FirstNetwork:
         """The network that knows the first task, for a learner to adopt; it is trained unless it is on file.
 
-        Two processes may share a study's folder, but not this call.
+        Processes that share a study's folder must make this call one at a time.
         """
         pupil, task = self.learner(row, protocol), self.tasks(protocol)[0]
         first = FirstNetwork(self.folder / "first" / self._key(pupil, task))

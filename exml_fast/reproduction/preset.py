@@ -2,7 +2,7 @@
 
 A preset names its task, which reads all other tables. ``[paper]`` holds the paper's figures by cell. ``[published]``
 holds the published lengths, as ``"impressions.count" = 24000``; a shorter run is labelled reduced. ``note`` says what
-else differs from the paper; not as soon as the data are those of ``published_data``.
+else differs from the paper, as the data. A change of the data to ``published_data`` removes the note.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class AlwaysBeDreaming(SyntheticLearner[AlwaysBeDreamingSettings]):
         def loss(network: nn.Module, batch: Batch, real: int) -> dict[str, Tensor]:
             assert batch.labels is not None
             before, now = previous(batch.images), lesson.observed(network, batch.images)
-            # The published code weighs new labels so here as in the balanced loss.
+            # The published code gives new labels this weight, here and in the balanced loss.
             share = (lesson.known - old) / lesson.known
             new = share * local_cross_entropy(now.logits[:real, : lesson.known], batch.labels[:real], old)
             # Features count by what they change in the old logits.

@@ -98,8 +98,7 @@ class LatencyTable:
         self.device, self.batch_size = torch.device(device), batch_size
         self.threads = threads or torch.get_num_threads()
         self.path = None if path is None else Path(path)
-        self.milliseconds: dict[str, float] = {}
-        self.milliseconds |= self._stored()
+        self.milliseconds = self._stored()
 
     @classmethod
     def of(cls, model: nn.Module, **options: int | PathLike | None) -> LatencyTable:

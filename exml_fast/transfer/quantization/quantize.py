@@ -54,10 +54,10 @@ def quantize(
     """Compute a network's weights and activations in 8 or 4 bits.
 
     With 8 bits, torchao exports the network and sets the ranges of the activations from ``images`` (static
-    quantisation); ``settings["activation_bits"]`` of the result is 7 where the processor lacks VNNI instructions. With
-    4 bits, the layers round their weights and inputs, and the network learns from the float network on the images
-    (Esser 2020; the loss is the divergence of the softened outputs). No labels are needed, so the images may be
-    synthetic.
+    quantisation). Activations have 7 bits where the processor lacks VNNI instructions: the result's
+    ``settings["activation_bits"]`` has their number. With 4 bits, the layers round their weights and inputs, and the
+    network learns from the float network on the images (Esser 2020; the loss is the divergence of the softened
+    outputs). No labels are needed, so the images may be synthetic.
 
     Args:
         model: a classifier, or an object with one as ``.model`` (an Expert). It is not changed.

@@ -46,8 +46,10 @@ def torchao() -> Any:
 
 
 def activation_bits() -> int:
-    """Of networks that are quantised on this machine: without VNNI instructions, sums of products of 8 bits would
-    overflow 16 bits."""
+    """Bits of the activations of networks that are quantised on this machine.
+
+    Without VNNI instructions, sums of products of 8 bits would overflow 16 bits.
+    """
     return 8 if torch.cpu._is_vnni_supported() else 7
 
 
