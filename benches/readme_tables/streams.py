@@ -37,7 +37,7 @@ def demo(path: Path) -> str:
         if row["kind"] == "strategy":
             cut.setdefault(row["note"], []).append(row["name"])
     note = [" ".join(f"{' and '.join(names)}: {text}." for text, names in cut.items())]
-    note += [unequal_budgets(results)]
+    note += [budgets] if (budgets := unequal_budgets(results)) else []
     note += ["Time and memory are those of seed 0."] if more else []
     sources = [source(file, run) for file, run in zip(files, (results, *more), strict=True)]
     return "\n\n".join([table([*header, "time", "peak memory"], rows), *note, *sources])
