@@ -189,17 +189,22 @@ def test_reused_memory_in_threads() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_reused_memory_is_bounded_by_the_memory_in_use() -> None:
-    def resident_mb() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """In a process of its own: elsewhere each gap between older tensors adds the memory of the tensors that fit it."""
+    run_python("""
+import os
+from exml_fast._native import reused_memory
 
-    with reused_memory():
-        before = resident_mb()
-        for megabytes in range(20, 80, 3):
-            torch.ones(megabytes << 18)
-        assert resident_mb() - before < 100, (
-            "the tensors add up to 1,000 MB, but only one of at most 77 MB exists at a time"
-        )
-    assert resident_mb() - before < 20, "the end of the block gives the memory back"
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+with reused_memory():
+    before = resident_mb()
+    for megabytes in range(20, 80, 3):
+        torch.ones(megabytes << 18)
+    assert resident_mb() - before < 100, "of the 1,000 MB, at most 77 exist at a time"
+assert resident_mb() - before < 20, "the end of the block gives the memory back"
+""")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
