@@ -470,6 +470,8 @@ def test_many_steps_of_given_images_resume_in_any_block(tmp_path: Path) -> None:
     expected = run()
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint_dir=tmp_path, progress=interrupt)
+    pool = load_checkpoint(tmp_path / "distill.pt")["state"]["parts"]["pool"]
+    assert pool["buffer"] is None, "the images are given again"
     other = InputSpec(1, (8, 8), (0.5,), (0.5,))
     for options in ({"spec": other}, {"lambda_ce": 0.25}, {"temperature": 4.0}, {"seed": 1}):
         with pytest.raises(ValueError, match="belongs to another run"):

@@ -276,12 +276,12 @@ def distill(
         ranks.wait()  # rank 0 may write a new one
         if not ranks.first:
             checkpoint = Checkpoint(None, "")
+        if given is not None and isinstance(pool, Pool) and (state is None or maker is None):
+            pool.add(*given)
         if state is not None:
             load_state(parts, state["parts"])
             set_random_state(state["random"], device)
             evaluations += [tuple(entry) for entry in state["evaluations"]]
-        elif given is not None and isinstance(pool, Pool):
-            pool.add(*given)
         if isinstance(pool, Pool):
             pool.checkpoint_dir = checkpoint_dir
             if maker is None:

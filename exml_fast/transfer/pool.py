@@ -142,9 +142,11 @@ class Pool(PreparedBatches):
 
     def state_dict(self) -> dict[str, Any]:
         """See :class:`exml_fast.training.Batches`."""
-        # The file of a bounded pool is written anew by later rounds: the checkpoint has to hold its images.
+        # The file of a bounded pool is written anew by later rounds: the checkpoint has to hold its images. Without
+        # rounds the pool has what was given, and is given it again.
+        images = self._in_memory or self.generation.pool_size is not None
         return {
-            "buffer": self.buffer.state_dict(images=self._in_memory or self.generation.pool_size is not None),
+            "buffer": None if self.maker is None else self.buffer.state_dict(images=images),
             "generator": self.generator.get_state(),
             "rounds": copy.deepcopy(self.record),
             "maker": None if self.maker is None else self.maker.state_dict(),
@@ -153,13 +155,13 @@ class Pool(PreparedBatches):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`exml_fast.training.Batches`."""
-        if "last" in state["buffer"] and self._in_memory:
-            raise ValueError("pool_dir must be given again: the checkpoint's images are in the file in that folder")
-        self.buffer.load_state_dict(state["buffer"])
+        if self.maker is not None:
+            if "last" in state["buffer"] and self._in_memory:
+                raise ValueError("pool_dir must be given again: the checkpoint's images are in the file in that folder")
+            self.buffer.load_state_dict(state["buffer"])
+            self.maker.load_state_dict(state["maker"])
         self.generator.set_state(state["generator"])
         self.record = state["rounds"]
-        if self.maker is not None:
-            self.maker.load_state_dict(state["maker"])
         self.seconds = state["seconds"]
 
     def _made(self, maker: Maker, count: int) -> Made:
