@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
+import exml_fast
 from exml_fast._native import COMPILED
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = Path(exml_fast.__file__).resolve().parents[1]
 
 
 def without_extension(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {"EXML_EXTENSION": "0", "PYTHONPATH": str(ROOT), **environment}
+    environment = {"EXML_EXTENSION": "0", "PYTHONPATH": str(PACKAGES), **environment}
     run = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=300
     )
