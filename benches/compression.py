@@ -4,14 +4,15 @@
     python benches/compression.py --data cifar10.npz --weights FOLDER --cells resnet20:int8:adaptive:0
     python benches/compression.py --data tiny_imagenet100.npz --teacher FOLDER --networks expert
     python benches/compression.py --data cifar10.npz --weights FOLDER --measure resnet20:int8:adaptive:0
+    python benches/compression.py --data cifar10.npz --weights FOLDER --networks resnet20 --tables  # before pruning
     python benches/compression.py --collect                                          # only writes the rows
 
 A cell is a network, a task, a set of images and a seed. The sets of a network are made once for a seed
 (benches/compression_images.py). "real" are all training images; labels are not used. A killed cell continues when the
-same command runs again; several processes may share --folder. The table of latencies has batches of 64 images, whose
-CPU time with one thread other load changes little. --measure times the networks of finished cells beside the float
-network, in interleaved rounds with two threads: it needs a quiet machine. Pruned networks run eagerly, int8 and the
-float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
+same command runs again; several processes may share --folder. The table of latencies has batches of 64 images and one
+thread; --tables measures it before other processes use it. --measure times the networks of finished cells beside the
+float network, in interleaved rounds with two threads. Both need a quiet machine. Pruned networks run eagerly, int8 and
+the float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
 compute, so it has no speed.
 
 --set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
@@ -41,6 +42,7 @@ from exml_fast.data import Split
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import load_json, save_json, save_tensors
 from exml_fast.transfer import LatencyTable, Pruning, export, load_pruned, load_quantized
+from exml_fast.transfer.pruning.latency import layers_of
 from exml_fast.transfer.quantization import compiled
 
 KEYS = ("name", "task", "images", "seed")
@@ -124,7 +126,7 @@ def run_cell(domain: Domain, task: str, images: str, seed: int, args: argparse.N
 def pruned(domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace) -> dict[str, Any]:
     """A cell of pruning."""
     ratio, target, changes = PRUNED[task]
-    table = LatencyTable(batch_size=TABLE_BATCH, threads=1, path=args.folder / domain.name / "latency.json")
+    table = table_of(domain)
     config, pruning = xf.Distillation().replace(**changed(FINE_TUNING, args.set)), Pruning().replace(**changes)
     found = xf.prune(domain.model, given, ratio, target=target, config=pruning, table=table, fine_tuning=config, **same)
     export(found, place / "network.pt")
@@ -135,6 +137,11 @@ def pruned(domain: Domain, task: str, given: Any, same: Any, place: Path, args: 
         "bytes": (place / "network.safetensors").stat().st_size, "rounds": found.rounds,
         "settings": {"pruning": pruning.to_dict(), "fine_tuning": config.to_dict()},
     }  # fmt: skip
+
+
+def table_of(domain: Domain) -> LatencyTable:
+    """Latencies on this machine."""
+    return LatencyTable(batch_size=TABLE_BATCH, threads=1, path=domain.folder / domain.name / "latency.json")
 
 
 def quantized(
@@ -255,6 +262,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", default=list(IMAGES), choices=IMAGES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cells", nargs="+", metavar="NETWORK:TASK:IMAGES:SEED", help="exactly these, in this order")
+    parser.add_argument("--tables", action="store_true", help="only measure the tables of latencies of --networks")
     parser.add_argument("--measure", nargs="+", metavar="NETWORK:TASK:IMAGES:SEED", help="time finished cells")
     parser.add_argument("--folder", type=Path, default=Path("compression"), help="of images, networks and cells")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
@@ -276,11 +284,11 @@ def main() -> None:
             parser.error(f"cells must be NETWORK:TASK:IMAGES:SEED, got {':'.join(cell)!r}")
     if args.measure and any(cell[1] == "w4a4" for cell in cells):
         parser.error("--measure takes no cells of w4a4, which compute in float32")
-    if not args.collect and any((int(cell[3]) >= 100) != args.validation for cell in cells):
+    if not (args.collect or args.tables) and any((int(cell[3]) >= 100) != args.validation for cell in cells):
         parser.error("--validation takes seeds of 100 or more, which the reported figures leave out")
     if args.validation:
         args.folder /= "validation"
-    runs = not args.collect and not args.measure
+    runs = not (args.collect or args.measure or args.tables)
     if runs and not args.photographs and any(cell[2] == "photographs" for cell in cells):
         parser.error("cells of photographs need --photographs")
 
@@ -288,7 +296,12 @@ def main() -> None:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
 
     domains: dict[str, Domain] = {}
-    for name, task, images, seed in [] if args.collect else cells:
+    for name in args.networks if args.tables else []:
+        domain = domain_of(name, args)
+        table = table_of(domain)
+        table.fill(layers_of(domain.model, torch.zeros(1, *domain.spec.shape)), PRUNED["prune-latency-40"][2]["chunk"])
+        table.save()
+    for name, task, images, seed in [] if args.collect or args.tables else cells:
         if name not in domains:
             domains[name] = domain_of(name, args)
         if args.measure:

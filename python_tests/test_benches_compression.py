@@ -73,6 +73,9 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
             ("prune-filters-20", "adaptive"), ("int8", "deep-inversion"), ("w4a4", "real"),
         )
     ]  # fmt: skip
+    call("--networks", "expert", "--tables")
+    table = load_json(folder / "expert" / "latency.json")
+    assert table and all(milliseconds > 0 for milliseconds in table.values())
     call("--cells", *cells)
     made = folder / "images" / "expert"
     assert sorted(path.parent.name for path in made.glob("*/result.json")) == [

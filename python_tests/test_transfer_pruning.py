@@ -19,7 +19,7 @@ from exml_fast.training import Training, softened_kl, train_classifier
 from exml_fast.transfer import Distillation
 from exml_fast.transfer.pruning import LatencyTable, prune
 from exml_fast.transfer.pruning.filters import Taylor, filter_groups
-from exml_fast.transfer.pruning.latency import layers_of, multiply_adds
+from exml_fast.transfer.pruning.latency import Layer, layers_of, multiply_adds
 
 pytest.importorskip("torch_pruning")
 COLOUR = InputSpec(3, (32, 32), (0.5,) * 3, (0.25,) * 3)
@@ -147,6 +147,37 @@ def test_a_table_measures_each_shape_once(taught: nn.Module, tmp_path: Path) -> 
     keys = list(table.milliseconds)
     again.milliseconds = dict.fromkeys(keys, 1.0)
     assert again.latency(layers) == 6.0
+
+
+def test_a_table_is_filled_with_the_fastest_times(taught: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, layers, asked = LatencyTable(threads=1), layers_of(taught, example(SPEC)), list[tuple[int, int]]()
+
+    def measured(self: LatencyTable, layer: Layer, outputs: int, inputs: int) -> float:
+        asked.append((outputs, inputs))
+        return 2.0 + (len(asked) % 7 == 0)
+
+    monkeypatch.setattr(LatencyTable, "_measured", measured)
+    table.fill(layers, chunk=4, rounds=3)
+    convolutions = [(8, 1), (4, 1), *((out, into) for out in (16, 12, 8, 4) for into in (8, 4))]
+    convolutions += [(16, 16), (12, 12), (8, 8), (4, 4)]  # depthwise
+    convolutions += [(out, into) for out in (8, 4) for into in (16, 12, 8, 4)]
+    assert asked == convolutions * 3 and set(table.milliseconds.values()) == {2.0}
+    table.latency(layers, {layers[1].module: (12, 4), layers[3].module: (4, 12)})
+    assert asked == [*convolutions * 3, (12, 128), (4, 12)]  # only the linear layers were not in the table
+
+
+def test_a_filled_table_leaves_out_what_groups_forbid() -> None:
+    model = nn.Conv2d(8, 12, 1, groups=4)
+    table = LatencyTable(threads=1)
+    table.fill(layers_of(model, torch.zeros(1, 8, 8, 8)), chunk=2, rounds=1)
+    assert [key.split()[4:6] for key in table.milliseconds] == [
+        ["12", "8"],
+        ["12", "4"],
+        ["8", "8"],
+        ["8", "4"],
+        ["4", "8"],
+        ["4", "4"],
+    ]
 
 
 def test_tables_share_a_file(taught: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def multiply_adds(layers: Sequence[Layer], widths: Mapping[nn.Module, tuple[int,
             total += outputs * inputs
         else:
             assert isinstance(module, nn.Conv2d)
-            groups = outputs if _is_depthwise(module) else module.groups
+            groups = _groups(module, outputs)
             area = 1
             for k in range(2):
                 padding, dilation, kernel = _pair(module.padding)[k], module.dilation[k], module.kernel_size[k]
@@ -109,6 +110,22 @@ class LatencyTable:
         """Milliseconds of a batch, where layers have other ``widths`` than now."""
         return sum(self._of(layer, *(widths or {}).get(layer.module, layer.widths)) for layer in layers)
 
+    def fill(self, layers: Sequence[Layer], chunk: int, rounds: int = 3) -> None:
+        """Measure each convolution with 0, 1, 2, … chunks of its outputs and of its inputs left out.
+
+        Otherwise a width is measured when it is first asked for, under the load that the machine has then. Call this on
+        a quiet machine, then :meth:`save`, if several runs shall share the table. A layer has (outputs / ``chunk``)
+        (inputs / ``chunk``) shapes. Each is measured ``rounds`` times, between the others; the fastest time counts.
+        """
+        shapes: dict[str, tuple[Layer, int, int]] = {}
+        for layer in layers:
+            if isinstance(layer.module, nn.Conv2d):
+                for outputs, inputs in product(*(range(width, 0, -chunk) for width in layer.widths)):
+                    if _exists(layer.module, outputs, inputs):
+                        shapes[self._key(layer, outputs, inputs)] = (layer, outputs, inputs)
+        measured = [{key: self._measured(*shape) for key, shape in shapes.items()} for _ in range(rounds)]
+        self.milliseconds |= {key: min(times[key] for times in measured) for key in shapes}
+
     def save(self) -> None:
         """Write the measurements beside those of other processes; does nothing without a path."""
         if self.path is not None:
@@ -121,6 +138,12 @@ class LatencyTable:
         return {str(key): float(value) for key, value in load_json(self.path).items()}
 
     def _of(self, layer: Layer, outputs: int, inputs: int) -> float:
+        key = self._key(layer, outputs, inputs)
+        if key not in self.milliseconds:
+            self.milliseconds[key] = self._measured(layer, outputs, inputs)
+        return self.milliseconds[key]
+
+    def _key(self, layer: Layer, outputs: int, inputs: int) -> str:
         module = layer.module
         if isinstance(module, nn.Linear):
             key = f"linear {outputs} {inputs}"
@@ -129,10 +152,7 @@ class LatencyTable:
             rest = [*module.kernel_size, *module.stride, *_pair(module.padding), *module.dilation, module.groups]
             key = f"conv {outputs} {inputs} {' '.join(map(str, (*rest, *layer.size)))}"
         hardware = torch.backends.cpu.get_cpu_capability() if self.device.type == "cpu" else self.device.type
-        key = f"{hardware} {self.threads} {self.batch_size} {key}"
-        if key not in self.milliseconds:
-            self.milliseconds[key] = self._measured(layer, outputs, inputs)
-        return self.milliseconds[key]
+        return f"{hardware} {self.threads} {self.batch_size} {key}"
 
     def _measured(self, layer: Layer, outputs: int, inputs: int) -> float:
         module = layer.module
@@ -141,7 +161,7 @@ class LatencyTable:
             images = torch.randn(self.batch_size, inputs)
         else:
             assert isinstance(module, nn.Conv2d)
-            groups = outputs if _is_depthwise(module) else module.groups
+            groups = _groups(module, outputs)
             convolution = nn.Conv2d(
                 inputs, outputs, module.kernel_size, module.stride, module.padding,  # type: ignore[arg-type]
                 module.dilation, groups, module.bias is not None,  # type: ignore[arg-type]
@@ -184,4 +204,14 @@ def _pair(padding: str | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _is_depthwise(module: nn.Conv2d) -> bool:
-    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
+    return 1 < module.groups == module.in_channels == module.out_channels
+
+
+def _groups(module: nn.Conv2d, outputs: int) -> int:
+    """With so many outputs."""
+    return outputs if _is_depthwise(module) else module.groups
+
+
+def _exists(module: nn.Conv2d, outputs: int, inputs: int) -> bool:
+    """Whether the convolution can have these widths."""
+    return outputs == inputs if _is_depthwise(module) else outputs % module.groups == inputs % module.groups == 0
