@@ -45,8 +45,8 @@ test: $(VENV)/.installed
 
 # The ops, the engine and inversion from PyTorch functions, as on a machine without a compiler.
 test-without-extension: $(VENV)/.installed
-	EXML_EXTENSION=0 $(BIN)/python -m pytest python_tests/test_ops_*.py python_tests/test_engine_*.py \
-	  python_tests/test_inversion_*.py python_tests/test_native.py
+	EXML_EXTENSION=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile python_tests/test_ops_*.py \
+	  python_tests/test_engine_*.py python_tests/test_inversion_*.py python_tests/test_native.py
 
 # Tests with the real Avalanche, whose dozens of packages are in an environment of their own. The extension is not built
 # again: the package in this folder has that of `make test`, or works without. The networks are tiny, so one thread is
