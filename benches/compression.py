@@ -144,6 +144,13 @@ def table_of(domain: Domain) -> LatencyTable:
     return LatencyTable(batch_size=TABLE_BATCH, threads=1, path=domain.folder / domain.name / "latency.json")
 
 
+def fill_table(domain: Domain) -> None:
+    """Measure all latencies that pruning may ask for."""
+    table = table_of(domain)
+    table.fill(layers_of(domain.model, torch.zeros(1, *domain.spec.shape)), PRUNED["prune-latency-40"][2]["chunk"])
+    table.save()
+
+
 def quantized(
     domain: Domain, task: str, given: Any, same: Any, place: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -274,6 +281,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.monotonic()
+    if args.validation:
+        args.folder /= "validation"
+    if args.tables:
+        for name in args.networks:
+            fill_table(domain_of(name, args))
+        return
     asked = args.measure or args.cells or [
         f"{name}:{task}:{images}:{seed}"
         for seed in args.seeds for name in args.networks for task in args.tasks for images in args.images
@@ -284,11 +297,9 @@ def main() -> None:
             parser.error(f"cells must be NETWORK:TASK:IMAGES:SEED, got {':'.join(cell)!r}")
     if args.measure and any(cell[1] == "w4a4" for cell in cells):
         parser.error("--measure takes no cells of w4a4, which compute in float32")
-    if not (args.collect or args.tables) and any((int(cell[3]) >= 100) != args.validation for cell in cells):
+    if not args.collect and any((int(cell[3]) >= 100) != args.validation for cell in cells):
         parser.error("--validation takes seeds of 100 or more, which the reported figures leave out")
-    if args.validation:
-        args.folder /= "validation"
-    runs = not (args.collect or args.measure or args.tables)
+    runs = not args.collect and not args.measure
     if runs and not args.photographs and any(cell[2] == "photographs" for cell in cells):
         parser.error("cells of photographs need --photographs")
 
@@ -296,12 +307,7 @@ def main() -> None:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
 
     domains: dict[str, Domain] = {}
-    for name in args.networks if args.tables else []:
-        domain = domain_of(name, args)
-        table = table_of(domain)
-        table.fill(layers_of(domain.model, torch.zeros(1, *domain.spec.shape)), PRUNED["prune-latency-40"][2]["chunk"])
-        table.save()
-    for name, task, images, seed in [] if args.collect or args.tables else cells:
+    for name, task, images, seed in [] if args.collect else cells:
         if name not in domains:
             domains[name] = domain_of(name, args)
         if args.measure:

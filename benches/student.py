@@ -11,8 +11,8 @@
 All contenders take the same step: rows of a pool are drawn, shifted, flipped and mixed, teacher and student answer, and
 SGD with momentum minimises the softened Kullback–Leibler divergence (python_tests/test_benches.py). Every round takes a
 few steps of each contender and omits the first of them. With one thread, times are CPU time of the process, which other
-load on the machine changes little; with two threads they are wall time. A last measurement compares two processes of
-one thread each with one process of two threads.
+load on the machine changes less than wall time; with two threads they are wall time. A last measurement compares two
+processes of one thread each with one process of two threads.
 """
 
 from __future__ import annotations

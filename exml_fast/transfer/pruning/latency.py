@@ -82,8 +82,8 @@ class LatencyTable:
     Args:
         device: where to measure.
         batch_size: images at once; the paper has 1.
-        threads: of the CPU; torch's number when None. With one thread, times are CPU time, which other load on the
-            machine changes little; more threads need a quiet machine.
+        threads: of the CPU; torch's number when None. With one thread, times are CPU time, which leaves out when other
+            processes ran, but not that they take caches and clock speed: measure on a quiet machine (:meth:`fill`).
         path: a file that keeps the measurements for later runs on the same machine. Those of a CPU with other
             instructions are not used.
     """
@@ -180,7 +180,7 @@ class LatencyTable:
 
 def _fastest(network: nn.Module, images: Tensor, threads: int) -> float:
     """Milliseconds of a call: the mean of the fastest third of many."""
-    # Other load on the machine changes the CPU time of a thread little. Several threads wait for each other.
+    # The CPU time of a thread leaves out when other processes ran. Several threads wait for each other.
     clock = time.thread_time if threads == 1 and not images.is_cuda else time.perf_counter
     times: list[float] = []
     for _ in range(2):
@@ -208,7 +208,7 @@ def _is_depthwise(module: nn.Conv2d) -> bool:
 
 
 def _groups(module: nn.Conv2d, outputs: int) -> int:
-    """With so many outputs."""
+    """Groups of the convolution if it had so many outputs."""
     return outputs if _is_depthwise(module) else module.groups
 
 
