@@ -172,7 +172,7 @@ def distill(
     """
     progress = callback_of(progress)
     config = (config or Distillation()).replace(**overrides)
-    training, lambda_ce = config.training, config.lambda_ce
+    training = config.training
     if evaluate_every is not None:
         require_count("evaluate_every", evaluate_every)
     if spec is None:
@@ -184,13 +184,8 @@ def distill(
     for name, network in (("teacher", teacher), ("student", student)):
         if not isinstance(network, nn.Module):
             raise ValueError(f"{name} must be a torch.nn.Module, got {type(network).__name__}")
-    if images is None and recipe is None:
-        raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
+    _check_source(images, recipe, asked)
     source = images if isinstance(images, ImageSource) else None
-    if recipe is not None and (source is not None or isinstance(images, Fast | Shards)):
-        raise ValueError(f"recipe must be None with images of {type(images).__name__}, got {recipe!r}")
-    if asked is not None and (source is not None or isinstance(images, Shards)):
-        raise ValueError(f"classes must be None with images of {type(images).__name__}, got {asked!r}")
     generation = config.generation.resolved(training.batch_size, cheap=source is not None)
     device = chosen_device(device, teacher)
     ranks = ranks or Ranks()
@@ -207,57 +202,32 @@ def distill(
         outputs = _matching_outputs(fixed, taught, spec, training.batch_size, device)
         units = distinct_units(units, outputs)
         answers = Answers(fixed, spec, training)
-
-        features: FeatureDistance | None = None
-
-        def loss(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-            wanted = answers.of(batch) if features is None else features.answers(batch.images)
-            logits = network(batch.images)
-            kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
-            if lambda_ce and batch.labels is not None:
-                ce = mixed_cross_entropy(logits, batch.labels, batch.share, batch.others)
-            agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
-            terms = {"loss": kl + lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
-            if features is not None:
-                terms["features"] = features()
-                terms["loss"] = terms["loss"] + config.lambda_features * terms["features"]
-            return terms
-
+        loss = _Loss(config, answers)
         loop = Loop(taught, loss, training, stage="learn", progress=progress, ranks=ranks)
         if config.lambda_features:
-            features = FeatureDistance(fixed, loop.network.model, precision)
+            loss.features = FeatureDistance(fixed, loop.network.model, precision)
         given = None
         if source is None and images is not None and not isinstance(images, Fast | Shards):
             given = _labelled(images, fixed, units, spec, device)
         maker: Maker | None = None
+        options: dict[str, Any] = {
+            "units": units, "device": device, "precision": generation.engine_precision, "statistics": statistics,
+            "layers": layers,
+        }  # fmt: skip
         if source is not None:
             maker = Drawn(source, spec, answers, units, device)
         elif isinstance(images, Fast):
             batch_size = min(images.batch_size, generation.per_round or images.batch_size)
-            synthesis = FastSynthesis(
-                fixed, spec, images.replace(batch_size=batch_size), units=units,
-                classes=None if classes is None else class_ids(classes), device=device,
-                precision=generation.engine_precision, statistics=statistics, layers=layers, seed=seed,
-            )  # fmt: skip
+            chosen = None if classes is None else class_ids(classes)
+            fast = images.replace(batch_size=batch_size)
+            synthesis = FastSynthesis(fixed, spec, fast, classes=chosen, seed=seed, **options)
             maker = Adapted(synthesis, loop.model)
         elif recipe is not None:
-            synthesizers = [
-                Synthesizer(
-                    fixed, spec, _sized(each, generation), units=units, device=device,
-                    precision=generation.engine_precision, statistics=statistics, layers=layers,
-                )
-                for each in _several(recipe)
-            ]  # fmt: skip
+            synthesizers = [Synthesizer(fixed, spec, each, **options) for each in _sized(recipe, generation)]
             wanted = class_ids(units if classes is None else classes)
+            inverting = None if progress is None else _Undisturbed(progress, device)
             spread = ranks if generation.shared_statistics else None
-            maker = Inverted(
-                synthesizers,
-                wanted,
-                units,
-                loop.model,
-                None if progress is None else _Undisturbed(progress, device),
-                spread,
-            )
+            maker = Inverted(synthesizers, wanted, units, loop.model, inverting, spread)
         drawn = torch.Generator().manual_seed(seed)
         pool: Pool | ShardBatches
         if isinstance(images, Shards):
@@ -296,7 +266,7 @@ def distill(
                 lambda: dict(parts=state_of(parts), random=random_state(device), evaluations=list(evaluations))
             )
 
-        with checkpoint, ranks.alive(), features or contextlib.nullcontext():
+        with checkpoint, ranks.alive(), loss.features or contextlib.nullcontext():
             loop.run(pool, between=look, every=evaluate_every)
             look()
         ranks.take_first(loop.model.buffers())
@@ -305,6 +275,28 @@ def distill(
     return DistillResult(
         loop.finished(), loop.history, seconds, meter.peak_mb, *pool.kept(), spec, pool.record, evaluations
     )
+
+
+class _Loss:
+    """KL(teacher ‖ student) of softened outputs (Yin 2020, Eq. 1), and the other terms that have a weight."""
+
+    def __init__(self, config: Distillation, answers: Answers) -> None:
+        self.config, self.answers = config, answers
+        self.features: FeatureDistance | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        config, features = self.config, self.features
+        wanted = self.answers.of(batch) if features is None else features.answers(batch.images)
+        logits = network(batch.images)
+        kl, ce = softened_kl(wanted, logits, config.temperature), logits.new_zeros(())
+        if config.lambda_ce and batch.labels is not None:
+            ce = mixed_cross_entropy(logits, batch.labels, batch.share, batch.others)
+        agreement = (logits.argmax(1) == wanted.argmax(1)).to(kl.dtype).mean()
+        terms = {"loss": kl + config.lambda_ce * ce, "kl": kl, "ce": ce, "agreement": agreement}
+        if features is not None:
+            terms["features"] = features()
+            terms["loss"] = terms["loss"] + config.lambda_features * terms["features"]
+        return terms
 
 
 class _Undisturbed:
@@ -351,18 +343,25 @@ def _labelled(
     return images.cpu(), labels.cpu()
 
 
-def _several(recipe: str | Recipe | Sequence[str | Recipe]) -> list[str | Recipe]:
+def _check_source(images: Any, recipe: Any, classes: Any) -> None:
+    """ValueError if there is nothing to learn from, or if something else already decides it."""
+    if images is None and recipe is None:
+        raise ValueError("images, a recipe, or both must be given: there is nothing to learn from")
+    kind = f"images of {type(images).__name__}"
+    if recipe is not None and isinstance(images, ImageSource | Fast | Shards):
+        raise ValueError(f"recipe must be None with {kind}, got {recipe!r}")
+    if classes is not None and isinstance(images, ImageSource | Shards):
+        raise ValueError(f"classes must be None with {kind}, got {classes!r}")
+
+
+def _sized(recipe: str | Recipe | Sequence[str | Recipe], generation: Generation) -> list[Recipe]:
+    """One or several recipes, with batches no larger than a round."""
     several = [recipe] if isinstance(recipe, str | Recipe) else list(recipe)
     if not several:
         raise ValueError("recipe must name at least one recipe, got none")
-    return several
-
-
-def _sized(recipe: str | Recipe, generation: Generation) -> Recipe:
-    """The recipe with batches no larger than a round."""
-    chosen = recipes.get(recipe)
     assert generation.per_round is not None
-    return chosen.replace(batch_size=min(chosen.optimisation.batch_size, generation.per_round))
+    chosen = [recipes.get(each) for each in several]
+    return [each.replace(batch_size=min(each.optimisation.batch_size, generation.per_round)) for each in chosen]
 
 
 def _identity(
