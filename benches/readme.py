@@ -16,6 +16,7 @@ from pathlib import Path
 import cluster_cost
 from readme_tables.architectures import architectures
 from readme_tables.common import RESULTS, ROOT
+from readme_tables.compression import compression
 from readme_tables.engine import all_ops, fastest, impressions, inversion, ops, precision, student
 from readme_tables.faults import cluster, reliability
 from readme_tables.headlines import five_headlines, headlines
@@ -85,6 +86,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         (f"time-to-accuracy-{name}.json", time_to_accuracy)
         for name in ("cifar10", *(f"cifar10-{pair}" for pair in PAIRS), "tiny-imagenet100")
     ],
+    "compression": [("compression.json", compression)],
     "reliability": [("reliability.json", reliability)],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
@@ -118,6 +120,7 @@ FILES = {
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
     "docs/ex_model.md": ["strategies", "merging", "ex-model"],
     "docs/lab_notes.md": ["buffer-sizes", "rates", "cifar10", "calibration"],
+    "docs/compression.md": ["compression"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
     "docs/reliability.md": ["reliability"],
