@@ -16,6 +16,7 @@ from pathlib import Path
 import cluster_cost
 from readme_tables.architectures import architectures
 from readme_tables.common import RESULTS, ROOT
+from readme_tables.compression import agreement as agreement_in_8_bits
 from readme_tables.compression import compression
 from readme_tables.engine import all_ops, fastest, impressions, inversion, ops, precision, student
 from readme_tables.faults import cluster, reliability
@@ -86,7 +87,10 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         (f"time-to-accuracy-{name}.json", time_to_accuracy)
         for name in ("cifar10", *(f"cifar10-{pair}" for pair in PAIRS), "tiny-imagenet100")
     ],
-    "compression": [("compression.json", compression)],
+    "compression": [
+        ("compression.json", compression),
+        ("compression-efficientnet-lite0.json", agreement_in_8_bits),
+    ],
     "reliability": [("reliability.json", reliability)],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],

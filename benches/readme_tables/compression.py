@@ -31,6 +31,25 @@ def compression(path: Path) -> str:
     return "\n\n".join([table(header, [line(row) for row in results["rows"]]), notes, source(path, results)])
 
 
+def agreement(path: Path) -> str:
+    """How often the int8 network of ImageNet names the float network's class, by the images that set its ranges."""
+    results = load_json(path)
+    rows = {row["images"]: row for row in results["rows"]}
+    header = ["agreement in %", *(title for images, title in IMAGES.items() if images in rows)]
+    shown = [row for images in IMAGES if (row := rows.get(images))]
+    lines = [
+        [title, *(mean(row["values"][name]) for row in shown)]
+        for name, title in (("tiny_imagenet", "Tiny-ImageNet, enlarged"), ("photographs", "crops of photographs"))
+    ]
+    calibration, seeds = shown[0]["settings"]["calibration"], max(len(row["seeds"]) for row in shown)
+    notes = (
+        f"{results['network']} in 8 bits and in float32, on {results['tested']} images each. Columns name the "
+        f"{calibration} images that set the ranges; up to {seeds} seeds, ± their deviation. *real* are training images "
+        "of Tiny-ImageNet, enlarged."
+    )
+    return "\n\n".join([table(header, lines), notes, source(path, results)])
+
+
 def line(row: dict[str, Any]) -> list[str]:
     """A network and a task."""
     shown = [mean(row["values"].get(images, [])) for images in IMAGES]
