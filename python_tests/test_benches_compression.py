@@ -97,6 +97,8 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     assert pruned["faster"]["1"]["ratio"] > 0 and pruned["faster"]["64"]["networks"] == 1
     assert rows["int8"]["bytes"] < rows["int8"]["float_bytes"] / 2 and rows["w4a4"]["faster"] is None
     assert rows["w4a4"]["before"].keys() == {"real"} and rows["int8"]["synthetic"] == rows["int8"]["deep_inversion"]
+    shown = importlib.import_module("readme_tables.compression").compression(folder / "compression.json")
+    assert all(f"| {task} |" in shown for task in ("−20 % filters", "8 bits", "4 bits")) and "4 bits before" in shown
     times = [path.stat().st_mtime_ns for path in folder.rglob("cell.json")]
     call("--cells", *cells)  # finished cells are not run again
     assert [path.stat().st_mtime_ns for path in folder.rglob("cell.json")] == times

@@ -28,6 +28,10 @@ def compression(path: Path) -> str:
         "*real* are all training images, without labels. Time and bytes are shares of the float network's; 8 bits and "
         "the float network beside it are compiled by torch.compile."
     )
+    for row in results["rows"]:
+        if row["before"] and "real" in row["before"]:
+            before = number(row["before"]["real"], 2)
+            notes += f" 4 bits before learning, with ranges of real images, {row['network']}: {before}."
     return "\n\n".join([table(header, [line(row) for row in results["rows"]]), notes, source(path, results)])
 
 
