@@ -11,8 +11,8 @@ A cell is a network, a task, a set of images and a seed. The sets of a network a
 (benches/compression_images.py). "real" are all training images; labels are not used. A killed cell continues when the
 same command runs again; several processes may share --folder. The table of latencies has batches of 64 images and one
 thread; --tables measures it before other processes use it. --measure times the networks of finished cells beside the
-float network, in interleaved rounds with two threads. Both need a quiet machine. Pruned networks run eagerly, int8 and
-the float network beside it compiled by torch.compile with frozen weights. "w4a4" computes in float32 what 4 bits would
+float network, in interleaved rounds with two threads, both compiled by torch.compile with frozen weights. Tables and
+--measure need a quiet machine. "w4a4" computes in float32 what 4 bits would
 compute, so it has no speed.
 
 --set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
@@ -187,9 +187,7 @@ def measured(domain: Domain, task: str, images: str, seed: int, args: argparse.N
         small = load_quantized(place / "network", domain.model)
     speed: dict[str, Any] = {}
     for count in (1, 64):
-        contenders: dict[str, Any] = {"float": domain.model, "small": small}
-        if task not in PRUNED:
-            contenders = {key: compiled(value) for key, value in contenders.items()}
+        contenders = {"float": compiled(domain.model), "small": compiled(small)}
         x = torch.randn(count, *domain.spec.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             timings = interleaved({key: called(run, x) for key, run in contenders.items()}, ROUNDS, 5)

@@ -25,8 +25,8 @@ def compression(path: Path) -> str:
     notes = (
         "Means over the seeds, ± their deviation. Columns name the images on which filters were ranked, ranges set and "
         "the network learned again. "
-        "*real* are all training images, without labels. Time and bytes are shares of the float network's; 8 bits and "
-        "the float network beside it are compiled by torch.compile."
+        "*real* are all training images, without labels. Time and bytes are shares of the float network's; both "
+        "networks are compiled by torch.compile and have two threads."
     )
     for row in results["rows"]:
         if row["before"] and "real" in row["before"]:
