@@ -12,8 +12,7 @@ A cell is a network, a task, a set of images and a seed. The sets of a network a
 same command runs again; several processes may share --folder. The table of latencies has batches of 64 images and one
 thread; --tables measures it before other processes use it. --measure times the networks of finished cells beside the
 float network, in interleaved rounds with two threads, both compiled by torch.compile with frozen weights. Tables and
---measure need a quiet machine. "w4a4" computes in float32 what 4 bits would
-compute, so it has no speed.
+--measure need a quiet machine. "w4a4" computes in float32 what 4 bits would compute, so it has no speed.
 
 --set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
 --validation tests on a tenth of the training images, which are then not learned from; its seeds are 100 or more.
