@@ -180,7 +180,7 @@ def test_compression_shows_all_images(tables: Tables, tmp_path: Path) -> None:
     row = {
         "network": "ResNet-20", "task": "int8", "float": 92.0, "values": {"real": [91.0, 92.0], "noise": [50.0]},
         "seeds": {"real": [0, 1], "noise": [0]}, "bytes": 25, "float_bytes": 100,
-        "faster": {"1": {"ratio": 2.0}, "64": {"ratio": 1.25}}, "commits": ["abc"],
+        "faster": {"1": {"ratio": 2.0}, "64": {"ratio": 1.25}}, "before": None, "commits": ["abc"],
     }  # fmt: skip
     text = tables("readme_tables.compression").compression(results(tmp_path / "compression.json", [row]))
     line = "| ResNet-20 | 8 bits | 92.00 | 91.50 ± 0.71 | – | – | – | – | 50.00 | 1 to 2 | 0.50 / 0.80 | 0.25 |"

@@ -29,7 +29,7 @@ def compression(path: Path) -> str:
         "networks are compiled by torch.compile and have two threads."
     )
     for row in results["rows"]:
-        if row["before"] and "real" in row["before"]:
+        if "real" in (row["before"] or {}):
             before = number(row["before"]["real"], 2)
             notes += f" 4 bits before learning, with ranges of real images, {row['network']}: {before}."
     return "\n\n".join([table(header, [line(row) for row in results["rows"]]), notes, source(path, results)])
