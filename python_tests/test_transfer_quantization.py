@@ -285,6 +285,15 @@ def test_compiled_networks_compute_the_same(taught: nn.Module, images: Tensor, s
         torch.testing.assert_close(static.compiled()(images), wanted, rtol=0.05, atol=0.05 * float(wanted.std()))
 
 
+@pytest.mark.slow
+def test_many_networks_of_a_class_are_compiled(taught: nn.Module, images: Tensor) -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True), torch.no_grad():
+        for network in (taught, copy.deepcopy(taught), copy.deepcopy(taught)):
+            run = compiled(network)
+            for _ in range(2):  # also without the settings of the first call
+                torch.testing.assert_close(run(images), network(images), rtol=1e-3, atol=1e-3)
+
+
 class Branches(Small):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.mean() > 0 else -x)

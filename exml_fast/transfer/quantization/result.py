@@ -23,6 +23,7 @@ __all__ = ["QuantizeResult", "compiled", "load_quantized"]
 
 TENSORS, CARD = "model.safetensors", "card.json"
 ZERO_POINTS = "_zero_point_"
+NO_LIMIT = 2**31
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -38,8 +39,10 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
             if images.shape in known:
                 return fast(images)
             # Dynamo reads "freezing" too, so that it is no option of torch.compile. Calls from C++ save a third of the
-            # time of a single image.
-            with torch._inductor.config.patch(freezing=True, cpp_wrapper=True):
+            # time of a single image. Dynamo counts the graphs of all networks of one class together, and runs those
+            # over the limit eagerly.
+            limits = torch._dynamo.config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT)
+            with torch._inductor.config.patch(freezing=True, cpp_wrapper=True), limits:
                 found = fast(images)
             known.add(images.shape)
             return found
