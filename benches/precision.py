@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inversion_teachers import efficientnet_lite
+from inversion_teachers import LITE0_SPEC, efficientnet_lite
 from measure import RESULTS
 from torch import Tensor, nn
 
@@ -74,7 +74,7 @@ def cases(weights: Path, scale: float) -> list[Case]:
         ),
         Case(
             "EfficientNet-Lite0", "EfficientNet-Lite1", lambda: (efficientnet_lite(0), efficientnet_lite(1)),
-            InputSpec(3, (224, 224), (0.5,) * 3, (0.5,) * 3), large, torch.tensor(wanted).repeat(2),
+            LITE0_SPEC, large, torch.tensor(wanted).repeat(2),
         ),
     ]  # fmt: skip
 

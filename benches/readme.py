@@ -16,8 +16,7 @@ from pathlib import Path
 import cluster_cost
 from readme_tables.architectures import architectures
 from readme_tables.common import RESULTS, ROOT
-from readme_tables.compression import agreement as agreement_in_8_bits
-from readme_tables.compression import compression
+from readme_tables.compression import agreement_in_8_bits, compression
 from readme_tables.engine import all_ops, fastest, impressions, inversion, ops, precision, student
 from readme_tables.faults import cluster, reliability
 from readme_tables.headlines import five_headlines, headlines

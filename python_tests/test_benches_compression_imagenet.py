@@ -65,7 +65,7 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
         for name, values in row["values"].items():
             assert all(0 <= value <= 100 for value in values), name
             assert row["agreement"][name] == pytest.approx(sum(values) / len(values))
-    shown = importlib.import_module("readme_tables.compression").agreement(results)
+    shown = importlib.import_module("readme_tables.compression").agreement_in_8_bits(results)
     assert all(name in shown for name in ("Tiny-ImageNet, enlarged", "DeepInversion", "noise", "up to 2 seeds"))
     before = results.stat().st_mtime_ns
     call("--seeds", "0", "--images", "real")  # finished cells are not run again

@@ -35,7 +35,7 @@ def compression(path: Path) -> str:
     return "\n\n".join([table(header, [line(row) for row in results["rows"]]), notes, source(path, results)])
 
 
-def agreement(path: Path) -> str:
+def agreement_in_8_bits(path: Path) -> str:
     """How often the int8 network of ImageNet names the float network's class, by the images that set its ranges."""
     results = load_json(path)
     rows = {row["images"]: row for row in results["rows"]}
