@@ -11,7 +11,7 @@ A cell is a network, a task, a set of images and a seed. The sets of a network a
 (benches/compression_images.py). "real" are all training images; labels are not used. A killed cell continues when the
 same command runs again; several processes may share --folder. The table of latencies has batches of 64 images and one
 thread; --tables measures it before other processes use it. --measure times the networks of finished cells beside the
-float network, in interleaved rounds with two threads, both compiled by torch.compile with frozen weights. Tables and
+float network, in interleaved rounds with two threads, both compiled ahead of time with frozen weights. Tables and
 --measure need a quiet machine. "w4a4" computes in float32 what 4 bits would compute, so it has no speed.
 
 --set NAME=VALUE changes a setting (of the fine-tuning, or of Quantization); changed cells need a --folder of their own.
@@ -40,9 +40,8 @@ import exml_fast as xf
 from exml_fast.data import Split
 from exml_fast.reproduction.provenance import provenance
 from exml_fast.storage import load_json, save_json, save_tensors
-from exml_fast.transfer import LatencyTable, Pruning, export, load_pruned, load_quantized
+from exml_fast.transfer import LatencyTable, Pruning, compiled, export, load_pruned, load_quantized
 from exml_fast.transfer.pruning.latency import layers_of
-from exml_fast.transfer.quantization import compiled
 
 KEYS = ("name", "task", "images", "seed")
 NETWORKS = ("resnet20", "resnet56", "expert")

@@ -26,7 +26,7 @@ def compression(path: Path) -> str:
         "Means over the seeds, ± their deviation. Columns name the images on which filters were ranked, ranges set and "
         "the network learned again. "
         "*real* are all training images, without labels. Time and bytes are shares of the float network's; both "
-        "networks are compiled by torch.compile and have two threads."
+        "networks are compiled (AOTInductor) and have two threads."
     )
     for row in results["rows"]:
         if "real" in (row["before"] or {}):

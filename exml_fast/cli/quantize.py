@@ -97,7 +97,7 @@ def quantize(
 ) -> None:
     """Compute a classifier in 8 or 4 bits, with ranges from images that need not be real.
 
-    The time of 8 bits, and of the float network beside it, is that of torch.compile.
+    The time of 8 bits, and of the float network beside it, is that of compiled networks (AOTInductor).
     """
     with Guard(context) as guard:
         if model is None and not resume:

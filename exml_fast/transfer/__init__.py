@@ -14,6 +14,7 @@ from exml_fast.transfer.adaptation import (
 )
 from exml_fast.transfer.distill import Distillation, DistillResult, distill
 from exml_fast.transfer.export import export, load_pruned
+from exml_fast.transfer.graph import compiled
 from exml_fast.transfer.makers import Adapted, Drawn, Inverted, Made, Maker
 from exml_fast.transfer.perturbation import (
     PERTURBATIONS,
@@ -25,7 +26,7 @@ from exml_fast.transfer.perturbation import (
 )
 from exml_fast.transfer.pool import Generation
 from exml_fast.transfer.pruning import LatencyTable, PruneResult, Pruning, prune
-from exml_fast.transfer.quantization import Quantization, QuantizeResult, compiled, load_quantized, quantize
+from exml_fast.transfer.quantization import Quantization, QuantizeResult, load_quantized, quantize
 from exml_fast.transfer.robustness import (
     Attack,
     RampedAttack,

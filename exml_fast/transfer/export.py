@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from torch import nn
 from exml_fast.data import InputSpec
 from exml_fast.models import resize_layers
 from exml_fast.storage import PathLike, atomic_path, load_checkpoint, save_checkpoint
+from exml_fast.transfer.graph import exported, quiet
 from exml_fast.transfer.pruning import PruneResult
 from exml_fast.transfer.quantization import QuantizeResult
 from exml_fast.transfer.quantization.learned import with_fixed
-from exml_fast.transfer.quantization.static import exported
 from exml_fast.validation import require
 
 __all__ = ["export", "load_pruned"]
@@ -57,9 +56,8 @@ def export(result: PruneResult | QuantizeResult | nn.Module, path: PathLike, *, 
             raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install {' '.join(missing)}")
     model = with_fixed(copy.deepcopy(model).cpu())
     model.eval()
-    program = exported(model, InputSpec.of(spec))
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    program = exported(model, torch.zeros(2, *InputSpec.of(spec).shape), any_number=True)
+    with quiet(), atomic_path(path) as temporary:
         if path.suffix == ".pt2":
             torch.export.save(program, temporary)
         else:

@@ -2,6 +2,6 @@
 
 from exml_fast.transfer.quantization.config import Quantization
 from exml_fast.transfer.quantization.quantize import quantize
-from exml_fast.transfer.quantization.result import QuantizeResult, compiled, load_quantized
+from exml_fast.transfer.quantization.result import QuantizeResult, load_quantized
 
-__all__ = ["Quantization", "QuantizeResult", "compiled", "load_quantized", "quantize"]
+__all__ = ["Quantization", "QuantizeResult", "load_quantized", "quantize"]

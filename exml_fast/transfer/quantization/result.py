@@ -1,4 +1,4 @@
-"""A quantised network: its file, and its fastest form."""
+"""A quantised network and its file."""
 
 from __future__ import annotations
 
@@ -8,46 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
 from exml_fast.models import create
 from exml_fast.storage import PathLike, atomic_folder, load_json, load_tensors, save_json, save_tensors
 from exml_fast.training import TrainingResult
+from exml_fast.transfer.graph import compiled
 from exml_fast.transfer.quantization.learned import FakeQuantized, with_fake_quantized
 from exml_fast.transfer.quantization.static import activation_ranges, converted, prepared, set_activation_ranges
 from exml_fast.validation import require
 
-__all__ = ["QuantizeResult", "compiled", "load_quantized"]
+__all__ = ["QuantizeResult", "load_quantized"]
 
 TENSORS, CARD = "model.safetensors", "card.json"
 ZERO_POINTS = "_zero_point_"
-NO_LIMIT = 2**31
-
-
-def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A function of images that runs ``model`` compiled by torch.compile with frozen weights, without gradients.
-
-    The first call with each number of images compiles, which takes seconds and needs a C++ compiler.
-    """
-    model.eval()  # of an exported graph this returns None
-    fast, known = torch.compile(model, dynamic=False), set[torch.Size]()
-
-    def run(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            if images.shape in known:
-                return fast(images)
-            # Dynamo reads "freezing" too, so that it is no option of torch.compile. Calls from C++ save a third of the
-            # time of a single image. Dynamo counts the graphs of all networks of one class together, and runs those
-            # over the limit eagerly.
-            limits = torch._dynamo.config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT)
-            with torch._inductor.config.patch(freezing=True, cpp_wrapper=True), limits:
-                found = fast(images)
-            known.add(images.shape)
-            return found
-
-    return run
 
 
 @dataclass(repr=False)

@@ -7,22 +7,20 @@ convolutions before them. On processors without VNNI instructions, activations h
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from exml_fast.data import InputSpec
+from exml_fast.transfer.graph import exported, quiet
 from exml_fast.validation import require
 
 __all__ = [
     "activation_bits",
     "activation_ranges",
     "converted",
-    "exported",
     "prepared",
     "set_activation_ranges",
     "simulated",
@@ -36,7 +34,7 @@ ON_TENSORS = ("quantize_per_tensor", "dequantize_per_tensor")
 def torchao() -> Any:
     """torchao.quantization.pt2e; ImportError that says how to install it."""
     try:
-        with _quiet():
+        with quiet():
             import torchao.quantization.pt2e
             import torchao.quantization.pt2e.quantize_pt2e
             import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer
@@ -53,33 +51,6 @@ def activation_bits() -> int:
     return 8 if torch.cpu._is_vnni_supported() else 7
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of torch and torchao about each other."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def exported(model: nn.Module, spec: InputSpec) -> torch.export.ExportedProgram:
-    """The graph of a network in evaluation mode, for any number of images.
-
-    ValueError naming the network if torch.export refuses it.
-    """
-    images = torch.zeros(2, *spec.shape)
-    sizes = ({0: torch.export.Dim("images", max=2**20)},)
-    try:
-        with _quiet():
-            return torch.export.export(model, (images,), dynamic_shapes=sizes, strict=True)
-    except Exception as error:  # torch.export has no common class of errors
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported by torch.export: {reason[:200]}. Its forward must take images "
-            "of any number alone, and its path must not depend on the values of tensors: use torch.where or torch.cond "
-            "in place of if, and x.shape[0] in place of a fixed number of images"
-        ) from error
-
-
 def prepared(model: nn.Module, spec: InputSpec, float_layers: Sequence[str] = ()) -> torch.fx.GraphModule:
     """A graph of a copy of ``model`` with observers, except around ``float_layers``. See :func:`converted`."""
     pt2e = torchao()
@@ -88,8 +59,9 @@ def prepared(model: nn.Module, spec: InputSpec, float_layers: Sequence[str] = ()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=activation_bits() < 8))
     for name in float_layers:
         quantizer.set_module_name_qconfig(name, None)
-    with _quiet():
-        graph = exported(copy.deepcopy(model), spec).module(check_guards=False)
+    with quiet():
+        images = torch.zeros(2, *spec.shape)
+        graph = exported(copy.deepcopy(model), images, any_number=True).module(check_guards=False)
         made: torch.fx.GraphModule = pt2e.quantize_pt2e.prepare_pt2e(graph, quantizer)
     if not any(name.startswith("activation_post_process") for name, _ in made.named_children()):
         left = f" outside of {list(float_layers)}" if float_layers else ""
@@ -99,7 +71,7 @@ def prepared(model: nn.Module, spec: InputSpec, float_layers: Sequence[str] = ()
 
 def converted(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """The quantised graph of a prepared one that has seen images. Tensors that no node reads are left out."""
-    with _quiet():
+    with quiet():
         made: torch.fx.GraphModule = torchao().quantize_pt2e.convert_pt2e(graph)
     read = {node.target for node in made.graph.nodes if node.op == "get_attr"}
     for name in [*dict(made.named_parameters()), *dict(made.named_buffers())]:
@@ -145,7 +117,7 @@ def simulated(graph: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, dict[s
     The second value has those of each layer's input and weight, by the layer's name.
     """
     made, layers = copy.deepcopy(graph), dict[str, list[Any]]()
-    with _quiet():
+    with quiet():
         rounding = dict[nn.Module, Rounding]()  # an observer can have several names
         for name, module in list(made.named_modules(remove_duplicate=False)):
             if isinstance(module, torchao().ObserverBase):
