@@ -175,17 +175,15 @@ def quantized(
     return cell
 
 
-def measured(domain: Domain, task: str, images: str, seed: int, args: argparse.Namespace) -> None:
-    """Time the network of a finished cell beside the float network."""
+def measured(domain: Domain, whole: Any, task: str, images: str, seed: int, args: argparse.Namespace) -> None:
+    """Time the network of a finished cell beside ``whole``, the compiled float network."""
     place = args.folder / domain.name / task / images / f"seed{seed}"
-    torch.set_num_threads(THREADS)
     if task in PRUNED:
         small: nn.Module = load_pruned(place / "network.pt", domain.model)
     else:
         small = load_quantized(place / "network", domain.model)
-    speed: dict[str, Any] = {}
+    contenders, speed = {"float": whole, "small": compiled(small)}, dict[str, Any]()
     for count in (1, 64):
-        contenders = {"float": compiled(domain.model), "small": compiled(small)}
         x = torch.randn(count, *domain.spec.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             timings = interleaved({key: called(run, x) for key, run in contenders.items()}, ROUNDS, 5)
@@ -283,7 +281,7 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, help="end this process after so many minutes, ready to continue")
     parser.add_argument("--collect", action="store_true", help="run nothing; write the rows of the cells in --folder")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(THREADS if args.measure else args.threads)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.monotonic()
     if args.validation:
@@ -311,12 +309,13 @@ def main() -> None:
     def stop() -> bool:
         return args.stop_after is not None and time.monotonic() - begun > 60 * args.stop_after
 
-    domains: dict[str, Domain] = {}
+    domains, wholes = dict[str, Domain](), dict[str, Any]()
     for name, task, images, seed in [] if args.collect else cells:
         if name not in domains:
             domains[name] = domain_of(name, args)
+            wholes[name] = compiled(domains[name].model)
         if args.measure:
-            measured(domains[name], task, images, int(seed), args)
+            measured(domains[name], wholes[name], task, images, int(seed), args)
         elif not stop():
             run_cell(domains[name], task, images, int(seed), args, stop)
     if args.collect:
