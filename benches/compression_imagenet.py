@@ -28,8 +28,13 @@ from exml_fast.inversion import Result
 from exml_fast.reproduction.provenance import provenance
 
 IMAGES = ("noise", "natural-fields", "photographs", "deep-inversion", "real")
-CLASSES, CALIBRATION, TESTED, BATCH = 1000, 128, 500, 50
-INVERSION: dict[str, Any] = {"recipe": "deep_inversion/imagenet-transferable", "steps": 40, "batch_size": 16}
+CLASSES, CALIBRATION, TESTED, BATCH = 1000, 64, 500, 50
+INVERSION: dict[str, Any] = {
+    "recipe": "deep_inversion/imagenet-transferable",
+    "coarse_steps": (150,),
+    "steps": 40,
+    "batch_size": 16,
+}
 # Crops without changes of colour or direction.
 PLAIN: dict[str, Any] = {"scale": (0.1, 1.0), "rotation": 0, "shear": 0, "jitter": 0}
 
