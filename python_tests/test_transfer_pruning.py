@@ -271,7 +271,7 @@ def test_a_pruned_expert_travels(tmp_path: Path) -> None:
     [
         ({"ratio": 0.0}, "ratio must be a number between 0 and 1"),
         ({"ratio": 1.0}, "ratio must be a number between 0 and 1"),
-        ({"ratio": 0.95}, "no more filters can be removed"),
+        ({"ratio": 0.95}, "ratio must be at most 0\\.[0-9]+, got 0.95: [0-9]+ % of the filters are left"),
         ({"target": "memory"}, "target must be 'filters', 'flops' or 'latency'"),
         ({"images": torch.randn(4, 1, 16, 16)}, r"images must be \(N, 1, 32, 32\)"),
         ({"images": torch.full((4, 1, 32, 32), torch.nan)}, "images hold NaN"),
@@ -287,6 +287,19 @@ def test_bad_input_is_named(changes: dict[str, Any], message: str, taught: nn.Mo
             given.pop("model"), given.pop("images"), given.pop("ratio"), spec=SPEC, fine_tuning=None,
             **{"filters": 200, **given},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["filters", "flops"])
+def test_the_largest_ratio_can_be_reached(target: Any, taught: nn.Module, images: Tensor) -> None:
+    def run(ratio: float) -> Any:
+        return prune(taught, images, ratio, target=target, spec=SPEC, fine_tuning=None, **{**QUICK, "filters": 200})
+
+    with pytest.raises(ValueError, match="ratio must be at most") as error:
+        run(0.99)
+    largest = float(str(error.value).split("at most ")[1].split(",")[0])
+    with pytest.raises(ValueError, match="ratio must be at most"):
+        run(largest + 0.002)
+    assert run(largest).rounds[-1][target] <= 1 - largest
 
 
 def test_nan_is_no_importance(taught: nn.Module, images: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,7 +230,9 @@ class _Run:
         if not groups:
             reasons = "; ".join(f"{name!r}: {reason}" for name, reason in self.fixed.items())
             raise ValueError(f"model has no layer whose filters can be removed ({reasons or 'no convolution'})")
-        self._whole = self._sizes(layers_of(self.model, self.example))
+        layers = layers_of(self.model, self.example)
+        self._whole = self._sizes(layers)
+        self._require_reachable(groups, layers)
         self._answers = Answers(original, spec, config.training)
         self._taylor = Taylor()
         generator = torch.Generator().manual_seed(seed)
@@ -242,6 +245,27 @@ class _Run:
                 return source.draw(count, spec, generator), None
 
             self._batches = DrawnImages(draw, config.training, spec, generator, self.device)
+
+    def _require_reachable(self, groups: Sequence[FilterGroup], layers: Sequence[Layer]) -> None:
+        """ValueError if the smallest network still has too much of the target."""
+        chunk, widths = self.config.chunk, Widths()
+        for layer in layers:
+            widths[layer.module] = layer.widths
+        for group in groups:
+            widths = _without(widths, group, chunk * ((group.channels - 1) // chunk))
+        least = self._share(layers, widths)
+        if least > self.wanted:
+            most = math.floor(1000 * (1 - least)) / 1000
+            raise ValueError(
+                f"ratio must be at most {most:g}, got {1 - self.wanted:g}: {100 * least:.0f} % of the "
+                f"{self.target} are left when all layers that can be pruned keep {chunk} filters or fewer"
+            )
+
+    def _share(self, layers: Sequence[Layer], widths: Widths) -> float:
+        """What these widths leave of the target, as a share of the whole."""
+        size, whole = self._sizes(layers, widths)[self.target], self._whole[self.target]
+        assert size is not None and whole is not None
+        return size / whole
 
     def left(self) -> float:
         """What is left of the target, as a share of the whole."""
@@ -313,15 +337,9 @@ class _Run:
             removed += chunk * len(group.producers)
             if group.channels - taken[name] > chunk:
                 heapq.heappush(queue, (score(name), name))
-            size, whole_size = self._sizes(layers, widths)[self.target], self._whole[self.target]
-            assert size is not None and whole_size is not None
-            if size / whole_size <= self.wanted:
+            if self._share(layers, widths) <= self.wanted:
                 break
-        if not removed:
-            raise ValueError(
-                f"ratio must be less, as no more filters can be removed: {100 * self.left():.0f} % of the "
-                f"{self.target} are left, and each layer keeps {chunk} of its filters"
-            )
+        assert removed  # or the ratio was refused
         return {name: orders[name][:count] for name, count in taken.items() if count}, widths
 
     def _sizes(self, layers: Sequence[Layer], widths: Widths | None = None) -> dict[str, float | None]:
