@@ -97,6 +97,16 @@ def test_a_pruned_expert_is_written_and_shown(teacher: Path, npz: Path, tmp_path
     assert same(found, small.model.state_dict())
 
 
+def test_latencies_are_measured_for_the_images_that_are_asked(teacher: Path, tmp_path: Path) -> None:
+    table = tmp_path / "latency.json"
+    # The share may be out of reach, depending on what was measured.
+    call(
+        "prune", teacher, *SHORT["prune"], "--images", "noise", "--target", "latency", "--ratio", "0.01",
+        "--latency-table", table, "--latency-images", 3, "--no-speed", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert {key.split()[2] for key in load_json(table)} == {"3"}
+
+
 def test_an_int8_network_is_written_and_shown(teacher: Path, npz: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = call(

@@ -60,6 +60,7 @@ class PruneRun:
     tuning: dict[str, Any]
     tuned: bool
     table: str | None
+    latency_images: int = 1
 
     def configs(self) -> tuple[Pruning, Distillation | None]:
         """Settings of the pruning and of the fine-tuning."""
@@ -86,6 +87,9 @@ def prune(
         Path | None,
         typer.Option("--latency-table", help="File that keeps measured latencies for later runs.", show_default=False),
     ] = None,
+    latency_images: Annotated[
+        int, typer.Option(min=1, help="Images at once when latencies are measured, as the network will run.")
+    ] = 1,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change any field of Pruning, as chunk=8; repeatable."),
@@ -128,7 +132,7 @@ def prune(
             ),
             ratio=ratio, target=named("--target", target, TARGETS), pruning=parse_pairs("--set", changes),
             tuning=given_options(steps=steps) | parse_pairs("--tuning", tuning), tuned=tuned,
-            table=None if table is None else str(table),
+            table=None if table is None else str(table), latency_images=latency_images,
         )  # fmt: skip
         if not 0 < ratio < 1:
             raise ValueError(f"--ratio must be between 0 and 1, both left out, got {ratio:g}")
@@ -139,10 +143,11 @@ def prune(
         ready = ready or opened(run.options)
         config, fine_tuning = run.configs()
         network = ready.teacher.model
+        latencies = LatencyTable.of(network, batch_size=run.latency_images, path=run.table)
         with Viewer(out, "Pruning", watch=watch, tensorboard=tensorboard, followed=run.options.report) as progress:
             result = prune_network(
                 network, ready.images, run.ratio, target=run.target, config=config,
-                fine_tuning=fine_tuning, table=LatencyTable.of(network, path=run.table), spec=ready.spec,
+                fine_tuning=fine_tuning, table=latencies, spec=ready.spec,
                 seed=run.options.machine.seed, progress=progress, checkpoint_dir=out / "checkpoints",
             )  # fmt: skip
         summary = _saved(run, ready, result, out)
