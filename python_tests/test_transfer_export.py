@@ -87,7 +87,16 @@ def test_onnx(pruned: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     export(pruned, tmp_path / "small.onnx", spec=SPEC)
-    assert (tmp_path / "small.onnx").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert (tmp_path / "small.onnx").stat().st_size > sum(t.nbytes for t in pruned.model.parameters())
+
+
+def test_networks_too_large_for_one_onnx_file_are_refused(
+    pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("exml_fast.transfer.export"), "ONNX_LIMIT", 100)
+    with pytest.raises(ValueError, match="at most 100 bytes of weights"):
+        export(pruned, tmp_path / "small.onnx", spec=SPEC)
 
 
 @pytest.mark.parametrize(

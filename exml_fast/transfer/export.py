@@ -23,6 +23,8 @@ from exml_fast.validation import require
 __all__ = ["export", "load_pruned"]
 
 SUFFIXES = (".pt", ".pt2", ".onnx")
+# torch writes the weights into files of their own above this.
+ONNX_LIMIT = 1536 * 2**20
 
 
 def export(result: PruneResult | QuantizeResult | nn.Module, path: PathLike, *, spec: Any = None) -> None:
@@ -51,6 +53,11 @@ def export(result: PruneResult | QuantizeResult | nn.Module, path: PathLike, *, 
     spec = getattr(result, "spec", None) if spec is None else spec
     require(spec is not None, "spec", f"the network's input, for {path.suffix} files", spec)
     if path.suffix == ".onnx":
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        if size > ONNX_LIMIT:
+            raise ValueError(
+                f"an .onnx file holds at most {ONNX_LIMIT} bytes of weights, got {size}; write a .pt2 file"
+            )
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             raise ImportError(f"ONNX files need {' and '.join(missing)}: pip install {' '.join(missing)}")
@@ -61,7 +68,7 @@ def export(result: PruneResult | QuantizeResult | nn.Module, path: PathLike, *, 
         if path.suffix == ".pt2":
             torch.export.save(program, temporary)
         else:
-            torch.onnx.export(program, f=temporary, dynamo=True, verbose=False)
+            torch.onnx.export(program, f=temporary, dynamo=True, verbose=False, external_data=False)
 
 
 def load_pruned(path: PathLike, model: nn.Module) -> nn.Module:
