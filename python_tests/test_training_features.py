@@ -50,6 +50,31 @@ def test_no_hooks_stay_and_the_teacher_has_none() -> None:
     assert not any(module._forward_hooks for module in student.modules())
 
 
+class WithAuxiliaryHead(nn.Module):
+    """As GoogLeNet: a second head that only runs in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.aux = network()[:6], nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.body(x)
+        return (self.head(x), self.aux(x)) if self.training else self.head(x)
+
+
+def test_layers_that_one_network_leaves_out_do_not_count() -> None:
+    torch.manual_seed(0)
+    teacher, x = WithAuxiliaryHead().eval(), torch.randn(7, 3, 8, 8)
+    student = copy.deepcopy(teacher).train()
+    whole, body = FeatureDistance(teacher, student, "float32"), FeatureDistance(teacher.body, student.body, "float32")
+    assert "aux.0" in whole.layers
+    whole.answers(x), body.answers(x), student(x)
+    torch.testing.assert_close(whole(), body())
+    taught = xf.distill(teacher, student, x, spec=SPEC, steps=2, batch_size=4, lambda_features=1.0)
+    assert taught.history["features"][0] > 0
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -24,8 +24,9 @@ def shared_layers(teacher: nn.Module, student: nn.Module) -> list[str]:
 class FeatureDistance:
     """Mean over the layers that both networks share of ‖student − teacher‖² / ‖teacher − mean‖², of their outputs.
 
-    Of a layer that is called several times, the last call counts. Use as a context; it leaves no hooks on ``student``.
-    ``student`` may be copied within the context: a copy that runs reports its outputs too.
+    Of a layer that is called several times, the last call counts; a layer that only one network calls does not. Use as
+    a context; it leaves no hooks on ``student``. ``student`` may be copied within the context: a copy that runs reports
+    its outputs too.
 
     Args:
         teacher: in evaluation mode; it is not changed.
@@ -66,9 +67,12 @@ class FeatureDistance:
     def __call__(self) -> Tensor:
         """The distance, a scalar, after a pass of the student on the images of the last :meth:`answers`."""
         distances = []
-        for name in self.layers:
-            wanted, found = self._wanted.pop(name).float(), self._found.pop(name).float()
+        # A teacher in evaluation mode leaves out auxiliary heads, which a student in training mode has.
+        for name in (name for name in self.layers if name in self._wanted and name in self._found):
+            wanted, found = self._wanted[name].float(), self._found[name].float()
             distances.append((found - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12))
+        self._wanted.clear()
+        self._found.clear()
         return torch.stack(distances).mean()
 
 
