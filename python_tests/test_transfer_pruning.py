@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,11 @@ def test_a_pruned_expert_travels(tmp_path: Path) -> None:
         ({"ratio": 0.0}, "ratio must be a number between 0 and 1"),
         ({"ratio": 1.0}, "ratio must be a number between 0 and 1"),
         ({"ratio": 0.95}, "ratio must be at most 0\\.[0-9]+, got 0.95: [0-9]+ % of the filters are left"),
+        ({"average": 0.9}, "average must be 0"),
+        (
+            {"target": "latency", "table": LatencyTable("cuda", threads=1)},
+            "table must be of latencies on 'cpu', got one of 'cuda'",
+        ),
         ({"target": "memory"}, "target must be 'filters', 'flops' or 'latency'"),
         ({"images": torch.randn(4, 1, 16, 16)}, r"images must be \(N, 1, 32, 32\)"),
         ({"images": torch.full((4, 1, 32, 32), torch.nan)}, "images hold NaN"),
@@ -300,6 +306,57 @@ def test_the_largest_ratio_can_be_reached(target: Any, taught: nn.Module, images
     with pytest.raises(ValueError, match="ratio must be at most"):
         run(largest + 0.002)
     assert run(largest).rounds[-1][target] <= 1 - largest
+
+
+def test_filters_alone_are_removed_when_filters_count() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding="same"), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(),
+        nn.Linear(2048, 96), nn.ReLU(), nn.Linear(96, 4),
+    )  # fmt: skip
+    result = prune(model, NaturalFields(), 0.25, spec=COLOUR, fine_tuning=None, **QUICK)
+    assert result.widths["0"] == [24, 3] and result.widths["5"] == [96, 24 * 64]
+    layers = layers_of(model, torch.zeros(1, 3, 32, 32))
+    assert multiply_adds(layers) == 32 * 32 * 32 * 27 + 2048 * 96 + 96 * 4
+    assert LatencyTable(threads=1).latency(layers) > 0
+
+
+def test_grouped_convolutions_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=16),
+        nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    groups, fixed = filter_groups(model.eval(), torch.zeros(1, 3, 32, 32))
+    assert [group.name for group in groups] == ["6"]
+    assert all("is a grouped convolution" in reason for reason in fixed.values()) and "0" in fixed
+
+
+class Shuffled(nn.Module):
+    """Channels are cut in half and exchanged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.first(x).chunk(2, 1)
+        x = torch.cat([left, self.second(right)], 1)
+        x = x.view(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_networks_that_cannot_be_followed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fixed = filter_groups(Shuffled().eval(), torch.zeros(1, 3, 8, 8))
+    assert fixed
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("by zero")
+
+    package = importlib.import_module("torch_pruning")
+    monkeypatch.setattr(package.DependencyGraph, "build_dependency", fails)
+    with pytest.raises(ValueError, match="model, a Shuffled, has layers that torch-pruning cannot follow"):
+        filter_groups(Shuffled().eval(), torch.zeros(1, 3, 8, 8))
 
 
 def test_nan_is_no_importance(taught: nn.Module, images: Tensor) -> None:

@@ -4,7 +4,7 @@ from exml_fast.models.alexnet_cifar import AlexNetCifar, AlexNetCifarHalf
 from exml_fast.models.cifar_resnet import CifarResNet
 from exml_fast.models.lenet import CaffeLeNet, LeNet5, LeNet5Half
 from exml_fast.models.registry import OWN, create, final_linear, is_known, register, takes
-from exml_fast.models.slimmed import resize_layers, widths_of
+from exml_fast.models.slimmed import is_depthwise, resize_layers, widths_of
 from exml_fast.models.vgg_cifar import Vgg11BnCifar
 from exml_fast.models.weights import redraw
 from exml_fast.models.wide_cifar_resnet import ResNet18Cifar, ResNet34Cifar, SlimResNet18
@@ -23,6 +23,7 @@ __all__ = [
     "Vgg11BnCifar",
     "create",
     "final_linear",
+    "is_depthwise",
     "is_known",
     "redraw",
     "resize_layers",

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["resize_layers", "widths_of"]
+__all__ = ["is_depthwise", "resize_layers", "widths_of"]
 
 Widths = dict[str, list[int]]
 """[output channels, input channels] of convolutions and linear layers, [channels] of BatchNorms, by name."""
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel of a convolution reads one input channel, its own."""
+    return (
+        isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+    )
 
 
 def widths_of(model: nn.Module) -> Widths:
@@ -53,7 +60,7 @@ def resize_layers(model: nn.Module, widths: Mapping[str, Sequence[int]]) -> nn.M
             module.out_features, module.in_features = counts
             shapes = {"weight": (counts[0], counts[1]), "bias": (counts[0],)}
         else:
-            if module.groups == module.in_channels == module.out_channels:
+            if is_depthwise(module):
                 module.groups = counts[0]
             module.out_channels, module.in_channels = counts
             kernel = (counts[0], counts[1] // module.groups, *module.kernel_size)

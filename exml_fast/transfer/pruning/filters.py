@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exml_fast.models import final_linear
+from exml_fast.models import final_linear, is_depthwise
 
 __all__ = ["FilterGroup", "Taylor", "filter_groups", "layer_name", "pruning"]
 
@@ -77,9 +77,16 @@ def filter_groups(
         known: names of the groups that were found before, which are not tried out again; others are left out.
     """
     package, fixed = pruning(), dict[str, str]()
-    graph = package.DependencyGraph().build_dependency(model, example)
+    try:
+        graph = package.DependencyGraph().build_dependency(model, example)
+        groups = list(graph.get_all_groups(ignored_layers=[final_linear(model, example)]))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model, a {type(model).__name__}, has layers that torch-pruning cannot follow: "
+            f"{type(error).__name__}: {str(error)[:200]}"
+        ) from error
     found = []
-    for members in graph.get_all_groups(ignored_layers=[final_linear(model, example)]):
+    for members in groups:
         root, out = members[0].dep.target.module, graph.is_out_channel_pruning_fn
         name = layer_name(model, root)
         if known is not None and name not in known:
@@ -113,6 +120,9 @@ def _cannot(model: nn.Module, example: Tensor, group: FilterGroup) -> str | None
     if group.channels <= len(lost):
         return f"it has {group.channels} filters"
     names = {id(module): name for name, module in model.named_modules()}
+    for member in (*group.producers, *group.consumers):
+        if getattr(member.module, "groups", 1) > 1 and not is_depthwise(member.module):
+            return f"{names[id(member.module)]!r} is a grouped convolution"
     for consumer in group.consumers:
         unread = [channel for channel, of in zip(consumer.channels, consumer.of, strict=True) if of in lost]
         with torch.no_grad():

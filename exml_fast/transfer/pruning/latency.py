@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exml_fast.engine.freezing import device_of
+from exml_fast.models import is_depthwise
 from exml_fast.storage import PathLike, load_json, save_json
 
 __all__ = ["LatencyTable", "Layer", "layers_of", "multiply_adds"]
@@ -22,11 +24,12 @@ SECONDS, LEAST = 0.02, 9
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer, with the size of its input."""
+    """A convolution or linear layer, with the sizes of its input and output."""
 
     module: nn.Module
     size: tuple[int, ...]
     """(H, W) of the input of a convolution; () for a linear layer."""
+    out_size: tuple[int, ...]
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -41,11 +44,11 @@ def layers_of(model: nn.Module, example: Tensor) -> list[Layer]:
     """The 2d convolutions and linear layers that run, in the order in which they do."""
     found: list[Layer] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        size = tuple(inputs[0].shape[2:]) if isinstance(module, nn.Conv2d) else ()
-        found.append(Layer(module, size))
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        sizes = [tuple(x.shape[2:]) if isinstance(module, nn.Conv2d) else () for x in (inputs[0], output)]
+        found.append(Layer(module, *sizes))
 
-    handles = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [m.register_forward_hook(look) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     try:
         with torch.no_grad():
             model(example)
@@ -65,12 +68,8 @@ def multiply_adds(layers: Sequence[Layer], widths: Mapping[nn.Module, tuple[int,
             total += outputs * inputs
         else:
             assert isinstance(module, nn.Conv2d)
-            groups = _groups(module, outputs)
-            area = 1
-            for k in range(2):
-                padding, dilation, kernel = _pair(module.padding)[k], module.dilation[k], module.kernel_size[k]
-                area *= (layer.size[k] + 2 * padding - dilation * (kernel - 1) - 1) // module.stride[k] + 1
-            total += area * outputs * (inputs // groups) * module.kernel_size[0] * module.kernel_size[1]
+            terms = inputs // _groups(module, outputs) * math.prod(module.kernel_size)
+            total += math.prod(layer.out_size) * outputs * terms
     return total
 
 
@@ -100,6 +99,10 @@ class LatencyTable:
         self.threads = threads or torch.get_num_threads()
         self.path = None if path is None else Path(path)
         self.milliseconds = self._stored()
+
+    def describe(self) -> dict[str, str | int]:
+        """What is measured, as JSON values."""
+        return {"device": self.device.type, "batch_size": self.batch_size, "threads": self.threads}
 
     @classmethod
     def of(cls, model: nn.Module, **options: int | PathLike | None) -> LatencyTable:
@@ -149,7 +152,7 @@ class LatencyTable:
             key = f"linear {outputs} {inputs}"
         else:
             assert isinstance(module, nn.Conv2d)
-            rest = [*module.kernel_size, *module.stride, *_pair(module.padding), *module.dilation, module.groups]
+            rest = [*module.kernel_size, *module.stride, *_padding(module), *module.dilation, module.groups]
             key = f"conv {outputs} {inputs} {' '.join(map(str, (*rest, *layer.size)))}"
         hardware = torch.backends.cpu.get_cpu_capability() if self.device.type == "cpu" else self.device.type
         return f"{hardware} {self.threads} {self.batch_size} {key}"
@@ -197,21 +200,16 @@ def _fastest(network: nn.Module, images: Tensor, threads: int) -> float:
     return 1e3 * sum(fastest) / len(fastest)
 
 
-def _pair(padding: str | tuple[int, ...]) -> tuple[int, int]:
-    if isinstance(padding, str):
-        raise ValueError(f"a convolution with padding={padding!r} cannot be measured; give it in pixels")
-    return padding[0], padding[1]
-
-
-def _is_depthwise(module: nn.Conv2d) -> bool:
-    return 1 < module.groups == module.in_channels == module.out_channels
+def _padding(module: nn.Conv2d) -> tuple[str | int, ...]:
+    """In pixels, or "same" or "valid"."""
+    return (module.padding,) if isinstance(module.padding, str) else tuple(module.padding)
 
 
 def _groups(module: nn.Conv2d, outputs: int) -> int:
     """Groups of the convolution if it had so many outputs."""
-    return outputs if _is_depthwise(module) else module.groups
+    return outputs if is_depthwise(module) else module.groups
 
 
 def _exists(module: nn.Conv2d, outputs: int, inputs: int) -> bool:
     """Whether the convolution can have these widths."""
-    return outputs == inputs if _is_depthwise(module) else outputs % module.groups == inputs % module.groups == 0
+    return outputs == inputs if is_depthwise(module) else outputs % module.groups == inputs % module.groups == 0

@@ -19,7 +19,7 @@ from exml_fast.data import Augmentation, DataSource, ImageSource, InputSpec
 from exml_fast.engine.freezing import chosen_device, device_of, unpacked
 from exml_fast.engine.substitution import copied
 from exml_fast.inversion import Result
-from exml_fast.models import resize_layers, widths_of
+from exml_fast.models import is_depthwise, resize_layers, widths_of
 from exml_fast.profiling import Meter
 from exml_fast.progress import Progress, ProgressOption, callback_of, reports_progress
 from exml_fast.storage import PathLike
@@ -165,10 +165,14 @@ def prune(
     progress = callback_of(progress)
     config = (config or Pruning()).replace(**overrides)
     require(isinstance(ratio, float) and 0 < ratio < 1, "ratio", "a number between 0 and 1, both left out", ratio)
+    average = config.training.average
+    require(average == 0, "average", "0, as the weights change their shapes", average)
     require(target in ("filters", "flops", "latency"), "target", "'filters', 'flops' or 'latency'", target)
     spec = InputSpec.of(spec if spec is not None else images.spec if isinstance(images, Result) else model)
     model, *_ = unpacked(model)
     device = chosen_device(device, model)
+    if table is not None and table.device.type != device.type:
+        raise ValueError(f"table must be of latencies on {device.type!r}, got one of {table.device.type!r}")
     given = images if isinstance(images, ImageSource) else network_input(images, spec)[0]
     begun = time.monotonic()
     with seeded(seed, device), Meter(device) as meter:
@@ -178,7 +182,9 @@ def prune(
         if checkpoint_dir is not None:
             tensors = [*original.state_dict().values(), *([given] if isinstance(given, Tensor) else [])]
             source = given.describe() if isinstance(given, ImageSource) else None
-            identity = fingerprint(tensors, [config.to_dict(), ratio, target, spec.to_dict(), source, seed])
+            identity = fingerprint(
+                tensors, [config.to_dict(), ratio, target, run.table.describe(), spec.to_dict(), source, seed]
+            )
             checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, identity)
         if (state := checkpoint.load(device)) is not None:
             run.load_state_dict(state["run"])
@@ -226,6 +232,8 @@ class _Run:
         self.table = table or LatencyTable.of(original)
         self.rounds: list[dict[str, Any]] = []
         groups, self.fixed = filter_groups(self.model, self.example)
+        if target == "filters":  # which hidden neurons of linear layers are not
+            groups = [group for group in groups if any(isinstance(m.module, nn.Conv2d) for m in group.producers)]
         self._names = [group.name for group in groups]
         if not groups:
             reasons = "; ".join(f"{name!r}: {reason}" for name, reason in self.fixed.items())
@@ -383,8 +391,7 @@ def _without(widths: Widths, group: FilterGroup, chunk: int) -> Widths:
     less = dict(widths)
     for module, channels, _ in group.producers:
         (outputs, inputs), lost = less[module], chunk * len(channels) // group.channels
-        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
-        less[module] = (outputs - lost, inputs - lost if depthwise else inputs)
+        less[module] = (outputs - lost, inputs - lost if is_depthwise(module) else inputs)
     for module, channels, _ in group.consumers:
         outputs, inputs = less[module]
         less[module] = (outputs, inputs - chunk * len(channels) // group.channels)
