@@ -115,7 +115,7 @@ def fingerprint(tensors: Iterable[Tensor], settings: Any) -> str:
     digest = hashlib.sha256()
 
     def add(tensor: Tensor) -> None:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
     def described(value: Any) -> list[Any]:
         if not isinstance(value, Tensor):
