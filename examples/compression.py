@@ -8,8 +8,7 @@ Takes about a minute on one core. The real digits only train the first network a
 
 import exml_fast as xf
 from exml_fast.evaluation import accuracy
-from exml_fast.transfer import export
-from exml_fast.transfer.pruning.prune import FINE_TUNING
+from exml_fast.transfer import FINE_TUNING, export
 
 digits = xf.data.load("digits")
 arguments = {"in_channels": 1, "num_classes": 10, "batch_norm": True, "activation": "relu"}

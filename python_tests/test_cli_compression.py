@@ -153,6 +153,12 @@ def test_an_interrupted_run_goes_on(
     assert same(whole, part)
 
 
+def test_eight_bits_run_on_cpus_alone(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exml_fast.cli.compression.parse_device", str)  # on a machine without a GPU
+    code, text = call("quantize", teacher, "--images", "noise", "--device", "cuda", "--out", tmp_path / "out")
+    assert code == 2 and "--device must be cpu with 8 bits" in text and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from exml_fast.data import SOURCES, DeadLeaves, InputSpec, NaturalFields, PenStrokes
+from exml_fast.data import SOURCES, DeadLeaves, InputSpec, NaturalFields, Noise, PenStrokes
 
 GRAY = InputSpec(1, (32, 32), (0.1307,), (0.3081,))
 COLOUR = InputSpec(3, (20, 28), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -13,6 +13,12 @@ COLOUR = InputSpec(3, (20, 28), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def draw(source, count, spec=GRAY, seed=0):
     return source.draw(count, spec, torch.Generator().manual_seed(seed))
+
+
+def test_noise_is_normal():
+    images = draw(Noise(), 50)
+    assert images.shape == (50, *GRAY.shape) and torch.equal(images, draw(Noise(), 50))
+    assert float(images.mean()) == pytest.approx(0, abs=0.02) and float(images.std()) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -278,6 +278,9 @@ def test_an_interrupted_learning_continues_bit_for_bit(
 
 @pytest.mark.slow
 def test_compiled_networks_compute_the_same(taught: nn.Module, images: Tensor, static: Any) -> None:
+    simulated = quantize(taught, images, bits=4, spec=SPEC, learn=False)
+    with torch.no_grad():
+        torch.testing.assert_close(simulated.compiled()(images), simulated.model(images), rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         fast = compiled(taught)
         for some in (images, images[:1]):

@@ -17,7 +17,7 @@ from exml_fast.cli.preparation import require_fit
 from exml_fast.continual import Expert
 from exml_fast.continual.expert import complete_arguments
 from exml_fast.continual.teachers import Teacher, open_teacher
-from exml_fast.data import ImageSource, InputSpec, Split, load
+from exml_fast.data import ImageSource, InputSpec, Noise, Split, load
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result
 from exml_fast.report.compression import Compressed, write_compression_page
@@ -28,7 +28,7 @@ from exml_fast.validation import settings
 
 __all__ = ["CompressionOptions", "Exports", "Images", "Opened", "Speed", "opened", "written"]
 
-NOISE_IMAGES, FORMATS, COUNTS = 4096, ("pt", "pt2", "onnx"), (1, 64)
+FORMATS, COUNTS = ("pt", "pt2", "onnx"), (1, 64)
 NOISE, REAL = "noise", "real="
 
 Images = Annotated[
@@ -146,8 +146,7 @@ def _images(run: CompressionOptions, spec: InputSpec) -> Result | Tensor | Image
         named = ", ".join(SOURCE_NAMES)
         raise ValueError(f"--images is missing: a folder of `exml-fast invert`, noise, real=DATA, {named}")
     if run.images == NOISE:
-        generator = torch.Generator().manual_seed(run.machine.seed)
-        return torch.randn(NOISE_IMAGES, *spec.shape, generator=generator)
+        return Noise()
     if run.images.startswith(REAL):
         split = load(run.images.removeprefix(REAL), run.data_root).train
         require_fit("--images", split.images[:1], spec)

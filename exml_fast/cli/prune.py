@@ -38,10 +38,10 @@ from exml_fast.cli.watch import Viewer
 from exml_fast.continual import Card, Expert
 from exml_fast.models import widths_of
 from exml_fast.ownership import remove_tree
-from exml_fast.transfer import Distillation, LatencyTable, PruneResult, Pruning
+from exml_fast.transfer import FINE_TUNING, Distillation, LatencyTable, PruneResult, Pruning
 from exml_fast.transfer import prune as prune_network
 from exml_fast.transfer.pruning.filters import pruning
-from exml_fast.transfer.pruning.prune import FINE_TUNING, Target
+from exml_fast.transfer.pruning.prune import Target
 from exml_fast.validation import named, settings, to_dict
 
 __all__ = ["prune"]

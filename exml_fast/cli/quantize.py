@@ -115,7 +115,8 @@ def quantize(
             quantization={"bits": bits, "float_layers": float_layers} | given_options(steps=steps)
             | parse_pairs("--set", changes),
         )  # fmt: skip
-        given.config()
+        if given.config().bits == 8 and not resume and not device.startswith("cpu"):
+            raise ValueError(f"--device must be cpu with 8 bits, which run on CPUs alone, got {device}")
         ready = None if resume else opened(given.options)
         run = open_run(context, guard, out, given, resume=resume, overwrite=overwrite)
         use_threads(run.options.machine.threads)

@@ -5,7 +5,7 @@ from exml_fast.data.foreign import DataSource, images_and_labels, network_images
 from exml_fast.data.hugging_face import to_hugging_face
 from exml_fast.data.labelled import LabelledImages
 from exml_fast.data.photographs import Crops, Photographs
-from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, PenStrokes
+from exml_fast.data.procedural import SOURCES, DeadLeaves, ImageSource, NaturalFields, Noise, PenStrokes
 from exml_fast.data.sets import load, some_images
 from exml_fast.data.shards import Shards, ShardStream
 from exml_fast.data.spec import InputSpec
@@ -22,6 +22,7 @@ __all__ = [
     "InputSpec",
     "LabelledImages",
     "NaturalFields",
+    "Noise",
     "PenStrokes",
     "Photographs",
     "ShardStream",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exml_fast.data.spec import InputSpec
 
-__all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "PenStrokes"]
+__all__ = ["SOURCES", "DeadLeaves", "ImageSource", "NaturalFields", "Noise", "PenStrokes"]
 
 # Largest number of images, and of pixel values, drawn at once. They bound the memory. Changing either changes the
 # images of a seed.
@@ -68,6 +68,21 @@ class Blocks(abc.ABC):
         """The name and the settings of the source, as JSON values."""
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         return {"source": type(self).__name__, **settings}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Independent normal values of mean 0 and deviation 1 in normalised units, which share nothing with images."""
+
+    domain: ClassVar[str] = "noise"
+
+    def draw(self, count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """As :meth:`ImageSource.draw`."""
+        return torch.randn(count, *spec.shape, generator=generator)
+
+    def describe(self) -> dict[str, Any]:
+        """The name of the source."""
+        return {"source": "Noise"}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from exml_fast.transfer.perturbation import (
     universal_perturbations,
 )
 from exml_fast.transfer.pool import Generation
-from exml_fast.transfer.pruning import LatencyTable, PruneResult, Pruning, prune
+from exml_fast.transfer.pruning import FINE_TUNING, LatencyTable, PruneResult, Pruning, prune
 from exml_fast.transfer.quantization import Quantization, QuantizeResult, load_quantized, quantize
 from exml_fast.transfer.robustness import (
     Attack,
@@ -40,6 +40,7 @@ from exml_fast.transfer.zskd import ZSKD, transfer_set_sweep, zskd
 
 __all__ = [
     "ADVERSARIAL",
+    "FINE_TUNING",
     "PERTURBATIONS",
     "REHEARSAL",
     "ZSKD",

@@ -17,8 +17,8 @@ __all__ = ["compiled", "exported", "quiet"]
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function of images that runs ``model`` compiled ahead of time by AOTInductor, without gradients.
 
-    The weights are those of now. The first call with each number of images compiles, which takes seconds and needs a
-    C++ compiler.
+    The first call with each number of images compiles, with the weights of that moment; it takes seconds and needs a
+    C++ compiler. ``model`` is put into evaluation mode.
 
     Raises:
         ValueError: at that call, for a network that torch.export refuses.

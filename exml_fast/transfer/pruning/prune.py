@@ -51,7 +51,7 @@ from exml_fast.validation import (
     with_flat_changes,
 )
 
-__all__ = ["PruneResult", "Pruning", "prune"]
+__all__ = ["FINE_TUNING", "PruneResult", "Pruning", "prune"]
 
 CHECKPOINT_FILE = "prune.pt"
 # Molchanov 2019 prunes while the network learns at a small constant rate.

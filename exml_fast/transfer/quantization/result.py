@@ -15,7 +15,7 @@ from exml_fast.models import create
 from exml_fast.storage import PathLike, atomic_folder, load_json, load_tensors, save_json, save_tensors
 from exml_fast.training import TrainingResult
 from exml_fast.transfer.graph import compiled
-from exml_fast.transfer.quantization.learned import FakeQuantized, with_fake_quantized
+from exml_fast.transfer.quantization.learned import FakeQuantized, with_fake_quantized, with_fixed
 from exml_fast.transfer.quantization.static import activation_ranges, converted, prepared, set_activation_ranges
 from exml_fast.validation import require
 
@@ -55,8 +55,8 @@ class QuantizeResult(TrainingResult):
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def compiled(self) -> Callable[[Tensor], Tensor]:
-        """See :func:`compiled`."""
-        return compiled(self.model)
+        """See :func:`compiled`. 4 bits run in float32."""
+        return compiled(with_fixed(copy.deepcopy(self.model)) if self.bits == 4 else self.model)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the file by name: weights as integers, two in a byte with 4 bits, and their scales."""
