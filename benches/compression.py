@@ -154,7 +154,6 @@ def fill_table(domain: Domain) -> None:
     """Measure all latencies that pruning may ask for."""
     table = table_of(domain)
     table.fill(layers_of(domain.model, torch.zeros(1, *domain.spec.shape)), PRUNED["prune-latency-40"][2]["chunk"])
-    table.save()
 
 
 def quantized(

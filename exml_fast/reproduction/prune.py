@@ -43,7 +43,8 @@ class PruneTask:
         data: name or file of the data set.
         teacher: network and training of the network that is pruned, or the folder of an expert.
         ratios: shares of the filters to remove.
-        rows: of the table. "No finetune" ranks the filters on DeepInversion images and does not learn.
+        rows: of the table. "No finetune" ranks the filters on DeepInversion images and does not learn after the
+            last removal; between two removals it does, as all rows.
         count: synthetic images. One half of "Adaptive DeepInversion" are those of "DeepInversion"; the others compete
             with the network that was pruned on these.
         recipe: of the synthetic images, with the variant "adaptive_"; ``recipe_steps`` changes its steps.

@@ -117,8 +117,9 @@ class LatencyTable:
         """Measure each convolution with 0, 1, 2, … chunks of its outputs and of its inputs left out.
 
         Otherwise a width is measured when it is first asked for, under the load that the machine has then. Call this on
-        a quiet machine, then :meth:`save`, if several runs shall share the table. A layer has (outputs / ``chunk``)
-        (inputs / ``chunk``) shapes. Each is measured ``rounds`` times, between the others; the fastest time counts.
+        a quiet machine if several runs shall share the table. A layer has (outputs / ``chunk``)
+        (inputs / ``chunk``) shapes. Each is measured ``rounds`` times, between the others; the fastest time counts. The
+        file is written after each round.
         """
         shapes: dict[str, tuple[Layer, int, int]] = {}
         for layer in layers:
@@ -126,8 +127,12 @@ class LatencyTable:
                 for outputs, inputs in product(*(range(width, 0, -chunk) for width in layer.widths)):
                     if _exists(layer.module, outputs, inputs):
                         shapes[self._key(layer, outputs, inputs)] = (layer, outputs, inputs)
-        measured = [{key: self._measured(*shape) for key, shape in shapes.items()} for _ in range(rounds)]
-        self.milliseconds |= {key: min(times[key] for times in measured) for key in shapes}
+        fastest = dict.fromkeys(shapes, math.inf)
+        for _ in range(rounds):
+            for key, shape in shapes.items():
+                fastest[key] = min(fastest[key], self._measured(*shape))
+            self.milliseconds |= fastest
+            self.save()
 
     def save(self) -> None:
         """Write the measurements beside those of other processes; does nothing without a path."""
