@@ -50,15 +50,15 @@ def learned(rows: list[dict[str, Any]]) -> str:
     for task, shown in (("prune-filters-20", "Pruned networks"), ("w4a4", "Those of 4 bits")):
         if task in tuning:
             every = list(tuning[task].values())
-            steps, sizes = ({str(each[name]) for each in every} for name in ("steps", "batch_size"))
+            steps, sizes = (sorted({str(each[name]) for each in every}) for name in ("steps", "batch_size"))
             sentences.append(f"{shown} learned for {' or '.join(steps)} steps of {' or '.join(sizes)} images.")
     by_images = tuning.get("prune-filters-20", {})
     real, made = (by_images.get(images, {}).get("augmentation") for images in ("real", "deep-inversion"))
     if real and made and real != made:
         sentences.append(
-            f"There, images that are not real were also scaled by up to {made['scale']:g} and rotated by up to "
-            f"{made['rotation']:g}°: on held-out training images of another seed, made images taught more so, and real "
-            "ones less."
+            "When pruned networks learned, images that are not real were also scaled by up to "
+            f"{made['scale']:g} and rotated by up to {made['rotation']:g}°: on held-out training images "
+            "of another seed, made images taught more so, and real ones less."
         )
     counts = {
         images: each["source"]["images"]
@@ -87,11 +87,11 @@ def agreement_in_8_bits(path: Path) -> str:
         [title, *(mean(row["values"][name]) for row in shown)]
         for name, title in (("tiny_imagenet", "Tiny-ImageNet, enlarged"), ("photographs", "crops of photographs"))
     ]
-    calibration, seeds = shown[0]["settings"]["calibration"], max(len(row["seeds"]) for row in shown)
+    settings, seeds = shown[0]["settings"], max(len(row["seeds"]) for row in shown)
     notes = (
         f"{results['network']} in 8 bits and in float32, on {results['tested']} images each. Columns name the "
-        f"{calibration} images that set the ranges; up to {seeds} seeds, ± their deviation. *real* are training images "
-        "of Tiny-ImageNet, enlarged."
+        f"{settings['calibration']} images that set the ranges; activations have {settings['activation_bits']} bits; up "
+        f"to {seeds} seeds, ± their deviation. *real* are training images of Tiny-ImageNet, enlarged."
     )
     return "\n\n".join([table(header, lines), notes, source(path, results)])
 
