@@ -90,8 +90,8 @@ def agreement_in_8_bits(path: Path) -> str:
     settings, seeds = shown[0]["settings"], max(len(row["seeds"]) for row in shown)
     notes = (
         f"{results['network']} in 8 bits and in float32, on {results['tested']} images each. Columns name the "
-        f"{settings['calibration']} images that set the ranges; activations have {settings['activation_bits']} bits; up "
-        f"to {seeds} seeds, ± their deviation. *real* are training images of Tiny-ImageNet, enlarged."
+        f"{settings['calibration']} images that set the ranges; activations have {settings['activation_bits']} bits; "
+        f"up to {seeds} seeds, ± their deviation. *real* are training images of Tiny-ImageNet, enlarged."
     )
     return "\n\n".join([table(header, lines), notes, source(path, results)])
 
