@@ -104,7 +104,8 @@ def test_importance_is_the_squared_gradient_of_a_gate(taught: nn.Module, images:
     """Gates are written into the forward pass here."""
     model = copy.deepcopy(taught)
     groups, _ = filter_groups(model, example(SPEC))
-    taylor, wanted = Taylor(), taught(images).detach() + 0.3 * torch.randn(48, 4)
+    drawn = torch.randn(48, 4, generator=torch.Generator().manual_seed(2))
+    taylor, wanted = Taylor(), taught(images).detach() + 0.3 * drawn
     with taylor.watching([gate.module for group in groups for gate in group.gates]):
         for part in range(2):
             rows = slice(24 * part, 24 * part + 24)
@@ -357,6 +358,24 @@ def test_networks_that_cannot_be_followed_are_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(package.DependencyGraph, "build_dependency", fails)
     with pytest.raises(ValueError, match="model, a Shuffled, has layers that torch-pruning cannot follow"):
         filter_groups(Shuffled().eval(), torch.zeros(1, 3, 8, 8))
+
+
+class WithAuxiliaryHead(Small):
+    """A second head that only runs in training mode, as GoogLeNet has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        extra = self.auxiliary(self.first(x).mean((2, 3))).sum() if self.training else 0.0
+        return super().forward(x) + 0.0 * extra
+
+
+def test_heads_of_training_are_refused(images: Tensor) -> None:
+    model = WithAuxiliaryHead().train()
+    with pytest.raises(ValueError, match="'auxiliary', which runs in training mode alone"):
+        prune(model, images, 0.3, spec=SPEC, fine_tuning=None, **QUICK)
 
 
 def test_nan_is_no_importance(taught: nn.Module, images: Tensor) -> None:
