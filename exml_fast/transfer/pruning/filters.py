@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from exml_fast.engine.substitution import copied
 from exml_fast.models import final_linear, is_depthwise
+from exml_fast.training.loop import forked
 
-__all__ = ["FilterGroup", "Taylor", "filter_groups", "layer_name", "pruning"]
+__all__ = ["FilterGroup", "Taylor", "filter_groups", "layer_name", "layers_of_training", "pruning"]
 
 Convolution = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -108,6 +110,19 @@ def filter_groups(
         else:
             found.append(group)
     return found, fixed
+
+
+def layers_of_training(model: nn.Module, example: Tensor) -> list[str]:
+    """Layers with weights that run in training mode, but not in evaluation mode."""
+    called = {True: set[str](), False: set[str]()}
+    for mode in called:
+        network = copied(model).train(mode)
+        for name, module in network.named_modules():
+            if list(module.parameters(recurse=False)):
+                module.register_forward_hook(lambda *_, name=name, mode=mode: called[mode].add(name))
+        with torch.no_grad(), forked(example.device):
+            network(example.expand(2, *example.shape[1:]))
+    return [name for name, _ in model.named_modules() if name in called[True] - called[False]]
 
 
 def _cannot(model: nn.Module, example: Tensor, group: FilterGroup) -> str | None:

@@ -38,7 +38,7 @@ from exml_fast.training import (
 )
 from exml_fast.training.loop import forked
 from exml_fast.transfer.distill import Distillation, distill
-from exml_fast.transfer.pruning.filters import FilterGroup, Taylor, filter_groups
+from exml_fast.transfer.pruning.filters import FilterGroup, Taylor, filter_groups, layers_of_training
 from exml_fast.transfer.pruning.latency import LatencyTable, Layer, layers_of, multiply_adds
 from exml_fast.validation import (
     Count,
@@ -231,7 +231,7 @@ class _Run:
         self.example = torch.zeros(1, *spec.shape, device=self.device)
         self.table = table or LatencyTable.of(original)
         self.rounds: list[dict[str, Any]] = []
-        if extra := _layers_of_training(self.model, self.example):
+        if extra := layers_of_training(self.model, self.example):
             raise ValueError(
                 f"model has {extra[0]!r}, which runs in training mode alone and would lose its input: take such heads "
                 "out first (of torchvision's networks with aux_logits=False)"
@@ -389,19 +389,6 @@ class _Run:
         self._batches.load_state_dict(state["batches"])
         self.table.milliseconds |= state["latencies"]
         self._whole = self._sizes(layers_of(self.original, self.example))
-
-
-def _layers_of_training(model: nn.Module, example: Tensor) -> list[str]:
-    """Layers with weights that run in training mode, but not in evaluation mode."""
-    called = {True: set[str](), False: set[str]()}
-    for mode in called:
-        network = copied(model).train(mode)
-        for name, module in network.named_modules():
-            if list(module.parameters(recurse=False)):
-                module.register_forward_hook(lambda *_, name=name, mode=mode: called[mode].add(name))
-        with torch.no_grad(), forked(example.device):
-            network(example.expand(2, *example.shape[1:]))
-    return [name for name, _ in model.named_modules() if name in called[True] - called[False]]
 
 
 def _without(widths: Widths, group: FilterGroup, chunk: int) -> Widths:
