@@ -360,6 +360,24 @@ def test_networks_that_cannot_be_followed_are_named(monkeypatch: pytest.MonkeyPa
         filter_groups(Shuffled().eval(), torch.zeros(1, 3, 8, 8))
 
 
+def test_a_checkpoint_of_another_table_is_refused(taught: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    def interrupt(stage: str, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(target: Any, batch_size: int, **options: Any) -> Any:
+        return prune(
+            taught, images, 0.3, target=target, table=Products(batch_size=batch_size, threads=1), spec=SPEC,
+            fine_tuning=None, checkpoint_dir=tmp_path / target, **QUICK, **options,
+        )  # fmt: skip
+
+    for target in ("latency", "filters"):
+        with pytest.raises(KeyboardInterrupt):
+            run(target, 1, progress=interrupt)
+    with pytest.raises(ValueError, match="to another run"):
+        run("latency", 2)
+    assert run("filters", 2).rounds  # which no table decides
+
+
 class WithAuxiliaryHead(Small):
     """A second head that only runs in training mode, as GoogLeNet has."""
 

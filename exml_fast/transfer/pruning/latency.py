@@ -117,9 +117,9 @@ class LatencyTable:
         """Measure each convolution with 0, 1, 2, … chunks of its outputs and of its inputs left out.
 
         Otherwise a width is measured when it is first asked for, under the load that the machine has then. Call this on
-        a quiet machine if several runs shall share the table. A layer has (outputs / ``chunk``)
-        (inputs / ``chunk``) shapes. Each is measured ``rounds`` times, between the others; the fastest time counts. The
-        file is written after each round.
+        a quiet machine if several runs shall share the table. A layer has (outputs / ``chunk``) (inputs / ``chunk``)
+        shapes. Each is measured ``rounds`` times, between the others; the fastest time counts. The file is written
+        after each round.
         """
         shapes: dict[str, tuple[Layer, int, int]] = {}
         for layer in layers:

@@ -182,9 +182,8 @@ def prune(
         if checkpoint_dir is not None:
             tensors = [*original.state_dict().values(), *([given] if isinstance(given, Tensor) else [])]
             source = given.describe() if isinstance(given, ImageSource) else None
-            identity = fingerprint(
-                tensors, [config.to_dict(), ratio, target, run.table.describe(), spec.to_dict(), source, seed]
-            )
+            measured = run.table.describe() if target == "latency" else None
+            identity = fingerprint(tensors, [config.to_dict(), ratio, target, measured, spec.to_dict(), source, seed])
             checkpoint = Checkpoint(Path(checkpoint_dir) / CHECKPOINT_FILE, identity)
         if (state := checkpoint.load(device)) is not None:
             run.load_state_dict(state["run"])
