@@ -45,7 +45,7 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     lwf = found["rows"][1]
     assert lwf["average"] == sum(lwf["values"]) / 2 and lwf["std"] is not None and len(lwf["curve"]) == 2
     assert lwf["bytes"] == 0 and not lwf["synthetic"] and not lwf["real_exemplars"] and lwf["reduced"]
-    assert lwf["seconds"] > 2 * lwf["seconds_per_task"] > 0
+    assert lwf["seconds"] > lwf["seconds_per_task"] > 0  # of both tasks, and of the second
     shutil.rmtree(folder)
     capsys.readouterr()
     call(*cells)  # the committed cells are not run again

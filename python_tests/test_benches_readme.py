@@ -177,14 +177,26 @@ def test_an_architecture_that_is_refused_has_its_reason(tables: Tables, tmp_path
 
 
 def test_compression_shows_all_images(tables: Tables, tmp_path: Path) -> None:
+    settings = {"source": {"images": 512}, "training": {"steps": 200, "batch_size": 64}}
+    timed = {"networks": 2, "rounds": 51, "compiler": "AOTInductor", "threads": 2, "commits": ["def"]}
     row = {
-        "network": "ResNet-20", "task": "int8", "float": 92.0, "values": {"real": [91.0, 92.0], "noise": [50.0]},
+        "network": "ResNet-20", "task": "int8", "timed": timed, "settings": {"real": settings, "noise": settings},
+        "float": 92.0, "values": {"real": [91.0, 92.0], "noise": [50.0]},
         "seeds": {"real": [0, 1], "noise": [0]}, "bytes": 25, "float_bytes": 100,
         "faster": {"1": {"ratio": 2.0}, "64": {"ratio": 1.25}}, "before": None, "commits": ["abc"],
     }  # fmt: skip
     text = tables("readme_tables.compression").compression(results(tmp_path / "compression.json", [row]))
     line = "| ResNet-20 | 8 bits | 92.00 | 91.50 ± 0.71 | – | – | – | – | 50.00 | 1 to 2 | 0.50 / 0.80 | 0.25 |"
     assert line in text
+    assert "A set has 512 (real), 512 (noise) images." in text
+    assert "the median of 2 networks (51 rounds each, AOTInductor, 2 threads, commit def)" in text
+    tuned = {"training": {"steps": 600, "batch_size": 128, "augmentation": {"scale": 0.0, "rotation": 0}}}
+    changed = {"training": tuned["training"] | {"augmentation": {"scale": 0.3, "rotation": 15}}}
+    row |= {"task": "prune-filters-20", "values": {"real": [91.0], "deep-inversion": [90.0]}, "timed": None}
+    row |= {"settings": {"real": {"fine_tuning": tuned}, "deep-inversion": {"fine_tuning": changed}}, "faster": None}
+    text = tables("readme_tables.compression").compression(results(tmp_path / "compression.json", [row]))
+    assert "Pruned networks learned for 600 steps of 128 images." in text
+    assert "scaled by up to 0.3 and rotated by up to 15°" in text
 
 
 def test_class_incremental_methods_are_in_order_of_accuracy(tables: Tables, tmp_path: Path) -> None:
