@@ -24,7 +24,7 @@ from measure import RESULTS, with_stored, write_results
 from torch import Tensor, nn
 
 import exml_fast as xf
-from exml_fast.data import ImageSource, NaturalFields, Photographs
+from exml_fast.data import ImageSource, NaturalFields, Noise, Photographs
 from exml_fast.inversion import Result
 from exml_fast.reproduction.provenance import provenance
 
@@ -50,7 +50,7 @@ def calibrating(
 ) -> Tensor | ImageSource | Result:
     """The images that set the ranges."""
     if name == "noise":
-        return torch.randn(CALIBRATION, *SPEC.shape, generator=torch.Generator().manual_seed(seed))
+        return Noise().draw(CALIBRATION, SPEC, torch.Generator().manual_seed(seed))
     if name == "natural-fields":
         return NaturalFields()
     if name == "photographs":

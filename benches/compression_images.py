@@ -11,7 +11,7 @@ from time_to_accuracy import locked
 from torch import Tensor, nn
 
 import exml_fast as xf
-from exml_fast.data import ImageData, ImageSource, NaturalFields, Photographs
+from exml_fast.data import ImageData, ImageSource, NaturalFields, Noise, Photographs
 from exml_fast.inversion import Result
 from exml_fast.transfer import export, load_pruned
 
@@ -45,7 +45,7 @@ class Domain:
     def images(self, name: str, seed: int) -> Tensor | ImageSource | Result:
         """A set of images, made now if it does not exist."""
         if name == "noise":
-            return torch.randn(NOISE_IMAGES, *self.spec.shape, generator=torch.Generator().manual_seed(seed))
+            return Noise().draw(NOISE_IMAGES, self.spec, torch.Generator().manual_seed(seed))
         if name == "natural-fields":
             return NaturalFields()
         if name == "photographs":

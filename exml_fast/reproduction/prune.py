@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from exml_fast.continual import Card, Expert
 from exml_fast.continual.expert import complete_arguments
-from exml_fast.data import ImageData, ImageSource, NaturalFields, load
+from exml_fast.data import ImageData, ImageSource, NaturalFields, Noise, load
 from exml_fast.evaluation import accuracy
 from exml_fast.inversion import Result, invert, recipes
 from exml_fast.models import create, resize_layers
@@ -126,7 +126,7 @@ class Table:
             return self.spec.prepare(self.data.train.images)
         if row == "Noise":
             generator = torch.Generator().manual_seed(self.context.seed)
-            return torch.randn(NOISE_IMAGES, *self.spec.shape, generator=generator)
+            return Noise().draw(NOISE_IMAGES, self.spec, generator)
         if row == "Natural fields":
             return NaturalFields()
         adaptive = row.startswith("Adaptive")

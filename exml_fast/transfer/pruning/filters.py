@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from exml_fast.engine.substitution import copied
 from exml_fast.models import final_linear, is_depthwise
 from exml_fast.training.loop import forked
 
@@ -114,14 +113,13 @@ def filter_groups(
 
 def layers_of_training(model: nn.Module, example: Tensor) -> list[str]:
     """Layers with weights that run in training mode, but not in evaluation mode."""
-    called = {True: set[str](), False: set[str]()}
-    for mode in called:
-        network = copied(model).train(mode)
-        for name, module in network.named_modules():
-            if list(module.parameters(recurse=False)):
-                module.register_forward_hook(lambda *_, name=name, mode=mode: called[mode].add(name))
-        with torch.no_grad(), forked(example.device):
-            network(example.expand(2, *example.shape[1:]))
+    called, network = {True: set[str](), False: set[str]()}, copy.deepcopy(model)
+    for name, module in network.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_hook(lambda *_, name=name: called[network.training].add(name))
+    with torch.no_grad(), forked(example.device):
+        for mode in called:
+            network.train(mode)(example.expand(2, *example.shape[1:]))
     return [name for name, _ in model.named_modules() if name in called[True] - called[False]]
 
 
@@ -130,7 +128,6 @@ def _cannot(model: nn.Module, example: Tensor, group: FilterGroup) -> str | None
 
     A copy without some of them must compute what a copy computes whose later layers do not read them.
     """
-    without, zeroed = copy.deepcopy(model), copy.deepcopy(model)
     lost = sorted({0, group.channels // 2})
     if group.channels <= len(lost):
         return f"it has {group.channels} filters"
@@ -138,6 +135,7 @@ def _cannot(model: nn.Module, example: Tensor, group: FilterGroup) -> str | None
     for member in (*group.producers, *group.consumers):
         if getattr(member.module, "groups", 1) > 1 and not is_depthwise(member.module):
             return f"{names[id(member.module)]!r} is a grouped convolution"
+    without, zeroed = copy.deepcopy(model), copy.deepcopy(model)
     for consumer in group.consumers:
         unread = [channel for channel, of in zip(consumer.channels, consumer.of, strict=True) if of in lost]
         with torch.no_grad():

@@ -265,9 +265,7 @@ class _Run:
         """
         if self.target == "latency":
             return
-        chunk, widths = self.config.chunk, Widths()
-        for layer in layers:
-            widths[layer.module] = layer.widths
+        chunk, widths = self.config.chunk, {layer.module: layer.widths for layer in layers}
         for group in groups:
             widths = _without(widths, group, chunk * ((group.channels - 1) // chunk))
         least = self._share(layers, widths)
@@ -322,9 +320,7 @@ class _Run:
         self, groups: Sequence[FilterGroup], layers: Sequence[Layer]
     ) -> tuple[dict[str, list[int]], Widths]:
         """Channels of each group to remove now, chunk by chunk, and the widths of all layers without them."""
-        chunk, widths = self.config.chunk, Widths()
-        for layer in layers:
-            widths[layer.module] = layer.widths
+        chunk, widths = self.config.chunk, {layer.module: layer.widths for layer in layers}
         importance = {group.name: self._taylor.of(group) for group in groups}
         orders = {name: values.argsort().tolist() for name, values in importance.items()}
         whole = sum(float(values.sum()) for values in importance.values()) or 1.0
