@@ -45,7 +45,11 @@ def test_cells_become_rows(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
     lwf = found["rows"][1]
     assert lwf["average"] == sum(lwf["values"]) / 2 and lwf["std"] is not None and len(lwf["curve"]) == 2
     assert lwf["bytes"] == 0 and not lwf["synthetic"] and not lwf["real_exemplars"] and lwf["reduced"]
-    assert lwf["seconds"] > lwf["seconds_per_task"] > 0  # of both tasks, and of the second
+    seconds = [cell["seconds"] for cell in found["cells"] if cell["method"] == "lwf"]
+    assert lwf["seconds"] == pytest.approx(sum(map(sum, seconds)) / 2) and all(len(each) == 2 for each in seconds)
+    assert (
+        lwf["seconds_per_task"] == pytest.approx(sum(each[1] for each in seconds) / 2) and lwf["seconds_per_task"] > 0
+    )
     shutil.rmtree(folder)
     capsys.readouterr()
     call(*cells)  # the committed cells are not run again

@@ -99,11 +99,12 @@ def test_a_pruned_expert_is_written_and_shown(teacher: Path, npz: Path, tmp_path
 
 def test_latencies_are_measured_for_the_images_that_are_asked(teacher: Path, tmp_path: Path) -> None:
     table = tmp_path / "latency.json"
-    # The share may be out of reach, depending on what was measured.
-    call(
+    code, text = call(
         "prune", teacher, *SHORT["prune"], "--images", "noise", "--target", "latency", "--ratio", "0.01",
         "--latency-table", table, "--latency-images", 3, "--no-speed", "--out", tmp_path / "out",
     )  # fmt: skip
+    # Whether the share is in reach depends on what was measured.
+    assert code == 0 or "no more filters can be removed" in text
     assert {key.split()[2] for key in load_json(table)} == {"3"}
 
 

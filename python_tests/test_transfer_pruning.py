@@ -274,6 +274,10 @@ def test_a_pruned_expert_travels(tmp_path: Path) -> None:
         ({"ratio": 0.0}, "ratio must be a number between 0 and 1"),
         ({"ratio": 1.0}, "ratio must be a number between 0 and 1"),
         ({"ratio": 0.95}, "ratio must be at most 0\\.[0-9]+, got 0.95: [0-9]+ % of the filters are left"),
+        (
+            {"target": "latency", "ratio": 0.99, "table": Products(threads=1)},
+            "no more filters can be removed: [0-9]+ % of the latency are left",
+        ),
         ({"average": 0.9}, "average must be 0"),
         (
             {"target": "latency", "table": LatencyTable("cuda", threads=1)},
