@@ -135,11 +135,15 @@ def _cannot(model: nn.Module, example: Tensor, group: FilterGroup) -> str | None
     for member in (*group.producers, *group.consumers):
         if getattr(member.module, "groups", 1) > 1 and not is_depthwise(member.module):
             return f"{names[id(member.module)]!r} is a grouped convolution"
-    without, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    # Both share the tensors that stay as they are: pruning replaces tensors.
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    without, zeroed = (copy.deepcopy(model, dict(shared)) for _ in range(2))
     for consumer in group.consumers:
         unread = [channel for channel, of in zip(consumer.channels, consumer.of, strict=True) if of in lost]
-        with torch.no_grad():
-            zeroed.get_submodule(names[id(consumer.module)]).get_parameter("weight")[:, unread] = 0
+        reader = zeroed.get_submodule(names[id(consumer.module)])
+        weight = reader.get_parameter("weight").detach().clone()
+        weight[:, unread] = 0
+        reader.register_parameter("weight", nn.Parameter(weight))
     layer = without.get_submodule(group.name)
     graph = pruning().DependencyGraph().build_dependency(without, example)
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
