@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/cpu/capability.cpp"
+#include "tests/arrays.h"
 
 namespace exml {
 namespace {

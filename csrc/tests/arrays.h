@@ -22,6 +22,13 @@ constexpr double kStoreError = sizeof(T) == 8   ? 1e-12
                                : sizeof(T) == 4 ? 2e-5
                                                 : 1e-2;
 
+// Inputs of elementary functions, as many as the widest vector has lanes: close to `start`, and ever closer to zero.
+inline std::vector<float> around(float start) {
+  std::vector<float> values(16);
+  for (int i = 0; i < 16; ++i) values[i] = i < 8 ? start + 0.0001f * i : start * std::pow(0.1f, i - 7);
+  return values;
+}
+
 template <typename T>
 T stored(double value) {
   T result;

@@ -1,6 +1,42 @@
-// Vectors to and from memory. Compiled once for each instruction set by for_each_capability.h: GCC splits a vector
-// operation into instructions of the function's own target before it inlines the function.
+// Vectors, and their ways to and from memory. Compiled once for each instruction set by for_each_capability.h: GCC
+// splits a vector operation into instructions of the function's own target before it inlines the function.
 namespace exml::cpu::EXML_CAPABILITY {
+
+// As wide as the registers: GCC keeps wider vectors in memory, and compares them lane by lane.
+#if defined(EXML_AVX512)
+constexpr int kVectorBytes = 64;
+#elif defined(EXML_AVX2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t bytes __attribute__((vector_size(kVectorBytes / 4)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+  typedef uint8_t bytes __attribute__((vector_size(kVectorBytes / 8)));
+};
+template <typename A>
+using Vector = typename VectorOf<A>::type;
+template <typename A>
+using Mask = typename VectorOf<A>::mask;
+// A byte for each lane.
+template <typename A>
+using Bytes = typename VectorOf<A>::bytes;
+template <typename A>
+constexpr int kLanes = kVectorBytes / sizeof(A);
+
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
 EXML_INLINE Vector<float> load(const float* p) {
   Vector<float> v;
@@ -58,12 +94,12 @@ EXML_INLINE void store(BFloat16* p, Vector<float> v) {
 // The lanes of a mask as bytes of 0 and 1.
 template <typename A>
 EXML_INLINE void store_mask(uint8_t* p, Mask<A> mask) {
-  const auto bytes = __builtin_convertvector(-mask, typename BytesOf<A>::type);
+  const auto bytes = __builtin_convertvector(-mask, Bytes<A>);
   memcpy(p, &bytes, sizeof bytes);
 }
 template <typename A>
 EXML_INLINE Mask<A> load_mask(const uint8_t* p) {
-  typename BytesOf<A>::type bytes;
+  Bytes<A> bytes;
   memcpy(&bytes, p, sizeof bytes);
   return __builtin_convertvector(bytes, Mask<A>) != Mask<A>{};
 }

@@ -5,8 +5,8 @@ namespace exml::cpu::EXML_CAPABILITY {
 template <typename T>
 Moments<double> run_moments(const T* x, int64_t size) {
   using A = Accumulator<T>;
-  constexpr int64_t kRun = 1024;
   constexpr int kWidth = kLanes<A>;
+  constexpr int64_t kRun = 64 * kWidth;  // a lane adds 32 values
   Moments<double> total;
   for (int64_t start = 0; start < size; start += kRun) {
     const int64_t end = start + kRun < size ? start + kRun : size;

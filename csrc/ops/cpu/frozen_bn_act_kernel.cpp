@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const FrozenBNAct& op) {
                             op.with_mask ? mask.mutable_data_ptr<uint8_t>() : nullptr,
                             static_cast<A>(op.negative_slope)};
     const A *scale = op.scale.const_data_ptr<A>(), *shift = op.shift.const_data_ptr<A>();
-    const Lanes lanes(channels, cpu::kLanes<A>);
+    const Lanes lanes(channels, cpu::kMostLanes<A>);
     const auto scales = lanes.spread(scale), shifts = lanes.spread(shift);
     const auto moments = channel_moments(
         layout,
@@ -231,7 +231,7 @@ std::vector<Tensor> backward(const FrozenBNActBackward& arguments) {
                              static_cast<T*>(results[0].mutable_data_ptr()),
                              with_residual ? static_cast<T*>(results[1].mutable_data_ptr()) : nullptr,
                              static_cast<A>(op.negative_slope)};
-    const Lanes lanes(channels, cpu::kLanes<A>);
+    const Lanes lanes(channels, cpu::kMostLanes<A>);
     const auto scales = lanes.spread(scale.data()), shifts = lanes.spread(shift);
     const PixelGradient<std::vector<A>> spread{lanes.spread(offset.data()), lanes.spread(slope.data()),
                                                lanes.spread(means)};

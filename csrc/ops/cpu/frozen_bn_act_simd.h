@@ -26,8 +26,8 @@ EXML_INLINE Vector<A> backward_vector(const BNActBackward<T>& p, int64_t i, Vect
 // `size` values of one channel, and their moments. Runs longer than kRun are combined in double.
 template <Activation activation, typename T, typename A>
 Moments<double> forward_run(BNActForward<T> p, int64_t size, A scale, A shift) {
-  constexpr int64_t kRun = 4096;
   constexpr int kWidth = kLanes<A>;
+  constexpr int64_t kRun = 256 * kWidth;  // a lane adds 64 values
   const Vector<A> scales = splat(scale), shifts = splat(shift);
   Vector<A> lanes;
   for (int l = 0; l < kWidth; ++l) lanes[l] = l;

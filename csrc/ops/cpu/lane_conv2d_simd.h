@@ -1,7 +1,5 @@
 // Inner loops of lane_conv2d, compiled once for each instruction set by for_each_capability.h. A plane of the scratch
-// memory holds a channel of kImages<A> images: [row][column][image].
-#include "ops/cpu/register_simd.h"
-
+// memory holds a channel of kLanes<A> images: [row][column][image].
 namespace exml::cpu::EXML_CAPABILITY {
 
 #if defined(EXML_AVX512)
@@ -11,57 +9,31 @@ constexpr int kTiles = 12, kTileOutputs = 6;
 #endif
 constexpr int kMostPixels = 8, kMostTaps = 5;
 
-template <typename A>
-using Lanes = Register<A>;
-template <typename A>
-constexpr int kImages = kRegisterBytes / sizeof(A);
-
 // How many images are convolved at a time.
 template <typename A>
 int64_t lane_images(A) {
-  return kImages<A>;
-}
-
-template <typename A>
-EXML_INLINE Lanes<A> load_lanes(const A* p) {
-  return load_register<A>(p);
-}
-template <typename A>
-EXML_INLINE void store_lanes(A* p, Lanes<A> v) {
-  store_register<A>(p, v);
-}
-template <typename A>
-EXML_INLINE Lanes<A> load_lanes(const BFloat16* p) {
-  A values[kImages<A>];
-  for (int i = 0; i < kImages<A>; ++i) values[i] = widen(p[i]);
-  return load_lanes<A>(values);
-}
-template <typename A>
-EXML_INLINE void store_lanes(BFloat16* p, Lanes<A> v) {
-  A values[kImages<A>];
-  store_lanes<A>(values, v);
-  for (int i = 0; i < kImages<A>; ++i) narrow(values[i], p[i]);
+  return kLanes<A>;
 }
 
 // [a0, b0, a1, b1, ...] of the lower or upper halves.
 template <typename A, int kUpper, int... kLane>
-EXML_INLINE Lanes<A> interleave(Lanes<A> a, Lanes<A> b, std::integer_sequence<int, kLane...>) {
-  constexpr int first = kUpper * kImages<A> / 2;
+EXML_INLINE Vector<A> interleave(Vector<A> a, Vector<A> b, std::integer_sequence<int, kLane...>) {
+  constexpr int first = kUpper * kLanes<A> / 2;
 #ifdef __clang__
-  return __builtin_shufflevector(a, b, (first + kLane / 2 + kLane % 2 * kImages<A>)...);
+  return __builtin_shufflevector(a, b, (first + kLane / 2 + kLane % 2 * kLanes<A>)...);
 #else
-  return __builtin_shuffle(a, b, typename RegisterOf<A>::order{(first + kLane / 2 + kLane % 2 * kImages<A>)...});
+  return __builtin_shuffle(a, b, Mask<A>{(first + kLane / 2 + kLane % 2 * kLanes<A>)...});
 #endif
 }
 
 // A square matrix. Each pass takes the highest bit of the row's number over to the lane's.
 template <typename A>
-EXML_INLINE void transpose(Lanes<A>* v) {
-  constexpr int n = kImages<A>;
+EXML_INLINE void transpose(Vector<A>* v) {
+  constexpr int n = kLanes<A>;
   using Order = std::make_integer_sequence<int, n>;
 #pragma GCC unroll 4
   for (int pass = 1; pass < n; pass *= 2) {
-    Lanes<A> next[n];
+    Vector<A> next[n];
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
       next[2 * i] = interleave<A, 0>(v[i], v[i + n / 2], Order());
@@ -76,7 +48,7 @@ EXML_INLINE void transpose(Lanes<A>* v) {
 // `count` become zeros.
 template <typename A, typename T>
 void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, A* to) {
-  constexpr int64_t n = kImages<A>;
+  constexpr int64_t n = kLanes<A>;
   if (size < n) {
     for (int64_t l = 0; l < size; ++l)
       for (int64_t i = 0; i < n; ++i) to[place[l] * n + i] = i < count ? widen(from[i * size + l]) : A(0);
@@ -84,16 +56,16 @@ void to_lanes(const T* from, int64_t size, int64_t count, const int32_t* place, 
   }
   for (int64_t first = 0; first < size; first += n) {
     const int64_t l = std::min(first, size - n);  // the last step overlaps the one before it
-    Lanes<A> v[n];
-    for (int i = 0; i < n; ++i) v[i] = i < count ? load_lanes<A>(from + i * size + l) : Lanes<A>{};
+    Vector<A> v[n];
+    for (int i = 0; i < n; ++i) v[i] = i < count ? load(from + i * size + l) : Vector<A>{};
     transpose<A>(v);
-    for (int i = 0; i < n; ++i) store_lanes<A>(to + place[l + i] * n, v[i]);
+    for (int i = 0; i < n; ++i) store(to + place[l + i] * n, v[i]);
   }
 }
 
 template <typename A, typename T>
 void from_lanes(const A* from, int64_t size, int64_t count, const int32_t* place, T* to) {
-  constexpr int64_t n = kImages<A>;
+  constexpr int64_t n = kLanes<A>;
   if (size < n) {
     for (int64_t l = 0; l < size; ++l)
       for (int64_t i = 0; i < count; ++i) narrow(from[place[l] * n + i], to[i * size + l]);
@@ -101,10 +73,10 @@ void from_lanes(const A* from, int64_t size, int64_t count, const int32_t* place
   }
   for (int64_t first = 0; first < size; first += n) {
     const int64_t l = std::min(first, size - n);
-    Lanes<A> v[n];
-    for (int i = 0; i < n; ++i) v[i] = load_lanes<A>(from + place[l + i] * n);
+    Vector<A> v[n];
+    for (int i = 0; i < n; ++i) v[i] = load(from + place[l + i] * n);
     transpose<A>(v);
-    for (int i = 0; i < count; ++i) store_lanes<A>(to + i * size + l, v[i]);
+    for (int i = 0; i < count; ++i) store(to + i * size + l, v[i]);
   }
 }
 
@@ -113,26 +85,26 @@ void from_lanes(const A* from, int64_t size, int64_t count, const int32_t* place
 template <int kOutputs, int kPixels, typename A>
 EXML_INLINE void lane_tile(const A* x, const A* weights, const A* bias, int64_t rows, const LaneShape& s, A* out,
                            int64_t plane) {
-  constexpr int n = kImages<A>;
-  Lanes<A> total[kOutputs][kPixels];
+  constexpr int n = kLanes<A>;
+  Vector<A> total[kOutputs][kPixels];
   for (int k = 0; k < kOutputs; ++k)
-    for (int p = 0; p < kPixels; ++p) total[k][p] = Lanes<A>{} + bias[k];
+    for (int p = 0; p < kPixels; ++p) total[k][p] = Vector<A>{} + bias[k];
   for (int64_t c = 0; c < s.channels; ++c) {
     for (int64_t i = 0; i < rows; ++i) {
       const A* values = x + (c * s.plane + i * s.row) * n;
       const A* weight = weights + (c * s.kernel_height + i) * s.kernel_width * kOutputs;
       for (int64_t j = 0; j < s.kernel_width; ++j, values += n, weight += kOutputs) {
-        Lanes<A> pixels[kPixels];
-        for (int p = 0; p < kPixels; ++p) pixels[p] = load_lanes<A>(values + p * n);
+        Vector<A> pixels[kPixels];
+        for (int p = 0; p < kPixels; ++p) pixels[p] = load(values + p * n);
         for (int k = 0; k < kOutputs; ++k) {
-          const Lanes<A> w = Lanes<A>{} + weight[k];
+          const Vector<A> w = Vector<A>{} + weight[k];
           for (int p = 0; p < kPixels; ++p) total[k][p] += pixels[p] * w;
         }
       }
     }
   }
   for (int k = 0; k < kOutputs; ++k)
-    for (int p = 0; p < kPixels; ++p) store_lanes<A>(out + (k * plane + p) * n, total[k][p]);
+    for (int p = 0; p < kPixels; ++p) store(out + (k * plane + p) * n, total[k][p]);
 }
 
 template <int kOutputs, int kPixels, typename A>
@@ -145,7 +117,7 @@ EXML_INLINE void lane_pixels(int64_t count, const A* x, const A* weights, const 
 // All rows of kOutputs channels; rows of taps beyond the image are left out.
 template <int kOutputs, typename A>
 void lane_rows(const A* x, const A* weights, const A* bias, const LaneShape& s, A* out) {
-  constexpr int n = kImages<A>, kPixels = kTiles / kOutputs < kMostPixels ? kTiles / kOutputs : kMostPixels;
+  constexpr int n = kLanes<A>, kPixels = kTiles / kOutputs < kMostPixels ? kTiles / kOutputs : kMostPixels;
   const int64_t tiles = (s.out_width + kPixels - 1) / kPixels;
   for (int64_t i = 0; i < s.out_height; ++i) {
     const int64_t first = std::max<int64_t>(0, s.top - i);
@@ -188,36 +160,36 @@ void lane_weights(const T* weights, int64_t outputs, int64_t channels, int64_t t
   }
 }
 
-// A convolution of kImages<A> images.
+// A convolution of kLanes<A> images.
 template <typename A>
 void lane_convolve(const A* x, const A* weights, const A* bias, int64_t outputs, const LaneShape& s, A* out) {
   const int64_t block = lane_block(outputs, kTileOutputs), taps = s.channels * s.kernel_height * s.kernel_width;
   for (int64_t k = 0; k < outputs; k += block)
     lane_outputs<kTileOutputs>(std::min(block, outputs - k), x, weights + k * taps, bias + k, s,
-                               out + k * s.out_plane * kImages<A>);
+                               out + k * s.out_plane * kLanes<A>);
 }
 
 // total[k][j] += sum over pixels of grad[k] times x shifted by tap j of one row of taps. `totals` (kOutputs, taps of a
 // filter, lanes).
 template <int kOutputs, int kTaps, typename A>
 void lane_taps(const A* x, const A* grad, int64_t rows, const LaneShape& s, A* totals, int64_t taps) {
-  constexpr int n = kImages<A>;
-  Lanes<A> total[kOutputs][kTaps];
+  constexpr int n = kLanes<A>;
+  Vector<A> total[kOutputs][kTaps];
   for (int k = 0; k < kOutputs; ++k)
-    for (int j = 0; j < kTaps; ++j) total[k][j] = load_lanes<A>(totals + (k * taps + j) * n);
+    for (int j = 0; j < kTaps; ++j) total[k][j] = load(totals + (k * taps + j) * n);
   for (int64_t i = 0; i < rows; ++i) {
     const A *values = x + i * s.row * n, *pulls = grad + i * s.out_width * n;
     for (int64_t p = 0; p < s.out_width; ++p, values += n, pulls += n) {
-      Lanes<A> pixels[kTaps];
-      for (int j = 0; j < kTaps; ++j) pixels[j] = load_lanes<A>(values + j * n);
+      Vector<A> pixels[kTaps];
+      for (int j = 0; j < kTaps; ++j) pixels[j] = load(values + j * n);
       for (int k = 0; k < kOutputs; ++k) {
-        const Lanes<A> pull = load_lanes<A>(pulls + k * s.out_plane * n);
+        const Vector<A> pull = load(pulls + k * s.out_plane * n);
         for (int j = 0; j < kTaps; ++j) total[k][j] += pixels[j] * pull;
       }
     }
   }
   for (int k = 0; k < kOutputs; ++k)
-    for (int j = 0; j < kTaps; ++j) store_lanes<A>(totals + (k * taps + j) * n, total[k][j]);
+    for (int j = 0; j < kTaps; ++j) store(totals + (k * taps + j) * n, total[k][j]);
 }
 
 template <int kOutputs, int kTaps, typename A>
@@ -230,10 +202,10 @@ EXML_INLINE void lane_some_taps(int64_t outputs, int64_t count, const A* x, cons
   if constexpr (kTaps > 1) lane_some_taps<kOutputs, kTaps - 1>(outputs, count, x, grad, rows, s, totals, taps);
 }
 
-// Adds the gradient of the weights of kImages<A> images to totals (K, C, h, w, lanes).
+// Adds the gradient of the weights of kLanes<A> images to totals (K, C, h, w, lanes).
 template <typename A>
 void lane_correlate(const A* x, const A* grad, int64_t outputs, const LaneShape& s, A* totals) {
-  constexpr int n = kImages<A>;
+  constexpr int n = kLanes<A>;
   const int64_t taps = s.channels * s.kernel_height * s.kernel_width;
   const int64_t width = lane_block(s.kernel_width, kMostTaps);
   const int64_t block = lane_block(outputs, kTiles / width < kTileOutputs ? kTiles / width : kTileOutputs);
@@ -259,7 +231,7 @@ template <typename A, typename T>
 void lane_sums(const A* totals, int64_t size, T* out) {
   for (int64_t l = 0; l < size; ++l) {
     A total = 0;
-    for (int i = 0; i < kImages<A>; ++i) total += totals[l * kImages<A> + i];
+    for (int i = 0; i < kLanes<A>; ++i) total += totals[l * kLanes<A> + i];
     narrow(total, out[l]);
   }
 }

@@ -14,7 +14,7 @@
 namespace exml {
 namespace {
 
-constexpr int64_t kTile = 4, kPlaces = 36, kVector = cpu::kLanes<float>;
+constexpr int64_t kTile = 4, kPlaces = 36, kVector = cpu::kMostLanes<float>;
 // Floats of scratch memory for the factors of a block, a part of the second-level cache; bounds on the tiles of a
 // block.
 constexpr int64_t kBlockFloats = 1 << 16, kLeastRows = 28, kMostRows = 224;

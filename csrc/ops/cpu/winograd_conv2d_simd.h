@@ -1,6 +1,4 @@
 // Inner loops of winograd_conv2d, compiled once for each instruction set by for_each_capability.h.
-#include "ops/cpu/register_simd.h"
-
 namespace exml::cpu::EXML_CAPABILITY {
 
 // Rows of a block of the product whose sums stay in registers; a block has two registers of columns.
@@ -16,18 +14,18 @@ constexpr int kPanelColumns = kPanel;
 // kRows x kColumns registers of a b; rows of a lie `row` apart, those of b and c kPanelColumns.
 template <int kRows, int kColumns>
 EXML_INLINE void product_block(const float* a, int64_t row, const float* b, int64_t depth, float* c) {
-  constexpr int n = kRegisterBytes / sizeof(float);
-  Register<float> total[kRows][kColumns] = {};
+  constexpr int n = kLanes<float>;
+  Vector<float> total[kRows][kColumns] = {};
   for (int64_t k = 0; k < depth; ++k, b += kPanelColumns) {
-    Register<float> weights[kColumns];
-    for (int j = 0; j < kColumns; ++j) weights[j] = load_register(b + j * n);
+    Vector<float> weights[kColumns];
+    for (int j = 0; j < kColumns; ++j) weights[j] = load(b + j * n);
     for (int i = 0; i < kRows; ++i) {
-      const Register<float> value = Register<float>{} + a[i * row + k];
+      const Vector<float> value = Vector<float>{} + a[i * row + k];
       for (int j = 0; j < kColumns; ++j) total[i][j] += value * weights[j];
     }
   }
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kColumns; ++j) store_register(c + i * kPanelColumns + j * n, total[i][j]);
+    for (int j = 0; j < kColumns; ++j) store(c + i * kPanelColumns + j * n, total[i][j]);
 }
 
 template <int kRows, int kColumns>
@@ -40,7 +38,7 @@ EXML_INLINE void product_rows(int64_t rows, const float* a, int64_t row, const f
 // the first `columns` are needed.
 inline void panel_product(const float* a, int64_t row, int64_t rows, const float* b, int64_t depth, int64_t columns,
                           float* c) {
-  constexpr int n = kRegisterBytes / sizeof(float);
+  constexpr int n = kLanes<float>;
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   for (int64_t block = 0; block < blocks; ++block) {  // the heights of blocks differ by at most one row
     const int64_t first = block * rows / blocks, count = (block + 1) * rows / blocks - first;
