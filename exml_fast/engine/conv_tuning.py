@@ -47,7 +47,7 @@ WORTH_IT, CAST_PAYS = 1.1, 1.5
 
 # A plan is timed with MEASURED_BATCH images, or with one image if these take more than MANY_PRODUCTS products.
 MEASURED_BATCH, MANY_PRODUCTS = 2, 1e8
-LEAST_ROUNDS, MOST_ROUNDS, MEASURED_SECONDS = 3, 20, 0.006
+LEAST_ROUNDS, MOST_ROUNDS, MEASURED_SECONDS = 7, 20, 0.03
 # A later candidate replaces an earlier one if it takes less than CLEAR_GAIN of the time. A candidate that takes more
 # than HOPELESS times as long as the fastest is not timed again.
 CLEAR_GAIN, HOPELESS = 0.9, 1.5
@@ -56,10 +56,11 @@ CLEAR_GAIN, HOPELESS = 0.9, 1.5
 FEW_CHANNELS, FEW_OUTPUTS = 4, 16
 # Side of a tile of Winograd's algorithm in pixels, and tiles a thread that are enough to time it.
 TILE, TILES = 4, 28
-# Images with which Winograd's algorithm is timed for training: its weights are transformed once a step.
-TRAINED_BATCH = 32
+# A layer that learns is timed with more images, because its weights are transformed or repacked once a step, and longer,
+# because it keeps the choice for a whole training.
+TRAINED_BATCH, TRAINED_SECONDS = 32, 0.1
 # Number of the list of candidates below. A change of that list increases it, and older measurements are forgotten.
-CHOICES = 5
+CHOICES = 6
 
 Key = TypeVar("Key")
 
@@ -171,7 +172,7 @@ def lanes_are_faster(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_we
     """
     if not COMPILED:
         return False
-    small = _few_images(shape)
+    small = _trained_images(shape)
     plan, _ = _once_a_machine(
         f"{dataclasses.astuple(small)} {dtype}, gradients {of_input, of_weight}",
         lambda: _measure_lanes(small, dtype, of_input, of_weight),
@@ -192,7 +193,7 @@ def winograd_is_faster(shape: ConvShape, dtype: torch.dtype) -> bool:
     """
     if not COMPILED:
         return False
-    small = dataclasses.replace(shape, input=(min(shape.input[0], TRAINED_BATCH), *shape.input[1:]))
+    small = _trained_images(shape)
     plan, _ = _once_a_machine(
         f"{dataclasses.astuple(small)} {dtype}, learned",
         lambda: _measure_learned(small, dtype),
@@ -209,6 +210,11 @@ def _few_images(shape: ConvShape) -> ConvShape:
     if shape.by_winograd:
         tiles = math.prod(-(-n // TILE) for n in shape.output_size)
         images = max(images, -(-TILES * torch.get_num_threads() // tiles))
+    return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
+
+
+def _trained_images(shape: ConvShape) -> ConvShape:
+    images = max(TRAINED_BATCH, LANE_IMAGES * torch.get_num_threads())
     return dataclasses.replace(shape, input=(min(shape.input[0], images), *shape.input[1:]))
 
 
@@ -321,7 +327,7 @@ def _measure_lanes(shape: ConvShape, dtype: torch.dtype, of_input: bool, of_weig
         if wanted:
             torch.autograd.grad(y, wanted, g)
 
-    chosen, seconds = _fastest({name: partial(pass_through, way) for name, way in ways.items()})
+    chosen, seconds = _fastest({name: partial(pass_through, way) for name, way in ways.items()}, TRAINED_SECONDS)
     return Plan(chosen), seconds / shape.input[0]
 
 
@@ -335,11 +341,11 @@ def _measure_learned(shape: ConvShape, dtype: torch.dtype) -> tuple[Plan, float]
     }
     g = torch.zeros_like(ways["plain"]().detach())
     passes = {name: lambda way=way: torch.autograd.grad(way(), x, g) for name, way in ways.items()}
-    chosen, seconds = _fastest(passes)
+    chosen, seconds = _fastest(passes, TRAINED_SECONDS)
     return Plan(chosen), seconds / shape.input[0]
 
 
-def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
+def _fastest(ways: Mapping[Key, Callable[[], object]], measured: float = MEASURED_SECONDS) -> tuple[Key, float]:
     """The fastest way and its seconds; an earlier way where the gain of a later one is within noise."""
     seconds = dict.fromkeys(ways, math.inf)
     for way in ways.values():
@@ -354,7 +360,7 @@ def _fastest(ways: Mapping[Key, Callable[[], object]]) -> tuple[Key, float]:
                 seconds[key] = min(seconds[key], time.perf_counter() - at)
         rounds += 1
         spent = time.perf_counter() - begun
-        enough = len(ways) == 1 or spent > MEASURED_SECONDS or rounds == MOST_ROUNDS
+        enough = len(ways) == 1 or spent > measured or rounds == MOST_ROUNDS
         if rounds >= LEAST_ROUNDS and enough:
             break
     chosen = next(iter(seconds))
