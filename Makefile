@@ -157,7 +157,7 @@ cuda-resources:
 	bash csrc/tests/resources.sh sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120
 
 # Everything that needs a GPU, with a Python that has torch. Results are written to $OUT (default: build/gpu). Each stage
-# takes at most ten minutes on an H200; make gpu STAGE=build|tests|sanitizer|bench runs one of them.
+# is meant to take at most ten minutes on an H200; make gpu STAGE=build|tests|sanitizer|bench runs one of them.
 gpu:
 	STAGE=$(STAGE) bash benches/gpu.sh
 

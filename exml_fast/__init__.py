@@ -1,4 +1,4 @@
-"""Data-free learning from trained models, at hardware speed.
+"""Data-free learning from trained models, on fused C++ and CUDA ops.
 
 Makes synthetic images from a trained classifier, and trains other models on these images alone::
 

@@ -85,12 +85,13 @@ def test_the_judged_headline_leaves_out_the_seed_of_choices(tables: Tables, tmp_
 
     summary = {
         "unseen": ["a judge"], "images": 100, "precision": "bfloat16", "ours_steps": [50], "published_steps": [2000],
+        "published_recipe": {"bn": 1.0},
     }  # fmt: skip
     path = results(tmp_path / "judged.json", [summary, of_seed(0, 9e9), of_seed(1, 900.0), of_seed(2, 1100.0)])
     text = " ".join(tables("readme_tables.images").judged_headline(path).split())
-    assert "in 5.0 s of one core**, 200 times faster than [our plain-PyTorch copy](benches/inv" in text
-    assert "of the published loop (1000 s). Our recipe" in text
-    assert "takes 40 times fewer steps. A step takes 5.0 times less time, in bfloat16 instead of" in text
+    assert "in 5.0 CPU seconds of one core**, 200 times faster than [our plain-PyTorch copy](benches/inv" in text
+    assert "of the published loop (1000 s), with weight 1 of the statistics, the smallest that the paper" in text
+    assert "takes 40 times fewer steps. A step takes 5.0 times less time, in bfloat16" in text
     assert "recognise 82 % of our images and 48 % of the loop's (means of 2 seeds" in text
 
 
@@ -131,7 +132,8 @@ def test_every_table_names_its_commit(tables: Tables) -> None:
 
 def step(dtype: str, engine: float, **more: Any) -> dict[str, Any]:
     row = {
-        "teacher": "tiny", "size": 8, "batch": 4, "dtype": dtype, "rounds": 21, "engine_ms": engine,
+        "teacher": "tiny", "weights": "random weights", "size": 8, "batch": 4, "dtype": dtype, "rounds": 21,
+        "engine_ms": engine,
         "reference_ms": 40.0, "alternative_ms": 20.0, "bare_ms": 12.0, "bare": "float32", "convolutions_ms": 8.0,
         "alternative": "bfloat16, frozen", "engine_peak_mb": 30.0, "alternative_peak_mb": 25.0,
         "reference_peak_mb": 90.0, "setup_s": {"engine": 1.0, "alternative": 50.0},
@@ -155,7 +157,7 @@ def test_a_step_of_inversion(tables: Tables, tmp_path: Path) -> None:
     assert f"{cells} 1.25× | 7.0 ms | 30 / 25 / 90 MB | 1.0 / 50 s |" in text
     assert "| 16.0 ms (15.0 to 17.0) | 2.50× | 1.25× (bfloat16, frozen) | 1.33× (float32) | 2.00× | – |" in text
     assert "All contenders run in the engine's reused memory. Medians of 21 interleaved rounds; the" in text
-    assert "at commit abc on" in text and "at commit def on" in text
+    assert "at commit abc on" in text and "at commit def on" in text and "Weights: tiny: random weights." in text
     alone = "| tiny 8², batch 4, bfloat16 | 2.00× | 1.50× | 1.00× | 1.50× | 1.50× | 40 / 28 / 95 MB |"
     assert alone in text
     fastest = engine.fastest(path)

@@ -66,7 +66,11 @@ def ops(path: Path) -> str:
         rows.append([f"`{name}`", computes, origin, *summary(own, over_pytorch), *summary(own, over_best)])
     header = ["op", "computes", "source", "over PyTorch: median", "worst case", "over the best ¹: median", "worst case"]
     lines = table(header, rows).replace("| --- | ---: | ---: |", "| --- | --- | --- |", 1)
-    note = "¹ torch.compile, or eager PyTorch where that is faster: there compiling only copies it."
+    note = (
+        "¹ torch.compile, or eager PyTorch where that is faster: there compiling only copies it.\n"
+        "PyTorch is the published hook's formula for `bn_match`, `frozen_bn_act` and `match_statistics`, and "
+        "torch.optim without its fused kernel for `adam_clip_`. The [table of all cases](#the-ops-alone) has more contenders."
+    )
     return lines + "\n\n" + note + "\n\n" + source(path, results)
 
 
@@ -187,9 +191,20 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
         "The machine's load was another.",
         "⁹ Without weights and images: ours / torch.compile / published.",
         "¹⁰ Before the first step: ours / torch.compile.",
+        f"Weights: {weights_of(steps)}.",
     ]
     parts = [table(header, rows), "\n".join(notes), *sources]
     return "\n\n".join([*parts, reuse_alone(steps)] if same and shown is None else parts)
+
+
+def weights_of(steps: Sequence[dict[str, Any]]) -> str:
+    """Which networks have random weights, and which others."""
+    found: dict[str, list[str]] = {}
+    for row in steps:
+        names = found.setdefault(row["weights"], [])
+        if row["teacher"] not in names:
+            names.append(row["teacher"])
+    return "; ".join(f"{', '.join(names)}: {weights}" for weights, names in found.items())
 
 
 def reuse_alone(steps: Sequence[dict[str, Any]]) -> str:
@@ -305,7 +320,7 @@ def student(path: Path) -> str:
     ]
     note = "Medians, of ours with quartiles. With one thread, times are CPU time of the process, with two wall time."
     if before["rows"]:
-        note += f" *Before* is the same command at commit {before['commit']}."
+        note += f" *Before* is `{before['command']}` at commit {before['commit']}."
     shares = [sum(r["ours"][n]["median"] for n in names[:2]) / r["ours"]["step"]["median"] for r in cases]
     low, high = 100 * min(shares), 100 * max(shares)
     note += f" Rows and augmentation take {low:.1f} to {high:.1f} % of our steps: the most that a thread could gain"

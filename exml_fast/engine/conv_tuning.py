@@ -56,8 +56,8 @@ CLEAR_GAIN, HOPELESS = 0.9, 1.5
 FEW_CHANNELS, FEW_OUTPUTS = 4, 16
 # Side of a tile of Winograd's algorithm in pixels, and tiles a thread that are enough to time it.
 TILE, TILES = 4, 28
-# A layer that learns is timed with more images, because its weights are transformed or repacked once a step, and longer,
-# because it keeps the choice for a whole training.
+# A layer that learns is timed with more images, because its weights are transformed or repacked once a step, and for
+# longer, because a whole training keeps the choice.
 TRAINED_BATCH, TRAINED_SECONDS = 32, 0.1
 # Number of the list of candidates below. A change of that list increases it, and older measurements are forgotten.
 CHOICES = 6
