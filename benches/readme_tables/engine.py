@@ -69,7 +69,8 @@ def ops(path: Path) -> str:
     note = (
         "¹ torch.compile, or eager PyTorch where that is faster: there compiling only copies it.\n"
         "PyTorch is the published hook's formula for `bn_match`, `frozen_bn_act` and `match_statistics`, and "
-        "torch.optim without its fused kernel for `adam_clip_`. The [table of all cases](#the-ops-alone) has more contenders."
+        "torch.optim without its fused kernel for `adam_clip_`. The [table of all cases](#the-ops-alone) has more "
+        "contenders."
     )
     return lines + "\n\n" + note + "\n\n" + source(path, results)
 
