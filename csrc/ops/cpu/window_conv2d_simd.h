@@ -1,6 +1,14 @@
 // Inner loops of window_conv2d, compiled once for each instruction set by for_each_capability.h.
 namespace exml::cpu::EXML_CAPABILITY {
 
+// Accumulators of output channels and pixels that fit the registers, beside the pixels.
+#if defined(EXML_AVX512)
+constexpr int kAccumulators = 18;
+#else
+constexpr int kAccumulators = 12;
+#endif
+constexpr int pixels_of(int outputs) { return kAccumulators / outputs < 8 ? kAccumulators / outputs : 8; }
+
 // kOutputs output channels of kPixels neighbouring pixels. `x` is the first pixel's window, in rows of `row` values, of
 // which `span` (a multiple of the vector) count; pixels lie `channels` apart. out[p * outputs + k].
 template <int kOutputs, int kPixels, typename A, typename T>
@@ -38,11 +46,11 @@ void convolve_row(const A* x, const A* windows, int64_t height, int64_t span, in
                   int64_t outputs, int64_t width) {
   int64_t k = 0;
   for (; k + 4 <= outputs; k += 4)
-    window_row<4, 4>(x, windows + k * height * span, height, span, row, channels, out + k, outputs, width);
+    window_row<4, pixels_of(4)>(x, windows + k * height * span, height, span, row, channels, out + k, outputs, width);
   const A* rest = windows + k * height * span;
-  if (outputs - k == 3) window_row<3, 6>(x, rest, height, span, row, channels, out + k, outputs, width);
-  if (outputs - k == 2) window_row<2, 8>(x, rest, height, span, row, channels, out + k, outputs, width);
-  if (outputs - k == 1) window_row<1, 8>(x, rest, height, span, row, channels, out + k, outputs, width);
+  if (outputs - k == 3) window_row<3, pixels_of(3)>(x, rest, height, span, row, channels, out + k, outputs, width);
+  if (outputs - k == 2) window_row<2, pixels_of(2)>(x, rest, height, span, row, channels, out + k, outputs, width);
+  if (outputs - k == 1) window_row<1, pixels_of(1)>(x, rest, height, span, row, channels, out + k, outputs, width);
 }
 
 template <typename A, typename T>
