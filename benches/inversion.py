@@ -53,6 +53,7 @@ from inversion_teachers import TEACHERS, Teacher, calibrate
 from measure import RESULTS, Timing, milliseconds, peak_rss_mb, rotating, rows_of_this_commit, write_results
 
 from exml_fast._native import reused_memory
+from exml_fast.engine.conv_plan import can_pack
 from exml_fast.inversion import recipes
 
 QUICK = ("lenet-bn", "resnet18-cifar")
@@ -72,6 +73,11 @@ def problem_of(teacher: Teacher, device: str) -> tuple[Problem, str]:
         classes = model(start[:2]).shape[1]
     labels = (torch.arange(batch) % classes).to(device)
     return Problem(model, teacher.spec, recipe, labels, start, partial(python_draws, jitter)), weights
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether bfloat16 may be the faster dtype. A CPU without instructions for it emulates it."""
+    return device != "cpu" or can_pack(torch.bfloat16)
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -250,9 +256,10 @@ def searched(problem: Problem, known: dict[str, float], found: Callable[[dict[st
         print(f"  torch.compile, {option}: {times[str(option)]:.1f} ms", flush=True)
         found(times)
 
-    for option in OPTIONS:
+    options = [option for option in OPTIONS if option.dtype == "float32" or has_bfloat16(problem.device)]
+    for option in options:
         attempt(option)
-    dtype = min(OPTIONS, key=lambda option: times[str(option)]).dtype
+    dtype = min(options, key=lambda option: times[str(option)]).dtype
     for mode in MODES[problem.device]:
         attempt(Option(dtype, mode))
     return times
@@ -310,7 +317,7 @@ def main() -> None:
     )
     parser.add_argument("--no-compile", action="store_true", help="omit the alternative")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precisions", help="of the engine; default: float32,bfloat16, on CUDA bfloat16")
+    parser.add_argument("--precisions", help="of the engine; default: both where the CPU has both, on CUDA bfloat16")
     parser.add_argument("--threads", type=int, help="default: the number that PyTorch chooses")
     parser.add_argument(
         "--json", type=Path, help="default: benches/results/inversion-DEVICE.json, or none with --quick"
@@ -320,7 +327,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     names = args.teachers or (QUICK if args.quick else list(TEACHERS))
     rounds = args.rounds or (3 if args.quick else 21)
-    precisions = (args.precisions or ("bfloat16" if args.device == "cuda" else "float32,bfloat16")).split(",")
+    dtypes = [dtype for dtype in DTYPES if dtype == "float32" or has_bfloat16(args.device)]
+    precisions = (args.precisions or ("bfloat16" if args.device == "cuda" else ",".join(dtypes))).split(",")
     path = args.json or (None if args.quick else RESULTS / f"inversion-{args.device}.json")
     torch.backends.cudnn.benchmark = True
     torch.compiler.config.force_disable_caches = True  # measure the set-up of a first run
@@ -348,7 +356,7 @@ def main() -> None:
         elif not (args.no_compile or args.quick):
             options = searched(problem, earlier, write)
             option = Option(*min(options, key=lambda found: options[found]).split(", "))
-        bare = {dtype: tried(partial(Bare, problem, DTYPES[dtype]), problem) for dtype in DTYPES}
+        bare = {dtype: tried(partial(Bare, problem, DTYPES[dtype]), problem) for dtype in dtypes}
         fastest = min(bare, key=lambda dtype: bare[dtype])
         race = Race(problem, block, option, precisions, fastest)
         head = {

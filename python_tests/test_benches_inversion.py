@@ -112,9 +112,19 @@ def test_modes_are_tried_in_the_fastest_dtype(bench: Any, problem: Any, monkeypa
         return times[asked[-1]]
 
     monkeypatch.setattr(bench, "tried", tried)
+    monkeypatch.setattr(bench, "can_pack", lambda dtype: True)
     written: list[int] = []
     found = bench.searched(problem, {"bfloat16, max-autotune": 1.5}, lambda options: written.append(len(options)))
     assert asked == list(times) and found == {"bfloat16, max-autotune": 1.5, **times} and written == [2, 3, 4, 5]
+
+
+def test_bfloat16_is_left_out_where_the_cpu_emulates_it(
+    bench: Any, problem: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "tried", lambda *_: 1.0)
+    monkeypatch.setattr(bench, "can_pack", lambda dtype: dtype == torch.float32)
+    found = bench.searched(problem, {}, lambda _: None)
+    assert list(found) == ["float32, default", "float32, max-autotune", "float32, frozen"]
 
 
 def test_contenders_run_under_the_same_allocator(bench: Any, problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
