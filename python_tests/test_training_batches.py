@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from small_training import SMALL, assert_resumes, network
 from torch import Tensor, nn
 
-from exml_fast.data import Augmentation
+from exml_fast.data import Augmentation, Noise
 from exml_fast.training import (
     Batch,
     DrawnImages,
@@ -23,6 +23,7 @@ from exml_fast.training import (
     mixed_cross_entropy,
     network_input,
     train,
+    unlabelled_batches,
 )
 
 CPU = torch.device("cpu")
@@ -30,6 +31,18 @@ CPU = torch.device("cpu")
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_images_without_labels_are_given_or_drawn_anew() -> None:
+    images, config = torch.randn(6, *SMALL.shape), Training(steps=4, batch_size=3)
+    given = unlabelled_batches(images, config, SMALL, seeded(), CPU)
+    epoch = [batch for step in range(2) for batch in given.block(step, 1)]
+    assert all(batch.labels is None for batch in epoch)
+    seen = torch.cat([batch.images for batch in epoch])
+    assert {tuple(image.flatten().tolist()) for image in seen} == {tuple(i.flatten().tolist()) for i in images}
+    first, second = unlabelled_batches(Noise(), config, SMALL, seeded(), CPU).block(0, 2)
+    assert first.labels is None and first.images.shape == (3, *SMALL.shape)
+    assert not torch.equal(first.images, second.images)
 
 
 def patterns(count: int, seed: int, noise: float = 0.5) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,15 @@
 """The one loop of everything that learns; its settings, losses and batches."""
 
 from exml_fast.training.answers import Answers
-from exml_fast.training.batches import Batch, Batches, DrawnImages, ImageBatches, Mixture, network_input
+from exml_fast.training.batches import (
+    Batch,
+    Batches,
+    DrawnImages,
+    ImageBatches,
+    Mixture,
+    network_input,
+    unlabelled_batches,
+)
 from exml_fast.training.classifier import train_classifier
 from exml_fast.training.config import Training
 from exml_fast.training.features import FeatureDistance, shared_layers
@@ -44,5 +52,6 @@ __all__ = [
     "softened_kl",
     "train",
     "train_classifier",
+    "unlabelled_batches",
     "with_head",
 ]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from exml_fast.data import DataSource, InputSpec, network_images
+from exml_fast.data import DataSource, ImageSource, InputSpec, network_images
 from exml_fast.data.foreign import is_source
 from exml_fast.inversion import Result
 from exml_fast.ranks import Ranks
@@ -17,7 +17,16 @@ from exml_fast.training.config import Training
 from exml_fast.training.mixup import mixed
 from exml_fast.validation import require
 
-__all__ = ["Batch", "Batches", "DrawnImages", "ImageBatches", "Mixture", "PreparedBatches", "network_input"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "DrawnImages",
+    "ImageBatches",
+    "Mixture",
+    "PreparedBatches",
+    "network_input",
+    "unlabelled_batches",
+]
 
 # Input beyond so many times the bounds of its specification is hardly normalised; random noise is within them.
 FAR = 10.0
@@ -195,6 +204,19 @@ class DrawnImages(PreparedBatches):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`Batches`."""
         self.generator.set_state(state["generator"].cpu())
+
+
+def unlabelled_batches(
+    images: Tensor | ImageSource, config: Training, spec: InputSpec, generator: torch.Generator, device: torch.device
+) -> ImageBatches | DrawnImages:
+    """Batches without labels: of images (N, C, H, W), network input, in random order, or of a source, drawn anew.
+
+    The other arguments are those of :class:`ImageBatches`.
+    """
+    if isinstance(images, Tensor):
+        return ImageBatches(images, None, config, spec, generator, device)
+    source = images
+    return DrawnImages(lambda count, own: (source.draw(count, spec, own), None), config, spec, generator, device)
 
 
 class Mixture:

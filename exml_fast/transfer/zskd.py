@@ -19,14 +19,12 @@ from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
     Batch,
-    Batches,
-    DrawnImages,
-    ImageBatches,
     Training,
     TrainingResult,
     network_input,
     softened_kl,
     train,
+    unlabelled_batches,
 )
 from exml_fast.transfer.robustness import Attack, RampedAttack
 from exml_fast.validation import require
@@ -103,12 +101,9 @@ def zskd(
                 x = perturb(network, x, target.softmax(1))
             return softened_kl(target, network(x), temperature)
 
-        batches: Batches[Batch]
         if source is None:
-            batches = ImageBatches(images, None, config, spec, generator, device)
             answers.remember(images)
-        else:
-            batches = DrawnImages(lambda n, own: (source.draw(n, spec, own), None), config, spec, generator, device)
+        batches = unlabelled_batches(images if source is None else source, config, spec, generator, device)
         return train(
             student, batches, loss, config, parts={} if perturb is None else {"attack": perturb},
             identity=(

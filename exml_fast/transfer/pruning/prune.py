@@ -26,8 +26,6 @@ from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
     Batch,
-    DrawnImages,
-    ImageBatches,
     Loop,
     Training,
     TrainingResult,
@@ -35,6 +33,7 @@ from exml_fast.training import (
     seeded,
     shared_layers,
     softened_kl,
+    unlabelled_batches,
 )
 from exml_fast.training.loop import forked
 from exml_fast.transfer.distill import Distillation, distill
@@ -248,15 +247,7 @@ class _Run:
         self._answers = Answers(original, spec, config.training)
         self._taylor = Taylor()
         generator = torch.Generator().manual_seed(seed)
-        if isinstance(images, Tensor):
-            self._batches: Any = ImageBatches(images, None, config.training, spec, generator, self.device)
-        else:
-            source = images
-
-            def draw(count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-                return source.draw(count, spec, generator), None
-
-            self._batches = DrawnImages(draw, config.training, spec, generator, self.device)
+        self._batches = unlabelled_batches(images, config.training, spec, generator, self.device)
 
     def _require_reachable(self, groups: Sequence[FilterGroup], layers: Sequence[Layer]) -> None:
         """ValueError if the smallest network still has too much of the target.

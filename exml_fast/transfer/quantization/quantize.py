@@ -18,13 +18,12 @@ from exml_fast.storage import PathLike
 from exml_fast.training import (
     Answers,
     Batch,
-    DrawnImages,
-    ImageBatches,
     TrainingResult,
     network_input,
     seeded,
     softened_kl,
     train,
+    unlabelled_batches,
 )
 from exml_fast.training.loop import forked
 from exml_fast.transfer.pruning.latency import layers_of
@@ -147,15 +146,8 @@ class _Run:
             layer.learn_ranges(config.ranges == "learned")
         answers, generator = Answers(self.original, self.spec, training), torch.Generator().manual_seed(seed)
         if isinstance(given, Tensor):
-            batches: Any = ImageBatches(given, None, training, self.spec, generator, self.device)
             answers.remember(given)
-        else:
-            source = given
-
-            def draw(count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-                return source.draw(count, self.spec, generator), None
-
-            batches = DrawnImages(draw, training, self.spec, generator, self.device)
+        batches = unlabelled_batches(given, training, self.spec, generator, self.device)
 
         def loss(rounded: nn.Module, batch: Batch) -> dict[str, Tensor]:
             if config.batch_norm == "kept":
