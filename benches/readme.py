@@ -74,6 +74,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
     "judged-headline": [("judged-quality-cifar10.json", judged_headline)],
     "inversion": [("inversion-cuda.json", inversion), ("inversion-cpu.json", inversion)],
     "inversion-2-threads": [("inversion-cpu-2-threads.json", inversion)],
+    "inversion-avx2": [("inversion-cpu-avx2.json", inversion)],
     "precision": [("precision-cpu.json", precision)],
     "architectures": [("architectures-cpu.json", architectures)],
     "ops": [("ops-cuda.json", ops), ("ops-cpu.json", ops)],
@@ -128,7 +129,7 @@ FILES = {
     "docs/training.md": ["student"],
     "docs/reliability.md": ["reliability"],
     "docs/architectures.md": ["architectures"],
-    "docs/engine.md": ["precision", "inversion-2-threads", "speed", "ops", "all-ops"],
+    "docs/engine.md": ["precision", "inversion-2-threads", "inversion-avx2", "speed", "ops", "all-ops"],
 }
 
 

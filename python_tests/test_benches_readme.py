@@ -160,6 +160,10 @@ def test_a_step_of_inversion(tables: Tables, tmp_path: Path) -> None:
     assert "at commit abc on" in text and "at commit def on" in text and "Weights: tiny: random weights." in text
     alone = "| tiny 8², batch 4, bfloat16 | 2.00× | 1.50× | 1.00× | 1.50× | 1.50× | 40 / 28 / 95 MB |"
     assert alone in text
+    assert "⁸ Computed" in text and "Options: float32, as this CPU emulates bfloat16, then" in text
+    both = {"alternatives_ms": {"float32, default": 1.0, "bfloat16, default": 2.0}}
+    alone = engine.inversion(results(tmp_path / "inversion-cpu-other.json", [step("float32", 16.0, **both)]))
+    assert "⁸" not in alone and "Options: float32, cast weights and autocast, then" in alone
     fastest = engine.fastest(path)
     assert "bfloat16 | 10.0 ms" in fastest and "float32 | 16.0 ms" not in fastest
 

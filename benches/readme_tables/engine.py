@@ -147,7 +147,7 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
     bounds_path = path.with_name(path.name.replace("inversion", "roofline"))
     bounds = load_json(bounds_path) if bounds_path.exists() else {"rows": []}
     ideal = {(row["teacher"], row["batch"], row["dtype"]): row for row in bounds["rows"]}
-    rows = []
+    bounded, rows = bool(bounds["rows"]), []
     for row in steps if shown is None else shown:
         engine, setup = row["engine_ms"], row["setup_s"]
         low, high = row["spread"]["engine"]
@@ -164,32 +164,36 @@ def inversion(path: Path, shown: Sequence[dict[str, Any]] | None = None) -> str:
                 number(faster["alternative"], 2, "×") + compiled(row),
                 f"{engine / row['bare_ms']:.2f}× ({row['bare']})",
                 number(engine / convolutions, 2, "×") if (convolutions := row.get("convolutions_ms")) else "–",
-                number(bound.get("ideal_ms"), 1, " ms"),
+                *([number(bound.get("ideal_ms"), 1, " ms")] * bounded),
                 " / ".join(number(row[f"{kind}_peak_mb"], 0) for kind in ("engine", "alternative", "reference"))
                 + " MB",
                 f"{number(setup['engine'], 1)} / {number(setup.get('alternative'), 0)} s",
             ]
         )
     header = ["one step", "time (quartiles)", "over published ⁴", "over torch.compile ⁵", "time / bare network ⁶"]
-    header += ["time / its convolutions ⁷", "direct convolutions ⁸", "peak memory ⁹", "set-up ¹⁰"]
+    header += ["time / its convolutions ⁷", *["direct convolutions ⁸"] * bounded, "peak memory ⁹", "set-up ¹⁰"]
     same = all("plain_ms" in row for row in steps)
     reuse = "All contenders run in the engine's reused memory" if same else (
         "Ours and the bare network run in the engine's reused memory, the other two with the C library's allocation"
     )  # fmt: skip
-    sources = [source(path, results)] + ([source(bounds_path, bounds)] if bounds["rows"] else [])
+    half = any("float16" in name or "autocast" in name for row in steps for name in row.get("alternatives_ms", ()))
+    dtypes = "float32, cast weights and autocast" if half else "float32, as this CPU emulates bfloat16"
+    sources = [source(path, results)] + ([source(bounds_path, bounds)] if bounded else [])
     notes = [
         f"{reuse}. Medians of {steps[0]['rounds']} interleaved rounds"
         + ("; the published loop and the C library's allocation take part in every third." if same else "."),
         "⁴ Published style: hooks, weight gradients, "
         + ("float16 autocast." if results["machine"]["gpu"] else "float32."),
         "⁵ The same loss, compiled with the network frozen. The brackets name the fastest option, and its quartiles. "
-        "Options: "
-        + ("float32, cast weights and autocast, then max-autotune, and that with freezing." if same else "dtypes."),
+        "Options: " + (f"{dtypes}, then max-autotune, and that with freezing." if same else "dtypes."),
         "⁶ Forward and input gradient of the network alone in eager PyTorch, BatchNorm folded, in the faster dtype.",
         "⁷ Forward and input gradient of the convolutions of our copy alone, each by the algorithm that the step uses.",
-        "⁸ Computed (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, and each "
-        "activation moved once. A step with Winograd's convolutions can be faster, because they need fewer products. "
-        "The machine's load was another.",
+        *bounded
+        * [
+            "⁸ Computed (`benches/roofline.py`): direct convolutions at the speed of a large matrix product, and each "
+            "activation moved once. A step with Winograd's convolutions can be faster, because they need fewer "
+            "products. The machine's load was another."
+        ],
         "⁹ Without weights and images: ours / torch.compile / published.",
         "¹⁰ Before the first step: ours / torch.compile.",
         f"Weights: {weights_of(steps)}.",
