@@ -21,6 +21,7 @@ from readme_tables.engine import all_ops, fastest, impressions, inversion, ops, 
 from readme_tables.faults import cluster, reliability
 from readme_tables.headlines import five_headlines, headlines
 from readme_tables.images import agreement, imagenet, judged_headline, judged_quality, students
+from readme_tables.incremental import class_incremental
 from readme_tables.streams import (
     buffer_sizes,
     calibrated,
@@ -91,6 +92,7 @@ TABLES: dict[str, list[tuple[str, Callable[[Path], str]]]] = {
         ("compression.json", compression),
         ("compression-efficientnet-lite0.json", agreement_in_8_bits),
     ],
+    "class-incremental": [("class-incremental-tiny-imagenet100.json", class_incremental)],
     "reliability": [("reliability.json", reliability)],
     "buffer-sizes": [("carta2022-figure3-mnist-nc.json", buffer_sizes)],
     "rates": [("carta2022-table2-mnist-nc-lr01.json", rates)],
@@ -124,6 +126,7 @@ FILES = {
     "docs/transfer.md": ["nayak", "impressions", "time-to-accuracy"],
     "docs/ex_model.md": ["strategies", "merging", "ex-model"],
     "docs/lab_notes.md": ["buffer-sizes", "rates", "cifar10", "calibration"],
+    "docs/class_incremental.md": ["class-incremental"],
     "docs/compression.md": ["compression"],
     "docs/deep_inversion.md": ["judged-quality", "ablation"],
     "docs/training.md": ["student"],
